@@ -1,0 +1,1 @@
+"""Clustering and nearest-neighbour search."""

@@ -1,0 +1,1 @@
+"""Encoder, label prototypes and losses."""
