@@ -1,0 +1,206 @@
+"""Which queries share a batch, and which of their positives are drawn."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from torch.utils.data import Sampler
+
+from prime_xmc.data.corpus import Ragged
+
+logger = logging.getLogger(__name__)
+
+
+def draw_positives(
+    positives: Ragged,
+    weight: Float64[np.ndarray, " label"],
+    query_ids: Int64[np.ndarray, " batch"],
+    num_positives: int,
+    rng: np.random.Generator,
+) -> Int64[np.ndarray, "batch num_positives"]:
+    """Draw positives of each query without replacement, each draw with probability ∝ weight among those left.
+
+    An exponential race: the labels with the smallest Exp(1) / weight are distributed as such successive draws.
+
+    Args:
+        positives: label ids of every query.
+        weight: of every label, > 0. PRIME's is the inverse propensity; ones draw uniformly.
+        query_ids: the rows of `positives` to draw from, repeats allowed.
+        num_positives: labels to draw per query.
+        rng: is advanced by one exponential variate per positive of the batch.
+
+    Returns:
+        Label ids in the order drawn; -1 fills the rows of queries with fewer than `num_positives` positives.
+
+    Source: paper, Appendix J; Efraimidis and Spirakis 2006 for the race.
+    """
+    candidates = positives.take(query_ids)
+    row = candidates.row_ids()
+    arrival = rng.exponential(size=len(row)) / weight[candidates.values]
+    order = np.lexsort((arrival, row))
+    rank = np.arange(len(row)) - candidates.offsets[row]  # lexsort keeps the rows where they were
+    first = rank < num_positives
+    drawn = np.full((len(query_ids), num_positives), -1, dtype=np.int64)
+    drawn[row[first], rank[first]] = candidates.values[order[first]]
+    return drawn
+
+
+def cluster_size_at(epoch: int, *, first_epoch: int, initial_size: int, double_at: Sequence[int]) -> int | None:
+    """Return how many queries a cluster holds in an epoch, or None while batches are random.
+
+    Args:
+        epoch: counted from 0.
+        first_epoch: the first epoch with cluster batches.
+        initial_size: queries per cluster in that epoch.
+        double_at: the size doubles at each of these epochs and stays so.
+
+    Example:
+        >>> [cluster_size_at(epoch, first_epoch=2, initial_size=4, double_at=[2, 5]) for epoch in (1, 2, 4, 5)]
+        [None, 8, 8, 16]
+
+    Source: NGAME, Dahiya et al. 2023a; paper, section 4.2.
+    """
+    if epoch < first_epoch:
+        return None
+    return initial_size * 2 ** sum(doubling <= epoch for doubling in double_at)
+
+
+class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
+    """Batches of queries with their drawn positives; random batches, or unions of random clusters (NGAME).
+
+    Every query with a positive is in exactly one batch of an epoch. The batches of an epoch are as equal as can be
+    (sizes differ by at most 1), so no short last batch arises. They are a function of seed, epoch and clusters alone:
+    nothing else, not even how many were taken before, changes what is yielded.
+
+    It goes into a loader as `DataLoader(dataset, sampler=sampler, batch_size=None)`.
+
+    Args:
+        positives: label ids of every query of the split.
+        query_ids: the queries to train on. Those without positives are left out, with a warning.
+        batch_size: the most queries a batch may hold, over all replicas together.
+        num_positives: labels drawn per query, see `draw_positives`.
+        weight: of every label, > 0, see `draw_positives`.
+        seed: of order and draws.
+        num_replicas: processes that share each batch; each yields its contiguous part, all the same number of times.
+        rank: of this process.
+
+    Raises:
+        ValueError: if no query has a positive, a weight is not positive, or a batch cannot give each replica a query.
+
+    Source: NGAME, Dahiya et al. 2023a; paper, section 4.2.
+    """
+
+    query_ids: Int64[np.ndarray, " query"]
+    """The queries of an epoch, without those that have no positive; clusters are given in this order."""
+    epoch: int
+    start_batch: int
+    """Batches of the epoch that `__iter__` skips, because a run that was interrupted has already done them."""
+
+    def __init__(
+        self,
+        positives: Ragged,
+        query_ids: Int64[np.ndarray, " candidate"],
+        *,
+        batch_size: int,
+        num_positives: int,
+        weight: Float64[np.ndarray, " label"],
+        seed: int,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ):
+        assert 0 <= rank < num_replicas
+        if batch_size < 1 or num_positives < 1:
+            raise ValueError(f"batch_size and num_positives must be at least 1, got {batch_size} and {num_positives}")
+        if not (np.isfinite(weight) & (weight > 0)).all():
+            label = int(np.flatnonzero(~(np.isfinite(weight) & (weight > 0)))[0])
+            raise ValueError(f"weights of labels must be positive and finite, but label {label} has {weight[label]}")
+        has_positive = positives.lengths[query_ids] > 0
+        if not has_positive.all():
+            logger.warning(
+                "%d of %d training queries have no positive and are left out", (~has_positive).sum(), len(query_ids)
+            )
+        self.query_ids = query_ids[has_positive]
+        if len(self.query_ids) == 0:
+            raise ValueError("no training query has a positive label")
+        self._num_batches = -(-len(self.query_ids) // batch_size)
+        if len(self.query_ids) // self._num_batches < num_replicas:
+            raise ValueError(
+                f"batches of at most {batch_size} out of {len(self.query_ids)} queries cannot give each of "
+                f"{num_replicas} replicas a query: raise batch_size or use fewer devices"
+            )
+        self._positives = positives
+        self._num_positives = num_positives
+        self._weight = weight
+        self._seed = seed
+        self._num_replicas = num_replicas
+        self._rank = rank
+        self._clusters: Int64[np.ndarray, " query"] | None = None
+        self.epoch = 0
+        self.start_batch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next `__iter__` yields; a different epoch starts at its first batch."""
+        if epoch != self.epoch:
+            self.start_batch = 0
+        self.epoch = epoch
+
+    def set_clusters(self, clusters: Int64[np.ndarray, " query"] | None) -> None:
+        """Draw batches as unions of these clusters from the next `__iter__` on.
+
+        Args:
+            clusters: cluster id (>= 0) of each of `self.query_ids`, or None for random batches.
+
+        Raises:
+            ValueError: if there is not one cluster per query.
+        """
+        if clusters is not None and clusters.shape != self.query_ids.shape:
+            raise ValueError(f"expected a cluster for each of {len(self.query_ids)} queries, got {len(clusters)}")
+        self._clusters = clusters
+
+    def __len__(self) -> int:
+        """Return the batches of a whole epoch, also when the next `__iter__` skips some."""
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, "batch num_positives"]]]:
+        """Yield (query ids, drawn label ids) of each batch: this replica's part."""
+        order = self._epoch_order()
+        for batch in range(self.start_batch, self._num_batches):
+            query_ids = order[_share(len(order), self._num_batches, batch)]
+            # All replicas draw for the whole batch, so that what is drawn does not depend on their number.
+            rng = self._rng(1 + batch)
+            drawn = draw_positives(self._positives, self._weight, query_ids, self._num_positives, rng)
+            mine = _share(len(query_ids), self._num_replicas, self._rank)
+            yield query_ids[mine], drawn[mine]
+
+    def state_dict(self, *, batches_done: int = 0) -> dict[str, Any]:
+        """Return what a run needs to go on: the epoch, its clusters, and the batches of it that are done.
+
+        Args:
+            batches_done: counted by the training loop, since a loader takes batches ahead of their use.
+        """
+        clusters = None if self._clusters is None else torch.tensor(self._clusters)
+        return {"epoch": self.epoch, "start_batch": batches_done, "clusters": clusters}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict` of a sampler that was made with the same arguments."""
+        self.set_clusters(None if state["clusters"] is None else state["clusters"].numpy())
+        self.epoch = state["epoch"]
+        self.start_batch = state["start_batch"]
+
+    def _rng(self, stream: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(self.epoch, stream)))
+
+    def _epoch_order(self) -> Int64[np.ndarray, " query"]:
+        rng = self._rng(0)
+        if self._clusters is None:
+            return rng.permutation(self.query_ids)
+        place_of_cluster = rng.permutation(self._clusters.max() + 1)
+        return self.query_ids[np.lexsort((rng.random(len(self.query_ids)), place_of_cluster[self._clusters]))]
+
+
+def _share(total: int, parts: int, part: int) -> slice:
+    """Return the part-th of `parts` contiguous shares of range(total), whose sizes differ by at most 1."""
+    return slice(total * part // parts, total * (part + 1) // parts)

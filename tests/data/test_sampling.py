@@ -1,0 +1,209 @@
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prime_xmc.data.corpus import Ragged
+from prime_xmc.data.sampling import ClusterBatchSampler, cluster_size_at, draw_positives
+
+NUM_LABELS = 7
+rows_of_labels = st.lists(st.sets(st.integers(0, NUM_LABELS - 1)).map(sorted), min_size=1, max_size=30)
+
+
+def make_sampler(num_queries=100, *, lengths=(1, 2, 3), query_ids=None, **changes):
+    """A sampler over queries q whose positives are some of the labels q, q+1, q+2."""
+    rows = [list(range(q, q + lengths[q % len(lengths)])) for q in range(num_queries)]
+    arguments = {"batch_size": 16, "num_positives": 2, "weight": np.ones(num_queries + max(lengths)), "seed": 5}
+    query_ids = np.arange(num_queries) if query_ids is None else query_ids
+    return ClusterBatchSampler(Ragged.from_rows(rows, dtype=np.int32), query_ids, **(arguments | changes))
+
+
+def assert_same_batches(left, right):
+    assert len(left) == len(right)
+    for (left_ids, left_drawn), (right_ids, right_drawn) in zip(left, right, strict=True):
+        np.testing.assert_array_equal(left_ids, right_ids)
+        np.testing.assert_array_equal(left_drawn, right_drawn)
+
+
+class TestDrawPositives:
+    def test_short_rows_are_filled_with_minus_one(self):
+        positives = Ragged.from_rows([[4], [], [1, 3]], dtype=np.int32)
+        drawn = draw_positives(positives, np.ones(5), np.array([1, 0, 0]), 2, np.random.default_rng(0))
+        assert drawn.dtype == np.int64
+        np.testing.assert_array_equal(drawn, [[-1, -1], [4, -1], [4, -1]])
+
+    def test_no_queries(self):
+        positives = Ragged.from_rows([[4]], dtype=np.int32)
+        drawn = draw_positives(positives, np.ones(5), np.empty(0, dtype=np.int64), 2, np.random.default_rng(0))
+        assert drawn.shape == (0, 2)
+
+    def test_successive_draws_follow_the_weights(self):
+        """P(i first) = w_i / sum(w) and P(j second | i first) = w_j / (sum(w) - w_i), each within 4 sigma."""
+        positives = Ragged.from_rows([[0], [1, 2, 4]], dtype=np.int32)
+        weight = np.array([9.0, 1.0, 2.0, 9.0, 5.0])
+        num_draws = 40_000
+        query_ids = np.ones(num_draws, dtype=np.int64)
+        drawn = draw_positives(positives, weight, query_ids, 2, np.random.default_rng(3))
+        total = weight[[1, 2, 4]].sum()
+        for first in (1, 2, 4):
+            for second in {1, 2, 4} - {first}:
+                expected = weight[first] / total * weight[second] / (total - weight[first])
+                found = np.mean((drawn == [first, second]).all(axis=1))
+                assert abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / num_draws)
+
+    @given(rows_of_labels, st.integers(1, 9), st.integers(0, 2**32 - 1))
+    def test_draws_are_distinct_positives_and_as_many_as_there_are(self, rows, num_positives, seed):
+        rng = np.random.default_rng(seed)
+        query_ids = rng.integers(len(rows), size=12)
+        weight = rng.uniform(0.1, 30, NUM_LABELS)
+        drawn = draw_positives(Ragged.from_rows(rows, dtype=np.int32), weight, query_ids, num_positives, rng)
+        for query, labels in zip(query_ids, drawn, strict=True):
+            count = min(num_positives, len(rows[query]))
+            assert len(set(labels[:count])) == count
+            assert set(labels[:count]) <= set(rows[query])
+            assert (labels[count:] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"), [(0, None), (9, None), (10, 8), (24, 8), (25, 16), (199, 4 * 2**7), (299, 4 * 2**8)]
+)
+def test_cluster_size_of_the_public_schedule(epoch, expected):
+    double_at = [10, 25, 50, 75, 100, 125, 150, 200]
+    assert cluster_size_at(epoch, first_epoch=10, initial_size=4, double_at=double_at) == expected
+
+
+class TestBatches:
+    @settings(deadline=None)
+    @given(st.data())
+    def test_each_query_once_and_sizes_equal(self, data):
+        num_queries = data.draw(st.integers(1, 60))
+        query_ids = np.array(sorted(data.draw(st.sets(st.integers(0, num_queries - 1), min_size=1))))
+        batch_size = data.draw(st.integers(1, 70))
+        sampler = make_sampler(num_queries, query_ids=query_ids, batch_size=batch_size)
+        if data.draw(st.booleans()):
+            num_clusters = data.draw(st.integers(1, 10))
+            sampler.set_clusters(np.random.default_rng(0).integers(num_clusters, size=len(query_ids)))
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == -(-len(query_ids) // batch_size)
+        sizes = [len(batch) for batch, _ in batches]
+        assert max(sizes) <= batch_size
+        assert max(sizes) - min(sizes) <= 1
+        np.testing.assert_array_equal(np.sort(np.concatenate([batch for batch, _ in batches])), query_ids)
+
+    def test_positives_belong_to_the_query(self):
+        for query_ids, drawn in make_sampler(lengths=(1, 2, 3)):
+            for query, labels in zip(query_ids, drawn, strict=True):
+                count = min(1 + query % 3, 2)
+                assert set(labels[:count]) <= set(range(query, query + 1 + query % 3))
+                assert (labels[count:] == -1).all()
+
+    def test_queries_without_positives_are_left_out_with_a_warning(self, caplog):
+        with caplog.at_level(logging.WARNING):
+            sampler = make_sampler(12, lengths=(0, 1, 1), query_ids=np.array([0, 1, 2, 3, 4]))
+        assert "2 of 5 training queries have no positive" in caplog.text
+        np.testing.assert_array_equal(sampler.query_ids, [1, 2, 4])
+        np.testing.assert_array_equal(np.sort(np.concatenate([batch for batch, _ in sampler])), [1, 2, 4])
+
+    def test_clusters_stay_together(self):
+        sampler = make_sampler(96, batch_size=24)
+        clusters = np.random.default_rng(1).permutation(np.arange(96) // 8)
+        sampler.set_clusters(clusters)
+        for query_ids, _ in sampler:
+            assert len(np.unique(clusters[query_ids])) == 3
+        order = [tuple(query_ids) for query_ids, _ in sampler]
+        sampler.set_epoch(1)
+        again = [tuple(query_ids) for query_ids, _ in sampler]
+        pairs, pairs_again = ({frozenset(clusters[list(batch)]) for batch in batches} for batches in (order, again))
+        assert pairs != pairs_again, "other clusters meet in the next epoch"
+
+    def test_clusters_none_is_random_again(self):
+        sampler = make_sampler()
+        random = list(sampler)
+        sampler.set_clusters(np.arange(100) // 4)
+        assert not np.array_equal(random[0][0], next(iter(sampler))[0])
+        sampler.set_clusters(None)
+        assert_same_batches(random, list(sampler))
+
+
+class TestDeterminism:
+    def test_iteration_is_a_function_of_seed_and_epoch(self):
+        sampler = make_sampler()
+        first = list(sampler)
+        np.random.seed(0)  # noqa: NPY002 -- the global generator must not matter
+        assert_same_batches(first, list(sampler))
+        assert_same_batches(first, list(make_sampler()))
+        sampler.set_epoch(1)
+        assert not np.array_equal(first[0][0], next(iter(sampler))[0])
+        assert not np.array_equal(first[0][0], next(iter(make_sampler(seed=6)))[0])
+        sampler.set_epoch(0)
+        assert_same_batches(first, list(sampler))
+
+    def test_draws_differ_between_epochs_and_batches(self):
+        def one_query_per_batch(epoch):
+            sampler = make_sampler(64, lengths=(30,), batch_size=1, num_positives=1, weight=np.ones(94))
+            sampler.set_epoch(epoch)
+            return {int(query[0]): int(drawn[0, 0] - query[0]) for query, drawn in sampler}
+
+        assert len(set(one_query_per_batch(0).values())) > 10
+        assert one_query_per_batch(0) != one_query_per_batch(1)
+
+    @pytest.mark.parametrize("clustered", [False, True])
+    def test_resume_in_the_middle_of_an_epoch(self, clustered):
+        sampler = make_sampler()
+        sampler.set_epoch(3)
+        if clustered:
+            sampler.set_clusters(np.arange(100) // 4)
+        expected = list(sampler)
+        resumed = make_sampler()
+        resumed.load_state_dict(sampler.state_dict(batches_done=4))
+        resumed.set_epoch(3)  # as a training loop does, before it takes the first batch
+        assert len(resumed) == 7
+        assert_same_batches(expected[4:], list(resumed))
+        for either in (sampler, resumed):
+            either.set_epoch(4)
+        assert_same_batches(list(sampler), list(resumed))
+
+
+class TestReplicas:
+    @pytest.mark.parametrize("clustered", [False, True])
+    def test_ranks_share_each_batch(self, clustered):
+        clusters = np.arange(100) // 4 if clustered else None
+        ranks = []
+        for rank in range(3):
+            sampler = make_sampler(num_replicas=3, rank=rank)
+            sampler.set_clusters(clusters)
+            ranks.append(list(sampler))
+        whole = make_sampler()
+        whole.set_clusters(clusters)
+        joined = [
+            tuple(np.concatenate(parts) for parts in zip(*shares, strict=True)) for shares in zip(*ranks, strict=True)
+        ]
+        assert_same_batches(list(whole), joined)
+        sizes = np.array([[len(query_ids) for query_ids, _ in batches] for batches in ranks])
+        assert (sizes.max(axis=0) - sizes.min(axis=0) <= 1).all()
+
+    def test_batch_smaller_than_the_replicas_is_refused(self):
+        with pytest.raises(ValueError, match="cannot give each of 4 replicas a query"):
+            make_sampler(5, batch_size=4, num_replicas=4)
+
+
+class TestBadArguments:
+    def test_no_positives_at_all(self):
+        with pytest.raises(ValueError, match="no training query has a positive label"):
+            make_sampler(3, lengths=(0,))
+
+    @pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
+    def test_weight(self, bad):
+        with pytest.raises(ValueError, match=f"label 2 has {bad}"):
+            make_sampler(3, weight=np.array([1.0, 1.0, bad, 1.0, 1.0, 1.0]))
+
+    @pytest.mark.parametrize("changes", [{"batch_size": 0}, {"num_positives": 0}])
+    def test_sizes(self, changes):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            make_sampler(3, **changes)
+
+    def test_clusters_of_other_queries(self):
+        with pytest.raises(ValueError, match="each of 100 queries, got 99"):
+            make_sampler().set_clusters(np.zeros(99, dtype=np.int64))
