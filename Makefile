@@ -1,0 +1,43 @@
+# Every target that runs something sets the environment up first; `make` alone lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-fast lint types check clean
+
+help:  ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Make .venv and install the package with everything it can use.
+
+# The stamp is what makes `setup` cheap to repeat: pip runs again only when what is to be installed has changed.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[faiss-cpu,wandb,tensorboard,dev]'
+	@touch $@
+
+train: setup  ## Prepare LF-Debian-18K, train, evaluate, export; settings in ARGS="loss.gamma_min=0.05 seed=1".
+	$(BIN)/python -m prime_xmc.train $(ARGS)
+
+test: setup  ## Run all tests; options for pytest in ARGS="-k losses".
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: setup  ## Run the tests that need neither the real encoder nor another environment.
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: setup  ## Check style and formatting.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: setup  ## Check the types.
+	$(BIN)/mypy
+
+check: lint types test  ## Do all that continuous integration does.
+
+clean:  ## Remove .venv and caches; runs in outputs/ and prepared data stay.
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
