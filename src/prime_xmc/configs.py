@@ -1,0 +1,130 @@
+"""Where the configuration files are, and entry points that say what is wrong with a command line."""
+
+import difflib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import (
+    CompactHydraException,
+    ConfigCompositionException,
+    InstantiationException,
+    MissingConfigException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
+
+
+def config_dir() -> Path:
+    """Return the folder of the configuration files: in the package where a wheel put it, in the clone otherwise.
+
+    Raises:
+        FileNotFoundError: neither has it.
+    """
+    package = Path(__file__).resolve().parent
+    candidates = (package / "conf", package.parents[1] / "conf")
+    for candidate in candidates:
+        if (candidate / "train.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"no configuration files: expected train.yaml in {candidates[0]} (an installed wheel) or in {candidates[1]} "
+        "(a clone). Install prime_xmc from its wheel, or from a complete clone with `pip install -e .`."
+    )
+
+
+def run_app(task: Callable[[DictConfig], Any], name: str) -> None:
+    """Run `task` with the configuration that conf/<name>.yaml and the command line make, under Hydra.
+
+    An error that the user can mend ends with its message alone, an unknown key or option with a hint after Hydra's own
+    words; both exit with status 1. `HYDRA_FULL_ERROR=1` shows the complete traceback instead.
+
+    Args:
+        task: takes the composed configuration; what it returns is the objective that a Hydra sweeper optimises.
+        name: the entry point: its module in this package, its configuration file and Hydra's name of the job.
+    """
+
+    def job(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except Exception as error:
+            message = user_message(error)
+            if message is None:
+                raise
+            raise CompactHydraException(message) from error  # the one kind that Hydra prints without a traceback
+
+    job.__module__ = f"{__package__}.{name}"  # Hydra names the job after it
+    configs = config_dir()
+    app = hydra.main(version_base="1.3", config_path=str(configs), config_name=name)(job)
+    try:
+        app()
+    except SystemExit as exit_:
+        # Hydra exits while it handles the error that it has printed, which Python keeps as the context.
+        if isinstance(exit_.__context__, ConfigCompositionException):
+            sys.stderr.write(f"\n{hint(exit_.__context__, configs, name)}\n")
+        raise
+
+
+def user_message(error: Exception) -> str | None:
+    """Return what to tell the user about an error of bad input, None for any other error (a defect).
+
+    Bad input is a mandatory key without a value, and a ValueError or FileNotFoundError that this package itself raises;
+    the place is named too, because NumPy's compiled code raises ValueError from our lines for what is our mistake.
+    """
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no value: add {error.full_key}=... to the command line"
+    if isinstance(error, ValueError | FileNotFoundError):
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        if (frame.f_globals["__package__"] or "").split(".")[0] == __package__:
+            return f"{error}\n(raised in {frame.f_code.co_filename}, line {line})"
+    return None
+
+
+def hint(error: ConfigCompositionException, configs: Path, name: str) -> str:
+    """Return a line that names the keys or options nearest to those that Hydra did not find.
+
+    Args:
+        error: what Hydra raised while it composed the configuration.
+        configs: the folder of the configuration files.
+        name: the configuration's name, without .yaml.
+    """
+    if isinstance(error, MissingConfigException):
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        near = [f"{group}={found}" for found in difflib.get_close_matches(option, error.options or ())]
+    elif isinstance(error.__cause__, ConfigKeyError | ConfigAttributeError):
+        near = [f"{found}=" for found in _nearest(str(error.__cause__.full_key), _keys(configs, name))]
+    else:
+        near = []
+    question = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"hint: {question}`--cfg job` prints all keys with their values, `--help` all groups with their options"
+
+
+def _keys(configs: Path, name: str) -> list[str]:
+    """Return the groups and the dotted keys of a configuration as it is without overrides."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(configs)):
+        composed = OmegaConf.to_container(hydra.compose(config_name=name), resolve=False)
+    groups = [folder.name for folder in configs.iterdir() if folder.is_dir()]
+    return sorted({*groups, *_dotted(composed, "")})
+
+
+def _dotted(node: Any, prefix: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, child in node.items():
+            yield f"{prefix}{key}"
+            yield from _dotted(child, f"{prefix}{key}.")
+
+
+def _nearest(wanted: str, keys: list[str]) -> list[str]:
+    """Return up to three keys that look like `wanted`, as a whole or in their last part, the nearest first."""
+
+    def likeness(key: str) -> tuple[float, float]:
+        whole = difflib.SequenceMatcher(None, wanted, key).ratio()
+        last = difflib.SequenceMatcher(None, wanted.rpartition(".")[2], key.rpartition(".")[2]).ratio()
+        return max(whole, last), whole
+
+    near = [key for key in keys if likeness(key)[0] >= 0.6]
+    return sorted(near, key=likeness, reverse=True)[:3]
