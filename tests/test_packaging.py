@@ -1,0 +1,80 @@
+"""The wheel alone, in an environment without the clone: what a user of `pip install prime_xmc` gets."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+def call(*command: str | Path, cwd: Path) -> str:
+    """Run a command without the clone on Python's path; return its standard output."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment that holds only the wheel, and borrows the dependencies of this one instead of downloading them.
+
+    Python adds the folder that a .pth file names but does not read the .pth files in there, so the editable
+    installation of the clone, which is one, stays out.
+    """
+    wheels = tmp_path_factory.mktemp("wheels")
+    call(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", wheels, cwd=ROOT)
+    (wheel,) = wheels.iterdir()
+
+    environment = tmp_path_factory.mktemp("environment")
+    call(sys.executable, "-m", "venv", "--without-pip", environment, cwd=wheels)
+    python = environment / "bin" / "python"
+    call(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=wheels)
+    own = Path(call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=wheels).strip())
+    borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (own / "dependencies.pth").write_text("\n".join(sorted(borrowed)))
+    return environment
+
+
+def files(folder: Path) -> dict[str, int]:
+    """The sizes of a folder's files, less what Python itself writes there."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def test_wheel_carries_the_configuration_and_the_data(environment, tmp_path):
+    code = "import prime_xmc.configs; print(prime_xmc.__file__); print(prime_xmc.configs.config_dir())"
+    module, conf = map(Path, call(environment / "bin" / "python", "-c", code, cwd=tmp_path).splitlines())
+    assert module.is_relative_to(environment)
+    assert conf == module.parent / "conf"
+    assert files(conf) == files(ROOT / "conf")
+    assert files(module.parent / "datasets") == files(ROOT / "src" / "prime_xmc" / "datasets")
+
+
+def write_raw_files(folder: Path, num_queries: int = 200, num_labels: int = 40) -> None:
+    """Write a data set in the repository's format: a query repeats the words of its one label."""
+    labels = [{"uid": f"l{i}", "title": f"label {i}"} for i in range(num_labels)]
+    queries = [
+        {"uid": f"q{i}", "title": f"a query about label {i % num_labels}", "target_ind": [i % num_labels]}
+        for i in range(num_queries)
+    ]
+    folder.mkdir()
+    for name, rows in {"lbl": labels, "trn": queries, "tst": queries}.items():
+        with gzip.open(folder / f"{name}.json.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def test_wheel_trains_a_step_and_exports(environment, tmp_path):
+    write_raw_files(tmp_path / "raw")
+    overrides = ("dataset=custom", "dataset.dir=raw", "++trainer.max_steps=1", "hydra.run.dir=run")
+    call(environment / "bin" / "prime-xmc-train", *overrides, cwd=tmp_path)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 0 <= metrics["test/P@1"] <= 1
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
