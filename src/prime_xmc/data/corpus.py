@@ -1,0 +1,251 @@
+"""A prepared data set: token ids, positives and filters as rows of different lengths, memory-mapped from disk."""
+
+import json
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any, SupportsIndex
+
+import numpy as np
+from jaxtyping import Int64, Integer
+from numpy.typing import DTypeLike
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+LABELS = "labels.jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Rows of different lengths in one flat array.
+
+    Attributes:
+        values: The rows one after the other; may be a read-only memory map.
+        offsets: Where each row starts in `values`, and at the end where the last one ends.
+
+    Raises:
+        ValueError: when the offsets do not begin at 0 and end at the number of values.
+
+    Example:
+        >>> ragged = Ragged.from_rows([[3, 1], [], [2]])
+        >>> ragged[0], len(ragged)
+        (array([3, 1]), 3)
+    """
+
+    values: Integer[np.ndarray, "total"]
+    offsets: Int64[np.ndarray, "bound"]
+
+    def __post_init__(self) -> None:
+        if len(self.offsets) == 0 or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
+            ends = (int(self.offsets[0]), int(self.offsets[-1])) if len(self.offsets) else ()
+            raise ValueError(
+                f"offsets must run from 0 to {len(self.values)}, the number of values; their ends are {ends}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: SupportsIndex) -> Integer[np.ndarray, "length"]:
+        row = operator.index(row)
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "row"]:
+        """Number of values of each row."""
+        return np.diff(self.offsets)
+
+    def row_ids(self) -> Int64[np.ndarray, "total"]:
+        """Return the row that each value belongs to."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def take(self, rows: Integer[np.ndarray, "taken"] | Sequence[int]) -> "Ragged":
+        """Return the given rows, in the given order, copied; a row may be asked for more than once.
+
+        Raises:
+            IndexError: when a row is negative or beyond the last one.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        starts, ends = self.offsets[rows], self.offsets[rows + 1]
+        offsets = _offsets(ends - starts)
+        # Value i of the result, in row r, comes from place i - offsets[r] + starts[r].
+        places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], ends - starts)
+        return Ragged(self.values[places], offsets)
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Sequence[int] | np.ndarray], dtype: DTypeLike = np.int64) -> "Ragged":
+        """Return the given rows as one Ragged.
+
+        Raises:
+            OverflowError: when a value does not fit the dtype.
+        """
+        rows = list(rows)
+        offsets = _offsets(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)))
+        return cls(np.fromiter(chain.from_iterable(rows), dtype=dtype, count=int(offsets[-1])), offsets)
+
+    @classmethod
+    def from_pairs(cls, pairs: Int64[np.ndarray, "pair 2"], num_rows: int, dtype: DTypeLike = np.int64) -> "Ragged":
+        """Return (row, value) pairs, in any order, as rows of ascending values without repetition."""
+        pairs = np.unique(pairs, axis=0)
+        return cls(pairs[:, 1].astype(dtype), _offsets(np.bincount(pairs[:, 0], minlength=num_rows)))
+
+
+def _offsets(lengths: Int64[np.ndarray, "row"]) -> Int64[np.ndarray, "bound"]:
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Queries of a prepared data set.
+
+    Attributes:
+        tokens: Token ids of each query with special tokens, at most max_length.
+        positives: int32, each query's labels, ascending, without repetition.
+        filtered: int32, ascending: labels that are never an answer to the query (its own label).
+    """
+
+    tokens: Ragged
+    positives: Ragged
+    filtered: Ragged
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A prepared data set, opened from disk; its arrays are read-only memory maps.
+
+    Attributes:
+        train: Training queries.
+        test: Test queries.
+        label_tokens: Token ids of each label with special tokens, at most max_length.
+        directory: Where it lies.
+        manifest: What it was made from, how, its counts and its warnings; plain JSON.
+    """
+
+    train: Split
+    test: Split
+    label_tokens: Ragged
+    directory: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, directory: Path) -> "Corpus":
+        """Open the folder that `prime_xmc.data.prepare.prepare` returned.
+
+        Raises:
+            FileNotFoundError: when the folder or one of its files is not there.
+            ValueError: when a file is damaged or was written in another format; it names the file.
+        """
+        manifest = _read_manifest(directory)
+        arrays = {name: _open_ragged(directory, name, shape) for name, shape in manifest["arrays"].items()}
+        train, test = (
+            Split(arrays[f"{split}_tokens"], arrays[f"{split}_positives"], arrays[f"{split}_filtered"])
+            for split in ("train", "test")
+        )
+        return cls(train, test, arrays["label_tokens"], directory, manifest)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels."""
+        return len(self.label_tokens)
+
+    @property
+    def label_frequency(self) -> Int64[np.ndarray, "label"]:
+        """Number of training queries of each label."""
+        return np.bincount(self.train.positives.values, minlength=self.num_labels)
+
+    def labels(self) -> Iterator[tuple[str, str]]:
+        """Yield uid and text of each label in order. The text is the label's first field, usually the title."""
+        with (self.directory / LABELS).open(encoding="utf-8") as lines:
+            for line in lines:
+                label = json.loads(line)
+                yield label["uid"], label["text"]
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; {directory} is no prepared data set. Run prepare first")
+    damaged = f"is damaged; delete {directory} and prepare the data set again"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} {damaged} ({error})") from error
+    if manifest.get("format_version") != FORMAT_VERSION:
+        found = manifest.get("format_version")
+        raise ValueError(
+            f"{path}: format_version is {found}, this version of the package reads {FORMAT_VERSION}; "
+            f"delete {directory} and prepare the data set again"
+        )
+    for name, size in manifest["files"].items():
+        file = directory / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: not found; {directory} {damaged}")
+        if file.stat().st_size != size:
+            raise ValueError(f"{file} {damaged} ({file.stat().st_size} bytes instead of {size})")
+    return manifest
+
+
+def _open_ragged(directory: Path, name: str, shape: dict[str, Any]) -> Ragged:
+    values, offsets = _ragged_paths(directory, name)
+    dtype, total = np.dtype(shape["dtype"]), shape["values"]
+    # An empty file cannot be mapped. Views as plain arrays: results of indexing np.memmap would stay np.memmap.
+    mapped = np.asarray(np.memmap(values, dtype=dtype, mode="r", shape=(total,))) if total else np.empty(0, dtype)
+    try:
+        return Ragged(mapped, np.asarray(np.load(offsets, mmap_mode="r", allow_pickle=False)))
+    except ValueError as error:
+        raise ValueError(f"{offsets} is damaged; delete {directory}, prepare the data set again ({error})") from error
+
+
+def _ragged_paths(directory: Path, name: str) -> tuple[Path, Path]:
+    return directory / f"{name}.bin", directory / f"{name}.offsets.npy"
+
+
+class RaggedWriter:
+    """Writes a Ragged to a prepared data set piece by piece, so that it need not fit in memory.
+
+    Values go to `<name>.bin`, little-endian without a header; offsets to `<name>.offsets.npy` when it is closed.
+
+    Args:
+        directory: The folder of the data set.
+        name: Name of the array.
+        dtype: Integer type of the values.
+    """
+
+    def __init__(self, directory: Path, name: str, dtype: DTypeLike) -> None:
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        values, self._offsets_path = _ragged_paths(directory, name)
+        self._file = values.open("wb")
+        self._lengths = [np.zeros(0, dtype=np.int64)]
+
+    def extend(self, rows: Ragged) -> None:
+        """Append rows, whose values must fit the writer's dtype."""
+        self._file.write(rows.values.astype(self.dtype, copy=False).tobytes())
+        self._lengths.append(rows.lengths)
+
+    def shape(self) -> dict[str, Any]:
+        """Return what the manifest records of the array."""
+        return {
+            "dtype": self.dtype.str,
+            "rows": sum(map(len, self._lengths)),
+            "values": int(sum(lengths.sum() for lengths in self._lengths)),
+        }
+
+    def __enter__(self) -> "RaggedWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        np.save(self._offsets_path, _offsets(np.concatenate(self._lengths)).astype("<i8"))
