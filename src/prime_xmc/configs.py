@@ -1,6 +1,7 @@
 """Where the configuration files are, and entry points that say what is wrong with a command line."""
 
 import difflib
+import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra.errors import (
     CompactHydraException,
     ConfigCompositionException,
@@ -33,6 +35,41 @@ def config_dir() -> Path:
         f"no configuration files: expected train.yaml in {candidates[0]} (an installed wheel) or in {candidates[1]} "
         "(a clone). Install prime_xmc from its wheel, or from a complete clone with `pip install -e .`."
     )
+
+
+def package_folder(location: str) -> str:
+    """Return the folder of data files that an installed package carries, without running the package's code.
+
+    In the configuration files: `${package:<name>/<path>}`.
+
+    Raises:
+        ValueError: The package is not installed or has no such folder.
+    """
+    package, _, path = location.partition("/")
+    spec = importlib.util.find_spec(package)  # locates a top-level package without importing it
+    if spec is None or spec.origin is None:
+        raise ValueError(f"the package {package} is not installed: pip install {package.replace('_', '-')}")
+    folder = Path(spec.origin).parent / path
+    if not folder.is_dir():
+        raise ValueError(f"the package {package} has no folder {path}: expected {folder}")
+    return str(folder)
+
+
+def native_precision(accelerator: str) -> str:
+    """Return Lightning's name of the fastest precision that the machine computes natively.
+
+    In the configuration files: `${native_precision:cpu}`. bf16 that a processor only emulates is slower than float32.
+    """
+    if accelerator == "cpu":
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    else:
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if native else "32-true"
+
+
+# replace: a test process imports this module afresh for another copy of the package
+OmegaConf.register_new_resolver("package", package_folder, replace=True)
+OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
 
 
 def run_app(task: Callable[[DictConfig], Any], name: str) -> None:

@@ -1,0 +1,157 @@
+"""Batches: token ids without padding, and which query-label pairs are positive, negative or neither."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from prime_xmc.data.corpus import Ragged, Split
+
+LossPositives = Literal["drawn", "any", "all"]
+
+
+class Texts(NamedTuple):
+    """Texts behind one another, without padding.
+
+    Attributes:
+        ids: int64 [text], which queries or labels they are.
+        token_ids: int64 [token].
+        lengths: int64 [text], tokens of each.
+    """
+
+    ids: Tensor
+    token_ids: Tensor
+    lengths: Tensor
+
+
+class Batch(NamedTuple):
+    """What a training step sees of some queries and of the labels drawn for them.
+
+    Attributes:
+        query_ids: int64 [query].
+        label_ids: int64 [label], ascending, each once.
+        token_ids: int64 [token], the texts of the queries, then of the labels.
+        lengths: int64 [query + label], tokens of each text.
+        positives: bool [query, label], the pairs that the loss pulls together.
+        negatives: bool [query, label], the pairs that it pushes apart.
+        related: bool [query, label], the pairs of the training data; their queries move the label's centroid.
+    """
+
+    query_ids: Tensor
+    label_ids: Tensor
+    token_ids: Tensor
+    lengths: Tensor
+    positives: Tensor
+    negatives: Tensor
+    related: Tensor
+
+
+def pack(tokens: Ragged, ids: Int64[np.ndarray, " text"]) -> Texts:
+    """Gather texts from a token store."""
+    rows = tokens.take(ids)
+    return Texts(
+        torch.from_numpy(ids),
+        torch.from_numpy(rows.values.astype(np.int64)),
+        torch.from_numpy(rows.lengths),
+    )
+
+
+def membership(
+    rows: Ragged, label_ids: Int64[np.ndarray, " label"]
+) -> tuple[Int64[np.ndarray, " hit"], Int64[np.ndarray, " hit"]]:
+    """Return row and column of each entry of `rows` that is among some labels.
+
+    Args:
+        rows: Label ids of each row.
+        label_ids: Ascending, each once; their places are the columns.
+
+    Example:
+        >>> membership(Ragged.from_rows([[3, 8], [5]]), np.array([5, 8]))
+        (array([0, 1]), array([1, 0]))
+    """
+    column = np.searchsorted(label_ids, rows.values)
+    hit = column < len(label_ids)
+    hit[hit] = label_ids[column[hit]] == rows.values[hit]
+    return rows.row_ids()[hit], column[hit].astype(np.int64)
+
+
+def mask(shape: tuple[int, int], row: Int64[np.ndarray, " hit"], column: Int64[np.ndarray, " hit"]) -> Bool[Tensor, "r c"]:
+    """Return a matrix that is True at the given places."""
+    places = np.zeros(shape, dtype=bool)
+    places[row, column] = True
+    return torch.from_numpy(places)
+
+
+class BatchBuilder(Dataset):
+    """Turns what the sampler yields, (query ids, drawn label ids), into a `Batch`.
+
+    Args:
+        queries: The training queries.
+        label_tokens: Token ids of the labels.
+        loss_positives: Which positives of a query among the batch's labels the loss pulls to it: "drawn" by the
+            sampler for this query, "all" of them (the sum of Eq. 1), or "any" one of them, chosen uniformly (what the
+            public code does). A positive that is not pulled is not pushed either.
+    """
+
+    def __init__(self, queries: Split, label_tokens: Ragged, *, loss_positives: LossPositives):
+        if loss_positives not in ("drawn", "any", "all"):
+            raise ValueError(f"expected sampling.loss_positives drawn, any or all, got {loss_positives!r}")
+        self.queries = queries
+        self.label_tokens = label_tokens
+        self.loss_positives = loss_positives
+
+    def __getitem__(self, item: tuple[np.ndarray, np.ndarray]) -> Batch:
+        """Build the batch of (query ids [query], drawn label ids [query, n], -1 for none)."""
+        query_ids, drawn = item
+        row, slot = (drawn >= 0).nonzero()
+        label_ids = np.unique(drawn[row, slot])
+        shape = (len(query_ids), len(label_ids))
+        positive_row, positive_column = membership(self.queries.positives.take(query_ids), label_ids)
+        related = mask(shape, positive_row, positive_column)
+        # a query's own label is no answer to it, whatever the data say
+        excluded = mask(shape, *membership(self.queries.filtered.take(query_ids), label_ids))
+        related &= ~excluded
+        if self.loss_positives == "drawn":
+            chosen = mask(shape, row, np.searchsorted(label_ids, drawn[row, slot]))
+        elif self.loss_positives == "any":
+            # a function of the batch alone, so that it can be built again: in any process, after an interruption
+            rng = np.random.default_rng(query_ids)
+            first = np.lexsort((rng.random(len(positive_row)), positive_row))
+            first = first[np.unique(positive_row[first], return_index=True)[1]]
+            chosen = mask(shape, positive_row[first], positive_column[first])
+        else:
+            chosen = related
+        queries, labels = pack(self.queries.tokens, query_ids), pack(self.label_tokens, label_ids)
+        return Batch(
+            query_ids=queries.ids,
+            label_ids=labels.ids,
+            token_ids=torch.cat([queries.token_ids, labels.token_ids]),
+            lengths=torch.cat([queries.lengths, labels.lengths]),
+            positives=chosen & related,
+            negatives=~related & ~excluded,
+            related=related,
+        )
+
+
+class TextChunks(Dataset):
+    """All texts of a token store (or some of them) in chunks of equal number, for encoding without gradient.
+
+    The texts are ordered by length, so that the chunks' texts are alike.
+    """
+
+    def __init__(self, tokens: Ragged, ids: Int64[np.ndarray, " text"], chunk_size: int):
+        self.tokens = tokens
+        self.ids = ids[np.argsort(tokens.lengths[ids], kind="stable")]
+        self.chunk_size = chunk_size
+
+    def __len__(self) -> int:
+        return -(-len(self.ids) // self.chunk_size)
+
+    def __getitem__(self, chunk: int) -> Texts:
+        """Return the chunk-th chunk."""
+        if not 0 <= chunk < len(self):
+            raise IndexError(chunk)
+        return pack(self.tokens, self.ids[chunk * self.chunk_size : (chunk + 1) * self.chunk_size])

@@ -1,0 +1,165 @@
+"""The LightningDataModule: splits, the sampler and the loaders."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import transformers
+from jaxtyping import Int64
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from prime_xmc.data.batch import BatchBuilder, LossPositives, TextChunks
+from prime_xmc.data.corpus import Corpus, Ragged, Split
+from prime_xmc.data.prepare import prepare
+from prime_xmc.data.propensity import inverse_propensity
+from prime_xmc.data.raw import RawFiles
+from prime_xmc.data.sampling import ClusterBatchSampler
+
+
+class PrimeDataModule(LightningDataModule):
+    """Prepares a data set on first use and serves its batches.
+
+    Args:
+        source: The raw files.
+        tokenizer: The encoder's.
+        max_length: Tokens of a text, special tokens included; longer ones are cut.
+        cache_dir: Where prepared data are kept.
+        propensity_a: A of the inverse propensity (Jain et al. 2016).
+        propensity_b: B of the inverse propensity.
+        batch_size: Queries in a batch, over all devices.
+        num_positives: Labels drawn per query and epoch.
+        positive_weighting: Draw them in proportion to "inverse_propensity" (Appendix J), or "uniform"ly.
+        loss_positives: See `BatchBuilder`.
+        num_validation: Queries held out of the training queries for validation.
+        encode_chunk: Texts in a batch of the loaders that only encode.
+        seed: Of the validation split and of the sampler.
+
+    Source: section 4.2, Appendix J.
+    """
+
+    corpus: Corpus
+    sampler: ClusterBatchSampler
+
+    def __init__(
+        self,
+        source: RawFiles,
+        tokenizer: transformers.PreTrainedTokenizerFast,
+        *,
+        max_length: int,
+        cache_dir: str,
+        propensity_a: float,
+        propensity_b: float,
+        batch_size: int,
+        num_positives: int,
+        positive_weighting: Literal["inverse_propensity", "uniform"] = "inverse_propensity",
+        loss_positives: LossPositives = "all",
+        num_validation: int = 1000,
+        encode_chunk: int = 1024,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if positive_weighting not in ("inverse_propensity", "uniform"):
+            raise ValueError(
+                f"expected sampling.positive_weighting inverse_propensity or uniform, got {positive_weighting!r}"
+            )
+        self.source = source
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.propensity = (propensity_a, propensity_b)
+        self.batch_size = batch_size
+        self.num_positives = num_positives
+        self.positive_weighting = positive_weighting
+        self.loss_positives = loss_positives
+        self.num_validation = num_validation
+        self.encode_chunk = encode_chunk
+        self.seed = seed
+
+    def prepare_data(self) -> None:
+        """Prepare the raw files, unless that has been done before."""
+        self._prepare()
+
+    def _prepare(self) -> Path:
+        return prepare(
+            self.source,
+            self.tokenizer.backend_tokenizer,
+            tokenizer_name=self.tokenizer.name_or_path,
+            pad_token_id=self.tokenizer.pad_token_id,
+            max_length=self.max_length,
+            cache_dir=self.cache_dir,
+        )
+
+    def setup(self, stage: str = "fit") -> None:
+        """Open the prepared data, hold out the validation queries and make the sampler; once, whatever the stage.
+
+        Raises:
+            ValueError: If the validation split would leave no query to train on.
+        """
+        if hasattr(self, "corpus"):
+            return
+        corpus = Corpus.open(self._prepare())
+        num_train = len(corpus.train)
+        if not 0 <= self.num_validation < num_train:
+            raise ValueError(
+                f"expected dataset.num_validation below the {num_train} training queries, got {self.num_validation}"
+            )
+        shuffled = np.random.default_rng(self.seed).permutation(num_train)
+        self.validation_ids = np.sort(shuffled[: self.num_validation])
+        self.train_ids = np.sort(shuffled[self.num_validation :])
+        self.inverse_propensity = inverse_propensity(corpus.label_frequency, num_train, *self.propensity)
+        weight = self.inverse_propensity
+        self.sampler = ClusterBatchSampler(
+            corpus.train.positives,
+            self.train_ids,
+            batch_size=self.batch_size,
+            num_positives=self.num_positives,
+            weight=weight if self.positive_weighting == "inverse_propensity" else np.ones_like(weight),
+            seed=self.seed,
+        )
+        self.corpus = corpus
+
+    def set_clusters(self, clusters: Int64[np.ndarray, " query"] | None) -> None:
+        """Make batches of the next epoch from these clusters of `sampler.query_ids`; None for random batches."""
+        self.sampler.set_clusters(clusters)
+
+    def train_dataloader(self) -> DataLoader:
+        """Training batches. Every process builds the whole batch; the module shares out the encoding."""
+        builder = BatchBuilder(self.corpus.train, self.corpus.label_tokens, loss_positives=self.loss_positives)
+        return DataLoader(builder, sampler=self.sampler, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader:
+        """Texts of the validation queries."""
+        return self._encode_loader(self.corpus.train.tokens, self.validation_ids)
+
+    def test_dataloader(self) -> DataLoader:
+        """Texts of the test queries."""
+        return self._encode_loader(self.corpus.test.tokens, np.arange(len(self.corpus.test)))
+
+    def label_dataloader(self) -> DataLoader:
+        """Texts of all labels."""
+        return self._encode_loader(self.corpus.label_tokens, np.arange(self.corpus.num_labels))
+
+    def train_text_dataloader(self) -> DataLoader:
+        """Texts of the queries that are trained on."""
+        return self._encode_loader(self.corpus.train.tokens, self.sampler.query_ids)
+
+    def truth(self, stage: Literal["val", "test"]) -> Split:
+        """Return the split that the query ids of a stage's loader refer to."""
+        return self.corpus.train if stage == "val" else self.corpus.test
+
+    def train_pairs(self) -> tuple[Int64[np.ndarray, " pair"], Int64[np.ndarray, " pair"]]:
+        """Return place in `sampler.query_ids` and label id of every (query, label) pair that is trained on."""
+        rows = self.corpus.train.positives.take(self.sampler.query_ids)
+        return rows.row_ids(), rows.values.astype(np.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sampler's state."""
+        return {"sampler": self.sampler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.sampler.load_state_dict(state_dict["sampler"])
+
+    def _encode_loader(self, tokens: Ragged, ids: Int64[np.ndarray, " text"]) -> DataLoader:
+        return DataLoader(TextChunks(tokens, ids, self.encode_chunk), batch_size=None, shuffle=False)

@@ -1,0 +1,155 @@
+"""The siamese text encoder: token ids to L2-normalised embeddings, mean-pooled over the tokens."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+import transformers
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from prime_xmc.model.packed import PackedBackbone
+
+
+def load_backbone(source: str, *, dropout: float = 0.0, attention: str = "eager") -> transformers.PreTrainedModel:
+    """Load a pre-trained transformer: safetensors only, and no code from the folder or the hub is run.
+
+    Args:
+        source: A folder that `save_pretrained` wrote, or a hub id.
+        dropout: Of hidden states and attention while training, in [0, 1).
+        attention: transformers' `attn_implementation`.
+
+    Raises:
+        ValueError: If nothing can be loaded from there, with what to do.
+    """
+    config_keys = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        for key in config_keys:
+            if isinstance(getattr(config, key, None), float | int):
+                setattr(config, key, dropout)
+        with _quiet_transformers():
+            backbone = transformers.AutoModel.from_pretrained(
+                source,
+                config=config,
+                attn_implementation=attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+            )
+    except OSError as error:
+        raise ValueError(
+            f"encoder.source={source} cannot be loaded: {error}\nGive a folder that transformers' save_pretrained "
+            "wrote (config.json, model.safetensors, tokenizer.json), or a hub id on a machine that reaches the hub"
+        ) from error
+    if getattr(backbone, "pooler", None) is not None:
+        # not part of h = mean over tokens; kept for the export, without gradient as nothing would give it one
+        backbone.pooler.requires_grad_(False)
+    return backbone
+
+
+class _quiet_transformers:
+    """Keeps transformers' load report (heads that are not used here) and its progress bar off the screen."""
+
+    def __enter__(self) -> None:
+        self.verbosity = transformers.logging.get_verbosity()
+        self.progress_bar = transformers.logging.is_progress_bar_enabled()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers.logging.set_verbosity(self.verbosity)
+        if self.progress_bar:
+            transformers.logging.enable_progress_bar()
+
+
+class TextEncoder(nn.Module):
+    """f_theta: texts of any lengths to L2-normalised embeddings.
+
+    Args:
+        source: A folder that `save_pretrained` wrote, or a hub id.
+        dropout: Of the transformer while training, in [0, 1).
+        implementation: "packed" computes without padding (BERT and DistilBERT without dropout, see
+            `PackedBackbone`); "transformers" runs any encoder of that library in length-sorted padded chunks.
+        attention: transformers' `attn_implementation`, for implementation "transformers".
+        chunk_tokens: Tokens, padding included, that go through the transformer at once.
+
+    Source: section 3; mean pooling over tokens, section 4.2.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        dropout: float = 0.0,
+        implementation: Literal["packed", "transformers"] = "packed",
+        attention: str = "eager",
+        chunk_tokens: int = 8192,
+    ):
+        super().__init__()
+        if implementation not in ("packed", "transformers"):
+            raise ValueError(f"expected encoder.implementation packed or transformers, got {implementation!r}")
+        self.source = source
+        self.backbone = load_backbone(source, dropout=dropout, attention=attention)
+        self.chunk_tokens = chunk_tokens
+        self.packed = PackedBackbone(self.backbone, chunk_tokens=chunk_tokens) if implementation == "packed" else None
+
+    @property
+    def dim(self) -> int:
+        """d, the size of an embedding."""
+        return self.backbone.config.hidden_size
+
+    def forward(self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> Float[Tensor, "text d"]:
+        """Encode texts of any lengths in any order.
+
+        Args:
+            token_ids: Ids of all texts behind one another, special tokens included, on the encoder's device.
+            lengths: Tokens of each text, at least 1, on the CPU.
+
+        Returns:
+            Unit vectors, float32. The layers compute in the dtype of the surrounding autocast, if there is one.
+        """
+        if len(lengths) == 0:
+            return token_ids.new_empty((0, self.dim), dtype=torch.float32)
+        order = lengths.argsort(stable=True)
+        sorted_lengths = lengths[order]
+        rows = _gather_rows(lengths, order).to(token_ids.device)
+        sorted_ids = token_ids[rows]
+        device = token_ids.device.type
+        if self.packed is not None:
+            autocast = torch.is_autocast_enabled(device)
+            dtype = torch.get_autocast_dtype(device) if autocast else self.backbone.dtype
+            with torch.autocast(device, enabled=False):
+                pooled = self.packed(sorted_ids, sorted_lengths.tolist(), dtype)
+        else:
+            pooled = self._encode_padded(sorted_ids, sorted_lengths)
+        original = torch.empty_like(order)
+        original[order] = torch.arange(len(order))
+        return F.normalize(pooled.float(), dim=1)[original.to(pooled.device)]
+
+    def _encode_padded(self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> Float[Tensor, "text d"]:
+        pooled = []
+        start = first = 0
+        while first < len(lengths):
+            # ascending lengths: a chunk of n texts pads to its last length
+            padded = lengths[first:] * torch.arange(1, len(lengths) - first + 1)
+            count = max(1, int((padded <= self.chunk_tokens).sum()))
+            chunk = lengths[first : first + count]
+            mask = (torch.arange(int(chunk[-1])) < chunk[:, None]).to(token_ids.device)
+            input_ids = token_ids.new_zeros(mask.shape)
+            input_ids[mask] = token_ids[start : start + int(chunk.sum())]
+            hidden = self.backbone(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
+            summed = (hidden.float() * mask.unsqueeze(-1)).sum(dim=1)
+            pooled.append(summed / chunk.to(token_ids.device)[:, None])
+            start += int(chunk.sum())
+            first += count
+        return torch.cat(pooled)
+
+
+def _gather_rows(lengths: Int[Tensor, " text"], order: Int[Tensor, " text"]) -> Int[Tensor, " token"]:
+    """Return the index that brings packed tokens of texts into another order of the texts."""
+    starts = (lengths.cumsum(0) - lengths)[order]
+    new_lengths = lengths[order]
+    new_starts = new_lengths.cumsum(0) - new_lengths
+    return torch.repeat_interleave(starts - new_starts, new_lengths) + torch.arange(int(lengths.sum()))
+

@@ -1,0 +1,270 @@
+"""The terms of PRIME's objective as pure functions of similarity matrices, and the module that weights them."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+Weighting = Literal["softmax", "sum", "active_mean"]
+
+
+class TripletStats(NamedTuple):
+    """What a triplet term looked like inside; all scalars in [0, 1] without gradient.
+
+    Attributes:
+        violators: Fraction of the considered triplets with a loss above 0.
+        clipped: Fraction of the considered triplets whose margin was cut at gamma_min or gamma_max.
+    """
+
+    violators: Tensor
+    clipped: Tensor
+
+
+def mean_or_zero(values: Float[Tensor, "..."], mask: Bool[Tensor, "..."]) -> Float[Tensor, ""]:
+    """Return the mean of the masked values; 0, with a zero gradient, where the mask is empty.
+
+    Example:
+        >>> mean_or_zero(torch.tensor([1.0, 3.0, 7.0]), torch.tensor([True, True, False])).item()
+        2.0
+        >>> mean_or_zero(torch.tensor([1.0]), torch.tensor([False])).item()
+        0.0
+    """
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def dynamic_margin(
+    positive_sim: Float[Tensor, "..."], negative_sim: Float[Tensor, "..."], gamma_min: float, gamma_max: float
+) -> Float[Tensor, "..."]:
+    """Return the margin of each triplet, outside the graph.
+
+    m = clip(|s_ap - s_an|, gamma_min, gamma_max)
+
+    gamma_min = gamma_max gives the fixed margin; gamma_min = 0 with gamma_max = 2 leaves it unclipped.
+
+    Source: section 3.1, Propositions 1 and 2; the margin is detached (Appendix A.2).
+    """
+    return (positive_sim - negative_sim).detach().abs().clamp(gamma_min, gamma_max)
+
+
+def triplet_loss(
+    similarity: Float[Tensor, "anchor candidate"],
+    positives: Bool[Tensor, "anchor candidate"],
+    negatives: Bool[Tensor, "anchor candidate"],
+    *,
+    gamma_min: float = 0.1,
+    gamma_max: float = 0.3,
+    num_negatives: int | None = 100,
+    weighting: Weighting = "softmax",
+    temperature: float = 0.1,
+    detach_weights: bool = True,
+    invert_uncertain: bool = False,
+) -> tuple[Float[Tensor, ""], TripletStats]:
+    """Return the dynamic-margin triplet loss over all (anchor, positive, negative) triplets of a batch.
+
+    l = max(s_an - s_ap + m, 0) with m of `dynamic_margin`; combined over the negatives of a pair by `weighting`,
+    then averaged over the positives of an anchor, then over the anchors that have a positive.
+
+    Args:
+        similarity: Cosine similarity of each anchor and candidate.
+        positives: The pairs to pull together. An anchor without one takes no part.
+        negatives: The pairs to push apart; disjoint from `positives`.
+        gamma_min: Lower bound of the margin, in cosine units.
+        gamma_max: Upper bound of the margin, in cosine units.
+        num_negatives: Only so many of an anchor's negatives, the most similar ones, count; None for all of them.
+        weighting: How the losses l of the negatives of one pair are combined. "softmax": weighted by
+            softmax(s_an / temperature) over those with l > 0. "sum": added (Eq. 1). "active_mean": mean of l > 0.
+        temperature: Of the softmax, in cosine units; smaller looks at fewer, harder negatives.
+        detach_weights: Keep the softmax weights out of the graph. With gradient a weaker violator is pushed *up*.
+        invert_uncertain: Take Eq. 3 by the letter: where 0 < s_ap - s_an < gamma_min the loss is
+            (s_ap - s_an) + gamma_min, whose gradient is inverted. Otherwise the first line of Eq. 13.
+
+    Returns:
+        The loss (0 where there is no triplet) and its `TripletStats`.
+
+    Source: Eq. 1-3, 13 and Appendix A; softmax weights and hardest negatives from the public code.
+    """
+    anchor, column = positives.nonzero(as_tuple=True)  # one row per (anchor, positive) pair
+    if num_negatives is not None and num_negatives < similarity.shape[1]:
+        hardest = similarity.detach().masked_fill(~negatives, -torch.inf).topk(num_negatives, dim=1).indices
+        negative_sim = similarity.gather(1, hardest)[anchor]
+        considered = negatives.gather(1, hardest)[anchor]
+    else:
+        negative_sim, considered = similarity[anchor], negatives[anchor]
+    positive_sim = similarity[anchor, column].unsqueeze(1)
+    margin = dynamic_margin(positive_sim, negative_sim, gamma_min, gamma_max)
+    # relu, not max with zeros: the latter splits the gradient where the margin makes a triplet exactly 0
+    loss = torch.relu(negative_sim - positive_sim + margin)
+    if invert_uncertain:
+        gap = positive_sim - negative_sim
+        loss = torch.where((gap > 0) & (gap < gamma_min), gap + gamma_min, loss)
+    active = considered & (loss > 0)
+
+    if weighting == "softmax":
+        logits = (negative_sim / temperature).masked_fill(~active, -torch.inf)
+        # a pair without violators would be a softmax over nothing: NaN, also in the gradient
+        logits = logits.masked_fill(~active.any(dim=1, keepdim=True), 0.0)
+        weight = logits.detach().softmax(dim=1) if detach_weights else logits.softmax(dim=1)
+        per_pair = (weight * loss * active).sum(dim=1)
+    elif weighting == "sum":
+        per_pair = (loss * active).sum(dim=1)
+    else:
+        per_pair = (loss * active).sum(dim=1) / active.sum(dim=1).clamp(min=1)
+
+    pairs_of_anchor = positives.sum(dim=1)
+    num_anchors = (pairs_of_anchor > 0).sum().clamp(min=1)
+    total = (per_pair / pairs_of_anchor[anchor]).sum() / num_anchors
+    with torch.no_grad():
+        num_triplets = considered.sum().clamp(min=1)
+        unclipped = (margin > gamma_min) & (margin < gamma_max)
+        stats = TripletStats(
+            violators=active.sum() / num_triplets, clipped=(considered & ~unclipped).sum() / num_triplets
+        )
+    return total, stats
+
+
+def regulariser(
+    prototype_sim: Float[Tensor, "query label"],
+    text_sim: Float[Tensor, "query label"],
+    positives: Bool[Tensor, "query label"],
+    negatives: Bool[Tensor, "query label"],
+    *,
+    margin: float = 0.1,
+    num_negatives: int | None = 100,
+    hinge: bool = True,
+) -> Float[Tensor, ""]:
+    """Return R: prototypes must score positives higher than text does, and negatives lower.
+
+    R_p = mean(s_qp - b_qp + m'),  R_n = mean(b_qn - s_qn + m'),  R = (R_p + R_n) / 2
+
+    Args:
+        prototype_sim: b_ql = h_q . z_l.
+        text_sim: s_ql = h_q . h_l.
+        positives: The pairs of R_p.
+        negatives: The pairs of R_n.
+        margin: m', in cosine units.
+        num_negatives: Only so many negatives of a query, the most similar to it by prototype; None for all.
+        hinge: Cut each difference at 0 and average those above it (public code). Without it the plain means of
+            Eq. 6-7, which are unbounded below.
+
+    Source: Eq. 6-7.
+    """
+    if num_negatives is not None and num_negatives < prototype_sim.shape[1]:
+        hardest = prototype_sim.detach().masked_fill(~negatives, -torch.inf).topk(num_negatives, dim=1).indices
+        negatives = negatives & torch.zeros_like(negatives).scatter(1, hardest, True)
+    gain = text_sim - prototype_sim
+    parts = []
+    for difference, mask in ((gain + margin, positives), (margin - gain, negatives)):
+        if hinge:
+            parts.append(mean_or_zero(torch.relu(difference), mask & (difference > 0)))
+        else:
+            parts.append(mean_or_zero(difference, mask))
+    return (parts[0] + parts[1]) / 2
+
+
+class PrimeLoss(nn.Module):
+    """Eq. 5: L = l(h_q, z_l) + l(h_q, h_l) + l(h_l, h_q) + lambda R, each term with a weight; 0 switches it off.
+
+    Args:
+        prototype_weight: Of l(h_q, z_l), query to prototype.
+        text_weight: Of l(h_q, h_l), query to label text.
+        label_weight: Of l(h_l, h_q), label text to query.
+        regulariser_weight: lambda.
+        regulariser_margin: m', in cosine units.
+        regulariser_hinge: See `regulariser`.
+        gamma_min, gamma_max, num_negatives, weighting, temperature, detach_weights, invert_uncertain:
+            See `triplet_loss`; shared by the three terms.
+
+    Raises:
+        ValueError: If the margin's bounds are out of order, the temperature is not positive, or the weighting unknown.
+
+    Source: section 3.3, Eq. 5; Table 6 switches the terms.
+    """
+
+    def __init__(
+        self,
+        *,
+        prototype_weight: float = 1.0,
+        text_weight: float = 1.0,
+        label_weight: float = 1.0,
+        regulariser_weight: float = 0.1,
+        regulariser_margin: float = 0.1,
+        regulariser_hinge: bool = True,
+        gamma_min: float = 0.1,
+        gamma_max: float = 0.3,
+        num_negatives: int | None = 100,
+        weighting: Weighting = "softmax",
+        temperature: float = 0.1,
+        detach_weights: bool = True,
+        invert_uncertain: bool = False,
+    ):
+        super().__init__()
+        if not 0 <= gamma_min <= gamma_max:
+            raise ValueError(f"expected 0 <= gamma_min <= gamma_max, got gamma_min={gamma_min}, gamma_max={gamma_max}")
+        if temperature <= 0:
+            raise ValueError(f"expected a temperature above 0, got {temperature}")
+        if weighting not in ("softmax", "sum", "active_mean"):
+            raise ValueError(f"expected weighting softmax, sum or active_mean, got {weighting!r}")
+        if num_negatives is not None and num_negatives < 1:
+            raise ValueError(f"expected num_negatives of at least 1 (null for all), got {num_negatives}")
+        self.weights = {
+            "query_prototype": prototype_weight,
+            "query_label": text_weight,
+            "label_query": label_weight,
+            "regulariser": regulariser_weight,
+        }
+        self.regulariser_margin = regulariser_margin
+        self.regulariser_hinge = regulariser_hinge
+        self.num_negatives = num_negatives
+        self.triplet = {
+            "gamma_min": gamma_min,
+            "gamma_max": gamma_max,
+            "num_negatives": num_negatives,
+            "weighting": weighting,
+            "temperature": temperature,
+            "detach_weights": detach_weights,
+            "invert_uncertain": invert_uncertain,
+        }
+
+    def forward(
+        self,
+        query_emb: Float[Tensor, "query d"],
+        label_emb: Float[Tensor, "label d"],
+        prototypes: Float[Tensor, "label d"],
+        positives: Bool[Tensor, "query label"],
+        negatives: Bool[Tensor, "query label"],
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return the objective and, detached, what to log: its terms, violators and clipped margins.
+
+        All embeddings are L2-normalised; `positives` and `negatives` are disjoint, and a pair may be in neither.
+        """
+        text_sim = query_emb @ label_emb.T
+        prototype_sim = query_emb @ prototypes.T
+        total = query_emb.new_zeros(())
+        logs: dict[str, Tensor] = {}
+        triplets = {
+            "query_prototype": (prototype_sim, positives, negatives),
+            "query_label": (text_sim, positives, negatives),
+            "label_query": (text_sim.T, positives.T, negatives.T),
+        }
+        for name, (similarity, is_positive, is_negative) in triplets.items():
+            if self.weights[name]:
+                value, stats = triplet_loss(similarity, is_positive, is_negative, **self.triplet)
+                total = total + self.weights[name] * value
+                logs[name] = value.detach()
+                if name == "query_prototype":
+                    logs["violators"] = stats.violators
+                    logs["clipped_margins"] = stats.clipped
+        if self.weights["regulariser"]:
+            value = regulariser(
+                prototype_sim,
+                text_sim,
+                positives,
+                negatives,
+                margin=self.regulariser_margin,
+                num_negatives=self.num_negatives,
+                hinge=self.regulariser_hinge,
+            )
+            total = total + self.weights["regulariser"] * value
+            logs["regulariser"] = value.detach()
+        return total, logs

@@ -1,0 +1,177 @@
+"""Label prototypes: the Label Prototype Network over label text, running centroids and shared free vectors."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+Source = Literal["text", "centroid", "free_vector"]
+SOURCES: tuple[Source, ...] = ("text", "centroid", "free_vector")
+
+
+class LabelPrototypeNetwork(nn.Module):
+    """g_phi: one post-norm transformer layer over the sources of each label as a short sequence, mean-pooled.
+
+    Args:
+        dim: d.
+        num_heads: Attention heads.
+        feedforward: Inner size of the feed-forward part.
+        dropout: While training, in [0, 1).
+
+    Source: section 3.2; sizes from Appendix H.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int = 1, feedforward: int = 1024, dropout: float = 0.1):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(
+            dim, num_heads, feedforward, dropout, activation="gelu", batch_first=True, norm_first=False
+        )
+
+    def forward(self, sources: Float[Tensor, "label source d"]) -> Float[Tensor, "label d"]:
+        """Return L2-normalised prototypes, float32."""
+        return F.normalize(self.layer(sources).float().mean(dim=1), dim=1)
+
+
+class Prototypes(nn.Module):
+    """z_l of every label: the network, the centroid bank and the free vectors.
+
+    Args:
+        num_labels: L.
+        dim: d.
+        num_free_vectors: F, at most L. Labels share them by cluster.
+        network: g_phi.
+        sources: Which of text, centroid and free_vector the prototype is made of (Fig. 3 leaves some out).
+        momentum: alpha of the running centroid, in [0, 1).
+        centroid_update: "mean": one step towards the mean of the label's batch queries. "one": towards one of them.
+            "frozen": centroids stay where they started (what the public code does).
+        free_vector_std: Standard deviation of the free vectors' entries at the start, as a share of 1 / sqrt(d).
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Source: section 3.2, Eq. 4.
+    """
+
+    centroids: Tensor
+    cluster_of_label: Tensor
+
+    def __init__(
+        self,
+        num_labels: int,
+        dim: int,
+        num_free_vectors: int,
+        network: LabelPrototypeNetwork,
+        *,
+        sources: Sequence[Source] = SOURCES,
+        momentum: float = 0.95,
+        centroid_update: Literal["mean", "one", "frozen"] = "mean",
+        free_vector_std: float = 0.5,
+    ):
+        super().__init__()
+        if not sources or not set(sources) <= set(SOURCES):
+            raise ValueError(f"expected model.sources to be some of {list(SOURCES)}, got {list(sources)}")
+        if not 1 <= num_free_vectors <= num_labels:
+            raise ValueError(
+                f"expected model.num_free_vectors between 1 and the {num_labels} labels, got {num_free_vectors}"
+            )
+        if not 0 <= momentum < 1:
+            raise ValueError(f"expected model.momentum in [0, 1), got {momentum}")
+        if centroid_update not in ("mean", "one", "frozen"):
+            raise ValueError(f"expected model.centroid_update mean, one or frozen, got {centroid_update!r}")
+        self.network = network
+        self.sources = tuple(source for source in SOURCES if source in sources)
+        self.momentum = momentum
+        self.centroid_update = centroid_update
+        self.register_buffer("centroids", torch.zeros(num_labels, dim))
+        self.register_buffer("cluster_of_label", torch.zeros(num_labels, dtype=torch.int64))
+        # a parameter without gradient would still be decayed and saved: there is none where it is not used
+        self.free_vectors = (
+            nn.Parameter(torch.randn(num_free_vectors, dim) * free_vector_std * dim**-0.5)
+            if "free_vector" in self.sources
+            else None
+        )
+
+    @property
+    def num_labels(self) -> int:
+        """L."""
+        return self.centroids.shape[0]
+
+    @torch.no_grad()
+    def initialise(self, centroids: Float[Tensor, "label d"], cluster_of_label: Int64[Tensor, " label"]) -> None:
+        """Set the centroids and which free vector each label shares, before training."""
+        self.centroids.copy_(centroids)
+        self.cluster_of_label.copy_(cluster_of_label)
+
+    def forward(self, label_ids: Int64[Tensor, " row"], label_emb: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+        """Return the prototypes of some labels, L2-normalised.
+
+        Args:
+            label_ids: Which labels.
+            label_emb: Their text embeddings h_l.
+        """
+        parts = []
+        for source in self.sources:
+            if source == "text":
+                parts.append(label_emb)
+            elif source == "centroid":
+                parts.append(self.centroids[label_ids])
+            else:
+                assert self.free_vectors is not None
+                parts.append(self.free_vectors[self.cluster_of_label[label_ids]])
+        return self.network(torch.stack(parts, dim=1))
+
+    @torch.no_grad()
+    def update_centroids(
+        self,
+        label_ids: Int64[Tensor, " label"],
+        query_emb: Float[Tensor, "query d"],
+        related: Bool[Tensor, "query label"],
+    ) -> Float[Tensor, ""]:
+        """Move the centroids of a batch's labels towards its queries: c_p <- alpha c_p + (1 - alpha) h_q.
+
+        Args:
+            label_ids: The labels of the batch, each once.
+            query_emb: h_q of the batch.
+            related: Which query has which label among its positives.
+
+        Returns:
+            The mean length of the moves, in cosine units.
+
+        Source: Eq. 4; one update a step per label, in any order of the queries, where several have it.
+        """
+        counts = related.sum(dim=0)
+        if self.centroid_update == "frozen" or not counts.any():
+            return query_emb.new_zeros(())
+        if self.centroid_update == "mean":
+            target = (related.T.to(query_emb.dtype) @ query_emb) / counts.clamp(min=1)[:, None]
+        else:
+            target = query_emb[related.int().argmax(dim=0)]
+        rows = label_ids[counts > 0]
+        step = (1 - self.momentum) * (target[counts > 0].to(self.centroids.dtype) - self.centroids[rows])
+        self.centroids[rows] += step
+        return step.norm(dim=1).mean()
+
+
+@torch.no_grad()
+def mean_centroids(
+    query_emb: Float[Tensor, "query d"],
+    pair_queries: Int64[Tensor, " pair"],
+    pair_labels: Int64[Tensor, " pair"],
+    label_emb: Float[Tensor, "label d"],
+) -> Float[Tensor, "label d"]:
+    """Return each label's mean query embedding; a label without queries gets its text embedding.
+
+    Args:
+        query_emb: h_q of the training queries.
+        pair_queries: Row of `query_emb` in each (query, label) pair.
+        pair_labels: Label id in each pair.
+        label_emb: h_l.
+
+    Source: section 3.2 and Appendix H: the start of the running centroids, and exact centroids at inference.
+    """
+    sums = torch.zeros_like(label_emb).index_add_(0, pair_labels, query_emb[pair_queries].to(label_emb.dtype))
+    counts = torch.bincount(pair_labels, minlength=len(label_emb)).to(label_emb.device)[:, None]
+    return torch.where(counts > 0, sums / counts.clamp(min=1), label_emb)
