@@ -1,0 +1,160 @@
+import sys
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from prime_xmc.index.search import ExactSearch, FaissSearch
+
+
+def whole_numbers(rows, d=6, *, seed):
+    """Vectors whose inner products are exact in float32, with many equal ones."""
+    return torch.randint(-2, 3, (rows, d), generator=torch.Generator().manual_seed(seed)).float()
+
+
+def unit_vectors(rows, d, *, seed):
+    return normalize(torch.randn(rows, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def brute_force(vectors, query_emb, k):
+    """The definition: labels by descending score, then by ascending id."""
+    scores = query_emb @ vectors.T
+    order = [sorted(range(len(vectors)), key=lambda label: (-row[label], label))[:k] for row in scores.tolist()]
+    ids = torch.tensor(order)
+    return scores.gather(1, ids), ids
+
+
+def built(search, vectors):
+    search.build(vectors)
+    return search
+
+
+class TestExact:
+    @pytest.mark.parametrize("query_block", [1, 7, 100])
+    @pytest.mark.parametrize("label_block", [1, 5, 13, 57, 100])
+    @pytest.mark.parametrize("k", [1, 5, 56, 57])
+    def test_brute_force_ties_by_id_whatever_the_blocks(self, query_block, label_block, k):
+        vectors, query_emb = whole_numbers(57, seed=0), whole_numbers(20, seed=1)
+        search = built(ExactSearch(query_block=query_block, label_block=label_block), vectors)
+        for found, expected in zip(search.search(query_emb, k), brute_force(vectors, query_emb, k), strict=True):
+            assert torch.equal(found, expected)
+
+    def test_default_blocks_on_real_numbers(self):
+        vectors, query_emb = unit_vectors(300, 24, seed=0), unit_vectors(40, 24, seed=1)
+        scores, ids = built(ExactSearch(), vectors).search(query_emb, 10)
+        expected_scores, expected_ids = brute_force(vectors, query_emb, 10)
+        assert torch.equal(ids, expected_ids)
+        torch.testing.assert_close(scores, expected_scores)
+
+    def test_all_equal(self):
+        _, ids = built(ExactSearch(label_block=4), torch.ones(10, 3)).search(torch.ones(2, 3), 6)
+        assert ids.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+
+    def test_autocast_of_the_caller_does_not_reach_the_scores(self):
+        vectors, query_emb = unit_vectors(300, 24, seed=0), unit_vectors(40, 24, seed=1)
+        search = built(ExactSearch(), vectors)
+        expected = search.search(query_emb, 10)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = search.search(query_emb, 10)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    "search", [ExactSearch(), FaissSearch("flat"), FaissSearch("hnsw")], ids=["exact", "faiss flat", "faiss hnsw"]
+)
+class TestBoth:
+    def test_hand_computed(self, search):
+        search.build(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]))
+        scores, ids = search.search(torch.tensor([[1.0, 0.0], [0.0, -1.0]]), 2)
+        assert ids.tolist() == [[0, 2], [0, 2]]
+        torch.testing.assert_close(scores, torch.tensor([[1.0, 0.6], [0.0, -0.8]]))
+
+    def test_more_than_there_are(self, search):
+        search.build(unit_vectors(5, 4, seed=0))
+        scores, ids = search.search(unit_vectors(3, 4, seed=1), 100)
+        assert scores.shape == (3, 5)
+        assert (ids.sort(dim=1).values == torch.arange(5)).all()
+        assert (scores.diff(dim=1) <= 0).all()
+
+    def test_gradient_is_not_needed(self, search):
+        search.build(unit_vectors(5, 4, seed=0).requires_grad_())
+        scores, _ = search.search(unit_vectors(3, 4, seed=1).requires_grad_(), 2)
+        assert not scores.requires_grad
+
+    def test_build_again(self, search):
+        search.build(unit_vectors(50, 4, seed=0))
+        search.build(unit_vectors(5, 4, seed=0))
+        _, ids = search.search(unit_vectors(3, 4, seed=1), 5)
+        assert ids.max() == 4
+
+
+class TestFaiss:
+    def test_flat_is_exact(self):
+        vectors, query_emb = unit_vectors(500, 24, seed=0), unit_vectors(40, 24, seed=1)
+        expected_scores, expected_ids = built(ExactSearch(), vectors).search(query_emb, 10)
+        scores, ids = built(FaissSearch("flat"), vectors).search(query_emb, 10)
+        assert torch.equal(ids, expected_ids)
+        torch.testing.assert_close(scores, expected_scores)
+
+    def test_equal_scores_by_id(self):
+        vectors, query_emb = whole_numbers(57, seed=0), whole_numbers(20, seed=1)
+        expected = brute_force(vectors, query_emb, 57)
+        for found, wanted in zip(built(FaissSearch("flat"), vectors).search(query_emb, 57), expected, strict=True):
+            assert torch.equal(found, wanted)
+
+    def test_hnsw_recall(self):
+        """Random directions are the hard case; 0.95 of the true 10 nearest of 5000 are demanded."""
+        vectors, query_emb = unit_vectors(5000, 32, seed=0), unit_vectors(100, 32, seed=1)
+        _, expected = built(ExactSearch(), vectors).search(query_emb, 10)
+        scores, ids = built(FaissSearch("hnsw"), vectors).search(query_emb, 10)
+        recall = (ids[:, :, None] == expected[:, None]).any(dim=2).float().mean()
+        assert recall >= 0.95
+        torch.testing.assert_close(scores, (query_emb @ vectors.T).gather(1, ids))
+
+    def test_hnsw_fills_what_its_graph_does_not_reach(self):
+        """Identical vectors make a graph that is not connected: alone, Faiss returns -1 here."""
+        vectors = torch.eye(8).repeat_interleave(200, dim=0)
+        search = built(FaissSearch("hnsw", m=4, ef_construction=8, ef_search=8), vectors)
+        bare = search._index.search(torch.eye(8).numpy(), 1000)[1]
+        assert (bare < 0).any(), "the case does not arise: choose another"
+        scores, ids = search.search(torch.eye(8), 1000)
+        assert (scores[:, :200] == 1).all()
+        assert all(len(row.unique()) == 1000 for row in ids)
+        assert ids.min() >= 0
+
+    @pytest.mark.parametrize("kind", ["flat", "hnsw"])
+    def test_saved_index_finds_the_same(self, kind, tmp_path):
+        query_emb = unit_vectors(40, 24, seed=1)
+        search = built(FaissSearch(kind), unit_vectors(500, 24, seed=0))
+        search.save(tmp_path / "index.faiss")
+        assert [path.name for path in tmp_path.iterdir()] == ["index.faiss"]
+        loaded = FaissSearch(kind)
+        loaded.load(tmp_path / "index.faiss")
+        for found, expected in zip(loaded.search(query_emb, 10), search.search(query_emb, 10), strict=True):
+            assert torch.equal(found, expected)
+
+    def test_loading_another_kind(self, tmp_path):
+        built(FaissSearch("flat"), unit_vectors(5, 4, seed=0)).save(tmp_path / "index.faiss")
+        with pytest.raises(ValueError, match=r"index\.faiss holds a IndexFlatIP, expected IndexHNSWFlat \(kind=hnsw\)"):
+            FaissSearch("hnsw").load(tmp_path / "index.faiss")
+
+    @pytest.mark.parametrize("content", [None, b"", b"not an index", "truncated"])
+    def test_loading_a_bad_file(self, content, tmp_path):
+        path = tmp_path / "index.faiss"
+        if content == "truncated":
+            built(FaissSearch("flat"), unit_vectors(50, 4, seed=0)).save(path)
+            path.write_bytes(path.read_bytes()[:-100])
+        elif content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"index\.faiss cannot be read as a Faiss index"):
+            FaissSearch("flat").load(path)
+
+    def test_unknown_kind(self):
+        with pytest.raises(ValueError, match="must be flat or hnsw, got ivf"):
+            FaissSearch("ivf")
+
+    def test_missing_faiss(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "faiss", None)
+        with pytest.raises(ImportError, match=r'pip install "prime_xmc\[faiss-cpu\]", or use index=exact'):
+            FaissSearch("flat")
