@@ -156,5 +156,8 @@ class TestFaiss:
 
     def test_missing_faiss(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "faiss", None)
-        with pytest.raises(ImportError, match=r'pip install "prime_xmc\[faiss-cpu\]", or use index=exact'):
+        with pytest.raises(
+            ImportError,
+            match=r'pip install "prime_xmc\[faiss-cpu\]", or search with prime_xmc\.index\.search\.ExactSearch',
+        ):
             FaissSearch("flat")

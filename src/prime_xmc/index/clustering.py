@@ -38,7 +38,7 @@ def balanced_clusters(
             equal size cut in half.
         max_iterations: of 2-means per split.
         tolerance: a block of nodes is done when no node's objective grew by more than this fraction in an iteration.
-        on_progress: is called with the fraction of the work done, often.
+        on_progress: is called with the fraction of the work done, often; with 1.0 at the end.
 
     Returns:
         Cluster id in [0, num_clusters) of each row. Clusters with close ids are close in the tree.
@@ -80,6 +80,7 @@ def balanced_clusters(
     sizes = _bounds(n, num_clusters, num_levels).diff()
     sizes = sizes[sizes > 0]  # the deepest level has room for a power of two of clusters
     clusters[order] = torch.arange(num_clusters).repeat_interleave(sizes).to(device)
+    on_progress(1.0)
     return clusters
 
 
