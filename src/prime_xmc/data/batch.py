@@ -37,7 +37,9 @@ class Batch(NamedTuple):
         lengths: int64 [query + label], tokens of each text.
         positives: bool [query, label], the pairs that the loss pulls together.
         negatives: bool [query, label], the pairs that it pushes apart.
-        related: bool [query, label], the pairs of the training data; their queries move the label's centroid.
+        pair_rows: int64 [pair], the query's row in each (query, label) pair of the training data, also with labels
+            that are not in the batch: the query moves their centroids too.
+        pair_labels: int64 [pair], the label id in each such pair.
     """
 
     query_ids: Tensor
@@ -46,7 +48,8 @@ class Batch(NamedTuple):
     lengths: Tensor
     positives: Tensor
     negatives: Tensor
-    related: Tensor
+    pair_rows: Tensor
+    pair_labels: Tensor
 
 
 def pack(tokens: Ragged, ids: Int64[np.ndarray, " text"]) -> Texts:
@@ -109,7 +112,8 @@ class BatchBuilder(Dataset):
         row, slot = (drawn >= 0).nonzero()
         label_ids = np.unique(drawn[row, slot])
         shape = (len(query_ids), len(label_ids))
-        positive_row, positive_column = membership(self.queries.positives.take(query_ids), label_ids)
+        pairs = self.queries.positives.take(query_ids)
+        positive_row, positive_column = membership(pairs, label_ids)
         related = mask(shape, positive_row, positive_column)
         # a query's own label is no answer to it, whatever the data say
         excluded = mask(shape, *membership(self.queries.filtered.take(query_ids), label_ids))
@@ -132,7 +136,8 @@ class BatchBuilder(Dataset):
             lengths=torch.cat([queries.lengths, labels.lengths]),
             positives=chosen & related,
             negatives=~related & ~excluded,
-            related=related,
+            pair_rows=torch.from_numpy(pairs.row_ids()),
+            pair_labels=torch.from_numpy(pairs.values.astype(np.int64)),
         )
 
 

@@ -149,9 +149,9 @@ class PrimeDataModule(LightningDataModule):
         return self.corpus.train if stage == "val" else self.corpus.test
 
     def train_pairs(self) -> tuple[Int64[np.ndarray, " pair"], Int64[np.ndarray, " pair"]]:
-        """Return place in `sampler.query_ids` and label id of every (query, label) pair that is trained on."""
+        """Return query id and label id of every (query, label) pair that is trained on."""
         rows = self.corpus.train.positives.take(self.sampler.query_ids)
-        return rows.row_ids(), rows.values.astype(np.int64)
+        return self.sampler.query_ids[rows.row_ids()], rows.values.astype(np.int64)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sampler's state."""

@@ -113,7 +113,7 @@ class TextEncoder(nn.Module):
             return token_ids.new_empty((0, self.dim), dtype=torch.float32)
         order = lengths.argsort(stable=True)
         sorted_lengths = lengths[order]
-        rows = _gather_rows(lengths, order).to(token_ids.device)
+        rows = gather_rows(lengths, order).to(token_ids.device)
         sorted_ids = token_ids[rows]
         device = token_ids.device.type
         if self.packed is not None:
@@ -146,10 +146,10 @@ class TextEncoder(nn.Module):
         return torch.cat(pooled)
 
 
-def _gather_rows(lengths: Int[Tensor, " text"], order: Int[Tensor, " text"]) -> Int[Tensor, " token"]:
-    """Return the index that brings packed tokens of texts into another order of the texts."""
+def gather_rows(lengths: Int[Tensor, " text"], order: Int[Tensor, " text"]) -> Int[Tensor, " token"]:
+    """Return the index of the tokens of some texts, in the given order, among the packed tokens of all texts."""
     starts = (lengths.cumsum(0) - lengths)[order]
     new_lengths = lengths[order]
     new_starts = new_lengths.cumsum(0) - new_lengths
-    return torch.repeat_interleave(starts - new_starts, new_lengths) + torch.arange(int(lengths.sum()))
+    return torch.repeat_interleave(starts - new_starts, new_lengths) + torch.arange(int(new_lengths.sum()))
 

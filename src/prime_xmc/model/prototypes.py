@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 Source = Literal["text", "centroid", "free_vector"]
@@ -42,12 +42,12 @@ class Prototypes(nn.Module):
         num_labels: L.
         dim: d.
         num_free_vectors: F, at most L. Labels share them by cluster.
-        network: g_phi.
         sources: Which of text, centroid and free_vector the prototype is made of (Fig. 3 leaves some out).
         momentum: alpha of the running centroid, in [0, 1).
         centroid_update: "mean": one step towards the mean of the label's batch queries. "one": towards one of them.
             "frozen": centroids stay where they started (what the public code does).
         free_vector_std: Standard deviation of the free vectors' entries at the start, as a share of 1 / sqrt(d).
+        num_heads, feedforward, dropout: Of the `LabelPrototypeNetwork`.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -63,12 +63,14 @@ class Prototypes(nn.Module):
         num_labels: int,
         dim: int,
         num_free_vectors: int,
-        network: LabelPrototypeNetwork,
         *,
         sources: Sequence[Source] = SOURCES,
         momentum: float = 0.95,
         centroid_update: Literal["mean", "one", "frozen"] = "mean",
         free_vector_std: float = 0.5,
+        num_heads: int = 1,
+        feedforward: int = 1024,
+        dropout: float = 0.1,
     ):
         super().__init__()
         if not sources or not set(sources) <= set(SOURCES):
@@ -81,7 +83,7 @@ class Prototypes(nn.Module):
             raise ValueError(f"expected model.momentum in [0, 1), got {momentum}")
         if centroid_update not in ("mean", "one", "frozen"):
             raise ValueError(f"expected model.centroid_update mean, one or frozen, got {centroid_update!r}")
-        self.network = network
+        self.network = LabelPrototypeNetwork(dim, num_heads=num_heads, feedforward=feedforward, dropout=dropout)
         self.sources = tuple(source for source in SOURCES if source in sources)
         self.momentum = momentum
         self.centroid_update = centroid_update
@@ -126,32 +128,36 @@ class Prototypes(nn.Module):
     @torch.no_grad()
     def update_centroids(
         self,
-        label_ids: Int64[Tensor, " label"],
         query_emb: Float[Tensor, "query d"],
-        related: Bool[Tensor, "query label"],
+        pair_rows: Int64[Tensor, " pair"],
+        pair_labels: Int64[Tensor, " pair"],
     ) -> Float[Tensor, ""]:
-        """Move the centroids of a batch's labels towards its queries: c_p <- alpha c_p + (1 - alpha) h_q.
+        """Move the centroids of a batch's positives towards its queries: c_p <- alpha c_p + (1 - alpha) h_q.
+
+        A label makes one step, whichever the order of its queries: towards their mean or the first of them.
 
         Args:
-            label_ids: The labels of the batch, each once.
             query_emb: h_q of the batch.
-            related: Which query has which label among its positives.
+            pair_rows: Row of the query in each (query, positive label) pair.
+            pair_labels: Label id in each pair.
 
         Returns:
-            The mean length of the moves, in cosine units.
+            The mean length of the steps; 0 if there is none.
 
-        Source: Eq. 4; one update a step per label, in any order of the queries, where several have it.
+        Source: Eq. 4.
         """
-        counts = related.sum(dim=0)
-        if self.centroid_update == "frozen" or not counts.any():
+        if self.centroid_update == "frozen" or len(pair_rows) == 0:
             return query_emb.new_zeros(())
+        label_ids, place = pair_labels.unique(return_inverse=True)
         if self.centroid_update == "mean":
-            target = (related.T.to(query_emb.dtype) @ query_emb) / counts.clamp(min=1)[:, None]
+            target = query_emb.new_zeros(len(label_ids), query_emb.shape[1])
+            target.index_add_(0, place, query_emb[pair_rows])
+            target /= place.bincount(minlength=len(label_ids))[:, None]
         else:
-            target = query_emb[related.int().argmax(dim=0)]
-        rows = label_ids[counts > 0]
-        step = (1 - self.momentum) * (target[counts > 0].to(self.centroids.dtype) - self.centroids[rows])
-        self.centroids[rows] += step
+            first = torch.full_like(label_ids, len(query_emb)).scatter_reduce(0, place, pair_rows, "amin")
+            target = query_emb[first]
+        step = (1 - self.momentum) * (target.to(self.centroids.dtype) - self.centroids[label_ids])
+        self.centroids[label_ids] += step
         return step.norm(dim=1).mean()
 
 

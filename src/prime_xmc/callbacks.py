@@ -1,0 +1,195 @@
+"""When things happen around training: the start of the banks, new clusters, the table of epochs, the export."""
+
+import csv
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prime_xmc.data.sampling import cluster_size_at
+from prime_xmc.index.clustering import balanced_clusters
+from prime_xmc.model.prototypes import mean_centroids
+
+logger = logging.getLogger(__name__)
+
+
+class InitialisePrototypes(Callback):
+    """Before training: centroids, clusters of labels that share a free vector, and the memory of query embeddings.
+
+    All come from the embeddings of the pre-trained encoder, which are kept on disk under a fingerprint of data,
+    encoder and precision. A run that continues from a checkpoint has them from there.
+
+    Args:
+        cache_dir: Where embeddings are kept.
+        seed: Of the clustering.
+
+    Source: section 3.2.
+    """
+
+    def __init__(self, cache_dir: str, seed: int = 0):
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.seed = seed
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fill the banks."""
+        if trainer.ckpt_path is not None:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        module: Any = pl_module
+        path = self.cache_dir / f"embeddings-{self._fingerprint(trainer, module, data)}.safetensors"
+        if path.is_file():
+            embeddings = load_file(path)
+        else:
+            loaders = {"query": data.train_text_dataloader(), "label": data.label_dataloader()}
+            sizes = {"query": len(data.corpus.train), "label": data.corpus.num_labels}
+            embeddings = {name: module.embed(_with_progress(loaders[name], name), sizes[name]).cpu() for name in loaders}
+            if trainer.is_global_zero:
+                self.cache_dir.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(f".{path.name}.{os.getpid()}")
+                save_file(embeddings, temporary)
+                os.replace(temporary, path)
+        query_emb, label_emb = (embeddings[name].to(pl_module.device) for name in ("query", "label"))
+        pair_queries, pair_labels = (torch.from_numpy(ids).to(pl_module.device) for ids in data.train_pairs())
+        clusters = torch.zeros(len(label_emb), dtype=torch.int64, device=pl_module.device)
+        if module.prototypes.free_vectors is not None:
+            clusters = balanced_clusters(label_emb, len(module.prototypes.free_vectors), seed=self.seed)
+        module.prototypes.initialise(mean_centroids(query_emb, pair_queries, pair_labels, label_emb), clusters)
+        module.query_memory.copy_(query_emb)
+
+    def _fingerprint(self, trainer: Trainer, module: Any, data: Any) -> str:
+        digest = hashlib.blake2b(data.corpus.manifest["fingerprint"].encode(), digest_size=6)
+        digest.update(f"{trainer.precision} {module.encoder.packed is None}".encode())
+        digest.update(np.ascontiguousarray(data.sampler.query_ids).tobytes())
+        for name, tensor in sorted(module.encoder.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def _with_progress(loader: Sequence[Any], name: str) -> Any:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        yield from progress.track(loader, description=f"embedding {name} texts, pre-trained encoder")
+
+
+class RebuildClusters(Callback):
+    """Every few epochs: clusters the queries by the embeddings that training itself produced, for harder batches.
+
+    Args:
+        first_epoch: First epoch (from 0) with cluster batches; before it batches are random. None: never.
+        every_n_epochs: Epochs between rebuilds.
+        initial_size: Queries per cluster at first.
+        double_at: Epochs at which the cluster size doubles; they rebuild too.
+        seed: Of the clustering.
+
+    Source: section 4.2; NGAME, Dahiya et al. 2023a.
+    """
+
+    def __init__(
+        self,
+        first_epoch: int | None,
+        every_n_epochs: int,
+        initial_size: int,
+        double_at: Sequence[int] = (),
+        seed: int = 0,
+    ):
+        if every_n_epochs < 1 or initial_size < 1:
+            raise ValueError(
+                "expected sampling.clusters.every_n_epochs and initial_size of at least 1, "
+                f"got {every_n_epochs} and {initial_size}"
+            )
+        self.first_epoch = first_epoch
+        self.every_n_epochs = every_n_epochs
+        self.initial_size = initial_size
+        self.double_at = double_at
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Rebuild if it is time; the new clusters make the batches of this very epoch."""
+        epoch = trainer.current_epoch
+        if self.first_epoch is None or epoch < self.first_epoch:
+            return
+        if (epoch - self.first_epoch) % self.every_n_epochs and epoch not in self.double_at:
+            return
+        size = cluster_size_at(
+            epoch, first_epoch=self.first_epoch, initial_size=self.initial_size, double_at=self.double_at
+        )
+        assert size is not None
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        memory: Tensor = pl_module.query_memory  # type: ignore[assignment]
+        embeddings = memory[torch.from_numpy(data.sampler.query_ids).to(memory.device)].float()
+        num_clusters = max(1, len(embeddings) // size)
+        clusters = balanced_clusters(embeddings, num_clusters, seed=self.seed + epoch)
+        data.set_clusters(clusters.cpu().numpy())
+        logger.info("epoch %d: %d clusters of about %d queries", epoch, num_clusters, size)
+
+
+class EpochTable(Callback):
+    """Writes metrics.csv: one row an epoch, with what was logged, averaged over the epoch.
+
+    Args:
+        path: The file; a continued run keeps the rows of the epochs before.
+    """
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the epoch's row."""
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        values = {name.removesuffix("_epoch"): v for name, v in values.items() if not name.endswith("_step")}
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate} | values)
+        if trainer.is_global_zero:
+            names = list(dict.fromkeys(name for row in self.rows for name in row))
+            temporary = self.path.with_name(f".{self.path.name}")
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, names, restval="")
+                writer.writeheader()
+                writer.writerows(self.rows)
+            os.replace(temporary, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after those rows."""
+        self.rows = list(state_dict["rows"])
+
+
+class ExportModel(Callback):
+    """Writes the model folder when training has ended, and after every n-th epoch where asked.
+
+    Args:
+        save: Writes it, given the module, its label embeddings and its label prototypes.
+        every_n_epochs: None: only at the end.
+    """
+
+    def __init__(self, save: Callable[[LightningModule, Tensor, Tensor], None], every_n_epochs: int | None = None):
+        self.save = save
+        self.every_n_epochs = every_n_epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export if it is time."""
+        if self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._export(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export the final model."""
+        self._export(trainer, pl_module)
+
+    def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        label_emb, prototypes = pl_module.build_index()  # type: ignore[operator]
+        if trainer.is_global_zero:
+            self.save(pl_module, label_emb, prototypes)

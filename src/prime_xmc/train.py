@@ -1,0 +1,223 @@
+"""`python -m prime_xmc.train`: prepare, train, test, export."""
+
+import json
+import logging
+import os
+import platform
+import resource
+import subprocess
+import time
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import Tensor
+
+from prime_xmc.bundle import save_bundle, update_metrics
+from prime_xmc.callbacks import ExportModel
+from prime_xmc.configs import run_app
+from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.data.raw import RawFiles
+from prime_xmc.data.tokenizer import load_tokenizer
+from prime_xmc.metrics import format_table
+from prime_xmc.model.module import PrimeModule
+from prime_xmc.predictions import save_predictions
+
+logger = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """What a training run made.
+
+    Attributes:
+        metrics: Content of metrics.json.
+        module: The trained module.
+        data: Its data module.
+        trainer: Its Trainer.
+    """
+
+    metrics: dict[str, Any]
+    module: PrimeModule
+    data: PrimeDataModule
+    trainer: Any
+
+
+def make_data(config: DictConfig) -> PrimeDataModule:
+    """Make the data module and open its data, prepared if need be."""
+    dataset, sampling = config.dataset, config.sampling
+    data = PrimeDataModule(
+        RawFiles(
+            directory=dataset.dir,
+            name=dataset.name,
+            fields=tuple(dataset.fields),
+            label_fields=None if dataset.label_fields is None else tuple(dataset.label_fields),
+            hint=dataset.hint,
+        ),
+        load_tokenizer(config.encoder.source),
+        max_length=dataset.max_length,
+        cache_dir=config.cache_dir,
+        propensity_a=dataset.propensity.a,
+        propensity_b=dataset.propensity.b,
+        batch_size=sampling.batch_size,
+        num_positives=sampling.num_positives,
+        positive_weighting=sampling.positive_weighting,
+        loss_positives=sampling.loss_positives,
+        num_validation=dataset.num_validation,
+        seed=config.seed,
+    )
+    data.setup()
+    return data
+
+
+def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
+    """Make the untrained module for a data set."""
+    torch.manual_seed(config.seed)
+    encoder = instantiate(config.encoder)
+    return PrimeModule(
+        encoder,
+        instantiate(config.model, num_labels=data.corpus.num_labels, dim=encoder.dim, _convert_="all"),
+        instantiate(config.loss),
+        instantiate(config.index),
+        num_queries=len(data.corpus.train),
+        inverse_propensity=data.inverse_propensity,
+        optimizer=instantiate(config.optimizer.make),
+        scheduler=instantiate(config.optimizer.schedule),
+        weight_decay=config.optimizer.weight_decay,
+        warmup_fraction=config.optimizer.warmup_fraction,
+        seed=config.seed,
+    )
+
+
+def train(config: DictConfig) -> float | None:
+    """Train by a configuration; return the validation P@1, for sweepers that optimise it."""
+    return run(config).metrics.get("val/P@1")
+
+
+def run(config: DictConfig) -> Run:
+    """Train by a configuration, write the run folder and return what was made."""
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    data = make_data(config)
+    module = make_module(config, data)
+    settings = describe_run(config, data)
+    export = ExportModel(
+        partial(_export, run_dir / "model", data=data, settings=settings), config.export_every_n_epochs
+    )
+    callbacks = [c for c in instantiate(config.callbacks, _convert_="all").values() if c is not None]
+    trainer = instantiate(
+        config.trainer,
+        callbacks=[*callbacks, export],
+        logger=instantiate(config.logger) if config.logger else False,
+        default_root_dir=str(run_dir),
+        _convert_="all",
+    )
+    if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
+        raise FileNotFoundError(f"ckpt_path={config.ckpt_path}: not found; expected <run>/checkpoints/last.ckpt")
+    start = time.perf_counter()
+    trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+    seconds = time.perf_counter() - start
+
+    metrics: dict[str, Any] = {
+        name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+    }
+    if config.test:
+        metrics |= trainer.test(module, datamodule=data, verbose=False)[0]
+    metrics |= {
+        "train/epochs": trainer.current_epoch,
+        "train/seconds": seconds,
+        "train/queries_per_second": len(data.sampler.query_ids) * trainer.current_epoch / seconds,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "num_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+    } | {name: settings[name] for name in ("torch_version", "prime_xmc_version", "seed", "git_commit")}
+    if trainer.is_global_zero:
+        _write_json(run_dir / "metrics.json", metrics)
+        update_metrics(run_dir / "model", metrics)
+        if module.test_predictions is not None:
+            save_predictions(run_dir / "predictions.npz", *module.test_predictions)
+        show(metrics, run_dir)
+    return Run(metrics, module, data, trainer)
+
+
+def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
+    """Return what it takes to know how a model was made, as plain JSON."""
+    return {
+        "config": OmegaConf.to_container(config, resolve=True),
+        "dataset": data.corpus.manifest["name"],
+        "data_fingerprint": data.corpus.manifest["fingerprint"],
+        "seed": config.seed,
+        "torch_version": torch.__version__,
+        "prime_xmc_version": version("prime_xmc"),
+        "git_commit": _git_commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} processors",
+    }
+
+
+def show(metrics: dict[str, Any], run_dir: Path) -> None:
+    """Print the results of a run."""
+    console = Console()
+    tables = {
+        stage: {name.removeprefix(f"{stage}/"): value for name, value in metrics.items() if name.startswith(f"{stage}/")}
+        for stage in ("val", "test")
+    }
+    names = {"val": "validation", "test": "test"}
+    rows = {names[stage]: values for stage, values in tables.items() if values}
+    if rows:
+        console.print(format_table(rows))
+    console.print(
+        f"{metrics['train/epochs']} epochs in {metrics['train/seconds']:.0f} s, "
+        f"{metrics['train/queries_per_second']:.0f} queries/s, "
+        f"peak memory {metrics['peak_rss_bytes'] / 2**30:.1f} GiB. Run folder: {run_dir}"
+    )
+
+
+def _export(
+    directory: Path,
+    module: PrimeModule,
+    label_emb: Tensor,
+    prototypes: Tensor,
+    *,
+    data: PrimeDataModule,
+    settings: dict[str, Any],
+) -> None:
+    save_bundle(
+        directory,
+        encoder=module.encoder,
+        tokenizer=data.tokenizer,
+        max_length=data.max_length,
+        prototypes=module.prototypes,
+        label_emb=label_emb,
+        label_prototypes=prototypes,
+        labels=data.corpus.labels(),
+        index=module.searcher,
+        settings=settings,
+        metrics=None,
+    )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the source, None where it is not a clone."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def main() -> None:
+    """Run the entry point with the command line's configuration."""
+    run_app(train, "train")
+
+
+if __name__ == "__main__":
+    main()
