@@ -69,6 +69,44 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def toy_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_dir: Path, toy_dataset: Path) -> Path:
+    """An untrained model of the toy data set's labels, exported with a flat Faiss index; texts are cut at 16 tokens."""
+    from prime_xmc.bundle import save_bundle
+    from prime_xmc.data.tokenizer import load_tokenizer
+    from prime_xmc.index.search import FaissSearch
+    from prime_xmc.model.encoder import TextEncoder
+    from prime_xmc.model.prototypes import Prototypes
+
+    encoder, tokenizer = TextEncoder(str(tiny_encoder_dir)), load_tokenizer(str(tiny_encoder_dir))
+    with gzip.open(toy_dataset / "lbl.json.gz", "rt", encoding="utf-8") as lines:
+        labels = [(label["uid"], label["title"]) for label in map(json.loads, lines)]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        prototypes = Prototypes(len(labels), encoder.dim, 8, num_heads=2, feedforward=48).eval()
+        ids = [torch.tensor(tokenizer(text)["input_ids"]) for _, text in labels]
+        label_emb = encoder(torch.cat(ids), torch.tensor([len(row) for row in ids]))
+        prototypes.initialise(label_emb.flip(0), torch.arange(len(labels)) % 8)
+        label_prototypes = prototypes(torch.arange(len(labels)), label_emb)
+    index = FaissSearch("flat")
+    index.build(label_prototypes)
+    directory = tmp_path_factory.mktemp("run") / "model"
+    save_bundle(
+        directory,
+        encoder=encoder,
+        tokenizer=tokenizer,
+        max_length=16,
+        prototypes=prototypes,
+        label_emb=label_emb,
+        label_prototypes=label_prototypes,
+        labels=labels,
+        index=index,
+        settings={"dataset": "toy", "seed": 0},
+        metrics=None,
+    )
+    return directory
+
+
 def _write(path: Path, records: list[dict[str, object]]) -> None:
     with gzip.open(path, "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
