@@ -1,0 +1,154 @@
+"""`python -m prime_xmc.evaluate`: metrics of a model, or of any tool's predictions, on the test split."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+from jaxtyping import Float32, Int
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+
+from prime_xmc.bundle import Predictor
+from prime_xmc.configs import run_app
+from prime_xmc.data.corpus import Corpus, Split
+from prime_xmc.data.prepare import prepare
+from prime_xmc.data.propensity import inverse_propensity
+from prime_xmc.metrics import evaluate, format_table, remove_filtered
+from prime_xmc.predict import load_predictor
+from prime_xmc.predictions import load_predictions, save_predictions
+from prime_xmc.prepare import open_corpus, raw_files
+
+logger = logging.getLogger(__name__)
+
+TOP_K = 100  # labels per query that the metrics look at
+_CHUNK = 4096  # queries ranked at once
+
+
+def rank(
+    predictor: Predictor, split: Split, k: int = TOP_K
+) -> tuple[Int[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+    """Return ids and scores of the k best labels of every query, filtered pairs left out.
+
+    Args:
+        predictor: The model, whose tokenizer has made the split's token ids.
+        split: The queries.
+        k: Labels per query; where there are fewer, -1 and -inf fill up.
+    """
+    wanted = k + int(split.filtered.lengths.max(initial=0))
+    found = min(wanted, predictor.num_labels)
+    parts = []
+    for start in track(range(0, len(split), _CHUNK), "rank", console=Console(stderr=True)):
+        rows = np.arange(start, min(start + _CHUNK, len(split)))
+        scores, ids = predictor.search(predictor.encode_tokens(split.tokens.take(rows)), found)
+        missing = ((0, 0), (0, wanted - found))
+        all_ids = np.pad(ids.numpy(), missing, constant_values=-1)
+        all_scores = np.pad(scores.numpy(), missing, constant_values=-np.inf)
+        parts.append(remove_filtered(all_ids, all_scores, split.filtered.take(rows), k))
+    indices, scores_ = zip(*parts, strict=True)
+    return np.concatenate(indices), np.concatenate(scores_)
+
+
+def run(config: DictConfig) -> dict[str, float]:
+    """Evaluate on the test split, print the table and write what is asked for.
+
+    Returns:
+        `test/<metric>`, fractions in [0, 1].
+
+    Raises:
+        FileNotFoundError: If model, predictions or raw files are missing.
+        ValueError: If not exactly one of model and predictions is given, or what is given is not of this data set.
+    """
+    if (config.model is None) == (config.predictions is None):
+        given = "neither" if config.model is None else "both"
+        raise ValueError(f"expected one of model=<run>/model and predictions=<file.npz>, got {given}")
+    if config.model is not None:
+        name = str(config.model)
+        predictor = load_predictor(config)
+        corpus = _model_corpus(config, predictor)
+        indices, scores = rank(predictor, corpus.test)
+    else:
+        name = str(config.predictions)
+        corpus = open_corpus(config)
+        indices, scores = _read_predictions(Path(name).expanduser(), corpus)
+    constants = config.dataset.propensity
+    weights = inverse_propensity(corpus.label_frequency, len(corpus.train), constants.a, constants.b)
+    metrics = evaluate(indices, corpus.test.positives, weights)
+    console = Console()
+    # What is no terminal has no width; rich would take 80 columns and cut the table.
+    console.print(format_table({name: metrics}), width=None if console.is_terminal else 120 + len(name))
+    results = {f"test/{metric}": value for metric, value in metrics.items()}
+    if config.output is not None:
+        _write_json(Path(config.output).expanduser(), results)
+    if config.predictions_output is not None:
+        save_predictions(Path(config.predictions_output).expanduser(), indices, scores)
+    return results
+
+
+def _model_corpus(config: DictConfig, predictor: Predictor) -> Corpus:
+    """Prepare the data set with the model's own tokenizer and length, and check that its labels are the model's."""
+    corpus = Corpus.open(
+        prepare(
+            raw_files(config.dataset),
+            predictor.tokenizer,
+            tokenizer_name=str(config.model),
+            pad_token_id=predictor.config["pad_token_id"],
+            max_length=predictor.config["max_length"],
+            cache_dir=config.cache_dir,
+        )
+    )
+    hint = f"give the data set that the model {config.model} was trained on, dataset=..."
+    if predictor.num_labels != corpus.num_labels:
+        raise ValueError(
+            f"the model has {predictor.num_labels} labels, {config.dataset.name} has {corpus.num_labels}: {hint}"
+        )
+    for row, ((model_uid, _), (uid, _)) in enumerate(zip(predictor.labels, corpus.labels(), strict=True)):
+        if model_uid != uid:
+            raise ValueError(f"label {row} is {model_uid!r} in the model, {uid!r} in {config.dataset.name}: {hint}")
+    return corpus
+
+
+def _read_predictions(path: Path, corpus: Corpus) -> tuple[Int[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"predictions={path}: there is no such file")
+    split = corpus.test
+    wanted = TOP_K + int(split.filtered.lengths.max(initial=0))
+    indices, scores = load_predictions(path, k=wanted)
+    if len(indices) != len(split):
+        raise ValueError(
+            f"{path} has {len(indices)} rows, the test split has {len(split)} queries: expected a row for each, in "
+            "the order of the split"
+        )
+    indices, scores = remove_filtered(indices, scores, split.filtered, TOP_K)
+    available = np.minimum(TOP_K, corpus.num_labels - split.filtered.lengths)
+    num_short = int(((indices >= 0).sum(axis=1) < available).sum())
+    if num_short:
+        logger.warning(
+            "%s: fewer than %d labels for %d of %d queries, filtered pairs left out: R@%d counts those not there as "
+            "misses",
+            path,
+            available.max(),
+            num_short,
+            len(indices),
+            TOP_K,
+        )
+    return indices, scores
+
+
+def _write_json(path: Path, content: dict[str, float]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def main() -> None:
+    """Run the entry point with the command line's configuration."""
+    run_app(run, "evaluate")
+
+
+if __name__ == "__main__":
+    main()
