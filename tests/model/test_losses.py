@@ -1,0 +1,535 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prime_xmc.model.losses import PrimeLoss, dynamic_margin, mean_or_zero, regulariser, triplet_loss
+
+# losses and gradients of the authors' public code on fixed similarities, one positive a query
+FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "reference_losses.json").read_text())
+TRIPLET_CASES = [case for case in FIXTURE["cases"] if case["term"] == "triplet"]
+REGULARISER_CASES = [case for case in FIXTURE["cases"] if case["term"] == "regulariser"]
+TERMS = ("prototype_weight", "text_weight", "label_weight", "regulariser_weight")
+FIXED_MARGIN = {"gamma_min": 0.2, "gamma_max": 0.2}
+ALL_CHANGED = {  # from the default
+    "gamma_min": 0.2,
+    "gamma_max": 0.6,
+    "num_negatives": 3,
+    "weighting": "softmax",
+    "temperature": 0.3,
+    "detach_weights": False,
+    "invert_uncertain": True,
+}
+
+
+def matrix(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def mask(*rows):
+    return torch.tensor(rows, dtype=torch.bool)
+
+
+def one_anchor(positive_sim, *negative_sims, **changes):
+    """Loss and gradient of one anchor with one positive (column 0), and the rest as negatives."""
+    similarity = matrix([positive_sim, *negative_sims]).requires_grad_()
+    positives = mask([True] + [False] * len(negative_sims))
+    loss, _ = triplet_loss(similarity, positives, ~positives, **({"weighting": "sum"} | changes))
+    (grad,) = torch.autograd.grad(loss, similarity)
+    return loss.item(), grad[0].tolist()
+
+
+def random_masks(rng, shape):
+    """Every pair is positive, negative or neither."""
+    kind = torch.randint(3, shape, generator=rng)
+    return kind == 0, kind == 1
+
+
+def slow_triplet_loss(similarity, positives, negatives, **s):
+    """The loss by its definition: one Python loop a letter."""
+    anchors = []
+    for anchor in range(len(similarity)):
+        hardest = sorted(negatives[anchor].nonzero().flatten(), key=lambda n: -similarity[anchor, n])
+        pairs = []
+        for p in positives[anchor].nonzero().flatten():
+            losses, sims = [], []
+            for n in hardest[: s["num_negatives"]]:
+                s_ap, s_an = similarity[anchor, p], similarity[anchor, n]
+                margin = min(max(abs(s_ap.item() - s_an.item()), s["gamma_min"]), s["gamma_max"])
+                loss = s_an - s_ap + margin
+                if s["invert_uncertain"] and 0 < (s_ap - s_an).item() < s["gamma_min"]:
+                    loss = s_ap - s_an + s["gamma_min"]
+                if loss > 0:
+                    losses.append(loss)
+                    sims.append(s_an.detach() if s["detach_weights"] else s_an)
+            if not losses:
+                pairs.append(similarity.sum() * 0)
+                continue
+            stacked = torch.stack(losses)
+            if s["weighting"] == "softmax":
+                pairs.append(((torch.stack(sims) / s["temperature"]).softmax(0) * stacked).sum())
+            else:
+                pairs.append(stacked.sum() if s["weighting"] == "sum" else stacked.mean())
+        if pairs:
+            anchors.append(torch.stack(pairs).mean())
+    return torch.stack(anchors).mean() if anchors else similarity.sum() * 0
+
+
+class TestPublicCode:
+    @pytest.mark.parametrize("case", TRIPLET_CASES, ids=lambda case: f"tau={case['tau']}")
+    def test_triplet(self, case):
+        similarity = matrix(*FIXTURE["sim_prototype"]).requires_grad_()
+        positives = matrix(*FIXTURE["target"]) > 0
+        # the public code's margin is fixed where its gamma_min is 0, and its sum has no weights where tau is 1
+        gamma_min = case["gamma_min"] or case["gamma_max"]
+        weighting = "sum" if case["tau"] == 1 else "softmax"
+        loss, _ = triplet_loss(
+            similarity,
+            positives,
+            ~positives,
+            gamma_min=gamma_min,
+            gamma_max=case["gamma_max"],
+            num_negatives=case["num_negatives"],
+            weighting=weighting,
+            temperature=case["tau"],
+            detach_weights=False,
+        )
+        assert abs(loss.item() - case["loss"]) < 1e-9
+        (grad,) = torch.autograd.grad(loss, similarity)
+        # the public code shares out the gradient of max(0, x) where x is exactly 0; rows with such an x are left out
+        gap = similarity.detach() - similarity.detach()[positives][:, None]
+        tied = (~positives & (gap + gap.abs().clamp(gamma_min, case["gamma_max"]) == 0)).any(dim=1)
+        assert (~tied).sum() >= 3
+        torch.testing.assert_close(grad[~tied], matrix(*case["grad"])[~tied], rtol=0, atol=1e-9)
+
+    def test_there_is_a_case_without_ties(self):
+        """The fixed margin has none, so that whole gradient is compared."""
+        assert [case for case in TRIPLET_CASES if case["gamma_min"] == 0]
+
+    @pytest.mark.parametrize("case", REGULARISER_CASES, ids=lambda case: case["term"])
+    def test_regulariser(self, case):
+        prototype_sim = matrix(*FIXTURE["sim_prototype"]).requires_grad_()
+        text_sim = matrix(*FIXTURE["sim_text"]).requires_grad_()
+        positives = matrix(*FIXTURE["target"]) > 0
+        value = regulariser(
+            prototype_sim,
+            text_sim,
+            positives,
+            ~positives,
+            margin=case["margin"],
+            num_negatives=case["num_negatives"],
+            hinge=True,
+        )
+        assert abs(value.item() - case["loss"]) < 1e-9
+        value.backward()
+        torch.testing.assert_close(prototype_sim.grad, matrix(*case["grad_prototype"]), rtol=0, atol=1e-9)
+        torch.testing.assert_close(text_sim.grad, matrix(*case["grad_text"]), rtol=0, atol=1e-9)
+
+
+class TestMargin:
+    def test_clipped_dynamic_margin(self):
+        positive_sim = matrix([0.5, 0.5, 0.5, 0.5])
+        negative_sim = matrix([0.45, 0.3, 0.7, -0.4])
+        margin = dynamic_margin(positive_sim, negative_sim, 0.1, 0.3)
+        torch.testing.assert_close(margin, matrix([0.1, 0.2, 0.2, 0.3]))
+
+    def test_margin_is_outside_the_graph(self):
+        assert not dynamic_margin(matrix([0.5]).requires_grad_(), matrix([0.1]), 0.1, 0.3).requires_grad
+
+    @pytest.mark.parametrize(
+        ("positive_sim", "negative_sim", "expected"),
+        [
+            (0.5, 0.7, 0.2 + 0.2),  # the margin is the distance
+            (0.5, 0.55, 0.05 + 0.1),  # below gamma_min
+            (0.1, 0.8, 0.7 + 0.3),  # above gamma_max
+            (0.5, 0.45, -0.05 + 0.1),  # uncertain: in order, but closer than gamma_min
+            (0.9, 0.1, 0.0),
+            (0.5, 0.5, 0.1),
+        ],
+    )
+    def test_dynamic(self, positive_sim, negative_sim, expected):
+        loss, grad = one_anchor(positive_sim, negative_sim)
+        assert loss == pytest.approx(expected, abs=1e-12)
+        # were the margin in the graph, the first would have a gradient of 2
+        assert grad == ([-1.0, 1.0] if expected else [0.0, 0.0])
+
+    def test_fixed(self):
+        loss, grad = one_anchor(0.5, 0.3, 0.9, 0.1, gamma_min=0.3, gamma_max=0.3)
+        assert loss == pytest.approx(0.1 + 0.7)
+        assert grad == [-2.0, 1.0, 1.0, 0.0]
+
+    def test_unclipped(self):
+        """Where the order is right the loss is 0, elsewhere twice the distance, however large it is."""
+        loss, grad = one_anchor(0.5, 0.49, -0.9, 0.95, gamma_min=0.0, gamma_max=2.0)
+        assert loss == pytest.approx(2 * 0.45)
+        assert grad == [-1.0, 0.0, 0.0, 1.0]
+
+    def test_exact_tie_has_no_gradient(self):
+        """A distance within the bounds cancels its own margin exactly; max(0, x) would give such a pair a half."""
+        for weighting in ("softmax", "sum", "active_mean"):
+            loss, grad = one_anchor(0.75, 0.5, weighting=weighting)
+            assert loss == 0.0
+            assert grad == [0.0, 0.0]
+
+
+class TestInvertUncertain:
+    """Eq. 3 by the letter against the first line of Eq. 13; they differ only where 0 < s_ap - s_an < gamma_min."""
+
+    def test_values_and_direction_in_the_uncertain_region(self):
+        ordinary, ordinary_grad = one_anchor(0.5, 0.46, invert_uncertain=False)
+        inverted, inverted_grad = one_anchor(0.5, 0.46, invert_uncertain=True)
+        assert ordinary == pytest.approx(-0.04 + 0.1)
+        assert inverted == pytest.approx(0.04 + 0.1)
+        assert ordinary_grad == [-1.0, 1.0]
+        assert inverted_grad == [1.0, -1.0]
+
+    @pytest.mark.parametrize("negative_sim", [0.3, 0.5, 0.52, 0.7, 0.95])
+    def test_same_elsewhere(self, negative_sim):
+        ordinary = one_anchor(0.5, negative_sim, invert_uncertain=False)
+        assert one_anchor(0.5, negative_sim, invert_uncertain=True) == ordinary
+
+    def test_default_is_the_ordinary_direction(self):
+        assert one_anchor(0.5, 0.46) == one_anchor(0.5, 0.46, invert_uncertain=False)
+
+
+class TestNegatives:
+    def test_only_the_hardest_count(self):
+        negatives = (0.1, 0.3, 0.2)  # losses 0.3, 0.5, 0.4
+        assert one_anchor(0.0, *negatives, **FIXED_MARGIN, num_negatives=1) == (pytest.approx(0.5), [-1, 0, 1, 0])
+        assert one_anchor(0.0, *negatives, **FIXED_MARGIN, num_negatives=2) == (pytest.approx(0.9), [-2, 0, 1, 1])
+        assert one_anchor(0.0, *negatives, **FIXED_MARGIN, num_negatives=None) == (pytest.approx(1.2), [-3, 1, 1, 1])
+
+    def test_fewer_labels_than_negatives(self):
+        negatives = (0.1, 0.3, 0.2)
+        assert one_anchor(0.0, *negatives, num_negatives=100) == one_anchor(0.0, *negatives, num_negatives=None)
+
+    def test_hardest_are_taken_among_the_negatives(self):
+        """The most similar columns are a positive and one that is neither."""
+        similarity = matrix([0.9, 0.8, 0.7, 0.6])
+        positives, negatives = mask([True, False, False, False]), mask([False, False, True, True])
+        settings = {"gamma_min": 0.3, "gamma_max": 0.3, "num_negatives": 1, "weighting": "sum"}
+        loss, stats = triplet_loss(similarity, positives, negatives, **settings)
+        assert loss.item() == pytest.approx(0.7 - 0.9 + 0.3)
+        assert stats.violators == 1
+
+    def test_neither_positive_nor_negative_has_no_part(self):
+        similarity = matrix([0.2, 0.9, 0.3]).requires_grad_()
+        for num_negatives in (2, None):
+            settings = {"weighting": "sum", "num_negatives": num_negatives}
+            loss, _ = triplet_loss(similarity, mask([True, False, False]), mask([False, False, True]), **settings)
+            (grad,) = torch.autograd.grad(loss, similarity)
+            assert loss.item() == pytest.approx(0.1 + 0.1)
+            assert grad[0].tolist() == [-1, 0, 1]
+
+
+class TestWeighting:
+    SIMS = (0.0, 0.3, 0.1, -0.5)  # losses 0.5, 0.3 and none
+    HARD = 1 / (1 + math.exp(-2.0))  # softmax weight of the first violator: (0.3 - 0.1) / 0.1 = 2
+
+    def test_sum(self):
+        loss, grad = one_anchor(*self.SIMS, **FIXED_MARGIN, weighting="sum")
+        assert loss == pytest.approx(0.8)
+        assert grad == [-2, 1, 1, 0]
+
+    def test_mean_of_the_violators(self):
+        loss, grad = one_anchor(*self.SIMS, **FIXED_MARGIN, weighting="active_mean")
+        assert loss == pytest.approx(0.4)
+        assert grad == [-1, 0.5, 0.5, 0]
+
+    def test_softmax_over_the_violators(self):
+        loss, grad = one_anchor(*self.SIMS, **FIXED_MARGIN, weighting="softmax")
+        assert loss == pytest.approx(self.HARD * 0.5 + (1 - self.HARD) * 0.3)
+        assert grad == pytest.approx([-1, self.HARD, 1 - self.HARD, 0])
+
+    def test_weights_with_gradient_push_the_weaker_violator_up(self):
+        settings = FIXED_MARGIN | {"weighting": "softmax", "detach_weights": False}
+        loss, grad = one_anchor(*self.SIMS, **settings)
+        assert loss == one_anchor(*self.SIMS, **(settings | {"detach_weights": True}))[0]
+        change = self.HARD * (1 - self.HARD) * (0.5 - 0.3) / 0.1  # l times the derivative of the weights
+        assert grad == pytest.approx([-1, self.HARD + change, 1 - self.HARD - change, 0])
+        assert grad[2] < 0
+
+    def test_low_temperature_sees_only_the_hardest_and_high_temperature_all_alike(self):
+        settings = FIXED_MARGIN | {"weighting": "softmax"}
+        assert one_anchor(*self.SIMS, **(settings | {"temperature": 1e-3}))[0] == pytest.approx(0.5)
+        assert one_anchor(*self.SIMS, **(settings | {"temperature": 1e6}))[0] == pytest.approx(0.4, abs=1e-6)
+
+    def test_default_is_the_detached_softmax(self):
+        similarity, positives = matrix(self.SIMS), mask([True, False, False, False])
+        default, _ = triplet_loss(similarity, positives, ~positives)
+        explicit = one_anchor(*self.SIMS, weighting="softmax", temperature=0.1, gamma_min=0.1, gamma_max=0.3)
+        assert default.item() == explicit[0]
+
+
+class TestTripletLoss:
+    @pytest.mark.parametrize("weighting", ["softmax", "sum", "active_mean"])
+    @pytest.mark.parametrize("detach_weights", [True, False])
+    @pytest.mark.parametrize(
+        ("positives", "negatives", "similarity"),
+        [
+            (mask([False, False]), mask([True, True]), matrix([0.1, 0.2])),  # no positive
+            (mask([True, True]), mask([False, False]), matrix([0.1, 0.2])),  # no negative
+            (mask([True, False]), mask([False, True]), matrix([0.9, 0.2])),  # no violator
+            (mask([], []), mask([], []), matrix([], [])),  # no label
+        ],
+        ids=["no positive", "no negative", "no violator", "no label"],
+    )
+    def test_nothing_to_average_is_zero_without_gradient(
+        self, positives, negatives, similarity, weighting, detach_weights
+    ):
+        similarity.requires_grad_()
+        loss, stats = triplet_loss(
+            similarity, positives, negatives, weighting=weighting, detach_weights=detach_weights, num_negatives=1
+        )
+        (grad,) = torch.autograd.grad(loss, similarity)
+        assert loss.item() == 0.0
+        assert (grad == 0).all()
+        assert stats.violators == 0
+
+    @pytest.mark.parametrize("weighting", ["softmax", "sum", "active_mean"])
+    def test_anchor_without_positive_does_not_dilute_the_mean(self, weighting):
+        settings = {"weighting": weighting}
+        alone, _ = triplet_loss(matrix([0.2, 0.6, 0.4]), mask([1, 0, 0]), mask([0, 1, 1]), **settings)
+        similarity = matrix([0.2, 0.6, 0.4], [0.9, 0.1, 0.5])
+        both, _ = triplet_loss(similarity, mask([1, 0, 0], [0, 0, 0]), mask([0, 1, 1], [1, 1, 1]), **settings)
+        assert alone.item() > 0
+        assert both.item() == pytest.approx(alone.item(), abs=1e-12)
+
+    def test_row_of_positives_counts_as_an_anchor_without_loss(self):
+        """It has positives, and all of them are where they should be as far as can be seen."""
+        similarity = matrix([0.2, 0.6], [0.3, 0.9])
+        loss, _ = triplet_loss(similarity, mask([1, 0], [1, 1]), mask([0, 1], [0, 0]), weighting="sum")
+        assert loss.item() == pytest.approx((0.4 + 0.3) / 2)
+
+    def test_mean_over_the_positives_of_an_anchor(self):
+        similarity = matrix([0.5, 0.4, 0.6]).requires_grad_()
+        loss, _ = triplet_loss(similarity, mask([1, 1, 0]), mask([0, 0, 1]), weighting="sum")
+        assert loss.item() == pytest.approx(((0.1 + 0.1) + (0.2 + 0.2)) / 2)
+        (grad,) = torch.autograd.grad(loss, similarity)
+        assert grad[0].tolist() == [-0.5, -0.5, 1.0]
+
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        shape=st.tuples(st.integers(1, 4), st.integers(1, 6)),
+        bounds=st.sampled_from([(0.1, 0.3), (0.2, 0.2), (0.0, 2.0), (0.4, 0.9)]),
+        num_negatives=st.sampled_from([None, 1, 2, 4, 100]),
+        weighting=st.sampled_from(["softmax", "sum", "active_mean"]),
+        temperature=st.sampled_from([0.05, 0.1, 1.0]),
+        detach_weights=st.booleans(),
+        invert_uncertain=st.booleans(),
+    )
+    @settings(max_examples=150, deadline=None)
+    def test_value_and_gradient_are_those_of_plain_loops(self, seed, shape, bounds, **changes):
+        rng = torch.Generator().manual_seed(seed)
+        similarity = (torch.rand(shape, generator=rng, dtype=torch.float64) * 2 - 1).requires_grad_()
+        positives, negatives = random_masks(rng, shape)
+        changes |= {"gamma_min": bounds[0], "gamma_max": bounds[1]}
+        loss, stats = triplet_loss(similarity, positives, negatives, **changes)
+        expected = slow_triplet_loss(similarity, positives, negatives, **changes)
+        torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+        (grad,) = torch.autograd.grad(loss, similarity)
+        (expected_grad,) = torch.autograd.grad(expected, similarity)
+        torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-12)
+        assert 0 <= stats.violators <= 1
+        assert 0 <= stats.clipped <= 1
+
+    @pytest.mark.parametrize("weighting", ["softmax", "sum", "active_mean"])
+    @pytest.mark.parametrize("num_negatives", [2, None])
+    def test_gradcheck(self, weighting, num_negatives):
+        """With the margin fixed and the weights in the graph the whole loss is differentiable, away from kinks."""
+        rng = torch.Generator().manual_seed(3)
+        similarity = (torch.rand(4, 5, generator=rng, dtype=torch.float64) - 0.5).requires_grad_()
+        positives, negatives = random_masks(rng, (4, 5))
+        changes = {"weighting": weighting, "num_negatives": num_negatives, "gamma_min": 0.3, "gamma_max": 0.3}
+
+        def loss_of(values):
+            return triplet_loss(values, positives, negatives, **changes, detach_weights=False)[0]
+
+        assert loss_of(similarity).item() > 0
+        assert torch.autograd.gradcheck(loss_of, similarity)
+
+    def test_stats(self):
+        """Distances 0.25 (its own margin), 0.05 (cut at gamma_min), 0.5 (cut at gamma_max); violators: the second."""
+        similarity = matrix([0.5, 0.25, 0.45, 0.0])
+        positives = mask([True, False, False, False])
+        _, stats = triplet_loss(similarity, positives, ~positives)
+        assert stats.violators.item() == pytest.approx(1 / 3)
+        assert stats.clipped.item() == pytest.approx(2 / 3)
+        # of the two hardest only, neither the third nor the positive itself is considered
+        _, stats = triplet_loss(similarity, positives, ~positives, num_negatives=2)
+        assert stats.violators.item() == pytest.approx(1 / 2)
+        assert stats.clipped.item() == pytest.approx(1 / 2)
+
+
+class TestMeanOrZero:
+    def test_mean_of_the_masked(self):
+        assert mean_or_zero(matrix([1.0, 5.0], [3.0, 9.0]), mask([True, False], [True, False])).item() == 2.0
+
+    def test_empty(self):
+        values = matrix([1.0, 2.0]).requires_grad_()
+        mean = mean_or_zero(values, mask([False, False]))
+        mean.backward()
+        assert mean.item() == 0.0
+        assert values.grad.tolist() == [[0.0, 0.0]]
+
+
+class TestRegulariser:
+    PROTOTYPE = matrix([0.5, 0.2, -0.3], [0.9, 0.4, 0.1])
+    TEXT = matrix([0.3, 0.4, 0.1], [0.2, 0.1, 0.0])
+    POSITIVES = mask([True, False, False], [False, True, False])
+    NEGATIVES = mask([False, True, True], [True, False, False])  # one pair is neither
+    # s - b + 0.1 of the positives: 0.3 - 0.5 + 0.1 = -0.1, 0.1 - 0.4 + 0.1 = -0.2
+    # b - s + 0.1 of the negatives: 0.2 - 0.4 + 0.1 = -0.1, -0.3 - 0.1 + 0.1 = -0.3, 0.9 - 0.2 + 0.1 = 0.8
+
+    def value(self, **changes):
+        arguments = {"prototype_sim": self.PROTOTYPE, "text_sim": self.TEXT} | changes
+        return regulariser(positives=self.POSITIVES, negatives=self.NEGATIVES, **arguments).item()
+
+    def test_hinge_averages_what_is_above_zero(self):
+        assert self.value(hinge=True) == pytest.approx((0 + 0.8) / 2)
+
+    def test_plain_means(self):
+        assert self.value(hinge=False) == pytest.approx(((-0.1 - 0.2) / 2 + (-0.1 - 0.3 + 0.8) / 3) / 2)
+
+    def test_margin(self):
+        assert self.value(hinge=True, margin=0.35) == pytest.approx(
+            ((0.15 + 0.05) / 2 + (0.15 + 1.05) / 2) / 2  # -0.05 is not above 0
+        )
+
+    def test_hardest_negatives_by_prototype(self):
+        """Each query keeps the negative with the larger b; by text it would be the same one only in the second row."""
+        assert self.value(hinge=False, num_negatives=1) == pytest.approx((-0.15 + (-0.1 + 0.8) / 2) / 2)
+        # by text the first query would keep the label with s = 0.4; raise b of the other one
+        prototype_sim = self.PROTOTYPE.clone()
+        prototype_sim[0, 2] = 0.25
+        value = self.value(hinge=False, num_negatives=1, prototype_sim=prototype_sim)
+        assert value == pytest.approx((-0.15 + ((0.25 - 0.1 + 0.1) + 0.8) / 2) / 2)
+
+    def test_fewer_labels_than_negatives(self):
+        assert self.value(hinge=False, num_negatives=100) == self.value(hinge=False, num_negatives=None)
+
+    @pytest.mark.parametrize("hinge", [True, False])
+    def test_empty_means_are_zero_without_gradient(self, hinge):
+        prototype_sim = self.PROTOTYPE.clone().requires_grad_()
+        nothing = torch.zeros_like(self.POSITIVES)
+        value = regulariser(prototype_sim, self.TEXT, nothing, nothing, hinge=hinge, num_negatives=2)
+        value.backward()
+        assert value.item() == 0.0
+        assert (prototype_sim.grad == 0).all()
+
+    def test_no_pair_above_zero(self):
+        """Where the public code divides 0 by 0."""
+        prototype_sim = matrix([0.9, -0.9]).requires_grad_()
+        value = regulariser(prototype_sim, matrix([0.0, 0.0]), mask([True, False]), mask([False, True]))
+        value.backward()
+        assert value.item() == 0.0
+        assert (prototype_sim.grad == 0).all()
+
+    @pytest.mark.parametrize("hinge", [True, False])
+    def test_gradcheck(self, hinge):
+        def value_of(prototype_sim, text_sim):
+            return regulariser(prototype_sim, text_sim, self.POSITIVES, self.NEGATIVES, margin=0.15, hinge=hinge)
+
+        arguments = self.PROTOTYPE.clone().requires_grad_(), self.TEXT.clone().requires_grad_()
+        assert torch.autograd.gradcheck(value_of, arguments)
+
+
+@pytest.fixture
+def embeddings():
+    rng = torch.Generator().manual_seed(0)
+    query_emb, label_emb, prototypes = (
+        F.normalize(torch.randn(n, 3, generator=rng, dtype=torch.float64), dim=1) for n in (4, 5, 5)
+    )
+    return query_emb, label_emb, prototypes, *random_masks(rng, (4, 5))
+
+
+class TestPrimeLoss:
+    def terms(self, query_emb, label_emb, prototypes, positives, negatives):
+        text_sim, prototype_sim = query_emb @ label_emb.T, query_emb @ prototypes.T
+        return {
+            "prototype_weight": triplet_loss(prototype_sim, positives, negatives, **ALL_CHANGED)[0],
+            "text_weight": triplet_loss(text_sim, positives, negatives, **ALL_CHANGED)[0],
+            "label_weight": triplet_loss(text_sim.T, positives.T, negatives.T, **ALL_CHANGED)[0],
+            "regulariser_weight": regulariser(
+                prototype_sim, text_sim, positives, negatives, margin=0.25, num_negatives=3, hinge=False
+            ),
+        }
+
+    def test_eq_5(self, embeddings):
+        terms = self.terms(*embeddings)
+        loss, _ = PrimeLoss(**ALL_CHANGED, regulariser_margin=0.25, regulariser_hinge=False)(*embeddings)
+        expected = terms["prototype_weight"] + terms["text_weight"] + terms["label_weight"]
+        torch.testing.assert_close(loss, expected + 0.1 * terms["regulariser_weight"])
+
+    def test_every_term_has_its_weight(self, embeddings):
+        query_emb, *others = embeddings
+        query_emb.requires_grad_()
+        terms = self.terms(query_emb, *others)
+        weights = dict(zip(TERMS, (0.5, 2.0, 3.0, 7.0), strict=True))
+        module = PrimeLoss(**ALL_CHANGED, **weights, regulariser_margin=0.25, regulariser_hinge=False)
+        loss, logs = module(query_emb, *others)
+        expected = sum(weights[name] * terms[name] for name in TERMS)
+        torch.testing.assert_close(loss, expected)
+        # a setting that did not arrive might only change the gradient
+        grads = [torch.autograd.grad(value, query_emb)[0] for value in (loss, expected)]
+        torch.testing.assert_close(*grads)
+        # terms are logged without their weights, and outside the graph
+        logged = [logs[name] for name in ("query_prototype", "query_label", "label_query", "regulariser")]
+        torch.testing.assert_close(torch.stack(logged), torch.stack([terms[name].detach() for name in TERMS]))
+        assert not any(value.requires_grad for value in logs.values())
+
+    @pytest.mark.parametrize("off", TERMS)
+    def test_weight_zero_switches_a_term_off(self, off, embeddings):
+        terms = self.terms(*embeddings)
+        assert terms[off].item() != 0
+        changes = {**ALL_CHANGED, "regulariser_margin": 0.25, "regulariser_hinge": False, "regulariser_weight": 1.0}
+        loss, logs = PrimeLoss(**(changes | {off: 0.0}))(*embeddings)
+        torch.testing.assert_close(loss, sum(terms[name] for name in TERMS if name != off))
+        assert len(logs.keys() & {"query_prototype", "query_label", "label_query", "regulariser"}) == 3
+
+    def test_all_terms_off(self, embeddings):
+        loss, logs = PrimeLoss(**dict.fromkeys(TERMS, 0.0))(*embeddings)
+        assert loss.item() == 0.0
+        assert logs == {}
+
+    def test_labels_are_anchors_with_the_transposed_masks(self):
+        """Label 0 has query 0 as positive and query 1 as negative; label 1 the other way round has no negative."""
+        angle = torch.tensor([0.0, 0.3, 0.5, 1.2], dtype=torch.float64)
+        point = torch.stack([angle.cos(), angle.sin()], dim=1)
+        query_emb, label_emb = point[[0, 1]], point[[3, 2]]
+        positives, negatives = mask([True, False], [False, True]), mask([False, False], [True, False])
+        weights = {"prototype_weight": 0.0, "text_weight": 0.0, "regulariser_weight": 0.0}
+        settings = {"gamma_min": 0.2, "gamma_max": 0.2, "weighting": "sum"}
+        loss, _ = PrimeLoss(**weights, **settings)(query_emb, label_emb, label_emb, positives, negatives)
+        violation = math.cos(1.2 - 0.3) - math.cos(1.2 - 0.0) + 0.2  # label 0, positive query 0, negative query 1
+        assert loss.item() == pytest.approx(violation / 2)
+
+    def test_logged_statistics_are_those_of_the_prototype_term(self, embeddings):
+        query_emb, _, prototypes, positives, negatives = embeddings
+        _, logs = PrimeLoss(**ALL_CHANGED)(*embeddings)
+        _, stats = triplet_loss(query_emb @ prototypes.T, positives, negatives, **ALL_CHANGED)
+        assert (logs["violators"], logs["clipped_margins"]) == stats
+
+    def test_gradient_reaches_all_embeddings(self, embeddings):
+        *vectors, positives, negatives = embeddings
+        vectors = [vector.clone().requires_grad_() for vector in vectors]
+        PrimeLoss()(*vectors, positives, negatives)[0].backward()
+        assert all(vector.grad.abs().sum() > 0 for vector in vectors)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"gamma_min": 0.4, "gamma_max": 0.3}, r"gamma_min=0\.4, gamma_max=0\.3"),
+            ({"gamma_min": -0.1}, r"gamma_min=-0\.1"),
+            ({"temperature": 0.0}, r"temperature above 0, got 0\.0"),
+            ({"num_negatives": 0}, "num_negatives of at least 1"),
+        ],
+    )
+    def test_settings_out_of_range(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            PrimeLoss(**changes)
