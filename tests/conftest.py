@@ -3,18 +3,38 @@
 import gzip
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import hydra
 import jaxtyping
 import numpy as np
 import pytest
 import torch
+from omegaconf import DictConfig
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 jaxtyping.install_import_hook("prime_xmc", "beartype.beartype")  # before anything imports prime_xmc
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow")
 THINGS = ("cat", "house", "river", "engine", "violin", "apple", "castle", "rocket")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let beartype read omegaconf's DictConfig, whose base classes are spelt the old way."""
+    config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
+
+
+@pytest.fixture(scope="session")
+def compose() -> Callable[..., DictConfig]:
+    """Composes the configuration of an entry point: compose("loss.gamma_min=0", name="train")."""
+    from prime_xmc.configs import config_dir  # after the hook
+
+    def composed(*overrides: str, name: str = "train") -> DictConfig:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+            return hydra.compose(config_name=name, overrides=list(overrides))
+
+    return composed
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,7 +19,7 @@ from prime_xmc.data.corpus import Corpus, Split
 from prime_xmc.data.prepare import prepare
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.metrics import evaluate, format_table, remove_filtered
-from prime_xmc.predict import load_predictor
+from prime_xmc.predict import expand_model, load_predictor
 from prime_xmc.predictions import load_predictions, save_predictions
 from prime_xmc.prepare import open_corpus, raw_files
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 TOP_K = 100  # labels per query that the metrics look at
 _CHUNK = 4096  # queries ranked at once
+_TABLE_WIDTH = 100  # characters that the table of results needs
 
 
 def rank(
@@ -62,11 +64,11 @@ def run(config: DictConfig) -> dict[str, float]:
         FileNotFoundError: If model, predictions or raw files are missing.
         ValueError: If not exactly one of model and predictions is given, or what is given is not of this data set.
     """
-    if (config.model is None) == (config.predictions is None):
-        given = "neither" if config.model is None else "both"
+    if (config.model.dir is None) == (config.predictions is None):
+        given = "neither" if config.model.dir is None else "both"
         raise ValueError(f"expected one of model=<run>/model and predictions=<file.npz>, got {given}")
-    if config.model is not None:
-        name = str(config.model)
+    if config.model.dir is not None:
+        name = str(config.model.dir)
         predictor = load_predictor(config)
         corpus = _model_corpus(config, predictor)
         indices, scores = rank(predictor, corpus.test)
@@ -77,9 +79,8 @@ def run(config: DictConfig) -> dict[str, float]:
     constants = config.dataset.propensity
     weights = inverse_propensity(corpus.label_frequency, len(corpus.train), constants.a, constants.b)
     metrics = evaluate(indices, corpus.test.positives, weights)
-    console = Console()
-    # What is no terminal has no width; rich would take 80 columns and cut the table.
-    console.print(format_table({name: metrics}), width=None if console.is_terminal else 120 + len(name))
+    # Where there is less room, lines that wrap are better than numbers that are cut.
+    Console(width=max(Console().width, _TABLE_WIDTH)).print(format_table({Path(name).name: metrics}))
     results = {f"test/{metric}": value for metric, value in metrics.items()}
     if config.output is not None:
         _write_json(Path(config.output).expanduser(), results)
@@ -94,13 +95,13 @@ def _model_corpus(config: DictConfig, predictor: Predictor) -> Corpus:
         prepare(
             raw_files(config.dataset),
             predictor.tokenizer,
-            tokenizer_name=str(config.model),
+            tokenizer_name=str(config.model.dir),
             pad_token_id=predictor.config["pad_token_id"],
             max_length=predictor.config["max_length"],
             cache_dir=config.cache_dir,
         )
     )
-    hint = f"give the data set that the model {config.model} was trained on, dataset=..."
+    hint = f"give the data set that the model {config.model.dir} was trained on, dataset=..."
     if predictor.num_labels != corpus.num_labels:
         raise ValueError(
             f"the model has {predictor.num_labels} labels, {config.dataset.name} has {corpus.num_labels}: {hint}"
@@ -147,6 +148,7 @@ def _write_json(path: Path, content: dict[str, float]) -> None:
 
 def main() -> None:
     """Run the entry point with the command line's configuration."""
+    sys.argv[1:] = expand_model(sys.argv[1:])
     run_app(run, "evaluate")
 
 

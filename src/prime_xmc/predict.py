@@ -24,11 +24,20 @@ logger = logging.getLogger(__name__)
 _FIELDS = ("query", "title", "text")  # of a JSON line, the first that it has
 
 
+def expand_model(arguments: list[str]) -> list[str]:
+    """Return command line arguments with `model.dir=` for `model=`, which Hydra would take for the choice of a group.
+
+    In training, it is one: conf/model/ has the options.
+    """
+    prefix = "model="
+    return [f"model.dir={a.removeprefix(prefix)}" if a.startswith(prefix) else a for a in arguments]
+
+
 def load_predictor(config: DictConfig) -> Predictor:
     """Load the model that a configuration names, on its device in the fastest precision that this computes natively."""
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     precision = native_precision(torch.device(device).type)
-    return Predictor.load(config.model, device=device, index=config.index, precision=precision)
+    return Predictor.load(config.model.dir, device=device, index=config.search, precision=precision)
 
 
 def read_queries(lines: Iterable[bytes], name: str, text_field: str | None, *, as_json: bool) -> Iterator[str]:
@@ -149,6 +158,7 @@ def run(config: DictConfig) -> None:
 
 def main() -> None:
     """Run the entry point with the command line's configuration."""
+    sys.argv[1:] = expand_model(sys.argv[1:])
     run_app(run, "predict")
 
 

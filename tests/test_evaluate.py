@@ -1,0 +1,207 @@
+"""Metrics of an exported model and of predictions files, on the toy data set's test split."""
+
+import gzip
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import hydra
+import numpy as np
+import pytest
+import torch
+
+from prime_xmc.bundle import Predictor
+from prime_xmc.configs import config_dir
+from prime_xmc.data.corpus import Ragged, Split
+from prime_xmc.data.propensity import inverse_propensity
+from prime_xmc.evaluate import rank, run
+from prime_xmc.metrics import METRICS, evaluate
+from prime_xmc.predictions import load_predictions, save_predictions
+from prime_xmc.prepare import open_corpus
+
+
+@pytest.fixture(scope="module")
+def overrides(tiny_encoder_dir, toy_dataset, tmp_path_factory):
+    return [
+        "dataset=custom",
+        f"dataset.dir={toy_dataset}",
+        "dataset.name=toy",
+        "dataset.propensity={a: 0.6, b: 2.6}",
+        "dataset.max_length=16",
+        f"encoder.source={tiny_encoder_dir}",
+        f"cache_dir={tmp_path_factory.mktemp('cache')}",
+        "device=cpu",
+    ]
+
+
+def compose(overrides, *more):
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+        return hydra.compose("evaluate", overrides=[*overrides, *more])
+
+
+@pytest.fixture(scope="module")
+def corpus(overrides):
+    return open_corpus(compose(overrides))
+
+
+def expected(indices, corpus):
+    weights = inverse_propensity(corpus.label_frequency, len(corpus.train), a=0.6, b=2.6)
+    metrics = evaluate(indices, corpus.test.positives, weights)
+    return {f"test/{name}": value for name, value in metrics.items()}
+
+
+def brute_force(corpus, model):
+    """Every query against every label, one at a time, by the exported parts alone."""
+    predictor = Predictor.load(model, index="exact")
+    vectors = predictor.searcher._vectors
+    indices = np.full((len(corpus.test), 100), -1)
+    for row in range(len(corpus.test)):
+        tokens = torch.from_numpy(corpus.test.tokens[row].astype(np.int64))
+        with torch.no_grad():
+            scores = vectors @ predictor.encoder(tokens, torch.tensor([len(tokens)]))[0]
+        best = [label for label in scores.argsort(descending=True).tolist() if label not in corpus.test.filtered[row]]
+        indices[row, : len(best)] = best
+    return indices
+
+
+class TestModel:
+    @pytest.fixture(autouse=True)
+    def _full_precision(self, monkeypatch):
+        monkeypatch.setattr("prime_xmc.predict.native_precision", lambda _: "32-true")
+
+    def test_equals_brute_force(self, toy_bundle, overrides, corpus, tmp_path, capsys):
+        output, predictions = tmp_path / "new" / "metrics.json", tmp_path / "predictions.npz"
+        config = compose(overrides, f"model.dir={toy_bundle}", f"output={output}", f"predictions_output={predictions}")
+        metrics = run(config)
+        truth = brute_force(corpus, toy_bundle)
+        assert metrics == pytest.approx(expected(truth, corpus))
+        assert 0 < metrics["test/R@10"] < metrics["test/R@100"] == 1  # of 48 labels, all are found
+        assert json.loads(output.read_text()) == metrics
+        assert [path.name for path in output.parent.iterdir()] == ["metrics.json"]
+        assert load_predictions(predictions)[0].tolist() == truth.tolist()
+        table = capsys.readouterr().out
+        assert f"{100 * metrics['test/P@1']:.2f}" in table
+        assert "R@100" in table
+
+    def test_data_prepared_by_training_are_used(self, toy_bundle, overrides, corpus):
+        config = compose(overrides, f"model.dir={toy_bundle}")
+        run(config)
+        assert [path.name for path in corpus.directory.parent.iterdir()] == [corpus.directory.name]
+
+    @pytest.mark.parametrize("chunk", [7, 60])
+    def test_rank_in_chunks(self, toy_bundle, corpus, monkeypatch, chunk):
+        monkeypatch.setattr("prime_xmc.evaluate._CHUNK", chunk)
+        indices, scores = rank(Predictor.load(toy_bundle), corpus.test, k=5)
+        assert indices.tolist() == brute_force(corpus, toy_bundle)[:, :5].tolist()
+        assert (np.diff(scores, axis=1) <= 0).all()
+
+    def test_rank_leaves_filtered_pairs_out_before_the_cut(self, toy_bundle, corpus):
+        predictor = Predictor.load(toy_bundle)
+        best = rank(predictor, corpus.test, k=1)[0]
+        filtered = Ragged.from_rows(best.tolist(), np.int32)
+        second = rank(predictor, Split(corpus.test.tokens, corpus.test.positives, filtered), k=1)[0]
+        assert (second != best).all()
+        assert (second >= 0).all()
+
+    def test_other_number_of_labels(self, toy_bundle, overrides, toy_dataset, tmp_path):
+        raw = copy_raw(toy_dataset, tmp_path / "raw")
+        append(raw / "lbl.json", '{"uid": "l48", "title": "new label"}')
+        with pytest.raises(ValueError, match="the model has 48 labels, toy has 49: give the data set"):
+            run(compose(overrides, f"model.dir={toy_bundle}", f"dataset.dir={raw}"))
+
+    def test_other_labels(self, toy_bundle, overrides, toy_dataset, tmp_path):
+        raw = copy_raw(toy_dataset, tmp_path / "raw")
+        path = raw / "lbl.json"
+        path.write_text(path.read_text().replace('"l7"', '"seven"'))
+        with pytest.raises(ValueError, match="label 7 is 'l7' in the model, 'seven' in toy"):
+            run(compose(overrides, f"model.dir={toy_bundle}", f"dataset.dir={raw}"))
+
+
+def copy_raw(source, target):
+    """The raw files, uncompressed."""
+    target.mkdir()
+    for path in source.iterdir():
+        content = path.read_bytes()
+        (target / path.name.removesuffix(".gz")).write_bytes(
+            gzip.decompress(content) if path.suffix == ".gz" else content
+        )
+    return target
+
+
+def append(path, line):
+    path.write_text(path.read_text() + line + "\n")
+
+
+class TestPredictions:
+    def save(self, path, corpus, width=48):
+        rng = np.random.default_rng(0)
+        indices = np.stack([rng.permutation(48) for _ in range(len(corpus.test))])
+        for row, filtered in enumerate(corpus.test.filtered):  # the query's own label is what another tool puts first
+            indices[row] = [*filtered, *np.setdiff1d(indices[row], filtered, assume_unique=True)]
+        indices = indices[:, :width]
+        save_predictions(path, indices, np.tile(np.linspace(1, 0, width), (len(indices), 1)))
+        return indices
+
+    def without_filtered(self, indices, corpus):
+        rows = np.full((len(indices), 100), -1)
+        for row, labels in enumerate(indices):
+            kept = [label for label in labels if label not in corpus.test.filtered[row]]
+            rows[row, : len(kept)] = kept
+        return rows
+
+    def test_equals_metrics_without_the_filtered_pairs(self, overrides, corpus, tmp_path, caplog):
+        indices = self.save(tmp_path / "a.npz", corpus)
+        metrics = run(compose(overrides, f"predictions={tmp_path / 'a.npz'}"))
+        assert metrics == pytest.approx(expected(self.without_filtered(indices, corpus), corpus))
+        assert metrics != pytest.approx(expected(np.pad(indices, ((0, 0), (0, 52)), constant_values=-1), corpus))
+        assert set(metrics) == {f"test/{name}" for name in METRICS}
+        assert caplog.records == []
+
+    def test_few_columns_count_as_misses_with_a_warning(self, overrides, corpus, tmp_path, caplog):
+        indices = self.save(tmp_path / "a.npz", corpus, width=5)
+        with caplog.at_level(logging.WARNING):
+            metrics = run(compose(overrides, f"predictions={tmp_path / 'a.npz'}"))
+        assert metrics == pytest.approx(expected(self.without_filtered(indices, corpus), corpus))
+        assert "fewer than 48 labels for 60 of 60 queries" in caplog.text
+
+    def test_other_number_of_queries(self, overrides, tmp_path):
+        save_predictions(tmp_path / "a.npz", np.zeros((59, 3), dtype=int), np.zeros((59, 3)))
+        with pytest.raises(ValueError, match=r"a.npz has 59 rows, the test split has 60 queries"):
+            run(compose(overrides, f"predictions={tmp_path / 'a.npz'}"))
+
+    def test_label_out_of_range(self, overrides, tmp_path):
+        save_predictions(tmp_path / "a.npz", np.full((60, 1), 48), np.zeros((60, 1)))
+        with pytest.raises(ValueError, match="row 0 of the predictions holds label 48"):
+            run(compose(overrides, f"predictions={tmp_path / 'a.npz'}"))
+
+    def test_missing_file(self, overrides):
+        with pytest.raises(FileNotFoundError, match=r"predictions=nowhere.npz: there is no such file"):
+            run(compose(overrides, "predictions=nowhere.npz"))
+
+
+@pytest.mark.parametrize(("given", "word"), [([], "neither"), (["model.dir=a", "predictions=b.npz"], "both")])
+def test_neither_or_both(overrides, given, word):
+    with pytest.raises(ValueError, match=rf"expected one of model=<run>/model and predictions=.*, got {word}"):
+        run(compose(overrides, *given))
+
+
+def test_through_processes(toy_bundle, overrides, corpus, tmp_path):
+    """A model, then its own predictions as if another tool had made them."""
+
+    def call(*arguments):
+        command = [sys.executable, "-m", "prime_xmc.evaluate", *overrides, *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    done = call(f"model={toy_bundle}", "output=model.json", "predictions_output=a.npz")
+    metrics = json.loads((tmp_path / "model.json").read_text())
+    assert metrics == pytest.approx(expected(load_predictions(tmp_path / "a.npz")[0], corpus))
+    assert f"{100 * metrics['test/PSP@5']:.2f}" in done.stdout
+    call("predictions=a.npz", "output=predictions.json")
+    assert json.loads((tmp_path / "predictions.json").read_text()) == metrics
+    assert {path.name for path in tmp_path.iterdir()} == {"model.json", "predictions.json", "a.npz"}
