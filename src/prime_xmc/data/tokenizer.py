@@ -14,7 +14,7 @@ def load_tokenizer(source: str) -> transformers.PreTrainedTokenizerFast:
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a folder without a tokenizer
         raise ValueError(
             f"encoder.source={source}: its tokenizer cannot be loaded: {error}\nGive a folder with tokenizer.json, or "
             "a hub id on a machine that reaches the hub"

@@ -37,7 +37,7 @@ def load_backbone(source: str, *, dropout: float = 0.0, attention: str = "eager"
                 trust_remote_code=False,
                 dtype=torch.float32,
             )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a folder without a model
         raise ValueError(
             f"encoder.source={source} cannot be loaded: {error}\nGive a folder that transformers' save_pretrained "
             "wrote (config.json, model.safetensors, tokenizer.json), or a hub id on a machine that reaches the hub"
@@ -146,7 +146,7 @@ class TextEncoder(nn.Module):
         return torch.cat(pooled)
 
 
-def gather_rows(lengths: Int[Tensor, " text"], order: Int[Tensor, " text"]) -> Int[Tensor, " token"]:
+def gather_rows(lengths: Int[Tensor, " text"], order: Int[Tensor, " wanted"]) -> Int[Tensor, " token"]:
     """Return the index of the tokens of some texts, in the given order, among the packed tokens of all texts."""
     starts = (lengths.cumsum(0) - lengths)[order]
     new_lengths = lengths[order]

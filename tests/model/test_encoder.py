@@ -1,0 +1,168 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prime_xmc.model.encoder import TextEncoder, gather_rows, load_backbone
+
+LENGTHS = torch.tensor([7, 1, 12, 3, 7, 3, 20, 1])
+
+
+def random_tokens(lengths, seed=0):
+    return torch.randint(1000, 20000, (int(lengths.sum()),), generator=torch.Generator().manual_seed(seed))
+
+
+def permute(token_ids, lengths, order):
+    parts = token_ids.split(lengths.tolist())
+    return torch.cat([parts[row] for row in order]), lengths[order]
+
+
+@pytest.fixture(scope="module", params=["packed", "transformers"])
+def encoder(request, tiny_encoder_dir):
+    return TextEncoder(str(tiny_encoder_dir), implementation=request.param).eval()
+
+
+class TestTextEncoder:
+    def test_unit_vectors(self, encoder):
+        embeddings = encoder(random_tokens(LENGTHS), LENGTHS)
+        assert embeddings.shape == (len(LENGTHS), encoder.dim)
+        assert embeddings.dtype == torch.float32
+        torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(len(LENGTHS)))
+
+    def test_rows_follow_the_texts(self, encoder):
+        token_ids = random_tokens(LENGTHS)
+        embeddings = encoder(token_ids, LENGTHS)
+        order = torch.tensor([6, 0, 3, 5, 1, 7, 2, 4])
+        torch.testing.assert_close(encoder(*permute(token_ids, LENGTHS, order)), embeddings[order])
+        assert (torch.cdist(embeddings, embeddings) + torch.eye(len(LENGTHS)) > 1e-3).all()  # they can be told apart
+
+    def test_each_text_alone(self, encoder):
+        token_ids = random_tokens(LENGTHS)
+        embeddings = encoder(token_ids, LENGTHS)
+        for row, part in enumerate(token_ids.split(LENGTHS.tolist())):
+            torch.testing.assert_close(encoder(part, LENGTHS[row : row + 1]), embeddings[row : row + 1])
+
+    def test_no_text(self, encoder):
+        embeddings = encoder(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+        assert embeddings.shape == (0, encoder.dim)
+
+    def test_exactly_the_parameters_with_gradient_get_one(self, encoder):
+        """Otherwise data-parallel training would wait for the missing ones."""
+        encoder.zero_grad()
+        encoder(random_tokens(LENGTHS), LENGTHS)[:, 0].sum().backward()
+        for name, parameter in encoder.named_parameters():
+            assert parameter.requires_grad == (parameter.grad is not None) == ("pooler" not in name), name
+        assert any("pooler" in name for name, _ in encoder.named_parameters())
+
+    def test_autocast_decides_on_the_dtype(self, encoder):
+        token_ids = random_tokens(LENGTHS)
+        exact = encoder(token_ids, LENGTHS)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = encoder(token_ids, LENGTHS)
+        assert rounded.dtype == torch.float32
+        assert not torch.equal(rounded, exact)
+        assert ((rounded * exact).sum(dim=1) > 0.99).all()
+
+    @pytest.mark.parametrize("chunk_tokens", [1, 24])
+    @pytest.mark.parametrize("implementation", ["packed", "transformers"])
+    def test_chunks_change_nothing(self, implementation, chunk_tokens, tiny_encoder_dir):
+        token_ids = random_tokens(LENGTHS)
+        whole, chunked = (
+            TextEncoder(str(tiny_encoder_dir), implementation=implementation, chunk_tokens=size).eval()
+            for size in (8192, chunk_tokens)
+        )
+        torch.testing.assert_close(chunked(token_ids, LENGTHS), whole(token_ids, LENGTHS))
+
+    def test_implementations_agree(self, tiny_encoder_dir):
+        token_ids = random_tokens(LENGTHS)
+        embeddings, gradients = [], []
+        for implementation, attention in (("packed", "eager"), ("transformers", "eager"), ("transformers", "sdpa")):
+            encoder = TextEncoder(str(tiny_encoder_dir), implementation=implementation, attention=attention).train()
+            embeddings.append(encoder(token_ids, LENGTHS))
+            embeddings[-1][:, :3].sum().backward()
+            gradients.append([p.grad for p in encoder.parameters() if p.requires_grad])
+        for other in (1, 2):
+            torch.testing.assert_close(embeddings[0], embeddings[other], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(gradients[0], gradients[other], rtol=1e-3, atol=1e-4)
+
+    def test_dropout_only_while_training(self, tiny_encoder_dir):
+        token_ids = random_tokens(LENGTHS)
+        without = TextEncoder(str(tiny_encoder_dir)).eval()(token_ids, LENGTHS)
+        encoder = TextEncoder(str(tiny_encoder_dir), implementation="transformers", dropout=0.3)
+        torch.testing.assert_close(encoder.eval()(token_ids, LENGTHS), without, rtol=1e-5, atol=1e-5)
+        encoder.train()
+        assert not torch.allclose(encoder(token_ids, LENGTHS), encoder(token_ids, LENGTHS), atol=1e-2)
+
+    def test_no_dropout_unless_asked_for(self, tiny_encoder_dir):
+        """The config in the folder says 0.1, as pre-trained ones do."""
+        assert json.loads((tiny_encoder_dir / "config.json").read_text())["hidden_dropout_prob"] == 0.1
+        encoder = TextEncoder(str(tiny_encoder_dir), implementation="transformers").train()
+        token_ids = random_tokens(LENGTHS)
+        assert torch.equal(encoder(token_ids, LENGTHS), encoder(token_ids, LENGTHS))
+
+    def test_packed_refuses_dropout(self, tiny_encoder_dir):
+        with pytest.raises(ValueError, match=r"encoder\.dropout=0\.1: use encoder\.implementation=transformers"):
+            TextEncoder(str(tiny_encoder_dir), dropout=0.1)
+
+    def test_parameters_are_those_of_the_backbone(self, tiny_encoder_dir):
+        encoder = TextEncoder(str(tiny_encoder_dir))
+        assert encoder.state_dict().keys() == {f"backbone.{name}" for name in encoder.backbone.state_dict()}
+
+    @pytest.mark.cuda
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.parametrize("implementation", ["packed", "transformers"])
+    def test_cuda_agrees_with_cpu(self, implementation, tiny_encoder_dir):
+        token_ids = random_tokens(LENGTHS)
+        encoder = TextEncoder(str(tiny_encoder_dir), implementation=implementation).eval()
+        on_cpu = encoder(token_ids, LENGTHS)
+        on_cuda = encoder.cuda()(token_ids.cuda(), LENGTHS)
+        assert on_cuda.is_cuda
+        torch.testing.assert_close(on_cuda.cpu(), on_cpu, rtol=1e-3, atol=1e-3)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            rounded = encoder(token_ids.cuda(), LENGTHS)
+        assert ((rounded.cpu() * on_cpu).sum(dim=1) > 0.99).all()
+
+
+class TestLoadBackbone:
+    def test_missing_folder(self, tmp_path):
+        missing = tmp_path / "missing"
+        with pytest.raises(ValueError, match=rf"encoder\.source={missing} cannot be loaded(.|\n)*Give a folder"):
+            load_backbone(str(missing))
+
+    def test_folder_without_a_model(self, tmp_path):
+        with pytest.raises(ValueError, match=rf"encoder\.source={tmp_path} cannot be loaded"):
+            load_backbone(str(tmp_path))
+
+    def test_pickled_weights_are_not_read(self, tiny_encoder_dir, tmp_path):
+        shutil.copy(tiny_encoder_dir / "config.json", tmp_path)
+        torch.save(load_backbone(str(tiny_encoder_dir)).state_dict(), tmp_path / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="cannot be loaded"):
+            load_backbone(str(tmp_path))
+
+    def test_code_in_the_folder_is_not_run(self, tiny_encoder_dir, tmp_path):
+        source = tmp_path / "source"
+        shutil.copytree(tiny_encoder_dir, source)
+        config = json.loads((source / "config.json").read_text())
+        config["auto_map"] = {"AutoConfig": "code.Config", "AutoModel": "code.Model"}
+        (source / "config.json").write_text(json.dumps(config))
+        (source / "code.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w').close()\n")
+        assert type(load_backbone(str(source))).__name__ == "BertModel"
+        assert not (tmp_path / "was_run").exists()
+
+    def test_nothing_is_printed(self, tiny_encoder_dir, capfd):
+        load_backbone(str(tiny_encoder_dir))
+        assert capfd.readouterr() == ("", "")
+
+
+@given(st.data())
+def test_gather_rows(data):
+    lengths = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=8))
+    order = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=10))
+    texts = np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])
+    expected = [token for row in order for token in texts[row].tolist()]
+    order = torch.tensor(order, dtype=torch.int64)
+    assert gather_rows(torch.tensor(lengths), order).tolist() == expected
