@@ -1,0 +1,214 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
+
+from prime_xmc.model import packed
+from prime_xmc.model.packed import LayerParameters, LengthGroup, PackedBackbone, PackedLayer, length_groups
+
+LENGTHS = [1, 1, 2, 5, 5, 5, 9, 17]
+DIM, HEADS, INNER = 16, 2, 24
+
+
+def bert(**changes):
+    sizes = {"hidden_size": DIM, "num_hidden_layers": 2, "num_attention_heads": HEADS, "intermediate_size": INNER}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = BertConfig(vocab_size=50, max_position_embeddings=20, **(sizes | dropout | changes))
+    return BertModel._from_config(config, attn_implementation="eager")
+
+
+def distilbert(**changes):
+    sizes = {"dim": DIM, "n_layers": 2, "n_heads": HEADS, "hidden_dim": INNER}
+    dropout = {"dropout": 0.0, "attention_dropout": 0.0}
+    config = DistilBertConfig(vocab_size=50, max_position_embeddings=20, **(sizes | dropout | changes))
+    return DistilBertModel._from_config(config, attn_implementation="eager")
+
+
+def randomise(model):
+    """Give biases and norms values too: at 0 and 1, where they start, a mistake with them would not show."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(params=[bert, distilbert], ids=["bert", "distilbert"])
+def backbone(request):
+    return randomise(request.param())
+
+
+def random_texts(lengths=LENGTHS):
+    rng = torch.Generator().manual_seed(1)
+    return torch.randint(1, 50, (sum(lengths),), generator=rng), lengths
+
+
+def run_packed(backbone, token_ids, lengths, *, chunk_tokens=8192, dtype=torch.float32):
+    return PackedBackbone(backbone, chunk_tokens=chunk_tokens)(token_ids, lengths, dtype)
+
+
+def run_padded(backbone, token_ids, lengths):
+    """Mean over the tokens of what transformers computes from padded texts."""
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    input_ids = torch.zeros(mask.shape, dtype=torch.int64)
+    input_ids[mask] = token_ids
+    hidden = backbone(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
+    return (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+def gradients(backbone, pooled):
+    """Gradients of all parameters of some function of the pooled outputs; None where there is none."""
+    backbone.zero_grad()
+    weight = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(2))
+    (pooled.float() * weight).sum().backward()
+    return {name: parameter.grad for name, parameter in backbone.named_parameters()}
+
+
+def assert_same_gradients(found, expected, *, atol=1e-5):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        if expected[name] is None:
+            assert found[name] is None, name
+        else:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=atol, msg=lambda m, n=name: n + m)
+
+
+class TestPackedBackbone:
+    def test_outputs_and_gradients_are_those_of_transformers(self, backbone):
+        texts = random_texts()
+        pooled, expected = run_packed(backbone, *texts), run_padded(backbone, *texts)
+        assert pooled.dtype == torch.float32
+        torch.testing.assert_close(pooled, expected, rtol=1e-5, atol=1e-5)
+        assert_same_gradients(gradients(backbone, pooled), gradients(backbone, expected))
+
+    def test_epsilon_of_the_config_counts(self):
+        backbone = randomise(bert(layer_norm_eps=0.1))
+        texts = random_texts()
+        torch.testing.assert_close(run_packed(backbone, *texts), run_padded(backbone, *texts), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("lengths", [[1], [4, 4, 4], [20]])
+    def test_one_group(self, backbone, lengths):
+        texts = random_texts(lengths)
+        torch.testing.assert_close(run_packed(backbone, *texts), run_padded(backbone, *texts), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("chunk_tokens", [1, 11])
+    def test_chunks_change_nothing(self, backbone, chunk_tokens):
+        """Also not where a text is longer than a chunk, or a chunk ends within texts of one length."""
+        texts = random_texts()
+        whole, chunked = run_packed(backbone, *texts), run_packed(backbone, *texts, chunk_tokens=chunk_tokens)
+        torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-5)
+        assert_same_gradients(gradients(backbone, chunked), gradients(backbone, whole))
+
+    def test_rows_that_fill_up_a_chunk_have_no_influence(self, backbone, monkeypatch):
+        texts = random_texts()
+        filled = run_packed(backbone, *texts)
+        filled_gradients = gradients(backbone, filled)
+        monkeypatch.setattr(packed, "TOKEN_MULTIPLE", 1)
+        bare = run_packed(backbone, *texts)
+        torch.testing.assert_close(filled, bare, rtol=1e-5, atol=1e-6)
+        assert_same_gradients(filled_gradients, gradients(backbone, bare))
+
+    def test_bf16_is_close(self, backbone):
+        texts = random_texts()
+        exact, rounded = run_packed(backbone, *texts), run_packed(backbone, *texts, dtype=torch.bfloat16)
+        assert rounded.dtype == torch.float32
+        assert (torch.cosine_similarity(exact, rounded) > 0.99).all()
+        exact_grad, rounded_grad = gradients(backbone, exact), gradients(backbone, rounded)
+        for name in exact_grad:
+            # of the keys' biases, which softmax cancels, only rounding errors are left
+            if exact_grad[name] is not None and exact_grad[name].norm() > 1e-3:
+                assert rounded_grad[name].dtype == torch.float32
+                pair = exact_grad[name].flatten(), rounded_grad[name].flatten()
+                assert torch.cosine_similarity(*pair, dim=0) > 0.98, name
+
+    def test_weights_stay_those_of_the_backbone(self, backbone):
+        texts = random_texts()
+        runner = PackedBackbone(backbone)
+        before = runner(*texts, torch.float32)
+        with torch.no_grad():
+            next(parameter for parameter in backbone.parameters() if parameter.shape == (INNER, DIM)).mul_(3)
+        torch.testing.assert_close(runner(*texts, torch.float32), run_padded(backbone, *texts), rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(runner(*texts, torch.float32), before)
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (
+                lambda: RobertaModel(
+                    RobertaConfig(
+                        vocab_size=50, hidden_size=DIM, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+                    )
+                ),
+                "bert and distilbert, got roberta",
+            ),
+            (lambda: bert(hidden_dropout_prob=0.1), r"encoder\.dropout=0\.1"),
+            (lambda: bert(attention_probs_dropout_prob=0.2), r"encoder\.dropout=0\.2"),
+            (lambda: distilbert(dropout=0.1), r"encoder\.dropout=0\.1"),
+            (lambda: distilbert(attention_dropout=0.2), r"encoder\.dropout=0\.2"),
+            (lambda: bert(hidden_act="relu"), "gelu, got relu"),
+            (lambda: distilbert(activation="relu"), "gelu, got relu"),
+        ],
+        ids=["type", "hidden", "attention", "distilbert", "distilbert attention", "relu", "distilbert relu"],
+    )
+    def test_what_it_cannot_do(self, make, message):
+        with pytest.raises(ValueError, match=message + r".*use encoder\.implementation=transformers"):
+            PackedBackbone(make())
+
+
+class TestPackedLayer:
+    GROUPS = (LengthGroup(0, 2, 1), LengthGroup(2, 1, 3))
+
+    @staticmethod
+    def parameters(dim=4, inner=3):
+        rng = torch.Generator().manual_seed(0)
+        shapes = LayerParameters((3 * dim, dim), (3 * dim,), (dim, dim), (dim,), (dim,), (dim,), (inner, dim), (inner,),
+                                 (dim, inner), (dim,), (dim,), (dim,))  # fmt: skip
+        return [torch.randn(shape, generator=rng, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+    def test_gradcheck(self):
+        x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+
+        def layer(x, *parameters):
+            return PackedLayer.apply(x, list(self.GROUPS), 2, 1e-5, *parameters)
+
+        assert torch.autograd.gradcheck(layer, (x, *self.parameters()))
+
+    def test_rows_of_no_group_are_apart(self):
+        rng = torch.Generator().manual_seed(1)
+        x = torch.randn(5, 4, generator=rng, dtype=torch.float64).requires_grad_()
+        parameters = self.parameters()
+        more = torch.cat([x.detach(), 100 * torch.randn(3, 4, generator=rng, dtype=torch.float64)]).requires_grad_()
+        weight = torch.randn(5, 4, generator=rng, dtype=torch.float64)
+        outputs, gradients = [], []
+        for rows in (x, more):
+            output = PackedLayer.apply(rows, list(self.GROUPS), 2, 1e-5, *parameters)
+            assert output.isfinite().all()
+            outputs.append(output[:5])
+            gradients.append(torch.autograd.grad((output[:5] * weight).sum(), [rows, *parameters]))
+        torch.testing.assert_close(outputs[0], outputs[1])
+        assert (gradients[1][0][5:] == 0).all()
+        torch.testing.assert_close(gradients[0][0], gradients[1][0][:5])
+        torch.testing.assert_close(gradients[0][1:], gradients[1][1:])
+
+    def test_texts_do_not_see_each_other(self):
+        rng = torch.Generator().manual_seed(1)
+        x = torch.randn(5, 4, generator=rng, dtype=torch.float64)
+        changed = x.clone()
+        changed[3] += 1  # a token of the third text
+        outputs = [PackedLayer.apply(rows, list(self.GROUPS), 2, 1e-5, *self.parameters()) for rows in (x, changed)]
+        assert torch.equal(outputs[0][:2], outputs[1][:2])
+        assert (outputs[0][2:] != outputs[1][2:]).any(dim=1).all()
+
+
+def test_length_groups_of_nothing():
+    assert length_groups([]) == []
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 6, 100])
+def test_chunks_hold_all_texts_in_order(chunk_tokens):
+    chunks = packed._chunks(LENGTHS, chunk_tokens)
+    assert [length for chunk in chunks for length in chunk] == LENGTHS
+    assert all(len(chunk) == 1 or 0 < sum(chunk) <= chunk_tokens for chunk in chunks)
+    # no two neighbours would have fitted into one
+    assert all(sum(left) + right[0] > chunk_tokens for left, right in pairwise(chunks))
