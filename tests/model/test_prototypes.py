@@ -1,0 +1,232 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from prime_xmc.model.prototypes import SOURCES, LabelPrototypeNetwork, Prototypes, mean_centroids
+
+NUM_LABELS, DIM = 6, 8
+
+
+def make(**changes):
+    """Prototypes of 6 labels with 3 free vectors, without dropout."""
+    arguments = {"num_labels": NUM_LABELS, "dim": DIM, "num_free_vectors": 3, "feedforward": 16, "dropout": 0.0}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Prototypes(**(arguments | changes))
+
+
+def unit_rows(num_rows, seed=0, dim=DIM):
+    return F.normalize(torch.randn(num_rows, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def ids(*values):
+    return torch.tensor(values, dtype=torch.int64)
+
+
+class TestForward:
+    def test_unit_vectors(self):
+        prototypes = make()(ids(4, 0, 4, 2), unit_rows(4))
+        assert prototypes.dtype == torch.float32
+        torch.testing.assert_close(prototypes.norm(dim=1), torch.ones(4))
+
+    def test_definition(self):
+        """The layer over (h, c, v), mean, length 1; the label's cluster picks v."""
+        module = make()
+        cluster_of_label = ids(2, 2, 0, 1, 0, 1)
+        centroids, label_emb = unit_rows(NUM_LABELS, seed=1), unit_rows(2)
+        module.initialise(centroids, cluster_of_label)
+        rows = ids(3, 0)
+        sequence = torch.stack([label_emb, centroids[rows], module.free_vectors[ids(1, 2)]], dim=1)
+        expected = F.normalize(module.network.layer(sequence).mean(dim=1), dim=1)
+        torch.testing.assert_close(module(rows, label_emb), expected)
+
+    def test_rows_are_independent(self):
+        module = make().eval()
+        module.initialise(unit_rows(NUM_LABELS, seed=1), ids(2, 2, 0, 1, 0, 1))
+        rows, label_emb = ids(3, 0, 5), unit_rows(3)
+        together = module(rows, label_emb)
+        for row in range(3):
+            torch.testing.assert_close(module(rows[row : row + 1], label_emb[row : row + 1])[0], together[row])
+
+    @pytest.mark.parametrize("off", SOURCES)
+    def test_a_source_that_is_off_changes_nothing(self, off):
+        """And the others do: a prototype depends on exactly the sources that are on."""
+        for source in SOURCES:
+            module = make(sources=[name for name in SOURCES if name != off])
+            module.initialise(unit_rows(NUM_LABELS, seed=1), ids(0, 0, 1, 1, 2, 2))
+            label_emb = unit_rows(2)
+            before = module(ids(1, 4), label_emb)
+            if source == "text":
+                label_emb = unit_rows(2, seed=5)
+            elif source == "centroid":
+                module.centroids.copy_(unit_rows(NUM_LABELS, seed=5))
+            elif module.free_vectors is not None:
+                module.free_vectors.data.copy_(unit_rows(3, seed=5))
+            changed = not torch.equal(module(ids(1, 4), label_emb), before)
+            assert changed == (source != off)
+
+    def test_order_of_the_sources_is_no_setting(self):
+        assert make(sources=["free_vector", "text"]).sources == ("text", "free_vector")
+
+    def test_no_free_vectors_where_they_are_not_used(self):
+        """They would be saved and decayed all the same."""
+        module = make(sources=["text", "centroid"])
+        assert module.free_vectors is None
+        assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"network"}
+        assert "free_vectors" not in module.state_dict()
+
+    def test_labels_of_a_cluster_share_their_free_vector(self):
+        module = make(sources=["free_vector"])
+        module.initialise(unit_rows(NUM_LABELS), ids(0, 1, 0, 1, 2, 2))
+        prototypes = module(ids(0, 1, 2, 3), unit_rows(4))
+        torch.testing.assert_close(prototypes[0], prototypes[2])
+        torch.testing.assert_close(prototypes[1], prototypes[3])
+        assert not torch.allclose(prototypes[0], prototypes[1], atol=1e-3)
+
+    def test_free_vectors_of_the_labels_at_hand_get_gradient(self):
+        module = make()
+        module.initialise(unit_rows(NUM_LABELS), ids(0, 1, 0, 1, 2, 2))
+        label_emb = unit_rows(3).requires_grad_()
+        module(ids(0, 2, 4), label_emb)[:, 0].sum().backward()
+        assert (module.free_vectors.grad != 0).any(dim=1).tolist() == [True, False, True]
+        assert (label_emb.grad != 0).any(dim=1).all()
+        assert module.centroids.grad is None
+
+    def test_dropout_only_while_training(self):
+        module = make(dropout=0.5)
+        label_emb = unit_rows(2)
+        assert not torch.equal(module(ids(0, 1), label_emb), module(ids(0, 1), label_emb))
+        module.eval()
+        torch.testing.assert_close(module(ids(0, 1), label_emb), make()(ids(0, 1), label_emb))
+
+    def test_size_of_free_vectors_at_the_start(self):
+        module = make(num_labels=4000, num_free_vectors=4000, free_vector_std=0.5)
+        assert module.free_vectors.norm(dim=1).square().mean().sqrt().item() == pytest.approx(0.5, rel=0.02)
+
+
+class TestNetwork:
+    def test_layer_is_that_of_the_paper(self):
+        layer = LabelPrototypeNetwork(DIM).layer
+        assert layer.self_attn.num_heads == 1
+        assert layer.linear1.out_features == 1024
+        assert (layer.dropout.p, layer.norm_first, layer.activation) == (0.1, False, F.gelu)
+
+    def test_bf16_sources_give_float32_prototypes(self):
+        network = LabelPrototypeNetwork(DIM, dropout=0.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            prototypes = network(torch.stack([unit_rows(4), unit_rows(4, seed=1)], dim=1))
+        assert prototypes.dtype == torch.float32
+        torch.testing.assert_close(prototypes.norm(dim=1), torch.ones(4))
+
+
+class TestUpdateCentroids:
+    START = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [2.0, 2.0]])
+    QUERIES = torch.tensor([[1.0, 1.0], [3.0, -1.0], [0.0, 4.0]])
+    # label 0 has queries 0, 1 and 2; label 2 has query 1
+    PAIR_ROWS, PAIR_LABELS = ids(2, 1, 0, 1), ids(0, 0, 0, 2)
+
+    def module(self, **changes):
+        module = make(num_labels=4, dim=2, num_free_vectors=1, **changes)
+        module.initialise(self.START, ids(0, 0, 0, 0))
+        return module
+
+    def test_mean(self):
+        module = self.module(momentum=0.75)
+        drift = module.update_centroids(self.QUERIES, self.PAIR_ROWS, self.PAIR_LABELS)
+        # mean of the queries of label 0: (4/3, 4/3)
+        expected = torch.tensor([[0.75 + 1 / 3, 1 / 3], [0.0, 1.0], [0.75, -0.25], [2.0, 2.0]])
+        torch.testing.assert_close(module.centroids, expected)
+        assert torch.equal(module.centroids[[1, 3]], self.START[[1, 3]])  # untouched to the last bit
+        torch.testing.assert_close(drift, (expected - self.START)[[0, 2]].norm(dim=1).mean())
+
+    def test_one(self):
+        module = self.module(momentum=0.75, centroid_update="one")
+        module.update_centroids(self.QUERIES, self.PAIR_ROWS, self.PAIR_LABELS)
+        # the first of its queries in the batch is query 0, though its pair comes last
+        expected = torch.tensor([[1.0, 0.25], [0.0, 1.0], [0.75, -0.25], [2.0, 2.0]])
+        torch.testing.assert_close(module.centroids, expected)
+
+    def test_frozen(self):
+        module = self.module(centroid_update="frozen")
+        assert module.update_centroids(self.QUERIES, self.PAIR_ROWS, self.PAIR_LABELS).item() == 0.0
+        assert torch.equal(module.centroids, self.START)
+
+    @pytest.mark.parametrize("centroid_update", ["mean", "one"])
+    def test_order_of_the_pairs_does_not_matter(self, centroid_update):
+        found = []
+        for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]):
+            module = self.module(centroid_update=centroid_update)
+            module.update_centroids(self.QUERIES, self.PAIR_ROWS[order], self.PAIR_LABELS[order])
+            found.append(module.centroids)
+        torch.testing.assert_close(found[1], found[0])
+        torch.testing.assert_close(found[2], found[0])
+
+    def test_a_label_makes_one_step_however_many_queries_it_has(self):
+        module = self.module(momentum=0.9)
+        module.update_centroids(self.QUERIES[[0, 0, 0, 0]], ids(0, 1, 2, 3), ids(1, 1, 1, 1))
+        torch.testing.assert_close(module.centroids[1], torch.tensor([0.1, 0.9 + 0.1]))
+
+    def test_default_momentum_is_that_of_the_paper(self):
+        module = self.module()
+        module.update_centroids(self.QUERIES, ids(2), ids(2))
+        torch.testing.assert_close(module.centroids[2], torch.tensor([0.0, 0.05 * 4]))
+
+    def test_steps_approach_the_query(self):
+        module = self.module(momentum=0.5)
+        for _ in range(30):
+            module.update_centroids(self.QUERIES, ids(1), ids(3))
+        torch.testing.assert_close(module.centroids[3], self.QUERIES[1])
+
+    def test_no_pair(self):
+        module = self.module()
+        assert module.update_centroids(self.QUERIES, ids(), ids()).item() == 0.0
+        assert torch.equal(module.centroids, self.START)
+
+    def test_nothing_enters_the_graph(self):
+        module = self.module()
+        drift = module.update_centroids(self.QUERIES.clone().requires_grad_(), self.PAIR_ROWS, self.PAIR_LABELS)
+        assert not drift.requires_grad
+        assert not module.centroids.requires_grad
+
+
+class TestState:
+    def test_banks_are_saved_and_restored(self):
+        module, other = make(), make()
+        module.initialise(unit_rows(NUM_LABELS, seed=1), ids(2, 2, 0, 1, 0, 1))
+        module.update_centroids(unit_rows(2), ids(0, 1), ids(0, 3))
+        module.free_vectors.data.normal_()
+        other.load_state_dict(module.state_dict())
+        assert torch.equal(other.centroids, module.centroids)
+        assert torch.equal(other.cluster_of_label, module.cluster_of_label)
+        rows, label_emb = torch.arange(NUM_LABELS), unit_rows(NUM_LABELS)
+        assert torch.equal(other(rows, label_emb), module(rows, label_emb))
+
+    def test_centroids_are_no_parameter(self):
+        assert {name.split(".")[0] for name, _ in make().named_parameters()} == {"network", "free_vectors"}
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"sources": []}, r"model\.sources .*got \[\]"),
+            ({"num_free_vectors": 0}, r"model\.num_free_vectors between 1 and the 6 labels, got 0"),
+            ({"num_free_vectors": 7}, r"model\.num_free_vectors between 1 and the 6 labels, got 7"),
+            ({"momentum": 1.0}, r"model\.momentum in \[0, 1\), got 1\.0"),
+            ({"momentum": -0.1}, r"model\.momentum in \[0, 1\), got -0\.1"),
+        ],
+    )
+    def test_settings_out_of_range(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            make(**changes)
+
+
+class TestMeanCentroids:
+    def test_mean_query_or_text_embedding(self):
+        query_emb = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+        label_emb = torch.tensor([[9.0, 9.0], [8.0, 8.0], [7.0, 7.0]])
+        centroids = mean_centroids(query_emb, ids(0, 1, 2), ids(2, 2, 0), label_emb)
+        assert centroids.tolist() == [[0.5, 0.5], [8.0, 8.0], [0.5, 0.5]]
+        assert label_emb.tolist() == [[9.0, 9.0], [8.0, 8.0], [7.0, 7.0]]
+
+    def test_no_pair(self):
+        label_emb = unit_rows(3)
+        assert torch.equal(mean_centroids(unit_rows(2), ids(), ids(), label_emb), label_emb)
