@@ -4,7 +4,7 @@ import csv
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from prime_xmc.data.batch import Texts
 from prime_xmc.data.sampling import cluster_size_at
 from prime_xmc.index.clustering import balanced_clusters
 from prime_xmc.model.prototypes import mean_centroids
@@ -51,7 +53,9 @@ class InitialisePrototypes(Callback):
         else:
             loaders = {"query": data.train_text_dataloader(), "label": data.label_dataloader()}
             sizes = {"query": len(data.corpus.train), "label": data.corpus.num_labels}
-            embeddings = {name: module.embed(_with_progress(loaders[name], name), sizes[name]).cpu() for name in loaders}
+            embeddings = {
+                name: module.embed(_with_progress(loaders[name], name), sizes[name]).cpu() for name in loaders
+            }
             if trainer.is_global_zero:
                 self.cache_dir.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -75,7 +79,7 @@ class InitialisePrototypes(Callback):
         return digest.hexdigest()
 
 
-def _with_progress(loader: Sequence[Any], name: str) -> Any:
+def _with_progress(loader: DataLoader, name: str) -> Iterator[Texts]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
         yield from progress.track(loader, description=f"embedding {name} texts, pre-trained encoder")

@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import time
+import warnings
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -90,7 +91,7 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
         weight_decay=config.optimizer.weight_decay,
         warmup_fraction=config.optimizer.warmup_fraction,
         seed=config.seed,
-    )
+    ).train()  # pre-trained encoders come in eval mode, and Lightning keeps it
 
 
 def train(config: DictConfig) -> float | None:
@@ -100,6 +101,7 @@ def train(config: DictConfig) -> float | None:
 
 def run(config: DictConfig) -> Run:
     """Train by a configuration, write the run folder and return what was made."""
+    _quiet_libraries()
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     data = make_data(config)
@@ -143,6 +145,17 @@ def run(config: DictConfig) -> Run:
     return Run(metrics, module, data, trainer)
 
 
+def _quiet_libraries() -> None:
+    """Leave out what libraries say to everybody: advertisements, which kernels they try, their own deprecations."""
+    for name in ("lightning.pytorch", "faiss.loader"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # a batch is built in a thousandth of the time of a step: workers would only cost memory
+    warnings.filterwarnings("ignore", message="The .* does not have many workers")
+    # the best checkpoint, which is the one thing that is lost then, is not kept here
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated", category=FutureWarning)
+
+
 def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
     """Return what it takes to know how a model was made, as plain JSON."""
     return {
@@ -160,12 +173,11 @@ def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
 def show(metrics: dict[str, Any], run_dir: Path) -> None:
     """Print the results of a run."""
     console = Console()
-    tables = {
-        stage: {name.removeprefix(f"{stage}/"): value for name, value in metrics.items() if name.startswith(f"{stage}/")}
-        for stage in ("val", "test")
-    }
-    names = {"val": "validation", "test": "test"}
-    rows = {names[stage]: values for stage, values in tables.items() if values}
+    rows = {}
+    for stage, shown in (("val/", "validation"), ("test/", "test")):
+        values = {name.removeprefix(stage): value for name, value in metrics.items() if name.startswith(stage)}
+        if values:
+            rows[shown] = values
     if rows:
         console.print(format_table(rows))
     console.print(

@@ -81,7 +81,9 @@ def membership(
     return rows.row_ids()[hit], column[hit].astype(np.int64)
 
 
-def mask(shape: tuple[int, int], row: Int64[np.ndarray, " hit"], column: Int64[np.ndarray, " hit"]) -> Bool[Tensor, "r c"]:
+def mask(
+    shape: tuple[int, int], row: Int64[np.ndarray, " hit"], column: Int64[np.ndarray, " hit"]
+) -> Bool[Tensor, "r c"]:
     """Return a matrix that is True at the given places."""
     places = np.zeros(shape, dtype=bool)
     places[row, column] = True
@@ -113,8 +115,7 @@ class BatchBuilder(Dataset):
         label_ids = np.unique(drawn[row, slot])
         shape = (len(query_ids), len(label_ids))
         pairs = self.queries.positives.take(query_ids)
-        positive_row, positive_column = membership(pairs, label_ids)
-        related = mask(shape, positive_row, positive_column)
+        related = mask(shape, *membership(pairs, label_ids))
         # a query's own label is no answer to it, whatever the data say
         excluded = mask(shape, *membership(self.queries.filtered.take(query_ids), label_ids))
         related &= ~excluded
@@ -123,9 +124,10 @@ class BatchBuilder(Dataset):
         elif self.loss_positives == "any":
             # a function of the batch alone, so that it can be built again: in any process, after an interruption
             rng = np.random.default_rng(query_ids)
-            first = np.lexsort((rng.random(len(positive_row)), positive_row))
-            first = first[np.unique(positive_row[first], return_index=True)[1]]
-            chosen = mask(shape, positive_row[first], positive_column[first])
+            candidate_row, candidate_column = related.numpy().nonzero()
+            first = np.lexsort((rng.random(len(candidate_row)), candidate_row))
+            first = first[np.unique(candidate_row[first], return_index=True)[1]]
+            chosen = mask(shape, candidate_row[first], candidate_column[first])
         else:
             chosen = related
         queries, labels = pack(self.queries.tokens, query_ids), pack(self.label_tokens, label_ids)

@@ -127,7 +127,9 @@ class TextEncoder(nn.Module):
         original[order] = torch.arange(len(order))
         return F.normalize(pooled.float(), dim=1)[original.to(pooled.device)]
 
-    def _encode_padded(self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> Float[Tensor, "text d"]:
+    def _encode_padded(
+        self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]
+    ) -> Float[Tensor, "text d"]:
         pooled = []
         start = first = 0
         while first < len(lengths):
@@ -152,4 +154,3 @@ def gather_rows(lengths: Int[Tensor, " text"], order: Int[Tensor, " wanted"]) ->
     new_lengths = lengths[order]
     new_starts = new_lengths.cumsum(0) - new_lengths
     return torch.repeat_interleave(starts - new_starts, new_lengths) + torch.arange(int(new_lengths.sum()))
-

@@ -1,5 +1,6 @@
 """The terms of PRIME's objective as pure functions of similarity matrices, and the module that weights them."""
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -216,15 +217,16 @@ class PrimeLoss(nn.Module):
         self.regulariser_margin = regulariser_margin
         self.regulariser_hinge = regulariser_hinge
         self.num_negatives = num_negatives
-        self.triplet = {
-            "gamma_min": gamma_min,
-            "gamma_max": gamma_max,
-            "num_negatives": num_negatives,
-            "weighting": weighting,
-            "temperature": temperature,
-            "detach_weights": detach_weights,
-            "invert_uncertain": invert_uncertain,
-        }
+        self.triplet_loss = partial(
+            triplet_loss,
+            gamma_min=gamma_min,
+            gamma_max=gamma_max,
+            num_negatives=num_negatives,
+            weighting=weighting,
+            temperature=temperature,
+            detach_weights=detach_weights,
+            invert_uncertain=invert_uncertain,
+        )
 
     def forward(
         self,
@@ -249,7 +251,7 @@ class PrimeLoss(nn.Module):
         }
         for name, (similarity, is_positive, is_negative) in triplets.items():
             if self.weights[name]:
-                value, stats = triplet_loss(similarity, is_positive, is_negative, **self.triplet)
+                value, stats = self.triplet_loss(similarity, is_positive, is_negative)
                 total = total + self.weights[name] * value
                 logs[name] = value.detach()
                 if name == "query_prototype":

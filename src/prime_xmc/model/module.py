@@ -1,7 +1,7 @@
 """The LightningModule: steps, logging and optimisers around encoder, prototypes and loss."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from prime_xmc.model.sharded import encode_sharded
 TOP_K = 100  # of the metrics and of predictions.npz
 
 
+@runtime_checkable
 class Searcher(Protocol):
     """Finds the labels nearest to queries."""
 
@@ -47,8 +48,8 @@ class PrimeModule(LightningModule):
         scheduler: Makes the learning rate schedule from optimiser, num_warmup_steps and num_training_steps.
         weight_decay: Of matrices; biases, norms and free vectors are not decayed (Appendix H).
         warmup_fraction: Share of the steps in which the learning rate rises.
-        seed: Of the random numbers (dropout) of an epoch, together with its number, so that an epoch is the same
-            whether or not the run was interrupted before it.
+        seed: Of the random numbers (dropout) of a step, together with its number, so that a step is the same whether
+            or not the run was interrupted before it.
 
     Source: section 3.3 and Appendix H.
     """
@@ -93,9 +94,9 @@ class PrimeModule(LightningModule):
             self.encoder, token_ids, lengths, rank=self.trainer.global_rank, world_size=self.trainer.world_size
         )
 
-    def on_train_epoch_start(self) -> None:
-        """Start the epoch's random numbers."""
-        torch.manual_seed(self.seed + self.current_epoch)
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Start the step's random numbers: loaders draw from the same generator, at other times in a continued run."""
+        torch.manual_seed(hash((self.seed, self.global_step)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch; move the centroids towards its queries and remember their embeddings."""

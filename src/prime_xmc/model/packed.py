@@ -19,10 +19,10 @@ TOKEN_MULTIPLE = 256
 
 
 class LengthGroup(NamedTuple):
-    """Texts of one length that lie behind one another: `count` texts of `length` tokens from row `start`."""
+    """Texts of one length that lie behind one another: `texts` texts of `length` tokens from row `start`."""
 
     start: int
-    count: int
+    texts: int
     length: int
 
 
@@ -52,7 +52,12 @@ class PackedLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Float[Tensor, "token d"], groups: list[LengthGroup], num_heads: int, eps: float, *parameters: Tensor
+        ctx: Any,
+        x: Float[Tensor, "token d"],
+        groups: list[LengthGroup],
+        num_heads: int,
+        eps: float,
+        *parameters: Tensor,
     ) -> Float[Tensor, "token d"]:
         """Return the layer's output."""
         p = LayerParameters(*parameters)
@@ -156,14 +161,14 @@ def length_groups(lengths: list[int]) -> list[LengthGroup]:
 
     Example:
         >>> length_groups([3, 3, 5])
-        [LengthGroup(start=0, count=2, length=3), LengthGroup(start=6, count=1, length=5)]
+        [LengthGroup(start=0, texts=2, length=3), LengthGroup(start=6, texts=1, length=5)]
     """
     groups: list[LengthGroup] = []
     for length in lengths:
         if groups and groups[-1].length == length:
-            groups[-1] = groups[-1]._replace(count=groups[-1].count + 1)
+            groups[-1] = groups[-1]._replace(texts=groups[-1].texts + 1)
         else:
-            start = groups[-1].start + groups[-1].count * groups[-1].length if groups else 0
+            start = groups[-1].start + groups[-1].texts * groups[-1].length if groups else 0
             groups.append(LengthGroup(start, 1, length))
     return groups
 

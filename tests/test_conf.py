@@ -1,0 +1,98 @@
+"""Every file under conf/ composes, and what it names can be built."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
+
+from prime_xmc.configs import config_dir, native_precision
+from prime_xmc.model.prototypes import Prototypes
+
+CONF = config_dir()
+GROUPS = ("dataset", "encoder", "model", "loss", "sampling", "optimizer", "index", "trainer", "callbacks", "logger")
+OPTIONS = [
+    f"{group}={path.relative_to(CONF / group).with_suffix('')}"
+    for group in (*GROUPS, "experiment")
+    for path in sorted((CONF / group).rglob("*.yaml"))
+]
+# Table 10: free vectors, batch, epochs, learning rate, tokens; then the constants of the inverse propensity
+BENCHMARKS = {
+    "amazontitles131k": (65_536, 3200, 300, 3e-4, 32, 0.6, 2.6),
+    "amazon131k": (65_536, 512, 300, 3e-4, 128, 0.6, 2.6),
+    "amazontitles1300k": (131_072, 3200, 300, 3e-4, 32, 0.6, 2.6),
+    "wikititles500k": (65_536, 3200, 300, 2e-4, 32, 0.5, 0.4),
+    "wikipedia500k": (65_536, 512, 50, 1e-4, 256, 0.5, 0.4),
+    "wikiseealso320k": (65_536, 1024, 200, 1e-4, 128, 0.55, 1.5),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_its_targets_exist(option, compose):
+    given = ["dataset.dir=data"] if option == "dataset=custom" else []
+    given += ["encoder.source=folder"] if option == "encoder=local" else []
+
+    def targets(node):
+        if isinstance(node, dict):
+            if "_target_" in node:
+                yield node["_target_"]
+            for child in node.values():
+                yield from targets(child)
+
+    resolved = OmegaConf.to_container(compose(option, "run_dir=run", *given), resolve=True)
+    for target in targets(resolved):
+        assert callable(get_object(target)), target
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_entry_point_composes(path: Path, compose):
+    assert "dataset" in compose(name=path.stem) or path.stem == "predict"
+
+
+@pytest.mark.parametrize("dataset", BENCHMARKS)
+def test_benchmarks_have_the_settings_of_table_10(dataset, compose):
+    config = compose(f"dataset={dataset}", "run_dir=run")
+    found = (
+        config.model.num_free_vectors,
+        config.sampling.batch_size,
+        config.trainer.max_epochs,
+        config.optimizer.lr,
+        config.dataset.max_length,
+        config.dataset.propensity.a,
+        config.dataset.propensity.b,
+    )
+    assert found == BENCHMARKS[dataset]
+    assert (config.loss.gamma_min, config.loss.gamma_max, config.model.momentum) == (0.1, 0.3, 0.95)
+
+
+def test_prime_lite_draws_one_positive_in_half_the_batch(compose):
+    full, lite = (
+        compose("dataset=amazontitles131k", f"model={model}", "run_dir=run") for model in ("prime", "prime_lite")
+    )
+    assert (full.sampling.num_positives, full.sampling.batch_size) == (2, 3200)
+    assert (lite.sampling.num_positives, lite.sampling.batch_size) == (1, 1600)
+
+
+def test_the_model_group_builds_prototypes(compose):
+    model = instantiate(compose("run_dir=run").model, num_labels=5000, dim=8, _convert_="all")
+    assert isinstance(model, Prototypes)
+    assert model.sources == ("text", "centroid", "free_vector")
+
+
+def test_the_optimizer_group_builds_a_schedule_that_rises_and_falls(compose):
+    config = compose("run_dir=run", "optimizer.lr=0.5").optimizer
+    optimizer = instantiate(config.make)([{"params": [torch.nn.Parameter(torch.zeros(2))]}])
+    schedule = instantiate(config.schedule)(optimizer, num_warmup_steps=2, num_training_steps=4)
+    rates = []
+    for _ in range(5):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == [0.0, 0.25, 0.5, 0.25, 0.0]
+
+
+def test_precision_is_one_that_lightning_knows():
+    assert native_precision("cpu") in ("bf16-mixed", "32-true")
+    if not torch.cuda.is_available():
+        assert native_precision("gpu") == "32-true"

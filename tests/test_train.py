@@ -1,0 +1,172 @@
+"""Training from end to end: a real Trainer, a tiny random encoder, toy data."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prime_xmc.bundle import Predictor
+from prime_xmc.data.raw import read_records
+from prime_xmc.metrics import METRICS
+from prime_xmc.predictions import load_predictions
+from prime_xmc.train import run
+
+TIMES = {"train/seconds", "train/queries_per_second", "peak_rss_bytes"}
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def overrides(tiny_encoder_dir, toy_dataset, tmp_path_factory) -> list[str]:
+    return [
+        "encoder=local",
+        f"encoder.source={tiny_encoder_dir}",
+        "encoder.implementation=packed",
+        "dataset=custom",
+        f"dataset.dir={toy_dataset}",
+        "dataset.num_validation=40",
+        "dataset.num_free_vectors=8",
+        "dataset.clusters={first_epoch:1,every_n_epochs:1,initial_size:4,double_at:[]}",
+        "sampling.batch_size=32",
+        "optimizer.lr=3e-3",
+        f"trainer.max_epochs={EPOCHS}",
+        "trainer.precision=32-true",
+        "callbacks.progress=null",
+        "+trainer.enable_progress_bar=false",
+        "trainer.log_every_n_steps=2",
+        f"cache_dir={tmp_path_factory.mktemp('cache')}",
+    ]
+
+
+def command_line(overrides: list[str], *more: str, cwd: Path) -> str:
+    """Run the entry point in a process of its own and return what it printed."""
+    command = [sys.executable, "-m", "prime_xmc.train", *overrides, *more]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def read_metrics(run_dir: Path) -> dict[str, float]:
+    content = json.loads((run_dir / "metrics.json").read_text())
+    return {name: value for name, value in content.items() if name not in TIMES}
+
+
+@pytest.fixture(scope="module")
+def complete(overrides, compose, tmp_path_factory) -> tuple[Path, dict]:
+    """A whole run that keeps the checkpoint of every epoch: its folder and its metrics."""
+    run_dir = tmp_path_factory.mktemp("complete")
+    keep = ["callbacks.checkpoint.save_top_k=-1", "+callbacks.checkpoint.filename='{epoch}'"]
+    return run_dir, run(compose(*overrides, *keep, f"run_dir={run_dir}")).metrics
+
+
+def test_a_run_leaves_what_the_readme_lists(complete):
+    run_dir, metrics = complete
+    names = {path.name for path in run_dir.iterdir()}
+    assert {"metrics.json", "metrics.csv", "checkpoints", "model", "predictions.npz", "csv"} <= names
+    assert (run_dir / "checkpoints" / "last.ckpt").is_file()
+    assert not [path for path in run_dir.rglob(".*") if path.is_file()], "temporary files are left"
+    content = json.loads((run_dir / "metrics.json").read_text())
+    assert content == metrics
+    for stage in ("val", "test"):
+        for name in METRICS:
+            assert 0 <= content[f"{stage}/{name}"] <= 1
+    assert content["train/epochs"] == EPOCHS
+    assert content["num_parameters"] > 0
+    assert content["seed"] == 0
+    assert len(content["git_commit"]) == 40
+    assert json.loads((run_dir / "model" / "metrics.json").read_text()) == content
+
+
+def test_training_beats_chance_and_the_untrained_encoder(complete, overrides, compose, tmp_path):
+    _, metrics = complete
+    untrained = run(compose(*overrides, "optimizer.lr=0", "trainer.max_epochs=1", f"run_dir={tmp_path}")).metrics
+    chance = 2 / 48  # about two labels a query, of 48
+    assert metrics["test/P@1"] > 5 * chance
+    assert metrics["test/P@1"] > untrained["test/P@1"] + 0.1
+
+
+def test_the_table_of_epochs_has_a_row_for_each(complete):
+    run_dir, metrics = complete
+    with (run_dir / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == list(range(EPOCHS))
+    assert float(rows[-1]["val/P@1"]) == pytest.approx(metrics["val/P@1"])
+    logged = ("loss", "query_prototype", "query_label", "label_query", "regulariser", "violators", "clipped_margins")
+    for name in (*logged, "centroid_drift"):
+        assert all(math.isfinite(float(row[f"train/{name}"])) for row in rows)
+    assert float(rows[-1]["train/loss"]) < float(rows[0]["train/loss"])
+    assert float(rows[0]["lr"]) > float(rows[-1]["lr"]) == 0
+
+
+def test_the_exported_model_predicts_what_the_run_did(complete, toy_dataset):
+    run_dir, _ = complete
+    indices, scores = load_predictions(run_dir / "predictions.npz")
+    assert indices.shape == scores.shape == (60, 100)
+    queries = [record.text for record in read_records(toy_dataset / "tst.json.gz", ["title"], 48)]
+    predictor = Predictor.load(run_dir / "model")
+    emb = predictor.encode(queries)
+    expected, _ = predictor.search(emb, 48)
+    # every tenth query has a label filtered, so compare those without
+    row = 1
+    np.testing.assert_allclose(scores[row, :48], expected[row].numpy(), atol=1e-4)
+    assert (indices[row, 48:] == -1).all()
+
+
+def test_a_seed_gives_the_same_run_twice_and_another_seed_another(complete, overrides, compose, tmp_path):
+    _, metrics = complete
+    again = run(compose(*overrides, f"run_dir={tmp_path / 'again'}")).metrics
+    other = run(compose(*overrides, "seed=1", f"run_dir={tmp_path / 'other'}")).metrics
+    assert {k: v for k, v in again.items() if k not in TIMES} == {k: v for k, v in metrics.items() if k not in TIMES}
+    assert any(other[name] != metrics[name] for name in metrics if name.startswith("test/"))
+
+
+def test_a_continued_run_ends_as_the_uninterrupted_one(complete, overrides, compose, tmp_path):
+    run_dir, metrics = complete
+    checkpoint = run_dir / "checkpoints" / "epoch=1.ckpt"
+    continued = run(compose(*overrides, f"ckpt_path='{checkpoint}'", f"run_dir={tmp_path}")).metrics
+    same = [name for name in metrics if name not in TIMES]
+    assert {name: continued[name] for name in same} == {name: metrics[name] for name in same}
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(EPOCHS))
+
+
+def test_a_missing_checkpoint_is_an_error(overrides, compose, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*last\.ckpt"):
+        run(compose(*overrides, "ckpt_path=nowhere", f"run_dir={tmp_path}"))
+
+
+@pytest.mark.slow
+def test_the_configuration_of_a_run_runs_again(overrides, tmp_path):
+    command_line(overrides, "hydra.run.dir=first", cwd=tmp_path)
+    again = ["--config-path", str(tmp_path / "first" / ".hydra"), "--config-name", "config", "hydra.run.dir=second"]
+    command_line(again, cwd=tmp_path)
+    first, second = (read_metrics(tmp_path / name) for name in ("first", "second"))
+    assert first == second
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_a_folder_for_each_job(overrides, tmp_path):
+    quick = ["trainer.max_epochs=1", "hydra.sweep.dir=sweep"]
+    command_line(overrides, *quick, "-m", "model=prime,prime_lite", "seed=1,2", cwd=tmp_path)
+    found = [read_metrics(tmp_path / "sweep" / str(job)) for job in range(4)]
+    assert [metrics["seed"] for metrics in found] == [1, 2, 1, 2]
+    assert len({metrics["test/R@10"] for metrics in found}) > 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(overrides, tmp_path):
+    """DDP over gloo: same losses and metrics as one process with the same global batch, up to rounding."""
+    quick = ["trainer.max_epochs=2", "model.dropout=0"]
+    command_line(overrides, *quick, "hydra.run.dir=one", cwd=tmp_path)
+    command_line(overrides, *quick, "trainer=ddp", "trainer.devices=2", "hydra.run.dir=two", cwd=tmp_path)
+    one, two = (list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("one", "two"))
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for name in ("train/loss", "train/regulariser", "train/centroid_drift"):
+        expected = [float(row[name]) for row in one]
+        assert [float(row[name]) for row in two] == pytest.approx(expected, rel=2e-3)
+    first, second = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    assert second["test/P@5"] == pytest.approx(first["test/P@5"], abs=0.03)
