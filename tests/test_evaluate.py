@@ -7,13 +7,11 @@ import os
 import subprocess
 import sys
 
-import hydra
 import numpy as np
 import pytest
 import torch
 
 from prime_xmc.bundle import Predictor
-from prime_xmc.configs import config_dir
 from prime_xmc.data.corpus import Ragged, Split
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.evaluate import rank, run
@@ -36,14 +34,14 @@ def overrides(tiny_encoder_dir, toy_dataset, tmp_path_factory):
     ]
 
 
-def compose(overrides, *more):
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        return hydra.compose("evaluate", overrides=[*overrides, *more])
+@pytest.fixture(scope="module")
+def configure(compose, overrides):
+    return lambda *more: compose(*overrides, *more, name="evaluate")
 
 
 @pytest.fixture(scope="module")
-def corpus(overrides):
-    return open_corpus(compose(overrides))
+def corpus(configure):
+    return open_corpus(configure())
 
 
 def expected(indices, corpus):
@@ -71,9 +69,9 @@ class TestModel:
     def _full_precision(self, monkeypatch):
         monkeypatch.setattr("prime_xmc.predict.native_precision", lambda _: "32-true")
 
-    def test_equals_brute_force(self, toy_bundle, overrides, corpus, tmp_path, capsys):
+    def test_equals_brute_force(self, toy_bundle, configure, corpus, tmp_path, capsys):
         output, predictions = tmp_path / "new" / "metrics.json", tmp_path / "predictions.npz"
-        config = compose(overrides, f"model.dir={toy_bundle}", f"output={output}", f"predictions_output={predictions}")
+        config = configure(f"model.dir={toy_bundle}", f"output={output}", f"predictions_output={predictions}")
         metrics = run(config)
         truth = brute_force(corpus, toy_bundle)
         assert metrics == pytest.approx(expected(truth, corpus))
@@ -85,8 +83,8 @@ class TestModel:
         assert f"{100 * metrics['test/P@1']:.2f}" in table
         assert "R@100" in table
 
-    def test_data_prepared_by_training_are_used(self, toy_bundle, overrides, corpus):
-        config = compose(overrides, f"model.dir={toy_bundle}")
+    def test_data_prepared_by_training_are_used(self, toy_bundle, configure, corpus):
+        config = configure(f"model.dir={toy_bundle}")
         run(config)
         assert [path.name for path in corpus.directory.parent.iterdir()] == [corpus.directory.name]
 
@@ -105,18 +103,18 @@ class TestModel:
         assert (second != best).all()
         assert (second >= 0).all()
 
-    def test_other_number_of_labels(self, toy_bundle, overrides, toy_dataset, tmp_path):
+    def test_other_number_of_labels(self, toy_bundle, configure, toy_dataset, tmp_path):
         raw = copy_raw(toy_dataset, tmp_path / "raw")
         append(raw / "lbl.json", '{"uid": "l48", "title": "new label"}')
         with pytest.raises(ValueError, match="the model has 48 labels, toy has 49: give the data set"):
-            run(compose(overrides, f"model.dir={toy_bundle}", f"dataset.dir={raw}"))
+            run(configure(f"model.dir={toy_bundle}", f"dataset.dir={raw}"))
 
-    def test_other_labels(self, toy_bundle, overrides, toy_dataset, tmp_path):
+    def test_other_labels(self, toy_bundle, configure, toy_dataset, tmp_path):
         raw = copy_raw(toy_dataset, tmp_path / "raw")
         path = raw / "lbl.json"
         path.write_text(path.read_text().replace('"l7"', '"seven"'))
         with pytest.raises(ValueError, match="label 7 is 'l7' in the model, 'seven' in toy"):
-            run(compose(overrides, f"model.dir={toy_bundle}", f"dataset.dir={raw}"))
+            run(configure(f"model.dir={toy_bundle}", f"dataset.dir={raw}"))
 
 
 def copy_raw(source, target):
@@ -151,40 +149,40 @@ class TestPredictions:
             rows[row, : len(kept)] = kept
         return rows
 
-    def test_equals_metrics_without_the_filtered_pairs(self, overrides, corpus, tmp_path, caplog):
+    def test_equals_metrics_without_the_filtered_pairs(self, configure, corpus, tmp_path, caplog):
         indices = self.save(tmp_path / "a.npz", corpus)
-        metrics = run(compose(overrides, f"predictions={tmp_path / 'a.npz'}"))
+        metrics = run(configure(f"predictions={tmp_path / 'a.npz'}"))
         assert metrics == pytest.approx(expected(self.without_filtered(indices, corpus), corpus))
         assert metrics != pytest.approx(expected(np.pad(indices, ((0, 0), (0, 52)), constant_values=-1), corpus))
         assert set(metrics) == {f"test/{name}" for name in METRICS}
         assert caplog.records == []
 
-    def test_few_columns_count_as_misses_with_a_warning(self, overrides, corpus, tmp_path, caplog):
+    def test_few_columns_count_as_misses_with_a_warning(self, configure, corpus, tmp_path, caplog):
         indices = self.save(tmp_path / "a.npz", corpus, width=5)
         with caplog.at_level(logging.WARNING):
-            metrics = run(compose(overrides, f"predictions={tmp_path / 'a.npz'}"))
+            metrics = run(configure(f"predictions={tmp_path / 'a.npz'}"))
         assert metrics == pytest.approx(expected(self.without_filtered(indices, corpus), corpus))
         assert "fewer than 48 labels for 60 of 60 queries" in caplog.text
 
-    def test_other_number_of_queries(self, overrides, tmp_path):
+    def test_other_number_of_queries(self, configure, tmp_path):
         save_predictions(tmp_path / "a.npz", np.zeros((59, 3), dtype=int), np.zeros((59, 3)))
         with pytest.raises(ValueError, match=r"a.npz has 59 rows, the test split has 60 queries"):
-            run(compose(overrides, f"predictions={tmp_path / 'a.npz'}"))
+            run(configure(f"predictions={tmp_path / 'a.npz'}"))
 
-    def test_label_out_of_range(self, overrides, tmp_path):
+    def test_label_out_of_range(self, configure, tmp_path):
         save_predictions(tmp_path / "a.npz", np.full((60, 1), 48), np.zeros((60, 1)))
         with pytest.raises(ValueError, match="row 0 of the predictions holds label 48"):
-            run(compose(overrides, f"predictions={tmp_path / 'a.npz'}"))
+            run(configure(f"predictions={tmp_path / 'a.npz'}"))
 
-    def test_missing_file(self, overrides):
+    def test_missing_file(self, configure):
         with pytest.raises(FileNotFoundError, match=r"predictions=nowhere.npz: there is no such file"):
-            run(compose(overrides, "predictions=nowhere.npz"))
+            run(configure("predictions=nowhere.npz"))
 
 
 @pytest.mark.parametrize(("given", "word"), [([], "neither"), (["model.dir=a", "predictions=b.npz"], "both")])
-def test_neither_or_both(overrides, given, word):
+def test_neither_or_both(configure, given, word):
     with pytest.raises(ValueError, match=rf"expected one of model=<run>/model and predictions=.*, got {word}"):
-        run(compose(overrides, *given))
+        run(configure(*given))
 
 
 def test_through_processes(toy_bundle, overrides, corpus, tmp_path):

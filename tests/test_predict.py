@@ -7,19 +7,17 @@ import os
 import subprocess
 import sys
 
-import hydra
 import pytest
 
 from prime_xmc.bundle import Prediction, Predictor, ScoredLabel
-from prime_xmc.configs import config_dir
 from prime_xmc.predict import read_queries, run, to_json
 
 QUERIES = ["a red cat", "", "Ünï ≠ 語", "blue river"]
 
 
-def predict(*overrides):
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        run(hydra.compose("predict", overrides=["device=cpu", *overrides]))
+@pytest.fixture(scope="module")
+def predict(compose):
+    return lambda *overrides: run(compose("device=cpu", *overrides, name="predict"))
 
 
 def start(folder, *overrides, **streams):
@@ -75,7 +73,7 @@ class TestProcess:
 
 class TestRun:
     @pytest.mark.parametrize("chunk", [1, 3, 1024])
-    def test_text_file(self, toy_bundle, tmp_path, expected, chunk):
+    def test_text_file(self, predict, toy_bundle, tmp_path, expected, chunk):
         source, target = tmp_path / "queries.txt", tmp_path / "new" / "found.jsonl"
         source.write_bytes("\r\n".join(QUERIES).encode())
         predict(f"model.dir={toy_bundle}", "top_k=3", f"input={source}", f"output={target}", f"chunk={chunk}")
@@ -83,24 +81,26 @@ class TestRun:
         assert [path.name for path in target.parent.iterdir()] == ["found.jsonl"]
 
     @pytest.mark.parametrize("name", ["queries.jsonl", "queries.jsonl.gz", "tst.json.gz"])
-    def test_json_lines(self, toy_bundle, tmp_path, expected, capsysbinary, name):
+    def test_json_lines(self, predict, toy_bundle, tmp_path, expected, capsysbinary, name):
         content = "".join(json.dumps({"title": query, "target_ind": [1]}) + "\n" for query in QUERIES).encode()
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
         predict(f"model.dir={toy_bundle}", "top_k=3", f"input={tmp_path / name}")
         assert uids(capsysbinary.readouterr().out) == expected
 
-    def test_standard_input_is_json_lines_if_a_field_is_given(self, toy_bundle, expected, monkeypatch, capsysbinary):
+    def test_standard_input_is_json_if_a_field_is_given(
+        self, predict, toy_bundle, expected, monkeypatch, capsysbinary
+    ):
         content = "".join(json.dumps({"query": "no", "name": query}) + "\n" for query in QUERIES).encode()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
         predict(f"model.dir={toy_bundle}", "top_k=3", "text_field=name")
         assert uids(capsysbinary.readouterr().out) == expected
 
-    def test_nothing_in_nothing_out(self, toy_bundle, tmp_path, capsysbinary):
+    def test_nothing_in_nothing_out(self, predict, toy_bundle, tmp_path, capsysbinary):
         (tmp_path / "empty.txt").touch()
         predict(f"model.dir={toy_bundle}", f"input={tmp_path / 'empty.txt'}")
         assert capsysbinary.readouterr().out == b""
 
-    def test_scores_below_the_limit_are_left_out(self, toy_bundle, tmp_path, capsysbinary):
+    def test_scores_below_the_limit_are_left_out(self, predict, toy_bundle, tmp_path, capsysbinary):
         (tmp_path / "queries.txt").write_text("red cat\n")
         arguments = f"model.dir={toy_bundle}", f"input={tmp_path / 'queries.txt'}"
         predict(*arguments, "top_k=48")
@@ -112,12 +112,12 @@ class TestRun:
         assert 10 <= len(found["labels"]) < 48
 
     @pytest.mark.parametrize("index", ["faiss", "exact"])
-    def test_index(self, toy_bundle, tmp_path, expected, capsysbinary, index):
+    def test_index(self, predict, toy_bundle, tmp_path, expected, capsysbinary, index):
         (tmp_path / "queries.txt").write_text("\n".join(QUERIES), encoding="utf-8")
         predict(f"model.dir={toy_bundle}", "top_k=3", f"input={tmp_path / 'queries.txt'}", f"search={index}")
         assert uids(capsysbinary.readouterr().out) == expected
 
-    def test_older_output_stays_if_the_input_is_bad(self, toy_bundle, tmp_path):
+    def test_older_output_stays_if_the_input_is_bad(self, predict, toy_bundle, tmp_path):
         (tmp_path / "queries.txt").write_bytes(b"red\n\xff\n")
         (tmp_path / "found.jsonl").write_text("old")
         with pytest.raises(ValueError, match="line 2"):
@@ -135,11 +135,11 @@ class TestRun:
             ("model.dir=nowhere", FileNotFoundError, "nowhere is no exported model"),
         ],
     )
-    def test_bad_settings(self, toy_bundle, override, error, said):
+    def test_bad_settings(self, predict, toy_bundle, override, error, said):
         with pytest.raises(error, match=said):
             predict(f"model.dir={toy_bundle}", override)
 
-    def test_more_labels_than_there_are(self, toy_bundle, tmp_path):
+    def test_more_labels_than_there_are(self, predict, toy_bundle, tmp_path):
         (tmp_path / "queries.txt").write_text("red\n")
         with pytest.raises(ValueError, match="48 labels, got 49"):
             predict(f"model.dir={toy_bundle}", f"input={tmp_path / 'queries.txt'}", "top_k=49")

@@ -3,9 +3,6 @@ import os
 import subprocess
 import sys
 
-import hydra
-
-from prime_xmc.configs import config_dir
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.prepare import run
 
@@ -20,9 +17,8 @@ def overrides(tiny_encoder_dir, toy_dataset, cache):
     ]
 
 
-def test_prepares_once_and_describes(tiny_encoder_dir, toy_dataset, tmp_path, capsys):
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        config = hydra.compose("prepare", overrides=overrides(tiny_encoder_dir, toy_dataset, tmp_path))
+def test_prepares_once_and_describes(compose, tiny_encoder_dir, toy_dataset, tmp_path, capsys):
+    config = compose(*overrides(tiny_encoder_dir, toy_dataset, tmp_path), name="prepare")
     corpus = run(config)
     assert (len(corpus.train), len(corpus.test), corpus.num_labels) == (240, 60, 48)
     assert corpus.manifest["max_length"] == 12
