@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prime_xmc.data.batch import BatchBuilder, TextChunks, mask, membership, pack
+from prime_xmc.data.corpus import Ragged, Split
+from prime_xmc.data.sampling import draw_positives
+
+NUM_LABELS = 9
+label_sets = st.sets(st.integers(0, NUM_LABELS - 1)).map(sorted)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def ragged(rows):
+    return Ragged.from_rows(rows, dtype=np.int32)
+
+
+def make_texts(num_texts, start):
+    """Text i has 1 + i % 4 tokens, which are told apart by their values."""
+    return ragged([[start + 10 * row + place for place in range(1 + row % 4)] for row in range(num_texts)])
+
+
+def make_builder(positives, filtered=None, *, loss_positives="all"):
+    filtered = [[]] * len(positives) if filtered is None else filtered
+    queries = Split(make_texts(len(positives), 1000), ragged(positives), ragged(filtered))
+    return BatchBuilder(queries, make_texts(NUM_LABELS, 5000), loss_positives=loss_positives)
+
+
+def build(builder, query_ids, drawn):
+    return builder[np.array(query_ids, dtype=np.int64), np.array(drawn, dtype=np.int64)]
+
+
+@st.composite
+def data_sets(draw):
+    """Positives and filtered labels of each query."""
+    positives = draw(st.lists(label_sets, min_size=1, max_size=6))
+    return positives, [draw(label_sets) for _ in positives]
+
+
+def some_batch(positives, seed):
+    """What the sampler might yield: some of the queries, and up to three labels drawn for each."""
+    rng = np.random.default_rng(seed)
+    query_ids = rng.permutation(len(positives))[: rng.integers(1, len(positives) + 1)]
+    return query_ids, draw_positives(ragged(positives), np.ones(NUM_LABELS), query_ids, int(rng.integers(1, 4)), rng)
+
+
+class TestMembership:
+    @given(st.lists(label_sets, max_size=6), label_sets)
+    def test_all_entries_among_the_labels(self, rows, label_ids):
+        row, column = membership(ragged(rows), np.array(label_ids, dtype=np.int64))
+        expected = [
+            (r, label_ids.index(label)) for r, labels in enumerate(rows) for label in labels if label in label_ids
+        ]
+        assert list(zip(row.tolist(), column.tolist(), strict=True)) == expected
+
+    def test_mask(self):
+        assert mask((2, 3), np.array([0, 1, 1]), np.array([2, 0, 0])).tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+class TestBatchBuilder:
+    @given(data_sets(), seeds, st.sampled_from(["drawn", "any", "all"]))
+    @settings(deadline=None)
+    def test_masks_are_those_of_plain_loops(self, data, seed, loss_positives):
+        positives, filtered = data
+        query_ids, drawn = some_batch(positives, seed)
+        batch = build(make_builder(positives, filtered, loss_positives=loss_positives), query_ids, drawn)
+        label_ids = batch.label_ids.tolist()
+        assert label_ids == sorted({label for row in drawn.tolist() for label in row if label != -1})
+        for row, query in enumerate(query_ids):
+            answers = set(positives[query]) - set(filtered[query])
+            positive = {label_ids[column] for column in batch.positives[row].nonzero().flatten()}
+            negative = {label_ids[column] for column in batch.negatives[row].nonzero().flatten()}
+            # no positive of the query, pulled or not, is ever pushed away, nor is its own label
+            assert negative == set(label_ids) - set(positives[query]) - set(filtered[query])
+            if loss_positives == "all":
+                assert positive == answers & set(label_ids)
+            elif loss_positives == "drawn":
+                assert positive == answers & set(drawn[row].tolist())
+            else:
+                assert positive <= answers
+                assert len(positive) == min(1, len(answers & set(label_ids)))
+
+    @given(data_sets(), seeds)
+    @settings(deadline=None)
+    def test_pairs_are_all_of_the_training_data(self, data, seed):
+        positives, filtered = data
+        query_ids, drawn = some_batch(positives, seed)
+        batch = build(make_builder(positives, filtered), query_ids, drawn)
+        pairs = list(zip(batch.pair_rows.tolist(), batch.pair_labels.tolist(), strict=True))
+        assert pairs == [(row, label) for row, query in enumerate(query_ids) for label in positives[query]]
+
+    @given(data_sets(), seeds)
+    @settings(deadline=None)
+    def test_texts_are_those_of_the_queries_then_of_the_labels(self, data, seed):
+        positives, filtered = data
+        query_ids, drawn = some_batch(positives, seed)
+        builder = make_builder(positives, filtered)
+        batch = build(builder, query_ids, drawn)
+        texts = [part.tolist() for part in batch.token_ids.split(batch.lengths.tolist())]
+        expected = [builder.queries.tokens[query].tolist() for query in query_ids]
+        expected += [builder.label_tokens[label].tolist() for label in batch.label_ids]
+        assert texts == expected
+        assert batch.query_ids.tolist() == query_ids.tolist()
+
+    def test_which_positives_are_pulled(self):
+        """Query 0 drew label 1; its label 4 is in the batch because query 1 drew it, its label 6 is not."""
+        positives, query_ids, drawn = [[1, 4, 6], [4], [2]], [0, 1, 2], [[1], [4], [2]]
+        expected = {"drawn": {(1,)}, "any": {(1,), (4,)}, "all": {(1, 4)}}
+        for loss_positives, possible in expected.items():
+            batch = build(make_builder(positives, loss_positives=loss_positives), query_ids, drawn)
+            assert batch.label_ids.tolist() == [1, 2, 4]
+            assert tuple(batch.label_ids[batch.positives[0]].tolist()) in possible
+            assert batch.label_ids[batch.negatives[0]].tolist() == [2]
+            assert batch.label_ids[batch.positives[1:].any(dim=0)].tolist() == [2, 4]
+
+    def test_any_is_a_function_of_the_batch(self):
+        positives = [[0, 1, 2, 3]] * 40
+        query_ids, drawn = np.arange(40), np.arange(40)[:, None] % 4
+        first, second = (build(make_builder(positives, loss_positives="any"), query_ids, drawn) for _ in range(2))
+        assert torch.equal(first.positives, second.positives)
+        other = build(make_builder(positives, loss_positives="any"), query_ids[::-1], drawn[::-1])
+        assert not torch.equal(other.positives.flip(0), first.positives)
+
+    def test_any_takes_each_positive_about_equally_often(self):
+        """Also where another query's draw favours one; each of 4 within 4 sigma of a quarter of 2000."""
+        positives = [[0, 1, 2, 3]] * 2000
+        drawn = np.zeros((2000, 1), dtype=np.int64)
+        drawn[:3, 0] = [1, 2, 3]
+        counts = build(make_builder(positives, loss_positives="any"), np.arange(2000), drawn).positives.sum(dim=0)
+        assert ((counts - 500).abs() < 4 * (2000 * 0.25 * 0.75) ** 0.5).all()
+
+    def test_any_does_not_waste_its_choice_on_the_own_label(self):
+        positives, filtered = [[0, 1]] * 50, [[0]] * 50
+        drawn = np.tile(np.arange(2), (50, 1))
+        batch = build(make_builder(positives, filtered, loss_positives="any"), np.arange(50), drawn)
+        assert batch.positives.tolist() == [[False, True]] * 50
+        assert not batch.negatives.any()
+
+    def test_own_label_is_neither(self):
+        """Query 0 is label 3: it is not pushed from it, and though the data list it, not pulled to it."""
+        for loss_positives in ("drawn", "any", "all"):
+            builder = make_builder([[3, 5], [7]], [[3], []], loss_positives=loss_positives)
+            batch = build(builder, [0, 1], [[3, 5], [7, -1]])
+            assert batch.label_ids.tolist() == [3, 5, 7]
+            assert batch.positives.tolist() == [[False, True, False], [False, False, True]]
+            assert batch.negatives.tolist() == [[False, False, True], [True, True, False]]
+
+    def test_works_from_a_loader(self):
+        builder = make_builder([[1, 2], [2]])
+        item = (np.array([1, 0]), np.array([[2], [1]]))
+        (batch,) = torch.utils.data.DataLoader(builder, sampler=[item], batch_size=None)
+        assert batch.positives.tolist() == [[False, True], [True, True]]
+        assert batch.token_ids.dtype == batch.lengths.dtype == batch.pair_labels.dtype == torch.int64
+
+
+class TestTexts:
+    def test_pack(self):
+        texts = pack(make_texts(6, 100), np.array([5, 0, 5]))
+        assert texts.ids.tolist() == [5, 0, 5]
+        assert texts.token_ids.tolist() == [150, 151, 100, 150, 151]
+        assert texts.lengths.tolist() == [2, 1, 2]
+        assert texts.token_ids.dtype == torch.int64
+
+    @pytest.mark.parametrize("chunk_size", [1, 3, 4, 100])
+    def test_chunks_hold_each_text_once(self, chunk_size):
+        tokens, ids = make_texts(20, 100), np.array([19, 3, 4, 0, 7, 12, 13, 6])
+        chunks = list(TextChunks(tokens, ids, chunk_size))
+        assert len(chunks) == len(TextChunks(tokens, ids, chunk_size)) == -(-len(ids) // chunk_size)
+        assert sorted(torch.cat([chunk.ids for chunk in chunks]).tolist()) == sorted(ids)
+        lengths = torch.cat([chunk.lengths for chunk in chunks])
+        assert (lengths.diff() >= 0).all()
+        for chunk in chunks:
+            for row, part in zip(chunk.ids, chunk.token_ids.split(chunk.lengths.tolist()), strict=True):
+                assert part.tolist() == tokens[row].tolist()
+
+    def test_no_text(self):
+        assert list(TextChunks(make_texts(3, 100), np.empty(0, dtype=np.int64), 4)) == []

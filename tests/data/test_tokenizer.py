@@ -1,0 +1,37 @@
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from prime_xmc.data.tokenizer import load_tokenizer
+
+
+def test_texts_become_word_pieces_between_special_tokens(tiny_encoder_dir):
+    tokenizer = load_tokenizer(str(tiny_encoder_dir))
+    assert tokenizer.convert_ids_to_tokens(tokenizer("A red Cat")["input_ids"]) == ["[CLS]", "a", "red", "cat", "[SEP]"]
+    assert tokenizer.name_or_path == str(tiny_encoder_dir)
+    assert tokenizer.pad_token_id == 0
+
+
+def test_missing_folder(tmp_path):
+    missing = tmp_path / "missing"
+    with pytest.raises(ValueError, match=rf"encoder\.source={missing}: its tokenizer cannot be loaded(.|\n)*Give a"):
+        load_tokenizer(str(missing))
+
+
+def test_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(ValueError, match=rf"encoder\.source={tmp_path}: its tokenizer cannot be loaded"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_tokenizer_without_padding_token(tmp_path):
+    Tokenizer(WordLevel({"[UNK]": 0, "red": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(ValueError, match="expected a fast tokenizer with a padding token"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_tokenizer_without_a_fast_kind(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "canine"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CanineTokenizer"}')
+    with pytest.raises(ValueError, match="expected a fast tokenizer with a padding token"):
+        load_tokenizer(str(tmp_path))
