@@ -87,9 +87,7 @@ class TestRun:
         predict(f"model.dir={toy_bundle}", "top_k=3", f"input={tmp_path / name}")
         assert uids(capsysbinary.readouterr().out) == expected
 
-    def test_standard_input_is_json_if_a_field_is_given(
-        self, predict, toy_bundle, expected, monkeypatch, capsysbinary
-    ):
+    def test_standard_input_is_json_if_a_field_is_given(self, predict, toy_bundle, expected, monkeypatch, capsysbinary):
         content = "".join(json.dumps({"query": "no", "name": query}) + "\n" for query in QUERIES).encode()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
         predict(f"model.dir={toy_bundle}", "top_k=3", "text_field=name")
