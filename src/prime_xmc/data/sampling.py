@@ -73,22 +73,21 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
 
     Every query with a positive is in exactly one batch of an epoch. The batches of an epoch are as equal as can be
     (sizes differ by at most 1), so no short last batch arises. They are a function of seed, epoch and clusters alone:
-    nothing else, not even how many were taken before, changes what is yielded.
+    nothing else, not even how many were taken before, changes what is yielded. Processes that train together yield the
+    same batches.
 
     It goes into a loader as `DataLoader(dataset, sampler=sampler, batch_size=None)`.
 
     Args:
         positives: label ids of every query of the split.
         query_ids: the queries to train on. Those without positives are left out, with a warning.
-        batch_size: the most queries a batch may hold, over all replicas together.
+        batch_size: the most queries a batch may hold.
         num_positives: labels drawn per query, see `draw_positives`.
         weight: of every label, > 0, see `draw_positives`.
         seed: of order and draws.
-        num_replicas: processes that share each batch; each yields its contiguous part, all the same number of times.
-        rank: of this process.
 
     Raises:
-        ValueError: if no query has a positive, a weight is not positive, or a batch cannot give each replica a query.
+        ValueError: if no query has a positive, a weight is not positive, or a size is below 1.
 
     Source: NGAME, Dahiya et al. 2023a; paper, section 4.2.
     """
@@ -96,8 +95,7 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
     query_ids: Int64[np.ndarray, " query"]
     """The queries of an epoch, without those that have no positive; clusters are given in this order."""
     epoch: int
-    start_batch: int
-    """Batches of the epoch that `__iter__` skips, because a run that was interrupted has already done them."""
+    """The epoch that the next `__iter__` yields."""
 
     def __init__(
         self,
@@ -108,10 +106,7 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
         num_positives: int,
         weight: Float64[np.ndarray, " label"],
         seed: int,
-        num_replicas: int = 1,
-        rank: int = 0,
     ):
-        assert 0 <= rank < num_replicas
         if batch_size < 1 or num_positives < 1:
             raise ValueError(f"batch_size and num_positives must be at least 1, got {batch_size} and {num_positives}")
         if not (np.isfinite(weight) & (weight > 0)).all():
@@ -126,25 +121,15 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
         if len(self.query_ids) == 0:
             raise ValueError("no training query has a positive label")
         self._num_batches = -(-len(self.query_ids) // batch_size)
-        if len(self.query_ids) // self._num_batches < num_replicas:
-            raise ValueError(
-                f"batches of at most {batch_size} out of {len(self.query_ids)} queries cannot give each of "
-                f"{num_replicas} replicas a query: raise batch_size or use fewer devices"
-            )
         self._positives = positives
         self._num_positives = num_positives
         self._weight = weight
         self._seed = seed
-        self._num_replicas = num_replicas
-        self._rank = rank
         self._clusters: Int64[np.ndarray, " query"] | None = None
         self.epoch = 0
-        self.start_batch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next `__iter__` yields; a different epoch starts at its first batch."""
-        if epoch != self.epoch:
-            self.start_batch = 0
+        """Choose the epoch that the next `__iter__` yields."""
         self.epoch = epoch
 
     def set_clusters(self, clusters: Int64[np.ndarray, " query"] | None) -> None:
@@ -161,34 +146,26 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
         self._clusters = clusters
 
     def __len__(self) -> int:
-        """Return the batches of a whole epoch, also when the next `__iter__` skips some."""
+        """Return the number of batches of an epoch."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, "batch num_positives"]]]:
-        """Yield (query ids, drawn label ids) of each batch: this replica's part."""
+        """Yield (query ids, drawn label ids) of each batch."""
         order = self._epoch_order()
-        for batch in range(self.start_batch, self._num_batches):
-            query_ids = order[_share(len(order), self._num_batches, batch)]
-            # All replicas draw for the whole batch, so that what is drawn does not depend on their number.
+        bounds = len(order) * np.arange(1, self._num_batches) // self._num_batches
+        for batch, query_ids in enumerate(np.split(order, bounds)):
             rng = self._rng(1 + batch)
-            drawn = draw_positives(self._positives, self._weight, query_ids, self._num_positives, rng)
-            mine = _share(len(query_ids), self._num_replicas, self._rank)
-            yield query_ids[mine], drawn[mine]
+            yield query_ids, draw_positives(self._positives, self._weight, query_ids, self._num_positives, rng)
 
-    def state_dict(self, *, batches_done: int = 0) -> dict[str, Any]:
-        """Return what a run needs to go on: the epoch, its clusters, and the batches of it that are done.
-
-        Args:
-            batches_done: counted by the training loop, since a loader takes batches ahead of their use.
-        """
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run that goes on needs: the epoch and the clusters, which stay until the next are made."""
         clusters = None if self._clusters is None else torch.tensor(self._clusters)
-        return {"epoch": self.epoch, "start_batch": batches_done, "clusters": clusters}
+        return {"epoch": self.epoch, "clusters": clusters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict` of a sampler that was made with the same arguments."""
         self.set_clusters(None if state["clusters"] is None else state["clusters"].numpy())
         self.epoch = state["epoch"]
-        self.start_batch = state["start_batch"]
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(self.epoch, stream)))
@@ -199,8 +176,3 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
             return rng.permutation(self.query_ids)
         place_of_cluster = rng.permutation(self._clusters.max() + 1)
         return self.query_ids[np.lexsort((rng.random(len(self.query_ids)), place_of_cluster[self._clusters]))]
-
-
-def _share(total: int, parts: int, part: int) -> slice:
-    """Return the part-th of `parts` contiguous shares of range(total), whose sizes differ by at most 1."""
-    return slice(total * part // parts, total * (part + 1) // parts)
