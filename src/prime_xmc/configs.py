@@ -19,8 +19,6 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
 
-from prime_xmc.data.raw import packaged_dataset
-
 
 def config_dir() -> Path:
     """Return the folder of the configuration files: in the package where a wheel put it, in the clone otherwise.
@@ -72,7 +70,6 @@ def native_precision(accelerator: str) -> str:
 # replace: a test process imports this module afresh for another copy of the package
 OmegaConf.register_new_resolver("package", package_folder, replace=True)
 OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
-OmegaConf.register_new_resolver("packaged_dataset", lambda name: str(packaged_dataset(name)), replace=True)
 OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)
 
 

@@ -1,9 +1,10 @@
 import gzip
 import json
+from importlib.resources import files
 
 import pytest
 
-from prime_xmc.data.raw import RawFiles, Record, packaged_dataset, read_filter, read_records
+from prime_xmc.data.raw import RawFiles, Record, read_filter, read_records
 
 GOOD = b'{"uid": "q0", "title": "first", "content": "more", "target_ind": [2, 0], "target_rel": [1.0, 1.0]}\n'
 
@@ -165,6 +166,6 @@ class TestRawFiles:
         )
 
     def test_package_carries_lf_debian_18k(self):
-        paths = RawFiles(packaged_dataset(), "LF-Debian-18K").paths()
+        paths = RawFiles(str(files("prime_xmc") / "datasets" / "LF-Debian-18K"), "LF-Debian-18K").paths()
         assert set(paths) == {"trn", "tst", "lbl", "filter_labels_train", "filter_labels_test"}
         assert next(read_records(paths["lbl"], ["title"], None)).uid == "0ad"

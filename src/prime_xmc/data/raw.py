@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,11 +74,6 @@ class RawFiles:
             raise FileNotFoundError(f"{message}. {self.hint}" if self.hint else message)
         filters = {name: directory / f"{name}.txt" for name in ("filter_labels_train", "filter_labels_test")}
         return found | {name: path for name, path in filters.items() if path.is_file()}
-
-
-def packaged_dataset(name: str = "LF-Debian-18K") -> Path:
-    """Return the folder of a data set that the package carries."""
-    return Path(str(files("prime_xmc"))) / "datasets" / name
 
 
 def read_records(
