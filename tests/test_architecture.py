@@ -1,4 +1,4 @@
-"""The rows data, model and index meet only in the configuration and in the files above them; nothing loads pickles."""
+"""The rows data, model and index meet in the configuration, the files above them and a batch; nothing loads pickles."""
 
 import ast
 from pathlib import Path
@@ -9,14 +9,21 @@ import prime_xmc
 
 PACKAGE = Path(prime_xmc.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-ROWS = {"data", "model", "index"}
-# What of the rows a row, or a file above them, may import. All other files above them are free.
+# What of this package a row, or a file, may import. The files above the rows that are not listed are free.
 REACH = {
     "data": ("prime_xmc.data",),
     "model": ("prime_xmc.model",),
     "index": ("prime_xmc.index",),
+    # Its steps take the batches that the data row builds, whose shape is defined once, and are judged by the metrics.
+    "model/module.py": ("prime_xmc.model", "prime_xmc.data.batch", "prime_xmc.metrics"),
     "metrics.py": ("prime_xmc.data.corpus",),
-    "callbacks.py": ("prime_xmc.data.corpus", "prime_xmc.index"),
+    # They say when the rows act on one another, so each row's part in it is called from here.
+    "callbacks.py": (
+        "prime_xmc.data.batch",
+        "prime_xmc.data.sampling",
+        "prime_xmc.index",
+        "prime_xmc.model.prototypes",
+    ),
 }
 ALLOWED = {
     "lightning": {"data/datamodule.py", "model/module.py", "callbacks.py"},
@@ -43,8 +50,8 @@ def imported(file: str) -> set[str]:
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.split("/")[0] in REACH])
 def test_rows_do_not_import_each_other(file):
-    rows_used = {name for name in imported(file) if name.startswith("prime_xmc.") and name.split(".")[1] in ROWS}
-    assert not {name for name in rows_used if not name.startswith(REACH[file.split("/")[0]])}
+    reach = REACH.get(file, REACH[file.split("/")[0]])
+    assert not {name for name in imported(file) if name.startswith("prime_xmc.") and not name.startswith(reach)}
 
 
 @pytest.mark.parametrize("file", FILES)
