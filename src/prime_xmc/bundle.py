@@ -28,7 +28,7 @@ from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.index.search import ExactSearch, FaissSearch
-from prime_xmc.model.encoder import TextEncoder, _quiet_transformers
+from prime_xmc.model.encoder import TextEncoder, quiet_transformers
 from prime_xmc.model.prototypes import Prototypes
 
 logger = logging.getLogger(__name__)
@@ -371,7 +371,7 @@ def _describe(
 def _write_encoder(
     directory: Path, encoder: TextEncoder, tokenizer: transformers.PreTrainedTokenizerFast, max_length: int
 ) -> None:
-    with _quiet_transformers():
+    with quiet_transformers():
         encoder.backbone.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
     # Whoever opens the folder, with whichever library, cuts texts where training did.

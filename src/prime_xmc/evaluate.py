@@ -18,7 +18,7 @@ from prime_xmc.configs import run_app
 from prime_xmc.data.corpus import Corpus, Split
 from prime_xmc.data.prepare import prepare
 from prime_xmc.data.propensity import inverse_propensity
-from prime_xmc.metrics import evaluate, format_table, remove_filtered
+from prime_xmc.metrics import TABLE_WIDTH, evaluate, format_table, remove_filtered
 from prime_xmc.predict import expand_model, load_predictor
 from prime_xmc.predictions import load_predictions, save_predictions
 from prime_xmc.prepare import open_corpus, raw_files
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 TOP_K = 100  # labels per query that the metrics look at
 _CHUNK = 4096  # queries ranked at once
-_TABLE_WIDTH = 100  # characters that the table of results needs
 
 
 def rank(
@@ -80,7 +79,7 @@ def run(config: DictConfig) -> dict[str, float]:
     weights = inverse_propensity(corpus.label_frequency, len(corpus.train), constants.a, constants.b)
     metrics = evaluate(indices, corpus.test.positives, weights)
     # Where there is less room, lines that wrap are better than numbers that are cut.
-    Console(width=max(Console().width, _TABLE_WIDTH)).print(format_table({Path(name).name: metrics}))
+    Console(width=max(Console().width, TABLE_WIDTH)).print(format_table({Path(name).name: metrics}))
     results = {f"test/{metric}": value for metric, value in metrics.items()}
     if config.output is not None:
         _write_json(Path(config.output).expanduser(), results)

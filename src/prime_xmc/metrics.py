@@ -22,6 +22,7 @@ METRICS = (
     *(f"R@{k}" for k in (10, 100)),
 )
 _SHOWN = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@3", "PSP@5", "R@10", "R@100")
+TABLE_WIDTH = 100  # characters that a line of the table of results needs
 _DEEPEST_GAIN = 5  # the largest k of the metrics that look at gains
 _DEEPEST = 100  # the largest k of all
 

@@ -23,11 +23,11 @@ from prime_xmc.bundle import save_bundle, update_metrics
 from prime_xmc.callbacks import ExportModel
 from prime_xmc.configs import run_app
 from prime_xmc.data.datamodule import PrimeDataModule
-from prime_xmc.data.raw import RawFiles
 from prime_xmc.data.tokenizer import load_tokenizer
-from prime_xmc.metrics import format_table
+from prime_xmc.metrics import TABLE_WIDTH, format_table
 from prime_xmc.model.module import PrimeModule
 from prime_xmc.predictions import save_predictions
+from prime_xmc.prepare import raw_files
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +52,7 @@ def make_data(config: DictConfig) -> PrimeDataModule:
     """Make the data module and open its data, prepared if need be."""
     dataset, sampling = config.dataset, config.sampling
     data = PrimeDataModule(
-        RawFiles(
-            directory=dataset.dir,
-            name=dataset.name,
-            fields=tuple(dataset.fields),
-            label_fields=None if dataset.label_fields is None else tuple(dataset.label_fields),
-            hint=dataset.hint,
-        ),
+        raw_files(dataset),
         load_tokenizer(config.encoder.source),
         max_length=dataset.max_length,
         cache_dir=config.cache_dir,
@@ -172,7 +166,8 @@ def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
 
 def show(metrics: dict[str, Any], run_dir: Path) -> None:
     """Print the results of a run."""
-    console = Console()
+    # Where there is less room, lines that wrap are better than numbers that are cut.
+    console = Console(width=max(Console().width, TABLE_WIDTH))
     rows = {}
     for stage, shown in (("val/", "validation"), ("test/", "test")):
         values = {name.removeprefix(stage): value for name, value in metrics.items() if name.startswith(stage)}

@@ -28,7 +28,7 @@ def load_backbone(source: str, *, dropout: float = 0.0, attention: str = "eager"
         for key in config_keys:
             if isinstance(getattr(config, key, None), float | int):
                 setattr(config, key, dropout)
-        with _quiet_transformers():
+        with quiet_transformers():
             backbone = transformers.AutoModel.from_pretrained(
                 source,
                 config=config,
@@ -48,7 +48,7 @@ def load_backbone(source: str, *, dropout: float = 0.0, attention: str = "eager"
     return backbone
 
 
-class _quiet_transformers:
+class quiet_transformers:
     """Keeps transformers' load report (heads that are not used here) and its progress bar off the screen."""
 
     def __enter__(self) -> None:
