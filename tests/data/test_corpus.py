@@ -9,6 +9,7 @@ from prime_xmc.data.corpus import FORMAT_VERSION, LABELS, MANIFEST, Corpus, Ragg
 
 ROWS = [[5, 2], [], [7], [1, 2, 3]]
 rows_of_ids = st.lists(st.lists(st.integers(0, 2**16 - 1), max_size=5), max_size=20)
+sets_of_ids = st.sets(st.integers(0, 6) | st.just(2**16 - 1))
 
 
 def as_lists(ragged):
@@ -59,6 +60,19 @@ class TestRagged:
 
     def test_from_no_pairs(self):
         assert as_lists(Ragged.from_pairs(np.empty((0, 2), dtype=np.int64), num_rows=2)) == [[], []]
+
+    @given(st.lists(rows_of_ids, min_size=1, max_size=4))
+    def test_concatenate(self, parts):
+        whole = Ragged.concatenate([Ragged.from_rows(rows, dtype=np.uint16) for rows in parts])
+        assert as_lists(whole) == [row for rows in parts for row in rows]
+        assert whole.values.dtype == np.uint16
+
+    @given(st.lists(st.tuples(sets_of_ids, sets_of_ids), max_size=10))
+    def test_without_is_a_difference_of_sets(self, pairs):
+        left, right = (Ragged.from_rows([sorted(pair[side]) for pair in pairs], np.uint16) for side in (0, 1))
+        kept = left.without(right)
+        assert as_lists(kept) == [sorted(row - unwanted) for row, unwanted in pairs]
+        assert kept.values.dtype == np.uint16
 
     @pytest.mark.parametrize("offsets", [[0, 2], [1, 3], [], [0, 4]])
     def test_offsets_must_span_the_values(self, offsets):

@@ -189,6 +189,24 @@ class TestOddData:
             ("tst.json.gz", "query without labels"): (1, 1),
         }
 
+    def test_own_label_among_the_positives_is_dropped(self, tmp_path, caplog):
+        train = [*TRAIN, {"title": "dog", "target_ind": [2, 0, 1]}, {"title": "cat", "target_ind": [0]}]
+        directory = self.prepared(tmp_path, train=train, train_filter="4 0\n3 0\n3 2\n0 2\n", test_filter="0 0\n")
+        corpus = Corpus.open(directory)
+        assert as_lists(corpus.train.positives) == [[0, 1], [1], [2], [1], []]
+        assert as_lists(corpus.train.filtered) == [[2], [], [], [0, 2], [0]]
+        assert as_lists(corpus.test.positives) == [[]]
+        assert corpus.label_frequency.tolist() == [1, 3, 1]
+        assert corpus.manifest["counts"]["train"]["positives"] == 5
+        assert warnings_of(directory) == {
+            ("trn.json.gz", "own label among the positives"): (3, 4),
+            ("trn.json.gz", "query without labels"): (1, 5),
+            ("tst.json.gz", "own label among the positives"): (1, 1),
+            ("tst.json.gz", "query without labels"): (1, 1),
+        }
+        message = "trn.json.gz: own label among the positives (3, the first in line 4): dropped, as the filter says"
+        assert message in caplog.messages
+
     def test_label_without_training_queries_is_kept(self, tmp_path):
         labels = [*LABELS, {"uid": "l3", "title": "dog"}, {"uid": "l4", "title": "cat"}]
         directory = self.prepared(tmp_path, labels=labels, test=[{"title": "dog", "target_ind": [3]}])
@@ -197,7 +215,8 @@ class TestOddData:
 
     def test_repeated_label_text_is_counted(self, tmp_path):
         labels = [{"title": title} for title in ("cat", "dog", "dog", "cat", "dog")]
-        directory = self.prepared(tmp_path, labels=labels, train=[{"title": "x", "target_ind": [0, 1, 2, 3, 4]}])
+        train = [{"title": "x", "target_ind": [0, 1, 2, 3, 4]}]
+        directory = self.prepared(tmp_path, labels=labels, train=train, train_filter="")
         assert warnings_of(directory) == {("lbl.json.gz", "repeated label text"): (3, 3)}
         assert next(Corpus.open(directory).labels()) == ("0", "cat")
 

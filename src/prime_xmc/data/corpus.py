@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from numpy.typing import DTypeLike
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 LABELS = "labels.jsonl"
 
@@ -94,6 +94,26 @@ class Ragged:
         """Return (row, value) pairs, in any order, as rows of ascending values without repetition."""
         pairs = np.unique(pairs, axis=0)
         return cls(pairs[:, 1].astype(dtype), _offsets(np.bincount(pairs[:, 0], minlength=num_rows)))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Ragged"]) -> "Ragged":
+        """Return the rows of at least one Ragged behind one another."""
+        values = np.concatenate([part.values for part in parts])
+        return cls(values, _offsets(np.concatenate([part.lengths for part in parts])))
+
+    def without(self, other: "Ragged") -> "Ragged":
+        """Return the rows less the values that the same row of `other` has; both ascend within rows without repetition.
+
+        Example:
+            >>> Ragged.from_rows([[1, 4], [4]]).without(Ragged.from_rows([[4, 5], [1]])).values
+            array([1, 4])
+        """
+        bound = 1 + max(int(ragged.values.max(initial=0)) for ragged in (self, other))
+        keys, unwanted = (ragged.row_ids() * bound + ragged.values for ragged in (self, other))  # ascending
+        first, end = np.searchsorted(keys, unwanted), np.searchsorted(keys, unwanted, side="right")
+        found = first[first < end]
+        lengths = self.lengths - np.bincount(keys[found] // bound, minlength=len(self))
+        return Ragged(np.delete(self.values, found), _offsets(lengths))
 
 
 def _offsets(lengths: Int64[np.ndarray, "row"]) -> Int64[np.ndarray, "bound"]:

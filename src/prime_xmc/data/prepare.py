@@ -31,6 +31,7 @@ _HASH_BYTES = 1 << 22
 HANDLING = {
     "empty text": "kept, as its special tokens alone",
     "repeated label in a query": "the repetition is dropped",
+    "own label among the positives": "dropped, as the filter says",
     "query without labels": "kept; training and evaluation skip it",
     "label without training queries": "kept; only its text says what it is",
     "repeated label text": "kept as a label of its own; text does not tell it from the first one",
@@ -52,7 +53,7 @@ def prepare(
     The folder's name carries a fingerprint of the raw files' content, the fields, the tokenizer, `max_length` and the
     format. Where it exists already it is returned at once. It is built under a temporary name and renamed when
     complete, so that processes may prepare the same data at the same time, and a failure leaves nothing behind.
-    Memory does not grow with the texts.
+    Memory grows with the number of positives, not with the texts.
 
     What is odd but harmless (the keys of `HANDLING`) is handled as the values say, logged as a warning once each and
     listed in the manifest's `warnings`.
@@ -151,7 +152,7 @@ def _sentence(warning: dict[str, Any]) -> str:
 
 
 class _Build:
-    """One pass over the raw files: labels, training queries, test queries, filters."""
+    """One pass over the raw files: labels, then training and test queries, each with their filter."""
 
     def __init__(
         self,
@@ -181,8 +182,6 @@ class _Build:
         if len(unseen):
             file = self.paths["lbl"].name
             self.warnings.add(file, "label without training queries", int(unseen[0]) + 1, len(unseen))
-        for split in ("train", "test"):
-            self._write_filter(split, num_labels)
         train, labels = self.counts["train"], self.counts["labels"]
         return {
             "counts": self.counts,
@@ -212,34 +211,42 @@ class _Build:
             self.warnings.add(path.name, "repeated label text", int(repeated.min()) + 1, len(repeated))
 
     def _write_queries(self, split: str, source: str, num_labels: int) -> np.ndarray:
+        """Write tokens, positives and filter of a split; return the number of queries of each label."""
         path = self.paths[source]
-        frequency = np.zeros(num_labels, dtype=np.int64)
-        with RaggedWriter(self.directory, f"{split}_positives", np.int32) as writer:
-            for first_line, records in self._tokenised(split, path, self.fields, num_labels, f"{split}_tokens"):
-                rows = [sorted(set(record.positives)) for record in records]
-                for line, (record, row) in enumerate(zip(records, rows, strict=True), first_line):
-                    if not row:
-                        self.warnings.add(path.name, "query without labels", line)
-                    elif len(row) < len(record.positives):
-                        self.warnings.add(path.name, "repeated label in a query", line)
-                positives = Ragged.from_rows(rows, np.int32)
-                frequency += np.bincount(positives.values, minlength=num_labels)
-                writer.extend(positives)
-        self._record(writer, f"{split}_positives")
-        self.counts[split]["positives"] = writer.shape()["values"]
-        return frequency
+        chunks = []
+        for first_line, records in self._tokenised(split, path, self.fields, num_labels, f"{split}_tokens"):
+            rows = [sorted(set(record.positives)) for record in records]
+            for line, (record, row) in enumerate(zip(records, rows, strict=True), first_line):
+                if len(row) < len(record.positives):
+                    self.warnings.add(path.name, "repeated label in a query", line)
+            chunks.append(Ragged.from_rows(rows, np.int32))
+        listed = Ragged.concatenate(chunks)
+        filtered = self._read_filter(split, num_labels)
+        positives = listed.without(filtered)
+        for kind, count in (
+            ("own label among the positives", listed.lengths - positives.lengths),
+            ("query without labels", positives.lengths == 0),
+        ):
+            if count.any():
+                self.warnings.add(path.name, kind, int(np.flatnonzero(count)[0]) + 1, int(count.sum()))
+        self._write(split, "positives", positives)
+        self._write(split, "filtered", filtered)
+        return np.bincount(positives.values, minlength=num_labels)
 
-    def _write_filter(self, split: str, num_labels: int) -> None:
+    def _read_filter(self, split: str, num_labels: int) -> Ragged:
         name, num_queries = f"filter_labels_{split}", self.counts[split]["texts"]
         pairs = np.empty((0, 2), dtype=np.int64)
         if name in self.paths:
             pairs = read_filter(self.paths[name], num_queries, num_labels)
         else:
             self.warnings.add(f"{name}.txt", "no filter file", None)
-        with RaggedWriter(self.directory, f"{split}_filtered", np.int32) as writer:
-            writer.extend(Ragged.from_pairs(pairs, num_queries, np.int32))
-        self._record(writer, f"{split}_filtered")
-        self.counts[split]["filtered"] = writer.shape()["values"]
+        return Ragged.from_pairs(pairs, num_queries, np.int32)
+
+    def _write(self, split: str, what: str, rows: Ragged) -> None:
+        with RaggedWriter(self.directory, f"{split}_{what}", np.int32) as writer:
+            writer.extend(rows)
+        self._record(writer, f"{split}_{what}")
+        self.counts[split][what] = len(rows.values)
 
     def _tokenised(
         self, part: str, path: Path, fields: Sequence[str], num_labels: int | None, array_name: str
