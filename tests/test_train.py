@@ -139,6 +139,12 @@ def test_a_missing_checkpoint_is_an_error(overrides, compose, tmp_path):
         run(compose(*overrides, "ckpt_path=nowhere", f"run_dir={tmp_path}"))
 
 
+def test_texts_longer_than_the_encoder_reads_are_an_error(overrides, compose, tmp_path):
+    """Before the first step, which would end in an index error."""
+    with pytest.raises(ValueError, match=r"dataset\.max_length=65 is above the 64 positions .*max_position_embeddings"):
+        run(compose(*overrides, "dataset.max_length=65", f"run_dir={tmp_path}"))
+
+
 @pytest.mark.slow
 def test_the_configuration_of_a_run_runs_again(overrides, tmp_path):
     command_line(overrides, "hydra.run.dir=first", cwd=tmp_path)
@@ -151,7 +157,7 @@ def test_the_configuration_of_a_run_runs_again(overrides, tmp_path):
 @pytest.mark.slow
 def test_a_sweep_leaves_a_folder_for_each_job(overrides, tmp_path):
     quick = ["trainer.max_epochs=1", "hydra.sweep.dir=sweep"]
-    command_line(overrides, *quick, "-m", "model=prime,prime_lite", "seed=1,2", cwd=tmp_path)
+    command_line(["-m", *overrides, *quick], "model=prime,prime_lite", "seed=1,2", cwd=tmp_path)
     found = [read_metrics(tmp_path / "sweep" / str(job)) for job in range(4)]
     assert [metrics["seed"] for metrics in found] == [1, 2, 1, 2]
     assert len({metrics["test/R@10"] for metrics in found}) > 1

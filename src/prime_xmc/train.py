@@ -70,9 +70,18 @@ def make_data(config: DictConfig) -> PrimeDataModule:
 
 
 def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
-    """Make the untrained module for a data set."""
+    """Make the untrained module for a data set.
+
+    Raises:
+        ValueError: If texts may be longer than the encoder can read.
+    """
     torch.manual_seed(config.seed)
     encoder = instantiate(config.encoder)
+    if encoder.max_length is not None and data.max_length > encoder.max_length:
+        raise ValueError(
+            f"dataset.max_length={data.max_length} is above the {encoder.max_length} positions of the encoder "
+            f"(max_position_embeddings in the config.json of {encoder.source}): lower it, or take another encoder"
+        )
     return PrimeModule(
         encoder,
         instantiate(config.model, num_labels=data.corpus.num_labels, dim=encoder.dim, _convert_="all"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import T5Config
 
 from prime_xmc.model.encoder import TextEncoder, gather_rows, load_backbone
 
@@ -111,6 +112,14 @@ class TestTextEncoder:
     def test_parameters_are_those_of_the_backbone(self, tiny_encoder_dir):
         encoder = TextEncoder(str(tiny_encoder_dir))
         assert encoder.state_dict().keys() == {f"backbone.{name}" for name in encoder.backbone.state_dict()}
+
+    def test_max_length_is_the_number_of_positions(self, tiny_encoder_dir):
+        encoder = TextEncoder(str(tiny_encoder_dir))
+        assert encoder.max_length == 64
+        encoder.backbone.config.max_position_embeddings = -1
+        assert encoder.max_length is None
+        encoder.backbone.config = T5Config()  # relative positions
+        assert encoder.max_length is None
 
     @pytest.mark.cuda
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

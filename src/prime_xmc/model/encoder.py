@@ -99,6 +99,12 @@ class TextEncoder(nn.Module):
         """d, the size of an embedding."""
         return self.backbone.config.hidden_size
 
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of a text that the transformer has positions for; None: it has no such limit."""
+        positions = getattr(self.backbone.config, "max_position_embeddings", None)
+        return None if positions == -1 else positions
+
     def forward(self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> Float[Tensor, "text d"]:
         """Encode texts of any lengths in any order.
 
