@@ -55,6 +55,15 @@ def read_metrics(run_dir: Path) -> dict[str, float]:
     return {name: value for name, value in content.items() if name not in TIMES}
 
 
+def read_table(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def files(run_dir: Path) -> set[str]:
+    return {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+
+
 @pytest.fixture(scope="module")
 def complete(overrides, compose, tmp_path_factory) -> tuple[Path, dict]:
     """A whole run that keeps the checkpoint of every epoch: its folder and its metrics."""
@@ -91,8 +100,7 @@ def test_training_beats_chance_and_the_untrained_encoder(complete, overrides, co
 
 def test_the_table_of_epochs_has_a_row_for_each(complete):
     run_dir, metrics = complete
-    with (run_dir / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(run_dir)
     assert [int(row["epoch"]) for row in rows] == list(range(EPOCHS))
     assert float(rows[-1]["val/P@1"]) == pytest.approx(metrics["val/P@1"])
     logged = ("loss", "query_prototype", "query_label", "label_query", "regulariser", "violators", "clipped_margins")
@@ -130,8 +138,7 @@ def test_a_continued_run_ends_as_the_uninterrupted_one(complete, overrides, comp
     continued = run(compose(*overrides, f"ckpt_path='{checkpoint}'", f"run_dir={tmp_path}")).metrics
     same = [name for name in metrics if name not in TIMES]
     assert {name: continued[name] for name in same} == {name: metrics[name] for name in same}
-    with (tmp_path / "metrics.csv").open() as file:
-        assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(EPOCHS))
+    assert [int(row["epoch"]) for row in read_table(tmp_path)] == list(range(EPOCHS))
 
 
 def test_a_missing_checkpoint_is_an_error(overrides, compose, tmp_path):
@@ -169,10 +176,11 @@ def test_two_processes_train_what_one_does(overrides, tmp_path):
     quick = ["trainer.max_epochs=2", "model.dropout=0"]
     command_line(overrides, *quick, "hydra.run.dir=one", cwd=tmp_path)
     command_line(overrides, *quick, "trainer=ddp", "trainer.devices=2", "hydra.run.dir=two", cwd=tmp_path)
-    one, two = (list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("one", "two"))
+    one, two = (read_table(tmp_path / name) for name in ("one", "two"))
     assert [row["step"] for row in one] == [row["step"] for row in two]
     for name in ("train/loss", "train/regulariser", "train/centroid_drift"):
         expected = [float(row[name]) for row in one]
         assert [float(row[name]) for row in two] == pytest.approx(expected, rel=2e-3)
     first, second = (read_metrics(tmp_path / name) for name in ("one", "two"))
     assert second["test/P@5"] == pytest.approx(first["test/P@5"], abs=0.03)
+    assert files(tmp_path / "two") == files(tmp_path / "one") | {"train_ddp_process_1.log"}

@@ -48,7 +48,8 @@ class InitialisePrototypes(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         module: Any = pl_module
         path = self.cache_dir / f"embeddings-{self._fingerprint(trainer, module, data)}.safetensors"
-        if path.is_file():
+        # embedding is shared out: either all processes take part in it, or none does
+        if trainer.strategy.reduce_boolean_decision(path.is_file()):
             embeddings = load_file(path)
         else:
             loaders = {"query": data.train_text_dataloader(), "label": data.label_dataloader()}
