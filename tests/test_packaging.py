@@ -73,8 +73,8 @@ def write_raw_files(folder: Path, num_queries: int = 200, num_labels: int = 40) 
 
 def test_wheel_trains_a_step_and_exports(environment, tmp_path):
     write_raw_files(tmp_path / "raw")
-    overrides = ("dataset=custom", "dataset.dir=raw", "++trainer.max_steps=1", "hydra.run.dir=run")
-    call(environment / "bin" / "prime-xmc-train", *overrides, cwd=tmp_path)
+    data = ("dataset=custom", "dataset.dir=raw", "dataset.num_validation=20", "dataset.num_free_vectors=8")
+    call(environment / "bin" / "prime-xmc-train", *data, "trainer.max_steps=1", "hydra.run.dir=run", cwd=tmp_path)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 <= metrics["test/P@1"] <= 1
     assert (tmp_path / "run" / "model" / "config.json").is_file()
