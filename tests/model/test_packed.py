@@ -1,4 +1,4 @@
-from itertools import pairwise
+import math
 
 import pytest
 import torch
@@ -209,6 +209,9 @@ def test_length_groups_of_nothing():
 def test_chunks_hold_all_texts_in_order(chunk_tokens):
     chunks = packed._chunks(LENGTHS, chunk_tokens)
     assert [length for chunk in chunks for length in chunk] == LENGTHS
-    assert all(len(chunk) == 1 or 0 < sum(chunk) <= chunk_tokens for chunk in chunks)
-    # no two neighbours would have fitted into one
-    assert all(sum(left) + right[0] > chunk_tokens for left, right in pairwise(chunks))
+    fewest = math.ceil(sum(LENGTHS) / chunk_tokens)
+    size = math.ceil(sum(LENGTHS) / fewest)
+    assert len(chunks) <= fewest
+    # each is as full as its share, by less than one text
+    assert all(size <= sum(chunk) < size + chunk[-1] for chunk in chunks[:-1])
+    assert 0 < sum(chunks[-1]) <= size + max(LENGTHS)

@@ -84,7 +84,7 @@ class TextEncoder(nn.Module):
         dropout: float = 0.0,
         implementation: Literal["packed", "transformers"] = "packed",
         attention: str = "eager",
-        chunk_tokens: int = 8192,
+        chunk_tokens: int = 4096,
     ):
         super().__init__()
         if implementation not in ("packed", "transformers"):

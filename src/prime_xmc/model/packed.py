@@ -1,11 +1,12 @@
 """BERT and DistilBERT layers over packed tokens: no padding, and few passes over memory.
 
 All texts of a chunk lie behind one another, sorted by length, as one matrix [tokens, d]. Linear layers, norms and GELU
-see that matrix; only attention needs the texts, and texts of one length form one batch of small matrix products. The
-whole layer is one autograd node in the compute dtype, which spares what autocast and padding cost on a CPU: casts of
-weights and activations, masks, and copies of what is cheaper to compute again.
+see that matrix; only attention needs the texts, which are padded to the chunk's longest there. The whole layer is one
+autograd node in the compute dtype, which spares what autocast and padding cost on a CPU: casts of weights and
+activations, and copies of what is cheaper to compute again.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-# Chunks are filled up with empty rows to a multiple of this, so that the matrix shapes, for each of which oneDNN
-# keeps a compiled kernel and malloc a block of its own, are few.
-TOKEN_MULTIPLE = 256
+# There must be few shapes of matrices: oneDNN compiles a kernel for each (2 ms) and keeps a thousand of them, and the
+# heap ends up in pieces of as many sizes. So sizes are rounded up to multiples of these.
+TOKEN_MULTIPLE = 128  # rows of a chunk
+TEXT_MULTIPLE = 8  # texts of a chunk, in attention
 
 
 class LengthGroup(NamedTuple):
@@ -64,15 +66,12 @@ class PackedLayer(torch.autograd.Function):
         dim = x.shape[1]
         qkv = F.linear(x, p.qkv_weight, p.qkv_bias)
         context = torch.zeros_like(x)
-        attention: list[Tensor] = []
-        for start, count, length in groups:
-            rows = slice(start, start + count * length)
-            heads = qkv[rows].view(count, length, 3, num_heads, -1).permute(2, 0, 3, 1, 4).contiguous()
-            query, key, value = heads.view(3, count * num_heads, length, -1).unbind(0)
-            probability = _softmax(torch.bmm(query, key.transpose(1, 2)))
-            mixed = torch.bmm(probability, value).view(count, num_heads, length, -1)
-            context[rows].view(count, length, num_heads, -1).copy_(mixed.transpose(1, 2))
-            attention += [query, key, value, probability]
+        layout = _AttentionLayout(groups, num_heads)
+        heads = layout.spread(qkv, 3)
+        query, key, value = heads.flatten(1, 2)
+        scores = torch.bmm(query, key.transpose(1, 2)).view(heads.shape[1:4] + heads.shape[3:4])
+        probability = torch.softmax(scores.add_(layout.padding_bias(scores)), dim=-1).flatten(0, 1)
+        layout.collect(torch.bmm(probability, value).view(1, *heads.shape[1:]), context)
         attended = F.linear(context, p.out_weight, p.out_bias).add_(x)
         hidden, mean_1, rstd_1 = torch.native_layer_norm(
             attended, (dim,), p.attention_norm_weight, p.attention_norm_bias, eps
@@ -82,16 +81,16 @@ class PackedLayer(torch.autograd.Function):
         result, mean_2, rstd_2 = torch.native_layer_norm(output, (dim,), p.output_norm_weight, p.output_norm_bias, eps)
         ctx.groups, ctx.num_heads = groups, num_heads
         ctx.save_for_backward(
-            x, context, attended, mean_1, rstd_1, hidden, up, output, mean_2, rstd_2, *parameters, *attention
+            x, context, heads, probability, attended, mean_1, rstd_1, hidden, up, output, mean_2, rstd_2, *parameters
         )
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, "token d"]) -> tuple[Tensor | None, ...]:
         """Return the gradient of x, None for the three settings, and the gradients of the parameters in their order."""
-        x, context, attended, mean_1, rstd_1, hidden, up, output, mean_2, rstd_2, *rest = ctx.saved_tensors
-        p = LayerParameters(*rest[: len(LayerParameters._fields)])
-        attention = rest[len(LayerParameters._fields) :]
+        x, context, heads, probability, attended, mean_1, rstd_1, hidden, up, output, *rest = ctx.saved_tensors
+        mean_2, rstd_2, *parameters = rest
+        p = LayerParameters(*parameters)
         norm_backward = torch.ops.aten.native_layer_norm_backward
         shape, all_three = (x.shape[1],), [True, True, True]
 
@@ -107,23 +106,18 @@ class PackedLayer(torch.autograd.Function):
         )
         d_out_weight, d_out_bias = grad_attended.T @ context, grad_attended.sum(0)
         grad_context = grad_attended @ p.out_weight
+        layout = _AttentionLayout(ctx.groups, ctx.num_heads)
+        query, key, value = heads.flatten(1, 2)
+        grad_mixed = layout.spread(grad_context, 1)[0].flatten(0, 1)
+        grad_scores = torch._softmax_backward_data(
+            torch.bmm(grad_mixed, value.transpose(1, 2)), probability, -1, probability.dtype
+        )
+        grad_heads = torch.empty_like(heads).flatten(1, 2)
+        torch.bmm(grad_scores, key, out=grad_heads[0])
+        torch.bmm(grad_scores.transpose(1, 2), query, out=grad_heads[1])
+        torch.bmm(probability.transpose(1, 2), grad_mixed, out=grad_heads[2])
         grad_qkv = x.new_zeros(x.shape[0], 3 * x.shape[1])
-        for index, (start, count, length) in enumerate(ctx.groups):
-            query, key, value, probability = attention[4 * index : 4 * index + 4]
-            rows = slice(start, start + count * length)
-            grad_mixed = grad_context[rows].view(count, length, ctx.num_heads, -1).transpose(1, 2).contiguous()
-            grad_mixed = grad_mixed.view(count * ctx.num_heads, length, -1)
-            grad_scores = _softmax_backward(torch.bmm(grad_mixed, value.transpose(1, 2)), probability)
-            grad_heads = torch.stack(
-                [
-                    torch.bmm(grad_scores, key),
-                    torch.bmm(grad_scores.transpose(1, 2), query),
-                    torch.bmm(probability.transpose(1, 2), grad_mixed),
-                ]
-            )
-            grad_qkv[rows].view(count, length, 3, ctx.num_heads, -1).copy_(
-                grad_heads.view(3, count, ctx.num_heads, length, -1).permute(1, 3, 0, 2, 4)
-            )
+        layout.collect(grad_heads.view(heads.shape), grad_qkv)
         d_qkv_weight, d_qkv_bias = grad_qkv.T @ x, grad_qkv.sum(0)
         grad_x = grad_attended.addmm_(grad_qkv, p.qkv_weight)
         return (
@@ -146,14 +140,50 @@ class PackedLayer(torch.autograd.Function):
         )
 
 
-def _softmax(scores: Float[Tensor, "batch length length"]) -> Float[Tensor, "batch length length"]:
-    return torch.softmax(scores, dim=-1)
+class _AttentionLayout:
+    """Where packed rows lie in attention, the one place with padding: [texts, heads, longest text, head size].
+
+    Texts of a chunk are of nearly one length, and attention is a small part of a layer.
+    """
+
+    def __init__(self, groups: list[LengthGroup], num_heads: int):
+        self.groups = groups
+        self.num_heads = num_heads
+        self.texts = _round_up(sum(group.texts for group in groups), TEXT_MULTIPLE)
+        self.length = groups[-1].length
+
+    def spread(self, rows: Float[Tensor, "token width"], parts: int) -> Float[Tensor, "{parts} text head length size"]:
+        """Bring rows of `parts` vectors of all heads into attention's layout; 0 in the padding."""
+        size = rows.shape[1] // parts // self.num_heads
+        result = rows.new_zeros(parts, self.texts, self.num_heads, self.length, size)
+        for tokens, texts, length in self._places():
+            packed = rows[tokens].view(-1, length, parts, self.num_heads, size)
+            result[:, texts, :, :length] = packed.permute(2, 0, 3, 1, 4)
+        return result
+
+    def collect(self, heads: Float[Tensor, "part text head length size"], rows: Float[Tensor, "token width"]) -> None:
+        """Bring them back: the inverse of `spread`, into the given rows."""
+        for tokens, texts, length in self._places():
+            packed = rows[tokens].view(-1, length, heads.shape[0], self.num_heads, heads.shape[-1])
+            packed.copy_(heads[:, texts, :, :length].permute(1, 3, 0, 2, 4))
+
+    def padding_bias(self, scores: Float[Tensor, "text head length length"]) -> Float[Tensor, "text 1 1 length"]:
+        """Return what makes the softmax over keys leave out the padding; finite, as texts may be all padding."""
+        bias = scores.new_full((self.texts, self.length), -1e4)
+        for _, texts, length in self._places():
+            bias[texts, :length] = 0
+        return bias[:, None, None, :]
+
+    def _places(self) -> Iterator[tuple[slice, slice, int]]:
+        """Yield rows, texts and length of each group."""
+        first = 0
+        for start, texts, length in self.groups:
+            yield slice(start, start + texts * length), slice(first, first + texts), length
+            first += texts
 
 
-def _softmax_backward(
-    grad: Float[Tensor, "batch length length"], probability: Float[Tensor, "batch length length"]
-) -> Float[Tensor, "batch length length"]:
-    return torch._softmax_backward_data(grad, probability, -1, probability.dtype)
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def length_groups(lengths: list[int]) -> list[LengthGroup]:
@@ -178,14 +208,14 @@ class PackedBackbone:
 
     Args:
         backbone: BertModel or DistilBertModel with GELU, absolute positions and no dropout.
-        chunk_tokens: Tokens that go through a layer at once. Bounds the temporary memory; results do not depend on it
-            beyond rounding.
+        chunk_tokens: About the most tokens that go through a layer at once. Bounds the temporary memory; results do
+            not depend on it beyond rounding.
 
     Raises:
         ValueError: If the model is of another kind or has dropout, with what to use instead.
     """
 
-    def __init__(self, backbone: nn.Module, *, chunk_tokens: int = 8192):
+    def __init__(self, backbone: nn.Module, *, chunk_tokens: int = 4096):
         config: Any = backbone.config
         instead = "use encoder.implementation=transformers"
         if config.model_type not in ("bert", "distilbert"):
@@ -222,16 +252,16 @@ class PackedBackbone:
             hidden = F.pad(embedded[start : start + size], (0, 0, 0, -size % TOKEN_MULTIPLE))
             for parameters in layers:
                 hidden = PackedLayer.apply(hidden, groups, self.num_heads, self.eps, *parameters)
-            for row, count, length in groups:
-                texts = hidden[row : row + count * length].view(count, length, -1)
-                pooled.append(texts.mean(dim=1, dtype=torch.float32))
+            for row, texts, length in groups:
+                tokens = hidden[row : row + texts * length].view(texts, length, -1)
+                pooled.append(tokens.mean(dim=1, dtype=torch.float32))
             start += size
         return torch.cat(pooled)
 
     def _embed(self, token_ids: Int[Tensor, " token"], lengths: list[int]) -> Float[Tensor, "token d"]:
         embeddings = self.backbone.embeddings
         positions = torch.arange(max(lengths), device=token_ids.device)
-        position = torch.cat([positions[:length].repeat(count) for _, count, length in length_groups(lengths)])
+        position = torch.cat([positions[:length].repeat(texts) for _, texts, length in length_groups(lengths)])
         embedded = embeddings.word_embeddings(token_ids) + embeddings.position_embeddings(position)
         if hasattr(embeddings, "token_type_embeddings"):
             embedded = embedded + embeddings.token_type_embeddings.weight[0]
@@ -266,13 +296,14 @@ class PackedBackbone:
 
 
 def _chunks(lengths: list[int], chunk_tokens: int) -> list[list[int]]:
-    """Cut the lengths into runs of at most `chunk_tokens` tokens, at least one text each."""
+    """Cut the lengths into as few runs as have about `chunk_tokens` tokens or less, and about equally many each."""
+    size = -(-sum(lengths) // -(-sum(lengths) // chunk_tokens))
     chunks: list[list[int]] = []
     room = 0
     for length in lengths:
-        if length > room or not chunks:
+        if room <= 0:
             chunks.append([])
-            room = max(chunk_tokens, length)
+            room = size
         chunks[-1].append(length)
         room -= length
     return chunks
