@@ -2,16 +2,17 @@
 
     python tests/benchmarks/bench_step.py --steps 6
 
-prints, all from one run and on the same batches: the whole training step (batch on its way, encoder, prototypes, loss,
-backward, optimiser); forward and backward of the encoder alone, by this package without padding and by transformers in
-groups of equal length, which need no padding either; the share of padding; and memory by step.
+prints, all from one run and on the same batches: the whole training step (encoder, prototypes, loss, backward,
+optimiser); forward and backward of the encoder alone, by this package without padding and by transformers in groups of
+equal length, which need no padding either; the time to build a batch; and memory by step.
 """
 
 import argparse
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import hydra
@@ -24,8 +25,8 @@ from torch import Tensor
 from prime_xmc.configs import config_dir
 from prime_xmc.data.batch import Batch
 from prime_xmc.model.module import PrimeModule
-from prime_xmc.model.packed import TOKEN_MULTIPLE, length_groups
-from prime_xmc.train import keep_memory_flat, make_data, make_module
+from prime_xmc.model.packed import length_groups
+from prime_xmc.train import make_data, make_module
 
 
 def rss() -> float:
@@ -41,15 +42,13 @@ def seconds(action: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def training_step(module: PrimeModule, optimizer: torch.optim.Optimizer, batches: Iterator[Batch], dtype: torch.dtype):
+def training_step(module: PrimeModule, optimizer: torch.optim.Optimizer, batch: Batch, dtype: torch.dtype) -> None:
     """Do what the Trainer does for a step."""
-    batch = next(batches)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         loss = module.training_step(batch, 0)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    return batch
 
 
 def bare_packed(module: PrimeModule, batch: Batch, dtype: torch.dtype) -> None:
@@ -79,11 +78,10 @@ def bare_transformers(module: PrimeModule, batch: Batch, dtype: torch.dtype) -> 
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6, help="steps that are timed, after two that are not")
-    parser.add_argument("--memory-steps", type=int, default=20, help="further training steps, for memory alone")
+    parser.add_argument("--steps", type=int, default=6, help="batches that are timed")
+    parser.add_argument("--memory-steps", type=int, default=20, help="training steps before that, for memory")
     parser.add_argument("overrides", nargs="*", help="settings of prime_xmc.train")
     arguments = parser.parse_args()
-    keep_memory_flat()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
         config = hydra.compose("train", [*arguments.overrides, "run_dir=outputs/bench"])
     data = make_data(config)
@@ -93,25 +91,28 @@ def main() -> None:
     optimizer = module.optimizer([{"params": [p for p in module.parameters() if p.requires_grad]}])
     batches = iter(data.train_dataloader())
 
+    held = []
+    for _ in track(range(arguments.memory_steps), "memory"):
+        training_step(module, optimizer, next(batches), dtype)
+        held.append(rss())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
     times: dict[str, list[float]] = {"batch": [], "step": [], "packed": [], "transformers": []}
-    sizes, memory = [], []
-    for step in track(range(arguments.steps + 2), "time"):
+    sizes = []
+    for step in track(range(arguments.steps + 1), "time"):
+        start = time.perf_counter()
         batch = next(batches)
-        waited = seconds(lambda: next(batches))
         found = {
-            "step": seconds(lambda: training_step(module, optimizer, batches, dtype)),
-            "packed": seconds(lambda batch=batch: bare_packed(module, batch, dtype)),  # type: ignore[misc]
+            "batch": time.perf_counter() - start,
+            "step": seconds(partial(training_step, module, optimizer, batch, dtype)),
+            "packed": seconds(partial(bare_packed, module, batch, dtype)),
+            "transformers": seconds(partial(bare_transformers, module, batch, dtype)),
         }
-        memory.append(rss())
-        found["transformers"] = seconds(lambda batch=batch: bare_transformers(module, batch, dtype))  # type: ignore[misc]
-        if step >= 2:
+        if step:  # the first compiles kernels
             sizes.append((len(batch.query_ids), len(batch.label_ids), len(batch.token_ids)))
-            for name, value in (found | {"batch": waited}).items():
+            for name, value in found.items():
                 times[name].append(value)
     middle = {name: statistics.median(values) for name, values in times.items()}
-    chunks = middle_tokens = statistics.median(size[2] for size in sizes)
-    padding = 1 + TOKEN_MULTIPLE / 2 * -(-chunks // module.encoder.chunk_tokens) / middle_tokens
-
     table = Table(title=f"medians of {arguments.steps} steps, {dtype}, {torch.get_num_threads()} threads")
     for column in ("what", "value"):
         table.add_column(column, justify="left" if column == "what" else "right")
@@ -123,15 +124,9 @@ def main() -> None:
     table.add_row("step / encoder alone, packed", f"{middle['step'] / middle['packed']:.2f} x")
     table.add_row("step / encoder alone, transformers", f"{middle['step'] / middle['transformers']:.2f} x")
     table.add_row("building a batch / step", f"{100 * middle['batch'] / middle['step']:.2f} %")
-    table.add_row("tokens computed / real tokens (expected)", f"{padding:.3f}")
-    steps = min(arguments.memory_steps, len(data.sampler) - 3 * (arguments.steps + 2))
-    held = []
-    for _ in track(range(steps), "memory"):
-        training_step(module, optimizer, batches, dtype)
-        held.append(rss())
-    table.add_row("memory after each further step", f"{held[0]:.2f} ... {held[-1]:.2f} GiB, most {max(held):.2f} GiB")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    table.add_row("peak memory of the process", f"{peak:.2f} GiB")
+    shown = ", ".join(f"{held[i]:.2f}" for i in range(0, len(held), max(1, len(held) // 6)))
+    table.add_row(f"memory over {len(held)} training steps", f"{shown} GiB")
+    table.add_row("peak memory of these steps", f"{peak:.2f} GiB")
     Console().print(table)
 
 
