@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from prime_xmc.bundle import Predictor
 from prime_xmc.data.raw import read_records
@@ -103,6 +105,7 @@ def test_the_table_of_epochs_has_a_row_for_each(complete):
     rows = read_table(run_dir)
     assert [int(row["epoch"]) for row in rows] == list(range(EPOCHS))
     assert float(rows[-1]["val/P@1"]) == pytest.approx(metrics["val/P@1"])
+    assert [bool(row["val/P@1"]) for row in rows] == [False, True] * (EPOCHS // 2), "validated every second epoch"
     logged = ("loss", "query_prototype", "query_label", "label_query", "regulariser", "violators", "clipped_margins")
     for name in (*logged, "centroid_drift"):
         assert all(math.isfinite(float(row[f"train/{name}"])) for row in rows)
@@ -152,6 +155,18 @@ def test_texts_longer_than_the_encoder_reads_are_an_error(overrides, compose, tm
         run(compose(*overrides, "dataset.max_length=65", f"run_dir={tmp_path}"))
 
 
+def test_exact_centroids_are_the_means_of_the_trained_embeddings(overrides, compose, tmp_path):
+    quick = ["callbacks=exact_centroids", "trainer.max_epochs=1", f"run_dir={tmp_path}"]
+    _, module, data, _ = run(compose(*quick, *overrides, *quick[1:]))
+    query_emb = module.embed(data.train_text_dataloader(), len(data.corpus.train))
+    for label in (0, 17):
+        having = [query for query in data.train_ids if label in data.corpus.train.positives[int(query)]]
+        expected = query_emb[having].mean(0)
+        torch.testing.assert_close(module.prototypes.centroids[label], expected, atol=1e-5, rtol=0)
+    exported = load_file(tmp_path / "model" / "centroids.safetensors")
+    assert any(torch.equal(tensor, module.prototypes.centroids) for tensor in exported.values())
+
+
 @pytest.mark.slow
 def test_the_configuration_of_a_run_runs_again(overrides, tmp_path):
     command_line(overrides, "hydra.run.dir=first", cwd=tmp_path)
@@ -184,3 +199,12 @@ def test_two_processes_train_what_one_does(overrides, tmp_path):
     first, second = (read_metrics(tmp_path / name) for name in ("one", "two"))
     assert second["test/P@5"] == pytest.approx(first["test/P@5"], abs=0.03)
     assert files(tmp_path / "two") == files(tmp_path / "one") | {"train_ddp_process_1.log"}
+
+
+@pytest.mark.slow
+def test_a_sweep_of_data_parallel_runs_is_refused_with_a_way_out(overrides, tmp_path):
+    command = [sys.executable, "-m", "prime_xmc.train", "-m", *overrides, "trainer=ddp", "seed=1,2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "trainer=ddp does not go with -m" in done.stderr
+    assert "one by one" in done.stderr

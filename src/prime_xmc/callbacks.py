@@ -1,9 +1,11 @@
 """When things happen around training: the start of the banks, new clusters, the table of epochs, the export."""
 
 import csv
+import ctypes
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,11 +65,10 @@ class InitialisePrototypes(Callback):
                 save_file(embeddings, temporary)
                 os.replace(temporary, path)
         query_emb, label_emb = (embeddings[name].to(pl_module.device) for name in ("query", "label"))
-        pair_queries, pair_labels = (torch.from_numpy(ids).to(pl_module.device) for ids in data.train_pairs())
         clusters = torch.zeros(len(label_emb), dtype=torch.int64, device=pl_module.device)
         if module.prototypes.free_vectors is not None:
             clusters = balanced_clusters(label_emb, len(module.prototypes.free_vectors), seed=self.seed)
-        module.prototypes.initialise(mean_centroids(query_emb, pair_queries, pair_labels, label_emb), clusters)
+        module.prototypes.initialise(_mean_centroids(data, query_emb, label_emb), clusters)
         module.query_memory.copy_(query_emb)
 
     def _fingerprint(self, trainer: Trainer, module: Any, data: Any) -> str:
@@ -80,10 +81,31 @@ class InitialisePrototypes(Callback):
         return digest.hexdigest()
 
 
+class ExactCentroids(Callback):
+    """When training has ended, before the export: centroids from all training queries instead of the running ones.
+
+    Source: Appendix H, the second of the strategies that were tried for centroids.
+    """
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Encode the training queries and replace the centroids."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        module: Any = pl_module
+        query_emb = module.embed(_with_progress(data.train_text_dataloader(), "query"), len(data.corpus.train))
+        label_emb, _ = module.build_index()
+        module.prototypes.centroids.copy_(_mean_centroids(data, query_emb, label_emb))
+        module.discard_index()
+
+
+def _mean_centroids(data: Any, query_emb: Tensor, label_emb: Tensor) -> Tensor:
+    pair_queries, pair_labels = (torch.from_numpy(ids).to(query_emb.device) for ids in data.train_pairs())
+    return mean_centroids(query_emb, pair_queries, pair_labels, label_emb)
+
+
 def _with_progress(loader: DataLoader, name: str) -> Iterator[Texts]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
-        yield from progress.track(loader, description=f"embedding {name} texts, pre-trained encoder")
+        yield from progress.track(loader, description=f"embedding {name} texts")
 
 
 class RebuildClusters(Callback):
@@ -138,6 +160,37 @@ class RebuildClusters(Callback):
         logger.info("epoch %d: %d clusters of about %d queries", epoch, num_clusters, size)
 
 
+class ReleaseMemory(Callback):
+    """Gives memory that malloc holds but nobody uses back to the system; on Linux with glibc, elsewhere nothing.
+
+    Every batch has tensors of its own sizes, between which the heap is left in pieces. It would grow to twice of what
+    is in use over the first hundred steps.
+
+    Args:
+        every_n_steps: Training steps between releases. Pages that are given back cost time when they are needed again.
+    """
+
+    def __init__(self, every_n_steps: int):
+        self.every_n_steps = every_n_steps
+        self._malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Release if it is time."""
+        if (batch_idx + 1) % self.every_n_steps == 0:
+            self.release()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Release what validation needed."""
+        self.release()
+
+    def release(self) -> None:
+        """Release now."""
+        if self._malloc_trim is not None:
+            self._malloc_trim(0)
+
+
 class EpochTable(Callback):
     """Writes metrics.csv: one row an epoch, with what was logged, averaged over the epoch.
 
@@ -148,11 +201,19 @@ class EpochTable(Callback):
     def __init__(self, path: str):
         self.path = Path(path)
         self.rows: list[dict[str, float]] = []
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the epoch has validation metrics of its own; the Trainer keeps those of an earlier one."""
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the epoch's row."""
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        values = {name: float(v) for name, v in trainer.callback_metrics.items() if not name.startswith("lr-")}
         values = {name.removesuffix("_epoch"): v for name, v in values.items() if not name.endswith("_step")}
+        if not self._validated:
+            values = {name: value for name, value in values.items() if not name.startswith("val/")}
+        self._validated = False
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate} | values)
         if trainer.is_global_zero:

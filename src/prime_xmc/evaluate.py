@@ -8,17 +8,18 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from prime_xmc.bundle import Predictor
 from prime_xmc.configs import run_app
 from prime_xmc.data.corpus import Corpus, Split
 from prime_xmc.data.prepare import prepare
 from prime_xmc.data.propensity import inverse_propensity
-from prime_xmc.metrics import TABLE_WIDTH, evaluate, format_table, remove_filtered
+from prime_xmc.metrics import TABLE_WIDTH, evaluate, format_table, remove_filtered, search_unfiltered
 from prime_xmc.predict import expand_model, load_predictor
 from prime_xmc.predictions import load_predictions, save_predictions
 from prime_xmc.prepare import open_corpus, raw_files
@@ -39,16 +40,15 @@ def rank(
         split: The queries.
         k: Labels per query; where there are fewer, -1 and -inf fill up.
     """
-    wanted = k + int(split.filtered.lengths.max(initial=0))
-    found = min(wanted, predictor.num_labels)
+
+    def search(query_emb: Float[Tensor, "query d"], top_k: int) -> tuple[Tensor, Tensor]:
+        return predictor.search(query_emb, min(top_k, predictor.num_labels))
+
     parts = []
     for start in track(range(0, len(split), _CHUNK), "rank", console=Console(stderr=True)):
         rows = np.arange(start, min(start + _CHUNK, len(split)))
-        scores, ids = predictor.search(predictor.encode_tokens(split.tokens.take(rows)), found)
-        missing = ((0, 0), (0, wanted - found))
-        all_ids = np.pad(ids.numpy(), missing, constant_values=-1)
-        all_scores = np.pad(scores.numpy(), missing, constant_values=-np.inf)
-        parts.append(remove_filtered(all_ids, all_scores, split.filtered.take(rows), k))
+        query_emb = predictor.encode_tokens(split.tokens.take(rows))
+        parts.append(search_unfiltered(search, query_emb, split.filtered.take(rows), k))
     indices, scores_ = zip(*parts, strict=True)
     return np.concatenate(indices), np.concatenate(scores_)
 

@@ -5,13 +5,14 @@ processes are added up before anything is divided. A query without positives cou
 as in the Extreme Classification Repository's own evaluation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 from torchmetrics import Metric
 
 from prime_xmc.data.corpus import Ragged
@@ -120,6 +121,31 @@ def remove_filtered(
     top_indices[filled] = indices[kept]
     top_scores[filled] = scores[kept]
     return top_indices, top_scores
+
+
+def search_unfiltered(
+    search: Callable[[Float[Tensor, "query d"], int], tuple[Tensor, Tensor]],
+    query_emb: Float[Tensor, "query d"],
+    filtered: Ragged,
+    k: int,
+) -> tuple[Int[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+    """Search so many labels that k are left to each query without its filtered ones.
+
+    Args:
+        search: returns scores, descending, and label ids of the best k labels, or of all where there are fewer.
+        query_emb: embeddings of the queries.
+        filtered: labels that are never an answer of the query.
+        k: labels per query.
+
+    Returns:
+        Ids and scores of k columns; -1 and -inf where a query has no more labels.
+    """
+    wanted = k + int(filtered.lengths.max(initial=0))
+    scores, ids = search(query_emb, wanted)
+    missing = ((0, 0), (0, wanted - ids.shape[1]))
+    all_ids = np.pad(ids.cpu().numpy(), missing, constant_values=-1)
+    all_scores = np.pad(scores.float().cpu().numpy(), missing, constant_values=-np.inf)
+    return remove_filtered(all_ids, all_scores, filtered, k)
 
 
 def best_weights(

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -105,6 +107,11 @@ def train(config: DictConfig) -> float | None:
 def run(config: DictConfig) -> Run:
     """Train by a configuration, write the run folder and return what was made."""
     _quiet_libraries()
+    if _in_sweep() and "ddp" in str(config.trainer.get("strategy")):
+        raise ValueError(
+            "trainer=ddp does not go with -m: the processes that Lightning starts would each run the whole sweep. "
+            "Start the runs one by one: for seed in 1 2; do python -m prime_xmc.train trainer=ddp seed=$seed; done"
+        )
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     data = make_data(config)
@@ -135,7 +142,7 @@ def run(config: DictConfig) -> Run:
     metrics |= {
         "train/epochs": trainer.current_epoch,
         "train/seconds": seconds,
-        "train/queries_per_second": len(data.sampler.query_ids) * trainer.current_epoch / seconds,
+        "train/queries_per_second": module.num_trained / seconds,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "num_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     } | {name: settings[name] for name in ("torch_version", "prime_xmc_version", "seed", "git_commit")}
@@ -146,6 +153,10 @@ def run(config: DictConfig) -> Run:
             save_predictions(run_dir / "predictions.npz", *module.test_predictions)
         show(metrics, run_dir)
     return Run(metrics, module, data, trainer)
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def _quiet_libraries() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.utils import instantiate
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -91,10 +92,14 @@ def main() -> None:
     optimizer = module.optimizer([{"params": [p for p in module.parameters() if p.requires_grad]}])
     batches = iter(data.train_dataloader())
 
+    memory = instantiate(config.callbacks.memory)
+    release_every = config.callbacks.memory.every_n_steps
     held = []
-    for _ in track(range(arguments.memory_steps), "memory"):
+    for step in track(range(arguments.memory_steps), "memory"):
         training_step(module, optimizer, next(batches), dtype)
         held.append(rss())
+        if (step + 1) % release_every == 0:
+            memory.release()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     times: dict[str, list[float]] = {"batch": [], "step": [], "packed": [], "transformers": []}

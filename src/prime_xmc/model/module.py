@@ -1,5 +1,6 @@
 """The LightningModule: steps, logging and optimisers around encoder, prototypes and loss."""
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -12,11 +13,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from prime_xmc.data.batch import Batch, Texts
-from prime_xmc.metrics import XMCMetrics, remove_filtered
+from prime_xmc.metrics import XMCMetrics, search_unfiltered
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.losses import PrimeLoss
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.model.sharded import encode_sharded
+
+logger = logging.getLogger(__name__)
 
 TOP_K = 100  # of the metrics and of predictions.npz
 
@@ -85,6 +88,8 @@ class PrimeModule(LightningModule):
         # what training itself last made of each query, for clusters without another encoding pass
         self.register_buffer("query_memory", torch.zeros(num_queries, encoder.dim, dtype=torch.float16))
         self.test_predictions: tuple[np.ndarray, np.ndarray] | None = None
+        self.num_trained = 0  # queries that went through training steps of this process
+        self._index: tuple[Tensor, Tensor] | None = None
 
     def forward(self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> Float[Tensor, "text d"]:
         """Encode texts; the processes of a data-parallel run share the work and all get the whole."""
@@ -97,6 +102,7 @@ class PrimeModule(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the step's random numbers: loaders draw from the same generator, at other times in a continued run."""
         torch.manual_seed(hash((self.seed, self.global_step)))
+        self.discard_index()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch; move the centroids towards its queries and remember their embeddings."""
@@ -109,6 +115,7 @@ class PrimeModule(LightningModule):
             drift = self.prototypes.update_centroids(query_emb.detach(), batch.pair_rows, batch.pair_labels)
         self.query_memory[batch.query_ids] = query_emb.detach().to(self.query_memory.dtype)
         size = len(batch.query_ids)
+        self.num_trained += size
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         logs = {f"train/{name}": value for name, value in logs.items()} | {"train/centroid_drift": drift}
         self.log_dict(logs, on_step=True, on_epoch=True, batch_size=size)
@@ -146,12 +153,22 @@ class PrimeModule(LightningModule):
         return prototypes
 
     def build_index(self) -> tuple[Float[Tensor, "label d"], Float[Tensor, "label d"]]:
-        """Encode all labels, let the searcher search their prototypes, and return h_l and z_l."""
-        loader = self.trainer.datamodule.label_dataloader()  # type: ignore[attr-defined]
-        label_emb = self.embed(loader, self.prototypes.num_labels)
-        prototypes = self.compute_prototypes(label_emb)
-        self.searcher.build(prototypes)
-        return label_emb, prototypes
+        """Encode all labels, let the searcher search their prototypes, and return h_l and z_l.
+
+        Where no training step came in between, that is done already: validation, export and test share it.
+        """
+        if self._index is None:
+            logger.info("encoding %d labels", self.prototypes.num_labels)
+            loader = self.trainer.datamodule.label_dataloader()  # type: ignore[attr-defined]
+            label_emb = self.embed(loader, self.prototypes.num_labels)
+            prototypes = self.compute_prototypes(label_emb)
+            self.searcher.build(prototypes)
+            self._index = label_emb, prototypes
+        return self._index
+
+    def discard_index(self) -> None:
+        """Make the next `build_index` start anew, since a bank has changed or memory is needed."""
+        self._index = None
 
     def on_validation_epoch_start(self) -> None:
         """Bring the prototypes up to date."""
@@ -184,17 +201,10 @@ class PrimeModule(LightningModule):
     def _rank(self, batch: Texts, stage: Literal["val", "test"]) -> tuple[np.ndarray, np.ndarray]:
         queries = self.trainer.datamodule.truth(stage)  # type: ignore[attr-defined]
         ids = batch.ids.cpu().numpy()
-        filtered = queries.filtered.take(ids)
         query_emb = self(batch.token_ids, batch.lengths)
-        wanted = TOP_K + int(filtered.lengths.max(initial=0))
-        scores, indices = self.searcher.search(query_emb, wanted)
-        found, found_scores = indices.cpu().numpy(), scores.float().cpu().numpy()
-        missing = ((0, 0), (0, wanted - found.shape[1]))  # there may be fewer labels than that
-        found = np.pad(found, missing, constant_values=-1)
-        found_scores = np.pad(found_scores, missing, constant_values=-np.inf)
-        found, found_scores = remove_filtered(found, found_scores, filtered, TOP_K)
+        found, scores = search_unfiltered(self.searcher.search, query_emb, queries.filtered.take(ids), TOP_K)
         self.metrics.update(found, queries.positives.take(ids))
-        return found, found_scores
+        return found, scores
 
     def _log_metrics(self, stage: str) -> None:
         values = {f"{stage}/{name}": value for name, value in self.metrics.compute().items()}
