@@ -4,6 +4,8 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# One thread a process: some tests start several, whose waiting threads would keep each other from running.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-fast lint types check clean
@@ -24,10 +26,10 @@ train: setup  ## Prepare LF-Debian-18K, train, evaluate, export; settings in ARG
 	$(BIN)/python -m prime_xmc.train $(ARGS)
 
 test: setup  ## Run all tests; options for pytest in ARGS="-k losses".
-	$(BIN)/python -m pytest $(ARGS)
+	$(TEST) $(ARGS)
 
 test-fast: setup  ## Run the tests that need neither the real encoder nor another environment.
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(TEST) -m "not slow" $(ARGS)
 
 lint: setup  ## Check style and formatting.
 	$(BIN)/ruff check
