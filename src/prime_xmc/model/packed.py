@@ -6,6 +6,7 @@ autograd node in the compute dtype, which spares what autocast and padding cost 
 activations, and copies of what is cheaper to compute again.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 # heap ends up in pieces of as many sizes. So sizes are rounded up to multiples of these.
 TOKEN_MULTIPLE = 128  # rows of a chunk
 TEXT_MULTIPLE = 8  # texts of a chunk, in attention
+# More than the kernels of a step, which hardly come back in the next; the default is 1024. Read at oneDNN's first use.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 class LengthGroup(NamedTuple):
