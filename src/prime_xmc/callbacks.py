@@ -4,7 +4,6 @@ import csv
 import ctypes
 import hashlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from prime_xmc.data.batch import Texts
 from prime_xmc.data.sampling import cluster_size_at
+from prime_xmc.files import replacing
 from prime_xmc.index.clustering import balanced_clusters
 from prime_xmc.model.prototypes import mean_centroids
 
@@ -60,10 +60,8 @@ class InitialisePrototypes(Callback):
                 name: module.embed(_with_progress(loaders[name], name), sizes[name]).cpu() for name in loaders
             }
             if trainer.is_global_zero:
-                self.cache_dir.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f".{path.name}.{os.getpid()}")
-                save_file(embeddings, temporary)
-                os.replace(temporary, path)
+                with replacing(path) as temporary:
+                    save_file(embeddings, temporary)
         query_emb, label_emb = (embeddings[name].to(pl_module.device) for name in ("query", "label"))
         clusters = torch.zeros(len(label_emb), dtype=torch.int64, device=pl_module.device)
         if module.prototypes.free_vectors is not None:
@@ -218,12 +216,10 @@ class EpochTable(Callback):
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate} | values)
         if trainer.is_global_zero:
             names = list(dict.fromkeys(name for row in self.rows for name in row))
-            temporary = self.path.with_name(f".{self.path.name}")
-            with temporary.open("w", newline="", encoding="utf-8") as file:
+            with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, names, restval="")
                 writer.writeheader()
                 writer.writerows(self.rows)
-            os.replace(temporary, self.path)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far."""
