@@ -6,14 +6,11 @@ Nothing in it is pickled and no code in it is run: tensors are safetensors, sett
 import importlib.util
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -27,6 +24,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
+from prime_xmc.files import replace_folder, temporary_folder, write_json, write_text
 from prime_xmc.index.search import ExactSearch, FaissSearch
 from prime_xmc.model.encoder import TextEncoder, quiet_transformers
 from prime_xmc.model.prototypes import Prototypes
@@ -118,12 +116,10 @@ def save_bundle(
     directory = directory.resolve()
     if directory.exists() and not (directory / CONFIG).is_file() and any(directory.iterdir()):
         raise ValueError(f"{directory} exists and holds no {CONFIG}: it is not overwritten; export to another folder")
-    temporary = directory.with_name(f".{directory.name}.{uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
+    with temporary_folder(directory) as temporary:
         faiss_index = index if isinstance(index, FaissSearch) else None
         config = _describe(encoder, tokenizer, max_length, prototypes, faiss_index, settings)
-        _write_json(temporary / CONFIG, config)
+        write_json(temporary / CONFIG, config)
         _write_encoder(temporary, encoder, tokenizer, max_length)
         # The two files together are the state_dict of the module.
         banks = _on_cpu(prototypes.state_dict())
@@ -135,9 +131,7 @@ def save_bundle(
         num_written = _write_labels(temporary / LABELS, labels)
         assert num_written == len(label_prototypes) == len(label_emb) == prototypes.num_labels
         _write_results(temporary, config, metrics)
-        _replace_folder(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        replace_folder(temporary, directory)
 
 
 def update_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
@@ -383,14 +377,12 @@ def _write_encoder(
     # Of earlier owners of the tokenizer: they would contradict model_max_length, or name a folder of this machine.
     dropped = ("max_length", "truncation_strategy", "stride", "name_or_path")
     tokenizer_config = {key: value for key, value in tokenizer_config.items() if key not in dropped}
-    _write_json(directory / "tokenizer_config.json", tokenizer_config | {"model_max_length": max_length})
+    write_json(directory / "tokenizer_config.json", tokenizer_config | {"model_max_length": max_length})
     for name, content in _SENTENCE_TRANSFORMERS.items():
-        (directory / name).parent.mkdir(exist_ok=True)
-        _write_json(directory / name, content)
-    _write_json(directory / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
-    (directory / "1_Pooling").mkdir()
+        write_json(directory / name, content)
+    write_json(directory / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     pooling = {"word_embedding_dimension": encoder.dim, "pooling_mode_mean_tokens": True}
-    _write_json(directory / "1_Pooling" / "config.json", pooling)
+    write_json(directory / "1_Pooling" / "config.json", pooling)
 
 
 def _write_labels(path: Path, labels: Iterable[tuple[str, str]]) -> int:
@@ -457,35 +449,10 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _write_json(path: Path, content: Any) -> None:
-    _write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, content: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex}")
-    unfinished.write_text(content, encoding="utf-8", newline="\n")
-    os.replace(unfinished, path)
-
-
-def _replace_folder(new: Path, directory: Path) -> None:
-    """Give a finished folder its name; a folder that has it already goes, but not before."""
-    if not directory.exists():
-        os.replace(new, directory)
-        return
-    old = directory.with_name(f"{new.name}.old")
-    os.replace(directory, old)
-    try:
-        os.replace(new, directory)
-    except OSError:
-        os.replace(old, directory)
-        raise
-    shutil.rmtree(old)
-
-
 def _write_results(directory: Path, config: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> None:
     if metrics is not None:
-        _write_json(directory / METRICS, dict(metrics))
-    _write_text(directory / "README.md", _CARD.format(**dict(_card_parts(config, metrics or {}))))
+        write_json(directory / METRICS, dict(metrics))
+    write_text(directory / "README.md", _CARD.format(**dict(_card_parts(config, metrics or {}))))
 
 
 def _card_parts(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

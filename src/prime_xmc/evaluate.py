@@ -1,11 +1,8 @@
 """`python -m prime_xmc.evaluate`: metrics of a model, or of any tool's predictions, on the test split."""
 
-import json
 import logging
-import os
 import sys
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -19,6 +16,7 @@ from prime_xmc.configs import run_app
 from prime_xmc.data.corpus import Corpus, Split
 from prime_xmc.data.prepare import prepare
 from prime_xmc.data.propensity import inverse_propensity
+from prime_xmc.files import write_json
 from prime_xmc.metrics import TABLE_WIDTH, evaluate, format_table, remove_filtered, search_unfiltered
 from prime_xmc.predict import expand_model, load_predictor
 from prime_xmc.predictions import load_predictions, save_predictions
@@ -82,7 +80,7 @@ def run(config: DictConfig) -> dict[str, float]:
     Console(width=max(Console().width, TABLE_WIDTH)).print(format_table({Path(name).name: metrics}))
     results = {f"test/{metric}": value for metric, value in metrics.items()}
     if config.output is not None:
-        _write_json(Path(config.output).expanduser(), results)
+        write_json(Path(config.output).expanduser(), results)
     if config.predictions_output is not None:
         save_predictions(Path(config.predictions_output).expanduser(), indices, scores)
     return results
@@ -136,13 +134,6 @@ def _read_predictions(path: Path, corpus: Corpus) -> tuple[Int[np.ndarray, "quer
             TOP_K,
         )
     return indices, scores
-
-
-def _write_json(path: Path, content: dict[str, float]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex}")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def main() -> None:

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
-from uuid import uuid4
 
 import torch
 from omegaconf import DictConfig
 
 from prime_xmc.bundle import Prediction, Predictor
 from prime_xmc.configs import native_precision, run_app
+from prime_xmc.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -112,15 +112,9 @@ def _open_output(path: Path | None) -> Iterator[BinaryIO]:
     """Open standard output, or a file that appears under its name when it is complete."""
     if path is None:
         yield sys.stdout.buffer
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with unfinished.open("wb") as file:
+    else:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             yield file
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def run(config: DictConfig) -> None:

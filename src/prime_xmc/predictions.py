@@ -1,13 +1,14 @@
 """The file of predictions: the top-k labels of every query of a split, ours or another tool's."""
 
 import logging
-import os
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int32
+
+from prime_xmc.files import replacing
 
 _LOG = logging.getLogger(__name__)
 _CHUNK = 8192  # queries sorted at once
@@ -27,10 +28,8 @@ def save_predictions(path: Path, indices: Int[np.ndarray, "query k"], scores: Fl
         indices: label ids, best first; -1 pads.
         scores: higher is closer; -inf where padded.
     """
-    unfinished = path.with_name(f"{path.name}.tmp")
-    with unfinished.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, indices=indices.astype(np.int32), scores=scores.astype(np.float32))
-    os.replace(unfinished, path)
 
 
 def load_predictions(path: Path, k: int = 100) -> tuple[Int32[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:

@@ -1,6 +1,5 @@
 """`python -m prime_xmc.train`: prepare, train, test, export."""
 
-import json
 import logging
 import os
 import platform
@@ -26,6 +25,7 @@ from prime_xmc.callbacks import ExportModel
 from prime_xmc.configs import run_app
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.data.tokenizer import load_tokenizer
+from prime_xmc.files import write_json
 from prime_xmc.metrics import TABLE_WIDTH, format_table
 from prime_xmc.model.module import PrimeModule
 from prime_xmc.predictions import save_predictions
@@ -147,7 +147,7 @@ def run(config: DictConfig) -> Run:
         "num_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     } | {name: settings[name] for name in ("torch_version", "prime_xmc_version", "seed", "git_commit")}
     if trainer.is_global_zero:
-        _write_json(run_dir / "metrics.json", metrics)
+        write_json(run_dir / "metrics.json", metrics)
         update_metrics(run_dir / "model", metrics)
         if module.test_predictions is not None:
             save_predictions(run_dir / "predictions.npz", *module.test_predictions)
@@ -224,12 +224,6 @@ def _export(
         settings=settings,
         metrics=None,
     )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _git_commit() -> str | None:

@@ -4,13 +4,11 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from rich.console import Console
@@ -19,6 +17,7 @@ from tokenizers import Tokenizer
 
 from prime_xmc.data.corpus import FORMAT_VERSION, LABELS, MANIFEST, Corpus, Ragged, RaggedWriter
 from prime_xmc.data.raw import RawFiles, Record, read_filter, read_records
+from prime_xmc.files import temporary_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -100,16 +99,12 @@ def prepare(
             raise ValueError(f"{directory} exists but holds no {MANIFEST}; delete it and prepare again")
         manifest |= {"fingerprint": fingerprint, "tokenizer": tokenizer_name, "raw_directory": str(source.directory)}
 
-        temporary = directory.with_name(f".{directory.name}.{uuid4().hex}")
-        temporary.mkdir(parents=True)
-        try:
-            tokenizer.enable_truncation(max_length)
+        tokenizer.enable_truncation(max_length)
+        with temporary_folder(directory) as temporary:
             manifest |= _Build(paths, manifest, tokenizer, temporary, progress).run()
             manifest["files"] = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            write_json(temporary / MANIFEST, manifest)
             _publish(temporary, directory)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     for warning in manifest["warnings"]:
         logger.warning("%s", _sentence(warning))
     return directory

@@ -3,7 +3,6 @@
 Both classes have `build(vectors)` and `search(query_emb, k)`; the Faiss index can also be saved and loaded.
 """
 
-import os
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
+
+from prime_xmc.files import replacing
 
 
 class ExactSearch:
@@ -134,9 +135,8 @@ class FaissSearch:
 
     def save(self, path: Path) -> None:
         """Write the index to a file, which appears only when it is complete."""
-        incomplete = path.with_name(path.name + ".tmp")
-        _import_faiss().write_index(self._index, str(incomplete))
-        os.replace(incomplete, path)
+        with replacing(path) as temporary:
+            _import_faiss().write_index(self._index, str(temporary))
 
     def load(self, path: Path) -> None:
         """Search in a saved index from now on.
