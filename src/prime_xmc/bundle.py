@@ -6,7 +6,7 @@ Nothing in it is pickled and no code in it is run: tensors are safetensors, sett
 import importlib.util
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from prime_xmc.files import replace_folder, temporary_folder, write_json, write_
 from prime_xmc.index.search import ExactSearch, FaissSearch
 from prime_xmc.model.encoder import TextEncoder, quiet_transformers
 from prime_xmc.model.prototypes import Prototypes
+from prime_xmc.model_card import model_card
 
 logger = logging.getLogger(__name__)
 
@@ -452,75 +453,4 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _write_results(directory: Path, config: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> None:
     if metrics is not None:
         write_json(directory / METRICS, dict(metrics))
-    write_text(directory / "README.md", _CARD.format(**dict(_card_parts(config, metrics or {}))))
-
-
-def _card_parts(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    settings, prototypes = config["settings"], config["prototypes"]
-    yield "dataset", settings.get("dataset", "an unnamed data set")
-    yield "num_labels", f"{prototypes['num_labels']:,}"
-    yield "dim", prototypes["dim"]
-    yield "max_length", config["max_length"]
-    yield "package_version", config["package_version"]
-    yield "settings", json.dumps(settings, indent=2, ensure_ascii=False)
-    results = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
-    rows = [f"| {name} | {100 * value:.2f} |" for name, value in results.items()]
-    table = "\n".join(["| metric (test split) | percent |", "|---|---:|", *rows])
-    yield "results", table if rows else "Not evaluated yet."
-
-
-_CARD = """\
----
-license: apache-2.0
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags:
-- sentence-transformers
-- feature-extraction
-- extreme-classification
-- multi-label-classification
-- prime
-metrics:
-- precision
-- recall
----
-
-# PRIME on {dataset}
-
-Ranks {num_labels} labels for a text. A text encoder (mean pooling, {dim} dimensions, unit length) embeds the query.
-Each label has a prototype, made by the Label Prototype Network from the label's text, the centroid of its training
-queries and a vector that it shares with similar labels. A label's score is the cosine of query and prototype.
-
-## How to load it
-
-```python
-from prime_xmc.bundle import Predictor
-
-predictor = Predictor.load(".")  # this folder
-for prediction in predictor.predict(["terminal multiplexer with tabs"], top_k=5):
-    print(prediction.query, [(label.text, label.score) for label in prediction.labels])
-```
-
-or, in a shell, `echo "terminal multiplexer with tabs" | python -m prime_xmc.predict model=<this folder> top_k=5`.
-The encoder alone opens in `sentence_transformers.SentenceTransformer` and in `transformers.AutoModel`; the labels'
-prototypes, in the same space, are in `prototypes.safetensors`, their texts in `labels.jsonl`.
-
-## Results
-
-{results}
-
-## Limits
-
-- It knows the labels of its data set and no others.
-- Of a text, it reads the first {max_length} tokens.
-- Scores are cosines, not probabilities: they order the labels of one query, and need not compare between queries.
-- Rare labels are predicted from little evidence, and what is biased in the data set is so here.
-
-## How it was made
-
-With prime_xmc {package_version} on {dataset}:
-
-```json
-{settings}
-```
-"""
+    write_text(directory / "README.md", model_card(config, metrics or {}))

@@ -1,0 +1,62 @@
+import json
+import re
+
+import pytest
+
+from prime_xmc.model_card import model_card
+
+CONFIG = {
+    "package_version": "7.1",
+    "max_length": 24,
+    "prototypes": {"num_labels": 17_953, "dim": 384},
+    "settings": {"dataset": "Wörter {1}", "seed": 3},
+}
+
+
+def section(card, heading):
+    return re.search(rf"## {heading}\n\n(.*?)(\n\n## |\Z)", card, re.DOTALL)[1]
+
+
+def test_test_metrics_in_percent_and_nothing_else_in_the_table():
+    metrics = {"test/P@1": 0.71234, "val/P@1": 0.9, "test/PSP@5": 0.46, "train/seconds": 12.5, "git_commit": None}
+    assert section(model_card(CONFIG, metrics), "Results").splitlines() == [
+        "| metric (test split) | percent |",
+        "|---|---:|",
+        "| P@1 | 71.23 |",
+        "| PSP@5 | 46.00 |",
+    ]
+
+
+@pytest.mark.parametrize("metrics", [{}, {"val/P@1": 0.9}])
+def test_without_results(metrics):
+    assert section(model_card(CONFIG, metrics), "Results") == "Not evaluated yet."
+
+
+def test_says_what_the_model_is():
+    card = model_card(CONFIG, {})
+    assert "# PRIME on Wörter {1}\n" in card
+    assert "Ranks 17,953 labels for a text." in card
+    assert "mean pooling, 384 dimensions" in card
+    assert "it reads the first 24 tokens" in card
+    made = section(card, "How it was made")
+    assert made.startswith("With prime_xmc 7.1 on Wörter {1}:")
+    assert json.loads(re.search(r"```json\n(.*?)```", made, re.DOTALL)[1]) == CONFIG["settings"]
+
+
+def test_data_set_without_a_name():
+    assert "# PRIME on an unnamed data set\n" in model_card(CONFIG | {"settings": {}}, {})
+
+
+def test_front_matter_for_the_hub():
+    yaml = pytest.importorskip("yaml")
+    front_matter = yaml.safe_load(model_card(CONFIG, {}).split("---")[1])
+    assert front_matter["license"] == "apache-2.0"
+    assert front_matter["library_name"] == "sentence-transformers"
+    assert "extreme-classification" in front_matter["tags"]
+
+
+def test_lines_that_load_it_run(toy_bundle, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (toy_bundle / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(toy_bundle)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("terminal multiplexer with tabs [('")
