@@ -25,7 +25,7 @@ from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.files import replace_folder, temporary_folder, write_json, write_text
-from prime_xmc.index.search import ExactSearch, FaissSearch
+from prime_xmc.index.search import ExactSearch, FaissSearch, Search
 from prime_xmc.model.encoder import TextEncoder, quiet_transformers
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.model_card import model_card
@@ -171,7 +171,7 @@ class Predictor:
         self,
         encoder: TextEncoder,
         tokenizer: Tokenizer,
-        searcher: ExactSearch | FaissSearch,
+        searcher: Search,
         labels: Sequence[tuple[str, str]],
         config: Mapping[str, Any],
         *,
@@ -409,7 +409,7 @@ def _read_labels(path: Path) -> list[tuple[str, str]]:
 
 def _load_searcher(
     directory: Path, config: Mapping[str, Any], index: Literal["auto", "exact", "faiss"], device: str
-) -> ExactSearch | FaissSearch:
+) -> Search:
     has_index = config["index"] is not None and (directory / INDEX).is_file()
     if index == "faiss" and not has_index:
         raise FileNotFoundError(f"{directory} has no {INDEX}: take index=exact, or train with index=flat or index=hnsw")

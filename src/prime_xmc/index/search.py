@@ -1,8 +1,6 @@
-"""The k prototypes with the highest inner product: exactly with torch alone, or with Faiss.
+"""The k prototypes with the highest inner product: exactly with torch alone, or with Faiss."""
 
-Both classes have `build(vectors)` and `search(query_emb, k)`; the Faiss index can also be saved and loaded.
-"""
-
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import ModuleType
 
@@ -13,8 +11,34 @@ from torch import Tensor
 
 from prime_xmc.files import replacing
 
+# scores and label ids, best first
+Found = tuple[Float32[Tensor, "query k"], Int64[Tensor, "query k"]]
 
-class ExactSearch:
+
+class Search(ABC):
+    """Finds the labels whose vectors have the highest inner product with a query's."""
+
+    @abstractmethod
+    def build(self, vectors: Float32[Tensor, "label d"]) -> None:
+        """Search in these vectors from now on."""
+
+    @torch.no_grad()
+    def search(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
+        """Return the scores and ids of the k best labels of each query, best first.
+
+        Args:
+            query_emb: on any device, where the results go, too.
+            k: at least 1; all labels are returned where there are fewer.
+        """
+        scores, ids = self._search(query_emb, k)
+        return scores.to(query_emb.device), ids.to(query_emb.device)
+
+    @abstractmethod
+    def _search(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
+        """Search; the results may be on any device."""
+
+
+class ExactSearch(Search):
     """Exact search in blocks, on the device of the vectors.
 
     Equal scores are ranked by id. The scores of a block are held at once: query_block * label_block * 4 bytes, 128 MiB
@@ -33,25 +57,14 @@ class ExactSearch:
         """Search in these vectors from now on; they are kept, not copied."""
         self._vectors = vectors
 
-    @torch.no_grad()
-    def search(
-        self, query_emb: Float32[Tensor, "query d"], k: int
-    ) -> tuple[Float32[Tensor, "query k"], Int64[Tensor, "query k"]]:
-        """Return the scores and ids of the k best labels of each query, best first.
-
-        Args:
-            query_emb: on any device, where the results go, too.
-            k: at least 1; all labels are returned where there are fewer.
-        """
+    def _search(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
         # Under a caller's autocast, scores would lose digits and their order with them.
         with torch.autocast(self._vectors.device.type, enabled=False):
             found = [self._search_block(block, k) for block in query_emb.split(self.query_block)]
-        scores, ids = (torch.cat(parts).to(query_emb.device) for parts in zip(*found, strict=True))
+        scores, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
         return scores, ids
 
-    def _search_block(
-        self, query_emb: Float32[Tensor, "query d"], k: int
-    ) -> tuple[Float32[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    def _search_block(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
         query_emb = query_emb.to(self._vectors.device)
         best_scores = query_emb.new_empty(len(query_emb), 0)
         best_ids = torch.empty_like(best_scores, dtype=torch.int64)
@@ -66,7 +79,7 @@ class ExactSearch:
         return best_scores, best_ids
 
 
-class FaissSearch:
+class FaissSearch(Search):
     """Search with a Faiss index on CPU.
 
     Equal scores are ranked by id among the k returned; which of several labels with the k-th score are returned is up
@@ -113,15 +126,7 @@ class FaissSearch:
         index.add(_as_numpy(vectors))
         self._index = index
 
-    def search(
-        self, query_emb: Float32[Tensor, "query d"], k: int
-    ) -> tuple[Float32[Tensor, "query k"], Int64[Tensor, "query k"]]:
-        """Return the scores and ids of the k best labels of each query, best first.
-
-        Args:
-            query_emb: on any device, where the results go, too.
-            k: at least 1; all labels are returned where there are fewer.
-        """
+    def _search(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
         k = min(k, self._index.ntotal)
         queries = _as_numpy(query_emb)
         if self.kind == "hnsw":
@@ -130,8 +135,7 @@ class FaissSearch:
         unfilled = (ids < 0).any(axis=1)  # a part of the graph that the walk did not reach
         if unfilled.any():
             scores[unfilled], ids[unfilled] = self._index.storage.search(queries[unfilled], k)
-        scores, ids = _ranked(torch.from_numpy(scores), torch.from_numpy(ids))
-        return scores.to(query_emb.device), ids.to(query_emb.device)
+        return _ranked(torch.from_numpy(scores), torch.from_numpy(ids))
 
     def save(self, path: Path) -> None:
         """Write the index to a file, which appears only when it is complete."""
@@ -169,9 +173,7 @@ def _as_numpy(vectors: Float32[Tensor, "row d"]) -> Float32[np.ndarray, "row d"]
     return vectors.detach().cpu().contiguous().numpy()
 
 
-def _top_k(
-    scores: Float32[Tensor, "query label"], k: int
-) -> tuple[Float32[Tensor, "query k"], Int64[Tensor, "query k"]]:
+def _top_k(scores: Float32[Tensor, "query label"], k: int) -> Found:
     """Return the k highest scores and their columns, equal scores by column; all columns where there are fewer."""
     if k >= scores.shape[1]:
         return scores.sort(dim=1, descending=True, stable=True)
@@ -182,9 +184,7 @@ def _top_k(
     return _ranked(top[:, :k], columns[:, :k])
 
 
-def _ranked(
-    scores: Float32[Tensor, "query k"], ids: Int64[Tensor, "query k"]
-) -> tuple[Float32[Tensor, "query k"], Int64[Tensor, "query k"]]:
+def _ranked(scores: Float32[Tensor, "query k"], ids: Int64[Tensor, "query k"]) -> Found:
     """Sort the columns of each row by score, highest first, then by id."""
     ids, order = ids.sort(dim=1)
     scores, by_score = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
