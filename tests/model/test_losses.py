@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prime_xmc.model.losses import PrimeLoss, dynamic_margin, mean_or_zero, regulariser, triplet_loss
+from prime_xmc.model.losses import PrimeLoss, TripletSettings, dynamic_margin, mean_or_zero, regulariser, triplet_loss
 
 # losses and gradients of the authors' public code on fixed similarities, one positive a query
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "reference_losses.json").read_text())
@@ -35,11 +36,15 @@ def mask(*rows):
     return torch.tensor(rows, dtype=torch.bool)
 
 
+def triplet(similarity, positives, negatives, **changes):
+    return triplet_loss(similarity, positives, negatives, TripletSettings(**changes))
+
+
 def one_anchor(positive_sim, *negative_sims, **changes):
     """Loss and gradient of one anchor with one positive (column 0), and the rest as negatives."""
     similarity = matrix([positive_sim, *negative_sims]).requires_grad_()
     positives = mask([True] + [False] * len(negative_sims))
-    loss, _ = triplet_loss(similarity, positives, ~positives, **({"weighting": "sum"} | changes))
+    loss, _ = triplet(similarity, positives, ~positives, **({"weighting": "sum"} | changes))
     (grad,) = torch.autograd.grad(loss, similarity)
     return loss.item(), grad[0].tolist()
 
@@ -88,7 +93,7 @@ class TestPublicCode:
         # the public code's margin is fixed where its gamma_min is 0, and its sum has no weights where tau is 1
         gamma_min = case["gamma_min"] or case["gamma_max"]
         weighting = "sum" if case["tau"] == 1 else "softmax"
-        loss, _ = triplet_loss(
+        loss, _ = triplet(
             similarity,
             positives,
             ~positives,
@@ -213,7 +218,7 @@ class TestNegatives:
         similarity = matrix([0.9, 0.8, 0.7, 0.6])
         positives, negatives = mask([True, False, False, False]), mask([False, False, True, True])
         settings = {"gamma_min": 0.3, "gamma_max": 0.3, "num_negatives": 1, "weighting": "sum"}
-        loss, stats = triplet_loss(similarity, positives, negatives, **settings)
+        loss, stats = triplet(similarity, positives, negatives, **settings)
         assert loss.item() == pytest.approx(0.7 - 0.9 + 0.3)
         assert stats.violators == 1
 
@@ -221,7 +226,7 @@ class TestNegatives:
         similarity = matrix([0.2, 0.9, 0.3]).requires_grad_()
         for num_negatives in (2, None):
             settings = {"weighting": "sum", "num_negatives": num_negatives}
-            loss, _ = triplet_loss(similarity, mask([True, False, False]), mask([False, False, True]), **settings)
+            loss, _ = triplet(similarity, mask([True, False, False]), mask([False, False, True]), **settings)
             (grad,) = torch.autograd.grad(loss, similarity)
             assert loss.item() == pytest.approx(0.1 + 0.1)
             assert grad[0].tolist() == [-1, 0, 1]
@@ -261,7 +266,7 @@ class TestWeighting:
 
     def test_default_is_the_detached_softmax(self):
         similarity, positives = matrix(self.SIMS), mask([True, False, False, False])
-        default, _ = triplet_loss(similarity, positives, ~positives)
+        default, _ = triplet(similarity, positives, ~positives)
         explicit = one_anchor(*self.SIMS, weighting="softmax", temperature=0.1, gamma_min=0.1, gamma_max=0.3)
         assert default.item() == explicit[0]
 
@@ -283,7 +288,7 @@ class TestTripletLoss:
         self, positives, negatives, similarity, weighting, detach_weights
     ):
         similarity.requires_grad_()
-        loss, stats = triplet_loss(
+        loss, stats = triplet(
             similarity, positives, negatives, weighting=weighting, detach_weights=detach_weights, num_negatives=1
         )
         (grad,) = torch.autograd.grad(loss, similarity)
@@ -294,21 +299,21 @@ class TestTripletLoss:
     @pytest.mark.parametrize("weighting", ["softmax", "sum", "active_mean"])
     def test_anchor_without_positive_does_not_dilute_the_mean(self, weighting):
         settings = {"weighting": weighting}
-        alone, _ = triplet_loss(matrix([0.2, 0.6, 0.4]), mask([1, 0, 0]), mask([0, 1, 1]), **settings)
+        alone, _ = triplet(matrix([0.2, 0.6, 0.4]), mask([1, 0, 0]), mask([0, 1, 1]), **settings)
         similarity = matrix([0.2, 0.6, 0.4], [0.9, 0.1, 0.5])
-        both, _ = triplet_loss(similarity, mask([1, 0, 0], [0, 0, 0]), mask([0, 1, 1], [1, 1, 1]), **settings)
+        both, _ = triplet(similarity, mask([1, 0, 0], [0, 0, 0]), mask([0, 1, 1], [1, 1, 1]), **settings)
         assert alone.item() > 0
         assert both.item() == pytest.approx(alone.item(), abs=1e-12)
 
     def test_row_of_positives_counts_as_an_anchor_without_loss(self):
         """It has positives, and all of them are where they should be as far as can be seen."""
         similarity = matrix([0.2, 0.6], [0.3, 0.9])
-        loss, _ = triplet_loss(similarity, mask([1, 0], [1, 1]), mask([0, 1], [0, 0]), weighting="sum")
+        loss, _ = triplet(similarity, mask([1, 0], [1, 1]), mask([0, 1], [0, 0]), weighting="sum")
         assert loss.item() == pytest.approx((0.4 + 0.3) / 2)
 
     def test_mean_over_the_positives_of_an_anchor(self):
         similarity = matrix([0.5, 0.4, 0.6]).requires_grad_()
-        loss, _ = triplet_loss(similarity, mask([1, 1, 0]), mask([0, 0, 1]), weighting="sum")
+        loss, _ = triplet(similarity, mask([1, 1, 0]), mask([0, 0, 1]), weighting="sum")
         assert loss.item() == pytest.approx(((0.1 + 0.1) + (0.2 + 0.2)) / 2)
         (grad,) = torch.autograd.grad(loss, similarity)
         assert grad[0].tolist() == [-0.5, -0.5, 1.0]
@@ -329,7 +334,7 @@ class TestTripletLoss:
         similarity = (torch.rand(shape, generator=rng, dtype=torch.float64) * 2 - 1).requires_grad_()
         positives, negatives = random_masks(rng, shape)
         changes |= {"gamma_min": bounds[0], "gamma_max": bounds[1]}
-        loss, stats = triplet_loss(similarity, positives, negatives, **changes)
+        loss, stats = triplet(similarity, positives, negatives, **changes)
         expected = slow_triplet_loss(similarity, positives, negatives, **changes)
         torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
         (grad,) = torch.autograd.grad(loss, similarity)
@@ -348,7 +353,7 @@ class TestTripletLoss:
         changes = {"weighting": weighting, "num_negatives": num_negatives, "gamma_min": 0.3, "gamma_max": 0.3}
 
         def loss_of(values):
-            return triplet_loss(values, positives, negatives, **changes, detach_weights=False)[0]
+            return triplet(values, positives, negatives, **changes, detach_weights=False)[0]
 
         assert loss_of(similarity).item() > 0
         assert torch.autograd.gradcheck(loss_of, similarity)
@@ -357,11 +362,11 @@ class TestTripletLoss:
         """Distances 0.25 (its own margin), 0.05 (cut at gamma_min), 0.5 (cut at gamma_max); violators: the second."""
         similarity = matrix([0.5, 0.25, 0.45, 0.0])
         positives = mask([True, False, False, False])
-        _, stats = triplet_loss(similarity, positives, ~positives)
+        _, stats = triplet(similarity, positives, ~positives)
         assert stats.violators.item() == pytest.approx(1 / 3)
         assert stats.clipped.item() == pytest.approx(2 / 3)
         # of the two hardest only, neither the third nor the positive itself is considered
-        _, stats = triplet_loss(similarity, positives, ~positives, num_negatives=2)
+        _, stats = triplet(similarity, positives, ~positives, num_negatives=2)
         assert stats.violators.item() == pytest.approx(1 / 2)
         assert stats.clipped.item() == pytest.approx(1 / 2)
 
@@ -452,9 +457,9 @@ class TestPrimeLoss:
     def terms(self, query_emb, label_emb, prototypes, positives, negatives):
         text_sim, prototype_sim = query_emb @ label_emb.T, query_emb @ prototypes.T
         return {
-            "prototype_weight": triplet_loss(prototype_sim, positives, negatives, **ALL_CHANGED)[0],
-            "text_weight": triplet_loss(text_sim, positives, negatives, **ALL_CHANGED)[0],
-            "label_weight": triplet_loss(text_sim.T, positives.T, negatives.T, **ALL_CHANGED)[0],
+            "prototype_weight": triplet(prototype_sim, positives, negatives, **ALL_CHANGED)[0],
+            "text_weight": triplet(text_sim, positives, negatives, **ALL_CHANGED)[0],
+            "label_weight": triplet(text_sim.T, positives.T, negatives.T, **ALL_CHANGED)[0],
             "regulariser_weight": regulariser(
                 prototype_sim, text_sim, positives, negatives, margin=0.25, num_negatives=3, hinge=False
             ),
@@ -512,7 +517,7 @@ class TestPrimeLoss:
     def test_logged_statistics_are_those_of_the_prototype_term(self, embeddings):
         query_emb, _, prototypes, positives, negatives = embeddings
         _, logs = PrimeLoss(**ALL_CHANGED)(*embeddings)
-        _, stats = triplet_loss(query_emb @ prototypes.T, positives, negatives, **ALL_CHANGED)
+        _, stats = triplet(query_emb @ prototypes.T, positives, negatives, **ALL_CHANGED)
         assert (logs["violators"], logs["clipped_margins"]) == stats
 
     def test_gradient_reaches_all_embeddings(self, embeddings):
@@ -520,6 +525,19 @@ class TestPrimeLoss:
         vectors = [vector.clone().requires_grad_() for vector in vectors]
         PrimeLoss()(*vectors, positives, negatives)[0].backward()
         assert all(vector.grad.abs().sum() > 0 for vector in vectors)
+
+    def test_config_states_the_defaults(self, compose):
+        loss = instantiate(compose("run_dir=run").loss)
+        assert loss.settings == TripletSettings()
+        assert loss.weights == PrimeLoss().weights
+
+    def test_settings_by_their_names_on_the_command_line(self, compose):
+        changes = [f"loss.{name}={value}" for name, value in ALL_CHANGED.items()]
+        assert instantiate(compose("run_dir=run", *changes).loss).settings == TripletSettings(**ALL_CHANGED)
+
+    def test_setting_that_there_is_not(self):
+        with pytest.raises(TypeError, match="gamma_mim"):
+            PrimeLoss(gamma_mim=0.1)
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -1,13 +1,54 @@
 """The terms of PRIME's objective as pure functions of similarity matrices, and the module that weights them."""
 
-from functools import partial
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 Weighting = Literal["softmax", "sum", "active_mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TripletSettings:
+    """The settings of `triplet_loss`.
+
+    Attributes:
+        gamma_min: Lower bound of the margin, in cosine units.
+        gamma_max: Upper bound of the margin, in cosine units.
+        num_negatives: Only so many of an anchor's negatives, the most similar ones, count; None for all of them.
+        weighting: How the losses l of the negatives of one pair are combined. "softmax": weighted by
+            softmax(s_an / temperature) over those with l > 0. "sum": added (Eq. 1). "active_mean": mean of l > 0.
+        temperature: Of the softmax, in cosine units; smaller looks at fewer, harder negatives.
+        detach_weights: Keep the softmax weights out of the graph. With gradient a weaker violator is pushed *up*.
+        invert_uncertain: Take Eq. 3 by the letter: where 0 < s_ap - s_an < gamma_min the loss is
+            (s_ap - s_an) + gamma_min, whose gradient is inverted. Otherwise the first line of Eq. 13.
+
+    Raises:
+        ValueError: If the margin's bounds are out of order, the temperature or the number of negatives is not positive,
+            or the weighting unknown.
+    """
+
+    gamma_min: float = 0.1
+    gamma_max: float = 0.3
+    num_negatives: int | None = 100
+    weighting: Weighting = "softmax"
+    temperature: float = 0.1
+    detach_weights: bool = True
+    invert_uncertain: bool = False
+
+    def __post_init__(self):
+        if not 0 <= self.gamma_min <= self.gamma_max:
+            raise ValueError(
+                f"expected 0 <= gamma_min <= gamma_max, got gamma_min={self.gamma_min}, gamma_max={self.gamma_max}"
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"expected a temperature above 0, got {self.temperature}")
+        if self.weighting not in ("softmax", "sum", "active_mean"):
+            raise ValueError(f"expected weighting softmax, sum or active_mean, got {self.weighting!r}")
+        if self.num_negatives is not None and self.num_negatives < 1:
+            raise ValueError(f"expected num_negatives of at least 1 (null for all), got {self.num_negatives}")
 
 
 class TripletStats(NamedTuple):
@@ -52,33 +93,18 @@ def triplet_loss(
     similarity: Float[Tensor, "anchor candidate"],
     positives: Bool[Tensor, "anchor candidate"],
     negatives: Bool[Tensor, "anchor candidate"],
-    *,
-    gamma_min: float = 0.1,
-    gamma_max: float = 0.3,
-    num_negatives: int | None = 100,
-    weighting: Weighting = "softmax",
-    temperature: float = 0.1,
-    detach_weights: bool = True,
-    invert_uncertain: bool = False,
+    settings: TripletSettings,
 ) -> tuple[Float[Tensor, ""], TripletStats]:
     """Return the dynamic-margin triplet loss over all (anchor, positive, negative) triplets of a batch.
 
-    l = max(s_an - s_ap + m, 0) with m of `dynamic_margin`; combined over the negatives of a pair by `weighting`,
-    then averaged over the positives of an anchor, then over the anchors that have a positive.
+    l = max(s_an - s_ap + m, 0) with m of `dynamic_margin`; combined over the negatives of a pair by the weighting, then
+    averaged over the positives of an anchor, then over the anchors that have a positive.
 
     Args:
         similarity: Cosine similarity of each anchor and candidate.
         positives: The pairs to pull together. An anchor without one takes no part.
         negatives: The pairs to push apart; disjoint from `positives`.
-        gamma_min: Lower bound of the margin, in cosine units.
-        gamma_max: Upper bound of the margin, in cosine units.
-        num_negatives: Only so many of an anchor's negatives, the most similar ones, count; None for all of them.
-        weighting: How the losses l of the negatives of one pair are combined. "softmax": weighted by
-            softmax(s_an / temperature) over those with l > 0. "sum": added (Eq. 1). "active_mean": mean of l > 0.
-        temperature: Of the softmax, in cosine units; smaller looks at fewer, harder negatives.
-        detach_weights: Keep the softmax weights out of the graph. With gradient a weaker violator is pushed *up*.
-        invert_uncertain: Take Eq. 3 by the letter: where 0 < s_ap - s_an < gamma_min the loss is
-            (s_ap - s_an) + gamma_min, whose gradient is inverted. Otherwise the first line of Eq. 13.
+        settings: Of the margin, and of what counts how much.
 
     Returns:
         The loss (0 where there is no triplet) and its `TripletStats`.
@@ -86,28 +112,28 @@ def triplet_loss(
     Source: Eq. 1-3, 13 and Appendix A; softmax weights and hardest negatives from the public code.
     """
     anchor, column = positives.nonzero(as_tuple=True)  # one row per (anchor, positive) pair
-    if num_negatives is not None and num_negatives < similarity.shape[1]:
-        hardest = similarity.detach().masked_fill(~negatives, -torch.inf).topk(num_negatives, dim=1).indices
+    if settings.num_negatives is not None and settings.num_negatives < similarity.shape[1]:
+        hardest = similarity.detach().masked_fill(~negatives, -torch.inf).topk(settings.num_negatives, dim=1).indices
         negative_sim = similarity.gather(1, hardest)[anchor]
         considered = negatives.gather(1, hardest)[anchor]
     else:
         negative_sim, considered = similarity[anchor], negatives[anchor]
     positive_sim = similarity[anchor, column].unsqueeze(1)
-    margin = dynamic_margin(positive_sim, negative_sim, gamma_min, gamma_max)
+    margin = dynamic_margin(positive_sim, negative_sim, settings.gamma_min, settings.gamma_max)
     # relu, not max with zeros: the latter splits the gradient where the margin makes a triplet exactly 0
     loss = torch.relu(negative_sim - positive_sim + margin)
-    if invert_uncertain:
+    if settings.invert_uncertain:
         gap = positive_sim - negative_sim
-        loss = torch.where((gap > 0) & (gap < gamma_min), gap + gamma_min, loss)
+        loss = torch.where((gap > 0) & (gap < settings.gamma_min), gap + settings.gamma_min, loss)
     active = considered & (loss > 0)
 
-    if weighting == "softmax":
-        logits = (negative_sim / temperature).masked_fill(~active, -torch.inf)
+    if settings.weighting == "softmax":
+        logits = (negative_sim / settings.temperature).masked_fill(~active, -torch.inf)
         # a pair without violators would be a softmax over nothing: NaN, also in the gradient
         logits = logits.masked_fill(~active.any(dim=1, keepdim=True), 0.0)
-        weight = logits.detach().softmax(dim=1) if detach_weights else logits.softmax(dim=1)
+        weight = logits.detach().softmax(dim=1) if settings.detach_weights else logits.softmax(dim=1)
         per_pair = (weight * loss * active).sum(dim=1)
-    elif weighting == "sum":
+    elif settings.weighting == "sum":
         per_pair = (loss * active).sum(dim=1)
     else:
         per_pair = (loss * active).sum(dim=1) / active.sum(dim=1).clamp(min=1)
@@ -117,7 +143,7 @@ def triplet_loss(
     total = (per_pair / pairs_of_anchor[anchor]).sum() / num_anchors
     with torch.no_grad():
         num_triplets = considered.sum().clamp(min=1)
-        unclipped = (margin > gamma_min) & (margin < gamma_max)
+        unclipped = (margin > settings.gamma_min) & (margin < settings.gamma_max)
         stats = TripletStats(
             violators=active.sum() / num_triplets, clipped=(considered & ~unclipped).sum() / num_triplets
         )
@@ -173,11 +199,10 @@ class PrimeLoss(nn.Module):
         regulariser_weight: lambda.
         regulariser_margin: m', in cosine units.
         regulariser_hinge: See `regulariser`.
-        gamma_min, gamma_max, num_negatives, weighting, temperature, detach_weights, invert_uncertain:
-            See `triplet_loss`; shared by the three terms.
+        triplet_settings: The fields of `TripletSettings`; shared by the three terms.
 
     Raises:
-        ValueError: If the margin's bounds are out of order, the temperature is not positive, or the weighting unknown.
+        ValueError: If one of the latter is out of range.
 
     Source: section 3.3, Eq. 5; Table 6 switches the terms.
     """
@@ -191,23 +216,10 @@ class PrimeLoss(nn.Module):
         regulariser_weight: float = 0.1,
         regulariser_margin: float = 0.1,
         regulariser_hinge: bool = True,
-        gamma_min: float = 0.1,
-        gamma_max: float = 0.3,
-        num_negatives: int | None = 100,
-        weighting: Weighting = "softmax",
-        temperature: float = 0.1,
-        detach_weights: bool = True,
-        invert_uncertain: bool = False,
+        **triplet_settings: Any,
     ):
         super().__init__()
-        if not 0 <= gamma_min <= gamma_max:
-            raise ValueError(f"expected 0 <= gamma_min <= gamma_max, got gamma_min={gamma_min}, gamma_max={gamma_max}")
-        if temperature <= 0:
-            raise ValueError(f"expected a temperature above 0, got {temperature}")
-        if weighting not in ("softmax", "sum", "active_mean"):
-            raise ValueError(f"expected weighting softmax, sum or active_mean, got {weighting!r}")
-        if num_negatives is not None and num_negatives < 1:
-            raise ValueError(f"expected num_negatives of at least 1 (null for all), got {num_negatives}")
+        self.settings = TripletSettings(**triplet_settings)
         self.weights = {
             "query_prototype": prototype_weight,
             "query_label": text_weight,
@@ -216,17 +228,6 @@ class PrimeLoss(nn.Module):
         }
         self.regulariser_margin = regulariser_margin
         self.regulariser_hinge = regulariser_hinge
-        self.num_negatives = num_negatives
-        self.triplet_loss = partial(
-            triplet_loss,
-            gamma_min=gamma_min,
-            gamma_max=gamma_max,
-            num_negatives=num_negatives,
-            weighting=weighting,
-            temperature=temperature,
-            detach_weights=detach_weights,
-            invert_uncertain=invert_uncertain,
-        )
 
     def forward(
         self,
@@ -251,7 +252,7 @@ class PrimeLoss(nn.Module):
         }
         for name, (similarity, is_positive, is_negative) in triplets.items():
             if self.weights[name]:
-                value, stats = self.triplet_loss(similarity, is_positive, is_negative)
+                value, stats = triplet_loss(similarity, is_positive, is_negative, self.settings)
                 total = total + self.weights[name] * value
                 logs[name] = value.detach()
                 if name == "query_prototype":
@@ -264,7 +265,7 @@ class PrimeLoss(nn.Module):
                 positives,
                 negatives,
                 margin=self.regulariser_margin,
-                num_negatives=self.num_negatives,
+                num_negatives=self.settings.num_negatives,
                 hinge=self.regulariser_hinge,
             )
             total = total + self.weights["regulariser"] * value
