@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import T5Config
+from transformers import DistilBertConfig, T5Config
 
 from prime_xmc.model.encoder import TextEncoder, gather_rows, load_backbone
 
@@ -165,6 +165,57 @@ class TestLoadBackbone:
     def test_nothing_is_printed(self, tiny_encoder_dir, capfd):
         load_backbone(str(tiny_encoder_dir))
         assert capfd.readouterr() == ("", "")
+
+    @pytest.mark.parametrize("implementation", ["packed", "transformers"])
+    def test_only_the_first_layers(self, implementation, tiny_encoder_dir):
+        whole = TextEncoder(str(tiny_encoder_dir))
+        first = TextEncoder(str(tiny_encoder_dir), num_layers=1, implementation=implementation)
+        kept = {name: tensor for name, tensor in whole.state_dict().items() if "encoder.layer.1." not in name}
+        assert first.state_dict().keys() == kept.keys() < whole.state_dict().keys()
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in first.state_dict().items())
+        token_ids = random_tokens(LENGTHS)
+        whole.backbone.encoder.layer = whole.backbone.encoder.layer[:1]
+        torch.testing.assert_close(first(token_ids, LENGTHS), whole(token_ids, LENGTHS), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("num_layers", [0, 3])
+    def test_layers_that_are_not_there(self, num_layers, tiny_encoder_dir):
+        with pytest.raises(ValueError, match=rf"encoder\.num_layers={num_layers}: expected 1 to 2, the layers of"):
+            load_backbone(str(tiny_encoder_dir), num_layers=num_layers)
+
+    def test_random_weights_follow_torchs_seed(self, tiny_encoder_dir):
+        def weights(seed):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                backbone = load_backbone(str(tiny_encoder_dir), pretrained=False)
+            return backbone.encoder.layer[1].intermediate.dense.weight
+
+        pretrained = load_backbone(str(tiny_encoder_dir)).encoder.layer[1].intermediate.dense.weight
+        assert torch.equal(weights(1), weights(1))
+        for other in (weights(2), pretrained):
+            assert not torch.allclose(weights(1), other, atol=0.1)
+        assert weights(1).std().item() == pytest.approx(0.2, rel=0.1)  # initializer_range of the configuration
+        assert weights(1).dtype == torch.float32
+
+    def test_intermediate_size(self, tiny_encoder_dir):
+        source = str(tiny_encoder_dir)
+        backbone = load_backbone(source, pretrained=False, intermediate_size=48)
+        assert backbone.encoder.layer[0].intermediate.dense.weight.shape == (48, 32)
+        with pytest.raises(ValueError, match=r"encoder\.intermediate_size=48 needs encoder\.pretrained=false"):
+            load_backbone(source, intermediate_size=48)
+
+    def test_intermediate_size_of_an_encoder_without_one(self, tmp_path):
+        DistilBertConfig().save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"encoder\.intermediate_size=48: distilbert has no such setting"):
+            load_backbone(str(tmp_path), pretrained=False, intermediate_size=48)
+
+    @pytest.mark.parametrize("implementation", ["packed", "transformers"])
+    def test_what_a_random_encoder_saves_is_loaded_as_it_is(self, implementation, tiny_encoder_dir, tmp_path):
+        small = {"pretrained": False, "num_layers": 1, "intermediate_size": 48}
+        encoder = TextEncoder(str(tiny_encoder_dir), **small, implementation=implementation).eval()
+        encoder.backbone.save_pretrained(tmp_path)
+        again = TextEncoder(str(tmp_path), implementation=implementation).eval()
+        token_ids = random_tokens(LENGTHS)
+        assert torch.equal(again(token_ids, LENGTHS), encoder(token_ids, LENGTHS))
 
 
 @given(st.data())

@@ -11,41 +11,83 @@ from torch import Tensor, nn
 from prime_xmc.model.packed import PackedBackbone
 
 
-def load_backbone(source: str, *, dropout: float = 0.0, attention: str = "eager") -> transformers.PreTrainedModel:
-    """Load a pre-trained transformer: safetensors only, and no code from the folder or the hub is run.
+def load_backbone(
+    source: str,
+    *,
+    pretrained: bool = True,
+    num_layers: int | None = None,
+    intermediate_size: int | None = None,
+    dropout: float = 0.0,
+    attention: str = "eager",
+) -> transformers.PreTrainedModel:
+    """Load a transformer: safetensors only, and no code from the folder or the hub is run.
 
     Args:
         source: A folder that `save_pretrained` wrote, or a hub id.
+        pretrained: False: only the configuration comes from there; weights are drawn from torch's global generator.
+        num_layers: Only the first so many layers; None: all.
+        intermediate_size: Of the layers, without pre-trained weights; None: as there.
         dropout: Of hidden states and attention while training, in [0, 1).
         attention: transformers' `attn_implementation`.
 
     Raises:
-        ValueError: If nothing can be loaded from there, with what to do.
+        ValueError: If nothing can be loaded from there, with what to do; if there are not so many layers, or the
+            intermediate size cannot be set.
     """
-    config_keys = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+    if pretrained and intermediate_size is not None:
+        raise ValueError(f"encoder.intermediate_size={intermediate_size} needs encoder.pretrained=false")
+    config = _load_config(source, num_layers, intermediate_size, dropout)
     try:
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        for key in config_keys:
-            if isinstance(getattr(config, key, None), float | int):
-                setattr(config, key, dropout)
         with quiet_transformers():
-            backbone = transformers.AutoModel.from_pretrained(
-                source,
-                config=config,
-                attn_implementation=attention,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-            )
+            if pretrained:
+                backbone = transformers.AutoModel.from_pretrained(
+                    source,
+                    config=config,
+                    attn_implementation=attention,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    dtype=torch.float32,
+                )
+            else:
+                backbone = transformers.AutoModel.from_config(
+                    config, attn_implementation=attention, trust_remote_code=False, dtype=torch.float32
+                )
     except (OSError, ValueError) as error:  # ValueError: a folder without a model
-        raise ValueError(
-            f"encoder.source={source} cannot be loaded: {error}\nGive a folder that transformers' save_pretrained "
-            "wrote (config.json, model.safetensors, tokenizer.json), or a hub id on a machine that reaches the hub"
-        ) from error
+        raise _cannot_load(source, error) from error
     if getattr(backbone, "pooler", None) is not None:
         # not part of h = mean over tokens; kept for the export, without gradient as nothing would give it one
         backbone.pooler.requires_grad_(False)
     return backbone
+
+
+def _load_config(
+    source: str, num_layers: int | None, intermediate_size: int | None, dropout: float
+) -> transformers.PretrainedConfig:
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(source, error) from error
+    for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+        if isinstance(getattr(config, key, None), float | int):
+            setattr(config, key, dropout)
+    if num_layers is not None:
+        if not 1 <= num_layers <= config.num_hidden_layers:
+            raise ValueError(
+                f"encoder.num_layers={num_layers}: expected 1 to {config.num_hidden_layers}, the layers of {source}"
+            )
+        config.num_hidden_layers = num_layers
+    if intermediate_size is not None:
+        if not hasattr(config, "intermediate_size"):
+            raise ValueError(f"encoder.intermediate_size={intermediate_size}: {config.model_type} has no such setting")
+        config.intermediate_size = intermediate_size
+    return config
+
+
+def _cannot_load(source: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"encoder.source={source} cannot be loaded: {error}\nGive a folder that transformers' save_pretrained "
+        "wrote (config.json, model.safetensors, tokenizer.json), or a hub id on a machine that reaches the hub"
+    )
 
 
 class quiet_transformers:
@@ -68,6 +110,9 @@ class TextEncoder(nn.Module):
 
     Args:
         source: A folder that `save_pretrained` wrote, or a hub id.
+        pretrained: False: random weights instead, by torch's global generator.
+        num_layers: Only the first so many layers; None: all.
+        intermediate_size: Of the layers, without pre-trained weights; None: as there.
         dropout: Of the transformer while training, in [0, 1).
         implementation: "packed" computes without padding (BERT and DistilBERT without dropout, see
             `PackedBackbone`); "transformers" runs any encoder of that library in length-sorted padded chunks.
@@ -81,6 +126,9 @@ class TextEncoder(nn.Module):
         self,
         source: str,
         *,
+        pretrained: bool = True,
+        num_layers: int | None = None,
+        intermediate_size: int | None = None,
         dropout: float = 0.0,
         implementation: Literal["packed", "transformers"] = "packed",
         attention: str = "eager",
@@ -90,7 +138,14 @@ class TextEncoder(nn.Module):
         if implementation not in ("packed", "transformers"):
             raise ValueError(f"expected encoder.implementation packed or transformers, got {implementation!r}")
         self.source = source
-        self.backbone = load_backbone(source, dropout=dropout, attention=attention)
+        self.backbone = load_backbone(
+            source,
+            pretrained=pretrained,
+            num_layers=num_layers,
+            intermediate_size=intermediate_size,
+            dropout=dropout,
+            attention=attention,
+        )
         self.chunk_tokens = chunk_tokens
         self.packed = PackedBackbone(self.backbone, chunk_tokens=chunk_tokens) if implementation == "packed" else None
 
