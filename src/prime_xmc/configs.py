@@ -67,9 +67,24 @@ def native_precision(accelerator: str) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
+def default_free_vectors(num_labels: int) -> int:
+    """Return a number of free vectors: the largest power of two up to a quarter of the labels, at most 131,072.
+
+    In the configuration files: `${free_vectors:${dataset.num_labels}}`.
+
+    Example:
+        >>> default_free_vectors(20_000), default_free_vectors(1_300_000)
+        (4096, 131072)
+
+    Source: Table 10 has 131,072 at 1.3 million labels.
+    """
+    return min(131_072, 1 << max(num_labels // 4, 1).bit_length() - 1)
+
+
 # replace: a test process imports this module afresh for another copy of the package
 OmegaConf.register_new_resolver("package", package_folder, replace=True)
 OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
+OmegaConf.register_new_resolver("free_vectors", default_free_vectors, replace=True)
 OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)
 
 

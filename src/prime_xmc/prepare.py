@@ -2,6 +2,7 @@
 
 import sys
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from prime_xmc.configs import run_app
@@ -12,7 +13,8 @@ from prime_xmc.data.tokenizer import load_tokenizer
 
 
 def raw_files(dataset: DictConfig) -> RawFiles:
-    """Return the raw files that a dataset configuration names."""
+    """Return the raw files that a dataset configuration names, generated if its `dir` says how and need be."""
+    dataset = instantiate(dataset)
     return RawFiles(
         directory=dataset.dir,
         name=dataset.name,
