@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast lint types check clean
+.PHONY: help setup train test test-fast bench lint types check clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: setup  ## Run all tests; options for pytest in ARGS="-k losses".
 
 test-fast: setup  ## Run the tests that need neither the real encoder nor another environment.
 	$(TEST) -m "not slow" $(ARGS)
+
+bench: setup  ## Run the benchmarks (half an hour) into outputs/bench/results.json; some with ARGS="step search".
+	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 lint: setup  ## Check style and formatting.
 	$(BIN)/ruff check

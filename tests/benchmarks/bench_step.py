@@ -1,139 +1,118 @@
-"""Time and memory of a training step against the bare encoder over the same tokens, on LF-Debian-18K.
+"""Time, memory and padding of a training step on LF-Debian-18K (18K labels, 21 tokens a text, MiniLM).
 
-    python tests/benchmarks/bench_step.py --steps 6
-
-prints, all from one run and on the same batches: the whole training step (encoder, prototypes, loss, backward,
-optimiser); forward and backward of the encoder alone, by this package without padding and by transformers in groups of
-equal length, which need no padding either; the time to build a batch; and memory by step.
+The limit of a step is forward and backward of the bare encoder, without padding, over the same tokens in the same
+precision. The bare encoder itself is compared with transformers' own model (`eager`), on texts of equal length, which
+neither has to pad.
 """
 
-import argparse
-import resource
 import statistics
-import time
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Iterator
 
-import hydra
 import torch
-from hydra.utils import instantiate
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from common import PeakMemory, Row, Target, interleave, main, ratio
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from training import Training, make_training
 
-from prime_xmc.configs import config_dir
 from prime_xmc.data.batch import Batch
-from prime_xmc.model.module import PrimeModule
-from prime_xmc.model.packed import length_groups
-from prime_xmc.train import make_data, make_module
+
+TARGETS = (
+    Target("memory of training steps beyond model and tables, batch 512", "≤", 2.5, "GB"),
+    Target("training step / bare encoder over the same tokens, batch 512", "≤", 1.15, "x"),
+    Target("building the batch, of a step", "≤", 1, "%"),
+    Target("padding: multiplications computed / needed by real tokens", "≤", 1.03, "x"),
+    Target("bare encoder: speed against transformers eager, 256 × 20 tokens", ">", 1, "x"),
+)
+MEMORY_STEPS = 40
+STEPS = 10
+PADDING_BATCHES = 4
+BATCH_SIZE, EAGER_TEXTS, EAGER_LENGTH = 512, 256, 20
 
 
-def rss() -> float:
-    """Return the resident memory of the process, in GiB."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**30
+def rows(scale: float) -> Iterator[Row]:
+    memory_target, step_target, build_target, padding_target, eager_target = TARGETS
+    size, texts = (max(round(count * scale), 8) for count in (BATCH_SIZE, EAGER_TEXTS))
+    training = make_training(f"sampling.batch_size={size}")
+    batches = iter(training.data.train_dataloader())
 
+    training.release()
+    with PeakMemory() as memory:
+        for step in range(max(round(MEMORY_STEPS * scale), 4)):
+            training.step(next(batches))
+            if (step + 1) % training.release_every == 0:
+                training.release()
+    yield memory_target.row(memory.growth / 1e9, f"{step + 1} steps; gradients and optimiser state included")
 
-def seconds(action: Callable[[], Any]) -> float:
-    """Return the wall time of a call."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+    batch: Batch
 
-
-def training_step(module: PrimeModule, optimizer: torch.optim.Optimizer, batch: Batch, dtype: torch.dtype) -> None:
-    """Do what the Trainer does for a step."""
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        loss = module.training_step(batch, 0)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def bare_packed(module: PrimeModule, batch: Batch, dtype: torch.dtype) -> None:
-    """Forward and backward of the encoder as the step runs it."""
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        emb = module.encoder(batch.token_ids, batch.lengths)
-    emb.square().sum().backward()
-    module.zero_grad()
-
-
-def bare_transformers(module: PrimeModule, batch: Batch, dtype: torch.dtype) -> None:
-    """Forward and backward of transformers' own model over texts of one length at a time."""
-    texts = batch.token_ids.split(batch.lengths.tolist())
-    by_length = sorted(texts, key=len)
-    total: Tensor = torch.zeros(())
-    start = 0
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        for _, count, _ in length_groups([len(text) for text in by_length]):
-            ids = torch.stack(by_length[start : start + count])
-            hidden = module.encoder.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-            total = total + hidden.float().mean(1).square().sum()
-            start += count
-    total.backward()
-    module.zero_grad()
-
-
-def main() -> None:
-    """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6, help="batches that are timed")
-    parser.add_argument("--memory-steps", type=int, default=20, help="training steps before that, for memory")
-    parser.add_argument("overrides", nargs="*", help="settings of prime_xmc.train")
-    arguments = parser.parse_args()
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        config = hydra.compose("train", [*arguments.overrides, "run_dir=outputs/bench"])
-    data = make_data(config)
-    module = make_module(config, data)
-    module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
-    dtype = torch.bfloat16 if config.trainer.precision.startswith("bf16") else torch.float32
-    optimizer = module.optimizer([{"params": [p for p in module.parameters() if p.requires_grad]}])
-    batches = iter(data.train_dataloader())
-
-    memory = instantiate(config.callbacks.memory)
-    release_every = config.callbacks.memory.every_n_steps
-    held = []
-    for step in track(range(arguments.memory_steps), "memory"):
-        training_step(module, optimizer, next(batches), dtype)
-        held.append(rss())
-        if (step + 1) % release_every == 0:
-            memory.release()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-    times: dict[str, list[float]] = {"batch": [], "step": [], "packed": [], "transformers": []}
-    sizes = []
-    for step in track(range(arguments.steps + 1), "time"):
-        start = time.perf_counter()
+    def build() -> None:
+        nonlocal batch
         batch = next(batches)
-        found = {
-            "batch": time.perf_counter() - start,
-            "step": seconds(partial(training_step, module, optimizer, batch, dtype)),
-            "packed": seconds(partial(bare_packed, module, batch, dtype)),
-            "transformers": seconds(partial(bare_transformers, module, batch, dtype)),
-        }
-        if step:  # the first compiles kernels
-            sizes.append((len(batch.query_ids), len(batch.label_ids), len(batch.token_ids)))
-            for name, value in found.items():
-                times[name].append(value)
-    middle = {name: statistics.median(values) for name, values in times.items()}
-    table = Table(title=f"medians of {arguments.steps} steps, {dtype}, {torch.get_num_threads()} threads")
-    for column in ("what", "value"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    queries, labels, tokens = (int(statistics.median(size[i] for size in sizes)) for i in range(3))
-    table.add_row("batch", f"{queries} queries, {labels} labels, {tokens} tokens")
-    table.add_row("training step", f"{middle['step']:.2f} s, {(queries + labels) / middle['step']:.0f} texts/s")
-    table.add_row("encoder alone, packed", f"{middle['packed']:.2f} s")
-    table.add_row("encoder alone, transformers by length", f"{middle['transformers']:.2f} s")
-    table.add_row("step / encoder alone, packed", f"{middle['step'] / middle['packed']:.2f} x")
-    table.add_row("step / encoder alone, transformers", f"{middle['step'] / middle['transformers']:.2f} x")
-    table.add_row("building a batch / step", f"{100 * middle['batch'] / middle['step']:.2f} %")
-    shown = ", ".join(f"{held[i]:.2f}" for i in range(0, len(held), max(1, len(held) // 6)))
-    table.add_row(f"memory over {len(held)} training steps", f"{shown} GiB")
-    table.add_row("peak memory of these steps", f"{peak:.2f} GiB")
-    Console().print(table)
+
+    def bare() -> None:
+        training.backward(lambda: training.module.encoder(batch.token_ids, batch.lengths))
+
+    rounds = max(round(STEPS * scale), 2)
+    build_seconds, step_seconds, bare_seconds = interleave(rounds, build, lambda: training.step(batch), bare)
+    note = f"{texts_of(batch)}, {training.dtype}".replace("torch.", "")
+    middle = statistics.median(step_seconds)
+    yield step_target.row(ratio(step_seconds, bare_seconds), f"median of {rounds}; {note}; {middle:.2f} s a step")
+    yield build_target.row(100 * ratio(build_seconds, step_seconds), f"{1e3 * statistics.median(build_seconds):.2f} ms")
+
+    counted = [multiplications(training, next(batches)) for _ in range(PADDING_BATCHES)]
+    yield padding_target.row(*padding(counted))
+
+    token_ids = next(batches).token_ids
+    token_ids = token_ids.repeat(-(-texts * EAGER_LENGTH // len(token_ids)))[: texts * EAGER_LENGTH]
+    mask = torch.ones(texts, EAGER_LENGTH, dtype=torch.int64)
+
+    def packed() -> Tensor:
+        return training.module.encoder(token_ids, mask.sum(dim=1))
+
+    def eager() -> Tensor:
+        hidden = training.module.encoder.backbone(input_ids=token_ids.view_as(mask), attention_mask=mask)
+        return hidden.last_hidden_state.mean(dim=1)
+
+    packed_seconds, eager_seconds = interleave(
+        rounds, lambda: training.backward(packed), lambda: training.backward(eager)
+    )
+    seconds = ", ".join(f"{statistics.median(times):.3f} s" for times in (packed_seconds, eager_seconds))
+    yield eager_target.row(ratio(eager_seconds, packed_seconds), f"forward and backward, median of {rounds}; {seconds}")
+
+
+def texts_of(batch: Batch) -> str:
+    """Return the size of a batch for people."""
+    return f"{len(batch.query_ids)} queries, {len(batch.label_ids)} labels, {len(batch.token_ids):,} tokens"
+
+
+def multiplications(training: Training, batch: Batch) -> tuple[int, int, int, int]:
+    """Count what the encoder computes for a batch, whatever way it takes, and what its real tokens need.
+
+    Returns:
+        Floating-point operations of all matrix products, those of them in batched products (attention), and the same
+        two as they would be without any padding.
+    """
+    encoder = training.module.encoder
+    with FlopCounterMode(display=False) as counter, training.autocast(), torch.no_grad():
+        encoder(batch.token_ids, batch.lengths)
+    by_operation = {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
+    attention = sum(count for name, count in by_operation.items() if "bmm" in name or "attention" in name)
+    weights = [p for name, p in encoder.backbone.named_parameters() if ".layer." in name and p.ndim == 2]
+    needed_by_linear = 2 * sum(weight.numel() for weight in weights) * len(batch.token_ids)
+    num_layers = encoder.backbone.config.num_hidden_layers
+    needed_by_attention = 4 * num_layers * encoder.dim * int(batch.lengths.square().sum())
+    return sum(by_operation.values()), attention, needed_by_linear + needed_by_attention, needed_by_attention
+
+
+def padding(counted: list[tuple[int, int, int, int]]) -> tuple[float, str]:
+    """Return the padding over some batches, and where it is."""
+    computed, attention, needed, needed_by_attention = map(sum, zip(*counted, strict=True))
+    if computed < needed:
+        raise RuntimeError(f"counted {computed} operations where the tokens need {needed}: some are not seen")
+    linear = (computed - attention) / (needed - needed_by_attention)
+    note = f"{linear:.3f} in linear layers (rows / tokens), {attention / needed_by_attention:.3f} in attention"
+    return computed / needed, note
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, TARGETS, rows)

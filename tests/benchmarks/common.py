@@ -1,0 +1,247 @@
+"""What all benchmarks share: targets and rows, the table, peak memory, interleaved timing, fresh processes.
+
+A benchmark is a file bench_<topic>.py beside this one with
+
+    TARGETS                         what its rows are measured against, a tuple of `Target`
+    def rows(scale): ...            measures, and yields `TARGETS[i].row(value, note)` as soon as a value is known
+    main(__doc__, TARGETS, rows)    at the end, under `if __name__ == "__main__":`
+
+`run.py` finds it by its name. By hand, `python tests/benchmarks/bench_<topic>.py` prints its table; `--scale 0.01`
+shrinks its problem, to see that it works. Memory is read from /proc, so benchmarks need Linux.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import runpy
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parents[1]
+
+
+class Row(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        name: What is measured.
+        target: What it is to be, for people.
+        measured: In `unit`; None where the benchmark failed before it was known.
+        unit: Unit of target and measured value, "" for a bare number.
+        passed: Whether the target is met.
+        note: Circumstances of the measurement, for people.
+        details: Numbers behind it, and where it was measured.
+    """
+
+    name: str
+    target: str
+    measured: float | None
+    unit: str
+    passed: bool
+    note: str = ""
+    details: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+    @property
+    def value(self) -> str:
+        """What was measured, for people."""
+        return "not measured" if self.measured is None else f"{self.measured:.4g} {self.unit}".rstrip()
+
+    def sentence(self) -> str:
+        """Return the row in a line for people."""
+        return f"{'pass' if self.passed else 'FAIL'}  {self.name}: {self.value} ({self.target}); {self.note}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as an object of results.json."""
+        content = self._asdict()
+        content["pass"] = content.pop("passed")
+        return content | content.pop("details")
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Row":
+        """Return the row that an object of results.json describes."""
+        own = {name: content[name] for name in ("name", "target", "measured", "unit", "note")}
+        others = {name: value for name, value in content.items() if name not in own and name != "pass"}
+        return cls(**own, passed=content["pass"], details=others)
+
+
+class Target(NamedTuple):
+    """What a row is measured against.
+
+    Attributes:
+        name: Of the row.
+        sign: How the measured value has to stand to the bound; "shown": there is no bound.
+        bound: In `unit`.
+        unit: "s", "GB", "x" for ratios, ...
+    """
+
+    name: str
+    sign: Literal["≤", "≥", ">", "shown"]
+    bound: float
+    unit: str
+
+    @property
+    def text(self) -> str:
+        """The target for people."""
+        return self.sign if self.sign == "shown" else f"{self.sign} {self.bound:g} {self.unit}".rstrip()
+
+    def row(self, measured: float, note: str = "", **details: Any) -> Row:
+        """Return the row of a measured value."""
+        met = {"≤": measured <= self.bound, "≥": measured >= self.bound, ">": measured > self.bound, "shown": True}
+        return Row(self.name, self.text, float(measured), self.unit, bool(met[self.sign]), note, details)
+
+    def failed(self, note: str) -> Row:
+        """Return the row of a value that could not be measured."""
+        return Row(self.name, self.text, None, self.unit, False, note)
+
+
+def make_table(rows: Sequence[Row], title: str | None = None) -> Table:
+    """Return rows as a table for people."""
+    table = Table(title=title)
+    for column in ("what", "target", "measured", "", "how"):
+        table.add_column(column, justify="right" if column in ("target", "measured") else "left", overflow="fold")
+    for row in rows:
+        verdict = Text("pass", "green") if row.passed else Text("fail", "bold red")
+        table.add_row(Text(row.name), Text(row.target), Text(row.value), verdict, Text(row.note))
+    return table
+
+
+def make_console() -> Console:
+    """Return a console as wide as the terminal; in a file, rows get a line each."""
+    return Console(width=None if sys.stdout.isatty() else 220)
+
+
+def scale_argument(text: str) -> float:
+    """Return the value of `--scale`."""
+    scale = float(text)
+    if not 0 < scale <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and up to 1, got {text}")
+    return scale
+
+
+def main(description: str | None, targets: Sequence[Target], rows: Callable[[float], Iterator[Row]]) -> None:
+    """Run a benchmark from its command line: print the table; with `--rows`, also append each row to a JSON-lines file.
+
+    That file begins with a failed row for each target. A row that comes later replaces the one with its name, so that
+    a benchmark that dies leaves what it has measured, and failed rows for the rest.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=scale_argument, default=1.0, help="share of the problem's size, in (0, 1]")
+    parser.add_argument("--rows", type=Path, help="file for the rows, one JSON object a line")
+    arguments = parser.parse_args()
+
+    def append(row: Row) -> None:
+        if arguments.rows is not None:
+            with arguments.rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row.to_json()) + "\n")
+
+    for target in targets:
+        append(target.failed("not measured"))
+    measured = []
+    start = time.perf_counter()
+    for row in rows(arguments.scale):
+        seconds, start = time.perf_counter() - start, time.perf_counter()
+        measured.append(row._replace(details=row.details | {"seconds": seconds, "scale": arguments.scale} | machine()))
+        append(measured[-1])
+    make_console().print(make_table(measured))
+
+
+def machine() -> dict[str, Any]:
+    """Return where and with what this process measures."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        "machine": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} processors",
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),  # torch's default
+        "torch_version": version("torch"),
+    }
+
+
+class PeakMemory:
+    """Measures how far the resident memory of this process rises within a `with` block, in bytes: `growth`."""
+
+    growth: int
+
+    def __enter__(self) -> "PeakMemory":
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        self._before = self._read("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.growth = self._read("VmHWM") - self._before
+
+    @staticmethod
+    def _read(name: str) -> int:
+        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+
+
+def seconds_of(action: Callable[[], Any]) -> float:
+    """Return the wall time of a call."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def interleave(rounds: int, *actions: Callable[[], Any], warm_up: int = 1) -> list[list[float]]:
+    """Time actions in turn, round after round, so that a slow minute of the machine slows all of them.
+
+    Args:
+        rounds: That are counted.
+        actions: In the order in which a round calls them.
+        warm_up: Rounds before, which are not counted.
+
+    Returns:
+        Seconds by round of each action.
+    """
+    times = [[seconds_of(action) for action in actions] for _ in range(warm_up + rounds)]
+    return [list(column) for column in zip(*times[warm_up:], strict=True)]
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Return the median over rounds of the quotient within a round."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def fresh_process(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """Call a benchmark's function in a process of its own.
+
+    Args:
+        function: At the top level of a benchmark.
+        arguments: Plain JSON.
+
+    Returns:
+        What it returned, plain JSON too, and the seconds of the whole process, its start and imports included.
+
+    Raises:
+        subprocess.CalledProcessError: The process failed.
+    """
+    module = Path(function.__code__.co_filename).stem  # __module__ is __main__ in a benchmark that is run
+    code = f"import json, sys, {module}; print(json.dumps({module}.{function.__name__}(*json.loads(sys.argv[1]))))"
+    command = [sys.executable, "-c", code, json.dumps(arguments)]
+    start = time.perf_counter()
+    done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1]), time.perf_counter() - start
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a process that can import the benchmarks."""
+    path = os.pathsep.join(filter(None, [str(FOLDER), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path}
+
+
+def clustering_tests() -> dict[str, Any]:
+    """Return what the tests of clustering define: `nested_groups` makes rows, `mean_similarity` judges clusters."""
+    return runpy.run_path(str(FOLDER.parent / "index" / "test_clustering.py"))

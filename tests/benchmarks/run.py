@@ -1,0 +1,113 @@
+"""Run the benchmarks, each in a process of its own, print their table and write outputs/bench/results.json.
+
+    python tests/benchmarks/run.py                        # all
+    python tests/benchmarks/run.py clustering evaluation  # some
+    python tests/benchmarks/run.py --scale 0.01           # small problems, to see that everything works
+
+The file is a list of objects: `name`, `target`, `measured` (null where a benchmark failed), `unit`, `pass`, `note`,
+`seconds` that it took, and where it was measured. What a benchmark prints is in <topic>.log beside it. The exit status
+is 1 where a benchmark failed to measure something; a target that is missed is a result.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from common import FOLDER, ROOT, Row, environment, make_console, make_table, scale_argument
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+
+def main() -> int:
+    """Run what the command line names; return the exit status."""
+    files = {path.stem.removeprefix("bench_"): path for path in sorted(FOLDER.glob("bench_*.py"))}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("topics", nargs="*", metavar="topic", help=f"of {', '.join(files)}; all where none is named")
+    parser.add_argument("--scale", type=scale_argument, default=1.0, help="share of the problems' size, in (0, 1]")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds after which a benchmark is ended")
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "bench", help="folder for results and logs")
+    arguments = parser.parse_args()
+    unknown = set(arguments.topics) - set(files)
+    if unknown:
+        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}: expected some of {', '.join(files)}")
+    topics = arguments.topics or list(files)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+
+    console = make_console()
+    rows: list[Row] = []
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(topics))
+        for topic in topics:
+            progress.update(task, description=topic)
+            log = arguments.output / f"{topic}.log"
+            found = run_benchmark(files[topic], arguments.scale, arguments.timeout, log)
+            for row in found:
+                console.print(Text(row.sentence(), "green" if row.passed else "red"))
+            rows += found
+            write(arguments.output / "results.json", rows)
+            progress.advance(task)
+    title = "all benchmarks" if arguments.scale == 1 else f"at scale {arguments.scale}: targets mean scale 1"
+    console.print(make_table(rows, title))
+    console.print(f"{sum(row.passed for row in rows)} of {len(rows)} pass; {arguments.output / 'results.json'}")
+    return int(any(row.measured is None for row in rows))
+
+
+def run_benchmark(file: Path, scale: float, timeout: float, log: Path) -> list[Row]:
+    """Run a benchmark in a process of its own.
+
+    Args:
+        file: The benchmark.
+        scale: Share of its problem's size.
+        timeout: Seconds after which it is ended.
+        log: File for what it prints.
+
+    Returns:
+        Its rows. Where it fails, those that it has not measured say how; there is one at least.
+    """
+    with tempfile.TemporaryDirectory() as directory, log.open("wb") as output:
+        lines = Path(directory, "rows.jsonl")
+        command = [sys.executable, str(file), "--scale", str(scale), "--rows", str(lines)]
+        # a session of its own: what it has started is ended with it
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            problem = f"exit status {process.wait(timeout)}"
+        except subprocess.TimeoutExpired:
+            problem = f"ended after {timeout:g} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        content = lines.read_text(encoding="utf-8") if lines.is_file() else ""
+    found = {row.name: row for row in map(Row.from_json, map(json.loads, content.splitlines()))}
+    printed = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    reason = f"{problem}: {printed[-1] if printed else 'nothing printed'}; see {log}"
+    rows = [row if row.measured is not None else row._replace(note=reason) for row in found.values()]
+    return rows or [Row(file.stem.removeprefix("bench_"), "", None, "", False, reason)]
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """Write rows to a file, which appears only when it is complete."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(
+        json.dumps([row.to_json() for row in rows], indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
