@@ -45,6 +45,14 @@ def test_every_option_composes_and_its_targets_exist(option, compose):
         assert callable(get_object(target)), target
 
 
+@pytest.mark.parametrize(
+    ("option", "group", "key"), [("dataset=custom", "dataset", "dir"), ("encoder=local", "encoder", "source")]
+)
+def test_what_is_to_be_given_has_no_default(option, group, key, compose):
+    """Hydra merges ??? over an inherited value by keeping that value: these files must inherit none."""
+    assert OmegaConf.is_missing(compose(option)[group], key)
+
+
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_entry_point_composes(path: Path, compose):
     assert "dataset" in compose(name=path.stem) or path.stem == "predict"
