@@ -106,7 +106,8 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_dir: Path,
         prototypes = Prototypes(len(labels), encoder.dim, 8, num_heads=2, feedforward=48).eval()
         ids = [torch.tensor(tokenizer(text)["input_ids"]) for _, text in labels]
         label_emb = encoder(torch.cat(ids), torch.tensor([len(row) for row in ids]))
-        prototypes.initialise(label_emb.flip(0), torch.arange(len(labels)) % 8)
+        prototypes.centroids.put(torch.arange(len(labels)), label_emb.flip(0))
+        prototypes.cluster_of_label.copy_(torch.arange(len(labels)) % 8)
         label_prototypes = prototypes(torch.arange(len(labels)), label_emb)
     index = FaissSearch("flat")
     index.build(label_prototypes)

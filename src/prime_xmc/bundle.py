@@ -122,10 +122,8 @@ def save_bundle(
         config = _describe(encoder, tokenizer, max_length, prototypes, faiss_index, settings)
         write_json(temporary / CONFIG, config)
         _write_encoder(temporary, encoder, tokenizer, max_length)
-        # The two files together are the state_dict of the module.
-        banks = _on_cpu(prototypes.state_dict())
-        save_file({"centroids": banks.pop("centroids")}, temporary / "centroids.safetensors")
-        save_file(banks, temporary / "prototype_network.safetensors")
+        save_file(_on_cpu({"centroids": prototypes.centroids.rows}), temporary / "centroids.safetensors")
+        save_file(_on_cpu(prototypes.state_dict()), temporary / "prototype_network.safetensors")
         save_file(_on_cpu({"prototypes": label_prototypes, "label_emb": label_emb}), temporary / PROTOTYPES)
         if faiss_index is not None:
             faiss_index.save(temporary / INDEX)

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from prime_xmc.data.batch import Texts
 from prime_xmc.data.sampling import cluster_size_at
-from prime_xmc.files import replacing
+from prime_xmc.files import replace_folder, replacing, temporary_folder
 from prime_xmc.index.clustering import balanced_clusters
-from prime_xmc.model.prototypes import mean_centroids
+from prime_xmc.model.banks import RowBank
+from prime_xmc.model.prototypes import fill_mean_centroids
 
 logger = logging.getLogger(__name__)
 
@@ -49,25 +49,27 @@ class InitialisePrototypes(Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         module: Any = pl_module
-        path = self.cache_dir / f"embeddings-{self._fingerprint(trainer, module, data)}.safetensors"
+        directory = self.cache_dir / f"embeddings-{self._fingerprint(trainer, module, data)}"
+        labels = module.make_bank(data.corpus.num_labels, module.encoder.dim, dtype="float16").to(pl_module.device)
+        embedded = {"query": module.query_memory, "label": labels}
         # embedding is shared out: either all processes take part in it, or none does
-        if trainer.strategy.reduce_boolean_decision(path.is_file()):
-            embeddings = load_file(path)
+        if trainer.strategy.reduce_boolean_decision(directory.is_dir()):
+            for name, bank in embedded.items():
+                bank.load(directory / name)
         else:
             loaders = {"query": data.train_text_dataloader(), "label": data.label_dataloader()}
-            sizes = {"query": len(data.corpus.train), "label": data.corpus.num_labels}
-            embeddings = {
-                name: module.embed(_with_progress(loaders[name], name), sizes[name]).cpu() for name in loaders
-            }
+            for name, bank in embedded.items():
+                module.embed(_with_progress(loaders[name], name), bank)
             if trainer.is_global_zero:
-                with replacing(path) as temporary:
-                    save_file(embeddings, temporary)
-        query_emb, label_emb = (embeddings[name].to(pl_module.device) for name in ("query", "label"))
-        clusters = torch.zeros(len(label_emb), dtype=torch.int64, device=pl_module.device)
-        if module.prototypes.free_vectors is not None:
-            clusters = balanced_clusters(label_emb, len(module.prototypes.free_vectors), seed=self.seed)
-        module.prototypes.initialise(_mean_centroids(data, query_emb, label_emb), clusters)
-        module.query_memory.copy_(query_emb)
+                with temporary_folder(directory) as temporary:
+                    for name, bank in embedded.items():
+                        bank.save(temporary / name)
+                    replace_folder(temporary, directory)
+        prototypes = module.prototypes
+        fill_mean_centroids(prototypes.centroids, module.query_memory, labels, *_train_pairs(data, pl_module))
+        if prototypes.free_vectors is not None:
+            clusters = balanced_clusters(labels.rows, len(prototypes.free_vectors), seed=self.seed)
+            prototypes.cluster_of_label.copy_(clusters)
 
     def _fingerprint(self, trainer: Trainer, module: Any, data: Any) -> str:
         digest = hashlib.blake2b(data.corpus.manifest["fingerprint"].encode(), digest_size=6)
@@ -89,15 +91,16 @@ class ExactCentroids(Callback):
         """Encode the training queries and replace the centroids."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         module: Any = pl_module
-        query_emb = module.embed(_with_progress(data.train_text_dataloader(), "query"), len(data.corpus.train))
-        label_emb, _ = module.build_index()
-        module.prototypes.centroids.copy_(_mean_centroids(data, query_emb, label_emb))
+        module.embed(_with_progress(data.train_text_dataloader(), "query"), module.query_memory)
+        labels = module.make_bank(data.corpus.num_labels, module.encoder.dim, dtype="float16").to(pl_module.device)
+        module.embed(_with_progress(data.label_dataloader(), "label"), labels)
+        pairs = _train_pairs(data, pl_module)
+        fill_mean_centroids(module.prototypes.centroids, module.query_memory, labels, *pairs)
         module.discard_index()
 
 
-def _mean_centroids(data: Any, query_emb: Tensor, label_emb: Tensor) -> Tensor:
-    pair_queries, pair_labels = (torch.from_numpy(ids).to(query_emb.device) for ids in data.train_pairs())
-    return mean_centroids(query_emb, pair_queries, pair_labels, label_emb)
+def _train_pairs(data: Any, pl_module: LightningModule) -> list[Tensor]:
+    return [torch.from_numpy(ids).to(pl_module.device) for ids in data.train_pairs()]
 
 
 def _with_progress(loader: DataLoader, name: str) -> Iterator[Texts]:
@@ -150,8 +153,8 @@ class RebuildClusters(Callback):
         )
         assert size is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        memory: Tensor = pl_module.query_memory  # type: ignore[assignment]
-        embeddings = memory[torch.from_numpy(data.sampler.query_ids).to(memory.device)].float()
+        memory: RowBank = pl_module.query_memory  # type: ignore[assignment]
+        embeddings = memory.take(torch.from_numpy(data.sampler.query_ids).to(pl_module.device))
         num_clusters = max(1, len(embeddings) // size)
         clusters = balanced_clusters(embeddings, num_clusters, seed=self.seed + epoch)
         data.set_clusters(clusters.cpu().numpy())

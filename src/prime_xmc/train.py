@@ -78,7 +78,7 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
         ValueError: If texts may be longer than the encoder can read.
     """
     torch.manual_seed(config.seed)
-    encoder = instantiate(config.encoder)
+    encoder, make_bank = instantiate(config.encoder), instantiate(config.bank)
     if encoder.max_length is not None and data.max_length > encoder.max_length:
         raise ValueError(
             f"dataset.max_length={data.max_length} is above the {encoder.max_length} positions of the encoder "
@@ -86,7 +86,9 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
         )
     return PrimeModule(
         encoder,
-        instantiate(config.model, num_labels=data.corpus.num_labels, dim=encoder.dim, _convert_="all"),
+        instantiate(
+            config.model, num_labels=data.corpus.num_labels, dim=encoder.dim, make_bank=make_bank, _convert_="all"
+        ),
         instantiate(config.loss),
         instantiate(config.index),
         num_queries=len(data.corpus.train),
@@ -96,6 +98,7 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
         weight_decay=config.optimizer.weight_decay,
         warmup_fraction=config.optimizer.warmup_fraction,
         seed=config.seed,
+        make_bank=make_bank,
     ).train()  # pre-trained encoders come in eval mode, and Lightning keeps it
 
 
@@ -107,7 +110,7 @@ def train(config: DictConfig) -> float | None:
 def run(config: DictConfig) -> Run:
     """Train by a configuration, write the run folder and return what was made."""
     _quiet_libraries()
-    if _in_sweep() and "ddp" in str(config.trainer.get("strategy")):
+    if _in_sweep() and "ddp" in str(config.trainer.get("strategy")).lower():
         raise ValueError(
             "trainer=ddp does not go with -m: the processes that Lightning starts would each run the whole sweep. "
             "Start the runs one by one: for seed in 1 2; do python -m prime_xmc.train trainer=ddp seed=$seed; done"

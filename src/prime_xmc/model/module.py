@@ -1,21 +1,26 @@
 """The LightningModule: steps, logging and optimisers around encoder, prototypes and loss."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int, Int64
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from prime_xmc.data.batch import Batch, Texts
 from prime_xmc.metrics import XMCMetrics, search_unfiltered
+from prime_xmc.model.banks import BANKS, RowBank
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.losses import PrimeLoss
+from prime_xmc.model.optimizers import clip_gradients
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.model.sharded import encode_sharded
 
@@ -53,11 +58,10 @@ class PrimeModule(LightningModule):
         warmup_fraction: Share of the steps in which the learning rate rises.
         seed: Of the random numbers (dropout) of a step, together with its number, so that a step is the same whether
             or not the run was interrupted before it.
+        make_bank: Makes tables with a row per query or label.
 
     Source: section 3.3 and Appendix H.
     """
-
-    query_memory: Tensor
 
     def __init__(
         self,
@@ -73,6 +77,7 @@ class PrimeModule(LightningModule):
         weight_decay: float = 0.01,
         warmup_fraction: float = 0.1,
         seed: int = 0,
+        make_bank: Callable[..., RowBank] = RowBank,
     ):
         super().__init__()
         self.encoder = encoder
@@ -86,10 +91,28 @@ class PrimeModule(LightningModule):
         self.seed = seed
         self.metrics = XMCMetrics(inverse_propensity)
         # what training itself last made of each query, for clusters without another encoding pass
-        self.register_buffer("query_memory", torch.zeros(num_queries, encoder.dim, dtype=torch.float16))
+        self.query_memory = make_bank(num_queries, encoder.dim, dtype="float16")
+        self.make_bank = make_bank
         self.test_predictions: tuple[np.ndarray, np.ndarray] | None = None
         self.num_trained = 0  # queries that went through training steps of this process
         self._index: tuple[Tensor, Tensor] | None = None
+        # every process changes its own tables, all in the same way: nothing is to be sent
+        tables = [name for name, _ in self.named_buffers() if name.startswith(("query_memory.", "prototypes."))]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [*tables, "prototypes.free_vectors"])
+
+    @property
+    def banks(self) -> dict[str, RowBank]:
+        """The tables that training changes by name."""
+        return {"centroids": self.prototypes.centroids, "query_memory": self.query_memory}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Hand over the banks, see `ShardedCheckpointIO`."""
+        checkpoint[BANKS] = self.banks
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read the banks, see `ShardedCheckpointIO`."""
+        for name, bank in self.banks.items():
+            bank.load(Path(checkpoint[BANKS][name]))
 
     def forward(self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> Float[Tensor, "text d"]:
         """Encode texts; the processes of a data-parallel run share the work and all get the whole."""
@@ -113,7 +136,7 @@ class PrimeModule(LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             loss, logs = self.loss(query_emb, label_emb, prototypes, batch.positives, batch.negatives)
             drift = self.prototypes.update_centroids(query_emb.detach(), batch.pair_rows, batch.pair_labels)
-        self.query_memory[batch.query_ids] = query_emb.detach().to(self.query_memory.dtype)
+        self.query_memory.put(batch.query_ids, query_emb)
         size = len(batch.query_ids)
         self.num_trained += size
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
@@ -121,49 +144,67 @@ class PrimeModule(LightningModule):
         self.log_dict(logs, on_step=True, on_epoch=True, batch_size=size)
         return loss
 
+    def on_after_backward(self) -> None:
+        """Let the processes of a data-parallel run agree on the gradient of the free vectors.
+
+        DDP averages the others; it cannot handle sparse ones with every backend. The rows are the same everywhere.
+        """
+        free_vectors = self.prototypes.free_vectors
+        if self.trainer.world_size > 1 and free_vectors is not None and free_vectors.grad is not None:
+            free_vectors.grad = free_vectors.grad.coalesce()
+            values = free_vectors.grad._values()
+            dist.all_reduce(values)
+            values /= self.trainer.world_size
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as trainer.gradient_clip_val says, also the sparse gradient of the free vectors."""
+        if gradient_clip_val:
+            clip_gradients(self.parameters(), float(gradient_clip_val), gradient_clip_algorithm or "norm")
+
     @torch.no_grad()
-    def embed(self, texts: Iterable[Texts], num_texts: int) -> Float[Tensor, "text d"]:
-        """Encode all texts of a loader; row i is the text with id i, 0 where the loader has none.
+    def embed(self, texts: Iterable[Texts], bank: RowBank) -> None:
+        """Encode all texts of a loader into the rows of their ids.
 
         Args:
             texts: Chunks of texts.
-            num_texts: Rows of the result.
+            bank: Where the embeddings go; rows of ids that the loader does not have stay as they are.
         """
+        for ids, emb in self._encoded(texts):
+            bank.put(ids, emb)
+
+    def _encoded(self, texts: Iterable[Texts]) -> Iterator[tuple[Int64[Tensor, " text"], Float[Tensor, "text d"]]]:
         was_training = self.training
         self.eval()
-        embeddings = torch.zeros(num_texts, self.encoder.dim, device=self.device)
         for chunk in texts:
             with self.trainer.precision_plugin.forward_context():
                 emb = self(chunk.token_ids.to(self.device), chunk.lengths)
-            embeddings[chunk.ids.to(self.device)] = emb
+            yield chunk.ids.to(self.device), emb
         self.train(was_training)
-        return embeddings
 
     @torch.no_grad()
-    def compute_prototypes(
-        self, label_emb: Float[Tensor, "label d"], chunk_size: int = 8192
-    ) -> Float[Tensor, "label d"]:
-        """Return z_l of every label from h_l of every label."""
-        was_training = self.training
-        self.eval()
-        ids = torch.arange(len(label_emb), device=self.device)
-        chunks = zip(ids.split(chunk_size), label_emb.split(chunk_size), strict=True)
-        prototypes = torch.cat([self.prototypes(rows, emb) for rows, emb in chunks])
-        self.train(was_training)
-        return prototypes
-
     def build_index(self) -> tuple[Float[Tensor, "label d"], Float[Tensor, "label d"]]:
-        """Encode all labels, let the searcher search their prototypes, and return h_l and z_l.
+        """Encode all labels, let the searcher search their prototypes, and return h_l (float16) and z_l (float32).
 
         Where no training step came in between, that is done already: validation, export and test share it.
         """
         if self._index is None:
-            logger.info("encoding %d labels", self.prototypes.num_labels)
+            num_labels = self.prototypes.num_labels
+            logger.info("encoding %d labels", num_labels)
+            label_emb = self.make_bank(num_labels, self.encoder.dim, dtype="float16")
+            prototypes = self.make_bank(num_labels, self.encoder.dim)
+            for bank in (label_emb, prototypes):
+                bank.to(self.device)
             loader = self.trainer.datamodule.label_dataloader()  # type: ignore[attr-defined]
-            label_emb = self.embed(loader, self.prototypes.num_labels)
-            prototypes = self.compute_prototypes(label_emb)
-            self.searcher.build(prototypes)
-            self._index = label_emb, prototypes
+            for ids, emb in self._encoded(loader):
+                label_emb.put(ids, emb)
+                prototypes.put(ids, self.prototypes(ids, emb))
+            self.searcher.build(prototypes.rows)
+            self._index = label_emb.rows, prototypes.rows
         return self._index
 
     def discard_index(self) -> None:
@@ -213,14 +254,20 @@ class PrimeModule(LightningModule):
         self.log(shown, values.pop(shown), prog_bar=True)
         self.log_dict(values)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return matrices, which decay; biases and norms; and free vectors, whose gradient is sparse."""
+        parameters = [p for p in self.parameters() if p.requires_grad and p is not self.prototypes.free_vectors]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        if self.prototypes.free_vectors is not None:
+            groups.append({"params": [self.prototypes.free_vectors], "sparse": True})
+        return groups
+
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule by step."""
-        parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        plain = [p for name, p in parameters.items() if p.ndim < 2 or name.endswith("free_vectors")]
-        decayed = [p for name, p in parameters.items() if not (p.ndim < 2 or name.endswith("free_vectors"))]
-        optimizer = self.optimizer(
-            [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        )
+        optimizer = self.optimizer(self.parameter_groups())
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = self.scheduler(
             optimizer, num_warmup_steps=round(self.warmup_fraction * steps), num_training_steps=steps

@@ -1,12 +1,14 @@
 """Label prototypes: the Label Prototype Network over label text, running centroids and shared free vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from prime_xmc.model.banks import RowBank
 
 Source = Literal["text", "centroid", "free_vector"]
 SOURCES: tuple[Source, ...] = ("text", "centroid", "free_vector")
@@ -44,10 +46,12 @@ class Prototypes(nn.Module):
         num_free_vectors: F, at most L. Labels share them by cluster.
         sources: Which of text, centroid and free_vector the prototype is made of (Fig. 3 leaves some out).
         momentum: alpha of the running centroid, in [0, 1).
+        centroid_dtype: Of the centroids, "float32" or "float16" (half the memory; steps below 1e-3 of an entry vanish).
         centroid_update: "mean": one step towards the mean of the label's batch queries. "one": towards one of them.
             "frozen": centroids stay where they started (what the public code does).
         free_vector_std: Standard deviation of the free vectors' entries at the start, as a share of 1 / sqrt(d).
         num_heads, feedforward, dropout: Of the `LabelPrototypeNetwork`.
+        make_bank: Makes the table of the centroids.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -55,7 +59,6 @@ class Prototypes(nn.Module):
     Source: section 3.2, Eq. 4.
     """
 
-    centroids: Tensor
     cluster_of_label: Tensor
 
     def __init__(
@@ -66,11 +69,13 @@ class Prototypes(nn.Module):
         *,
         sources: Sequence[Source] = SOURCES,
         momentum: float = 0.95,
+        centroid_dtype: str = "float32",
         centroid_update: Literal["mean", "one", "frozen"] = "mean",
         free_vector_std: float = 0.5,
         num_heads: int = 1,
         feedforward: int = 1024,
         dropout: float = 0.1,
+        make_bank: Callable[..., RowBank] = RowBank,
     ):
         super().__init__()
         if not sources or not set(sources) <= set(SOURCES):
@@ -87,7 +92,7 @@ class Prototypes(nn.Module):
         self.sources = tuple(source for source in SOURCES if source in sources)
         self.momentum = momentum
         self.centroid_update = centroid_update
-        self.register_buffer("centroids", torch.zeros(num_labels, dim))
+        self.centroids = make_bank(num_labels, dim, dtype=centroid_dtype)
         self.register_buffer("cluster_of_label", torch.zeros(num_labels, dtype=torch.int64))
         # a parameter without gradient would still be decayed and saved: there is none where it is not used
         self.free_vectors = (
@@ -99,13 +104,7 @@ class Prototypes(nn.Module):
     @property
     def num_labels(self) -> int:
         """L."""
-        return self.centroids.shape[0]
-
-    @torch.no_grad()
-    def initialise(self, centroids: Float[Tensor, "label d"], cluster_of_label: Int64[Tensor, " label"]) -> None:
-        """Set the centroids and which free vector each label shares, before training."""
-        self.centroids.copy_(centroids)
-        self.cluster_of_label.copy_(cluster_of_label)
+        return len(self.centroids)
 
     def forward(self, label_ids: Int64[Tensor, " row"], label_emb: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
         """Return the prototypes of some labels, L2-normalised.
@@ -119,10 +118,11 @@ class Prototypes(nn.Module):
             if source == "text":
                 parts.append(label_emb)
             elif source == "centroid":
-                parts.append(self.centroids[label_ids])
+                parts.append(self.centroids.take(label_ids).float())
             else:
                 assert self.free_vectors is not None
-                parts.append(self.free_vectors[self.cluster_of_label[label_ids]])
+                # a dense gradient would have all F rows
+                parts.append(F.embedding(self.cluster_of_label[label_ids], self.free_vectors, sparse=True))
         return self.network(torch.stack(parts, dim=1))
 
     @torch.no_grad()
@@ -156,28 +156,44 @@ class Prototypes(nn.Module):
         else:
             first = torch.full_like(label_ids, len(query_emb)).scatter_reduce(0, place, pair_rows, "amin")
             target = query_emb[first]
-        step = (1 - self.momentum) * (target.to(self.centroids.dtype) - self.centroids[label_ids])
-        self.centroids[label_ids] += step
+        old = self.centroids.take(label_ids).float()
+        step = (1 - self.momentum) * (target.float() - old)
+        self.centroids.put(label_ids, old + step)
         return step.norm(dim=1).mean()
 
 
 @torch.no_grad()
-def mean_centroids(
-    query_emb: Float[Tensor, "query d"],
+def fill_mean_centroids(
+    centroids: RowBank,
+    queries: RowBank,
+    labels: RowBank,
     pair_queries: Int64[Tensor, " pair"],
     pair_labels: Int64[Tensor, " pair"],
-    label_emb: Float[Tensor, "label d"],
-) -> Float[Tensor, "label d"]:
-    """Return each label's mean query embedding; a label without queries gets its text embedding.
+    *,
+    block: int = 2**15,
+) -> None:
+    """Set each label's centroid to its mean query embedding; without queries, to its text embedding.
+
+    Memory beyond the banks is a block of rows and a few integers per pair.
 
     Args:
-        query_emb: h_q of the training queries.
-        pair_queries: Row of `query_emb` in each (query, label) pair.
+        centroids: The bank to fill.
+        queries: h_q.
+        labels: h_l.
+        pair_queries: Row of `queries` in each (query, label) pair.
         pair_labels: Label id in each pair.
-        label_emb: h_l.
+        block: Rows that are held at once.
 
     Source: section 3.2 and Appendix H: the start of the running centroids, and exact centroids at inference.
     """
-    sums = torch.zeros_like(label_emb).index_add_(0, pair_labels, query_emb[pair_queries].to(label_emb.dtype))
-    counts = torch.bincount(pair_labels, minlength=len(label_emb)).to(label_emb.device)[:, None]
-    return torch.where(counts > 0, sums / counts.clamp(min=1), label_emb)
+    order = pair_labels.argsort(stable=True)
+    pair_queries, pair_labels = pair_queries[order], pair_labels[order]  # a block's pairs now stand together
+    for ids in torch.arange(len(labels), device=pair_labels.device).split(block):
+        first, last = torch.searchsorted(pair_labels, torch.stack([ids[0], ids[-1] + 1])).tolist()
+        place = pair_labels[first:last] - ids[0]
+        text = labels.take(ids).float()
+        sums = torch.zeros_like(text)
+        for rows, places in zip(pair_queries[first:last].split(block), place.split(block), strict=True):
+            sums.index_add_(0, places, queries.take(rows).float())
+        counts = place.bincount(minlength=len(ids))[:, None]
+        centroids.put(ids, torch.where(counts > 0, sums / counts.clamp(min=1), text))

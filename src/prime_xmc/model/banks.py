@@ -1,0 +1,139 @@
+"""Tables with a row per label or query, kept where there is room for them and out of the module's state dict."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+BANKS = "banks"  # key of a checkpoint under which its banks are, see `prime_xmc.checkpoints`
+PLACEMENTS = ("device", "host", "mmap")
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+SHARD_BYTES = 2**28  # a checkpoint's extra memory where rows have to be brought from another device
+
+
+class RowBank(nn.Module):
+    """A table of vectors of which a training step reads and writes a few rows. It has no gradient.
+
+    The rows are in no state dict, which would be copied whole: `save` and `load` stream them. Wherever they lie, the
+    results are the same.
+
+    Args:
+        num_rows: One per label or query.
+        dim: d.
+        dtype: "float32" or "float16". bfloat16 is refused: it has too few digits for a running average, whose steps
+            it rounds away.
+        placement: "device": beside the module, moved with it. "host": in the memory of the CPU, from where rows are
+            sent as they are needed. "mmap": in a nameless temporary file, for tables beyond the memory; the file goes
+            when the process ends.
+        directory: Where the file of "mmap" is; None: the system's temporary directory.
+
+    Raises:
+        ValueError: If dtype or placement is another.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        dim: int,
+        *,
+        dtype: str = "float32",
+        placement: str = "device",
+        directory: str | None = None,
+    ):
+        super().__init__()
+        if dtype not in DTYPES:
+            raise ValueError(f"expected float32 or float16 for a bank (bfloat16 stalls running averages), got {dtype}")
+        if placement not in PLACEMENTS:
+            raise ValueError(f"expected bank.placement device, host or mmap, got {placement!r}")
+        self.placement = placement
+        self.rows: Tensor
+        if placement == "device":
+            self.register_buffer("rows", torch.zeros(num_rows, dim, dtype=DTYPES[dtype]), persistent=False)
+        elif placement == "host":
+            self.rows = torch.zeros(num_rows, dim, dtype=DTYPES[dtype])
+        else:
+            self.rows = _mapped(num_rows, dim, DTYPES[dtype], directory)
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    def take(self, ids: Int64[Tensor, " row"]) -> Float[Tensor, "row d"]:
+        """Return some rows, in the bank's dtype, on the device of `ids`."""
+        return self.rows[ids.to(self.rows.device)].to(ids.device)
+
+    def put(self, ids: Int64[Tensor, " row"], rows: Float[Tensor, "row d"]) -> None:
+        """Replace some rows, each once."""
+        self.rows[ids.to(self.rows.device)] = rows.detach().to(self.rows.device, self.rows.dtype)
+
+    def save(self, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        """Write the rows to a new folder, in shards: rows-00000.safetensors and so on, and an index.
+
+        Memory beyond the bank is at most one shard, and none where the rows are on the CPU.
+        """
+        directory.mkdir(parents=True)
+        per_shard = max(1, shard_bytes // (self.rows.shape[1] * self.rows.element_size()))
+        shards = self.rows.split(per_shard)
+        for number, shard in enumerate(shards):
+            save_file({"rows": shard.cpu()}, directory / _shard_name(number))
+        index = {"num_rows": len(self), "dim": self.rows.shape[1], "num_shards": len(shards)}
+        (directory / "index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
+
+    def load(self, directory: Path) -> None:
+        """Read the rows that `save` wrote, whatever their dtype and the placement they had.
+
+        Raises:
+            ValueError: If the folder holds a table of another shape, or not all of it.
+        """
+        try:
+            index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ValueError(f"{directory}: no bank with an index.json; it is incomplete or was moved") from error
+        if (index["num_rows"], index["dim"]) != tuple(self.rows.shape):
+            raise ValueError(
+                f"{directory} holds {index['num_rows']} x {index['dim']} rows, expected "
+                f"{self.rows.shape[0]} x {self.rows.shape[1]}: another data set or encoder"
+            )
+        start = 0
+        for shard in read_shards(directory, index["num_shards"]):
+            self.rows[start : start + len(shard)] = shard.to(self.rows.device, self.rows.dtype)
+            start += len(shard)
+        if start != len(self):
+            raise ValueError(f"{directory} has {start} rows in all, expected {len(self)}: it is incomplete")
+
+
+def read_shards(directory: Path, num_shards: int) -> Iterator[Float[Tensor, "row d"]]:
+    """Yield the shards of a bank, in order.
+
+    Raises:
+        ValueError: If one is missing.
+    """
+    for number in range(num_shards):
+        path = directory / _shard_name(number)
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: the bank was copied or written incompletely")
+        with safe_open(path, framework="pt") as file:
+            yield file.get_tensor("rows")
+
+
+def _shard_name(number: int) -> str:
+    return f"rows-{number:05d}.safetensors"
+
+
+def _mapped(num_rows: int, dim: int, dtype: torch.dtype, directory: str | None) -> Tensor:
+    """Return a tensor of zeros in a file that has no name any more, so that nothing is left of it afterwards."""
+    if directory is not None:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix="prime_xmc-bank-", dir=directory)
+    os.close(handle)
+    try:
+        rows = torch.from_file(name, shared=True, size=num_rows * dim, dtype=dtype)
+    finally:
+        os.unlink(name)
+    return rows.view(num_rows, dim)
