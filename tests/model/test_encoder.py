@@ -78,6 +78,26 @@ class TestTextEncoder:
         )
         torch.testing.assert_close(chunked(token_ids, LENGTHS), whole(token_ids, LENGTHS))
 
+    @pytest.mark.parametrize(
+        ("implementation", "dropout"), [("packed", 0.0), ("transformers", 0.0), ("transformers", 0.3)]
+    )
+    def test_computing_again_gives_the_same_gradients(self, implementation, dropout, tiny_encoder_dir):
+        """With dropout too: it is drawn as it was drawn before."""
+        found = []
+        for recompute in (False, True):
+            settings = {"implementation": implementation, "dropout": dropout, "recompute": recompute}
+            encoder = TextEncoder(str(tiny_encoder_dir), chunk_tokens=24, **settings).train()
+            torch.manual_seed(0)
+            embeddings = encoder(random_tokens(LENGTHS), LENGTHS)
+            (embeddings @ embeddings.T)[:, 0].square().sum().backward()
+            found.append([embeddings.detach(), *(p.grad for p in encoder.parameters() if p.requires_grad)])
+        for again, kept in zip(*found, strict=True):
+            torch.testing.assert_close(again, kept, rtol=1e-5, atol=1e-6)
+
+    def test_compiling_goes_with_one_implementation(self, tiny_encoder_dir):
+        with pytest.raises(ValueError, match=r"encoder\.compile=true goes with encoder\.implementation=transformers"):
+            TextEncoder(str(tiny_encoder_dir), compile=True)
+
     def test_implementations_agree(self, tiny_encoder_dir):
         token_ids = random_tokens(LENGTHS)
         embeddings, gradients = [], []

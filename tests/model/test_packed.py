@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -99,6 +100,25 @@ class TestPackedBackbone:
         whole, chunked = run_packed(backbone, *texts), run_packed(backbone, *texts, chunk_tokens=chunk_tokens)
         torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-5)
         assert_same_gradients(gradients(backbone, chunked), gradients(backbone, whole))
+
+    @pytest.mark.parametrize("chunk_tokens", [11, 8192])
+    def test_computing_again_gives_the_same_gradients(self, backbone, chunk_tokens):
+        texts = random_texts()
+        kept = run_packed(backbone, *texts, chunk_tokens=chunk_tokens)
+        again = PackedBackbone(backbone, chunk_tokens=chunk_tokens, recompute=True)(*texts, torch.float32)
+        assert torch.equal(again, kept)
+        assert_same_gradients(gradients(backbone, again), gradients(backbone, kept))
+
+    def test_computing_again_keeps_nothing_of_the_layers(self, backbone):
+        """What the backward pass holds is the same with one layer as with two."""
+        texts = random_texts()
+        held = []
+        for recompute in (False, True):
+            kept = {}
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.setdefault(id(t), t), lambda t: t):
+                PackedBackbone(backbone, recompute=recompute)(*texts, torch.float32)
+            held.append(sum(t.numel() for t in kept.values() if not isinstance(t, torch.nn.Parameter)))
+        assert held[1] < held[0] / 4
 
     def test_rows_that_fill_up_a_chunk_have_no_influence(self, backbone, monkeypatch):
         texts = random_texts()
@@ -209,9 +229,6 @@ def test_length_groups_of_nothing():
 def test_chunks_hold_all_texts_in_order(chunk_tokens):
     chunks = packed._chunks(LENGTHS, chunk_tokens)
     assert [length for chunk in chunks for length in chunk] == LENGTHS
-    fewest = math.ceil(sum(LENGTHS) / chunk_tokens)
-    size = math.ceil(sum(LENGTHS) / fewest)
-    assert len(chunks) <= fewest
-    # each is as full as its share, by less than one text
-    assert all(size <= sum(chunk) < size + chunk[-1] for chunk in chunks[:-1])
-    assert 0 < sum(chunks[-1]) <= size + max(LENGTHS)
+    for chunk, following in itertools.pairwise([*chunks, [math.inf]]):
+        assert sum(chunk) <= chunk_tokens or len(chunk) == 1
+        assert sum(chunk) + following[0] > chunk_tokens, "the next text would have had room"

@@ -6,19 +6,22 @@ autograd node in the compute dtype, which spares what autocast and padding cost 
 activations, and copies of what is cheaper to compute again.
 """
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # There must be few shapes of matrices: oneDNN compiles a kernel for each (2 ms) and keeps a thousand of them, and the
 # heap ends up in pieces of as many sizes. So sizes are rounded up to multiples of these.
 TOKEN_MULTIPLE = 128  # rows of a chunk
 TEXT_MULTIPLE = 8  # texts of a chunk, in attention
+MEMORY_MULTIPLE = 2**20  # entries of a tensor of attention
 # More than the kernels of a step, which hardly come back in the next; the default is 1024. Read at oneDNN's first use.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
@@ -72,9 +75,11 @@ class PackedLayer(torch.autograd.Function):
         layout = _AttentionLayout(groups, num_heads)
         heads = layout.spread(qkv, 3)
         query, key, value = heads.flatten(1, 2)
-        scores = torch.bmm(query, key.transpose(1, 2)).view(heads.shape[1:4] + heads.shape[3:4])
-        probability = torch.softmax(scores.add_(layout.padding_bias(scores)), dim=-1).flatten(0, 1)
-        layout.collect(torch.bmm(probability, value).view(1, *heads.shape[1:]), context)
+        scores = _buffer(heads.shape[1:4] + heads.shape[3:4], x)
+        torch.bmm(query, key.transpose(1, 2), out=scores.flatten(0, 1))
+        probability = torch.softmax(scores.add_(layout.padding_bias(scores)), -1, out=_buffer(scores.shape, x))
+        probability = probability.flatten(0, 1)
+        layout.collect(torch.bmm(probability, value, out=_buffer(value.shape, x)).view(1, *heads.shape[1:]), context)
         attended = F.linear(context, p.out_weight, p.out_bias).add_(x)
         hidden, mean_1, rstd_1 = torch.native_layer_norm(
             attended, (dim,), p.attention_norm_weight, p.attention_norm_bias, eps
@@ -115,7 +120,7 @@ class PackedLayer(torch.autograd.Function):
         grad_scores = torch._softmax_backward_data(
             torch.bmm(grad_mixed, value.transpose(1, 2)), probability, -1, probability.dtype
         )
-        grad_heads = torch.empty_like(heads).flatten(1, 2)
+        grad_heads = _buffer(heads.shape, heads).flatten(1, 2)
         torch.bmm(grad_scores, key, out=grad_heads[0])
         torch.bmm(grad_scores.transpose(1, 2), query, out=grad_heads[1])
         torch.bmm(probability.transpose(1, 2), grad_mixed, out=grad_heads[2])
@@ -158,7 +163,7 @@ class _AttentionLayout:
     def spread(self, rows: Float[Tensor, "token width"], parts: int) -> Float[Tensor, "{parts} text head length size"]:
         """Bring rows of `parts` vectors of all heads into attention's layout; 0 in the padding."""
         size = rows.shape[1] // parts // self.num_heads
-        result = rows.new_zeros(parts, self.texts, self.num_heads, self.length, size)
+        result = _buffer((parts, self.texts, self.num_heads, self.length, size), rows).zero_()
         for tokens, texts, length in self._places():
             packed = rows[tokens].view(-1, length, parts, self.num_heads, size)
             result[:, texts, :, :length] = packed.permute(2, 0, 3, 1, 4)
@@ -183,6 +188,12 @@ class _AttentionLayout:
         for start, texts, length in self.groups:
             yield slice(start, start + texts * length), slice(first, first + texts), length
             first += texts
+
+
+def _buffer(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return an uninitialised tensor whose memory has one of few sizes, see `MEMORY_MULTIPLE`."""
+    size = math.prod(shape)
+    return like.new_empty(_round_up(size, MEMORY_MULTIPLE))[:size].view(*shape)
 
 
 def _round_up(number: int, multiple: int) -> int:
@@ -211,14 +222,16 @@ class PackedBackbone:
 
     Args:
         backbone: BertModel or DistilBertModel with GELU, absolute positions and no dropout.
-        chunk_tokens: About the most tokens that go through a layer at once. Bounds the temporary memory; results do
-            not depend on it beyond rounding.
+        chunk_tokens: The most tokens that go through a layer at once (a longer text alone). Bounds the temporary
+            memory; results do not depend on it beyond rounding.
+        recompute: Keep nothing of a chunk for the backward pass but compute it again there: memory is then that of one
+            chunk, whatever the batch, for a third more time. Gradients are the same (GradCache, Gao et al. 2021).
 
     Raises:
         ValueError: If the model is of another kind or has dropout, with what to use instead.
     """
 
-    def __init__(self, backbone: nn.Module, *, chunk_tokens: int = 4096):
+    def __init__(self, backbone: nn.Module, *, chunk_tokens: int = 4096, recompute: bool = False):
         config: Any = backbone.config
         instead = "use encoder.implementation=transformers"
         if config.model_type not in ("bert", "distilbert"):
@@ -232,6 +245,7 @@ class PackedBackbone:
             raise ValueError(f"the packed implementation has no dropout, got encoder.dropout={max(dropout)}: {instead}")
         self.backbone: Any = backbone
         self.chunk_tokens = chunk_tokens
+        self.recompute = recompute
         self.num_heads: int = config.num_attention_heads
         self.eps: float = 1e-12 if config.model_type == "distilbert" else config.layer_norm_eps
 
@@ -245,30 +259,42 @@ class PackedBackbone:
             lengths: Tokens of each text, ascending.
             dtype: In which the layers compute; parameters stay as they are and are cast once per call.
         """
-        embedded = self._embed(token_ids, lengths).to(dtype)
+        words = self.backbone.embeddings.word_embeddings(token_ids)  # at once: its gradient has all of the vocabulary
         layers = [[parameter.to(dtype) for parameter in layer] for layer in self._layers()]
+        chunks = _chunks(lengths, self.chunk_tokens)
         pooled = []
-        start = 0
-        for chunk in _chunks(lengths, self.chunk_tokens):
-            size = sum(chunk)
-            groups = length_groups(chunk)
-            hidden = F.pad(embedded[start : start + size], (0, 0, 0, -size % TOKEN_MULTIPLE))
-            for parameters in layers:
-                hidden = PackedLayer.apply(hidden, groups, self.num_heads, self.eps, *parameters)
-            for row, texts, length in groups:
-                tokens = hidden[row : row + texts * length].view(texts, length, -1)
-                pooled.append(tokens.mean(dim=1, dtype=torch.float32))
-            start += size
+        for chunk, rows in zip(chunks, words.split([sum(chunk) for chunk in chunks]), strict=True):
+            # Full chunks all have one size, so that memory that one of them leaves fits the next.
+            size = sum(chunk) if chunk is chunks[-1] else max(sum(chunk), self.chunk_tokens)
+            arguments = (rows, length_groups(chunk), _round_up(size, TOKEN_MULTIPLE), layers, dtype)
+            if self.recompute and torch.is_grad_enabled():
+                pooled.append(checkpoint(self._encode_chunk, *arguments, use_reentrant=False))
+            else:
+                pooled.append(self._encode_chunk(*arguments))
         return torch.cat(pooled)
 
-    def _embed(self, token_ids: Int[Tensor, " token"], lengths: list[int]) -> Float[Tensor, "token d"]:
+    def _encode_chunk(
+        self,
+        words: Float[Tensor, "token d"],
+        groups: list[LengthGroup],
+        num_rows: int,
+        layers: list[list[Tensor]],
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "text d"]:
         embeddings = self.backbone.embeddings
-        positions = torch.arange(max(lengths), device=token_ids.device)
-        position = torch.cat([positions[:length].repeat(texts) for _, texts, length in length_groups(lengths)])
-        embedded = embeddings.word_embeddings(token_ids) + embeddings.position_embeddings(position)
+        positions = torch.arange(groups[-1].length, device=words.device)
+        position = torch.cat([positions[:length].repeat(texts) for _, texts, length in groups])
+        embedded = words + embeddings.position_embeddings(position)
         if hasattr(embeddings, "token_type_embeddings"):
             embedded = embedded + embeddings.token_type_embeddings.weight[0]
-        return embeddings.LayerNorm(embedded)
+        hidden = F.pad(embeddings.LayerNorm(embedded).to(dtype), (0, 0, 0, num_rows - len(words)))
+        for parameters in layers:
+            hidden = PackedLayer.apply(hidden, groups, self.num_heads, self.eps, *parameters)
+        pooled = []
+        for row, texts, length in groups:
+            tokens = hidden[row : row + texts * length].view(texts, length, -1)
+            pooled.append(tokens.mean(dim=1, dtype=torch.float32))
+        return torch.cat(pooled)
 
     def _layers(self) -> list[LayerParameters]:
         if hasattr(self.backbone, "transformer"):
@@ -299,14 +325,13 @@ class PackedBackbone:
 
 
 def _chunks(lengths: list[int], chunk_tokens: int) -> list[list[int]]:
-    """Cut the lengths into as few runs as have about `chunk_tokens` tokens or less, and about equally many each."""
-    size = -(-sum(lengths) // -(-sum(lengths) // chunk_tokens))
+    """Cut the lengths into runs of at most `chunk_tokens` tokens each; a longer text is a run of its own."""
     chunks: list[list[int]] = []
     room = 0
     for length in lengths:
-        if room <= 0:
+        if length > room:
             chunks.append([])
-            room = size
+            room = chunk_tokens
         chunks[-1].append(length)
         room -= length
     return chunks
