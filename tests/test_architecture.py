@@ -16,6 +16,7 @@ REACH = {
     "index": ("prime_xmc.index", "prime_xmc.files"),
     # Its steps take the batches that the data row builds, whose shape is defined once, and are judged by the metrics.
     "model/module.py": ("prime_xmc.model", "prime_xmc.data.batch", "prime_xmc.metrics"),
+    "model/metrics.py": ("prime_xmc.metrics", "prime_xmc.data.corpus"),
     "metrics.py": ("prime_xmc.data.corpus",),
     # They say when the rows act on one another, so each row's part in it is called from here.
     "callbacks.py": (

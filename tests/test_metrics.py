@@ -1,11 +1,9 @@
 import json
 import math
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -14,7 +12,6 @@ from prime_xmc import metrics
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.metrics import (
     METRICS,
-    XMCMetrics,
     best_weights,
     evaluate,
     format_table,
@@ -297,42 +294,6 @@ class TestEvaluate:
     def test_duplicate(self):
         with pytest.raises(ValueError, match="row 1 of the predictions holds label 2 more than once"):
             evaluate(np.array([[0, 1, 2], [2, 1, 2]]), ragged([[0], [0]]), np.ones(3))
-
-
-class TestXMCMetrics:
-    @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 40), max_size=4))
-    @settings(max_examples=20, deadline=None)
-    def test_batches_add_up_to_evaluate(self, seed, cuts):
-        indices, rows, weight = random_problem(seed, 40, 110, 105)
-        metric = XMCMetrics(weight)
-        bounds = sorted({0, 40, *cuts})
-        for start, stop in pairwise(bounds):
-            metric.update(indices[start:stop], ragged(rows[start:stop]))
-        assert metric.compute() == pytest.approx(evaluate(indices, ragged(rows), weight), abs=1e-12)
-
-    def test_reset(self):
-        indices, rows, weight = random_problem(5, 10, 110, 100)
-        metric = XMCMetrics(weight)
-        metric.update(indices, ragged(rows))
-        metric.reset()
-        metric.update(indices[:4], ragged(rows[:4]))
-        assert metric.compute() == evaluate(indices[:4], ragged(rows[:4]), weight)
-
-    def test_processes_add_up(self):
-        indices, rows, weight = random_problem(6, 30, 110, 100)
-        parts = [XMCMetrics(weight), XMCMetrics(weight)]
-        parts[0].update(indices[:11], ragged(rows[:11]))
-        parts[1].update(indices[11:], ragged(rows[11:]))
-        reduce = parts[0]._reductions["sums"]
-        parts[0].sums = reduce(torch.stack([part.sums for part in parts]))
-        assert parts[0].compute() == pytest.approx(evaluate(indices, ragged(rows), weight), abs=1e-12)
-
-    def test_a_module_cast_to_bf16_still_counts_exactly(self):
-        indices, rows, weight = random_problem(7, 300, 110, 100)
-        metric = XMCMetrics(weight).to(torch.bfloat16)
-        for row in range(300):
-            metric.update(indices[row : row + 1], ragged(rows[row : row + 1]))
-        assert metric.compute() == pytest.approx(evaluate(indices, ragged(rows), weight), abs=1e-12)
 
 
 class TestFormatTable:

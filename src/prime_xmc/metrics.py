@@ -8,12 +8,10 @@ as in the Extreme Classification Repository's own evaluation.
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
-from torchmetrics import Metric
 
 from prime_xmc.data.corpus import Ragged
 
@@ -316,36 +314,7 @@ def evaluate(
         ValueError: for too few columns, another number of queries than ``positives`` has, a label id out of range, or a
             label twice in a row; the message names row and value.
     """
-    return _quotients(_sums(indices, positives, inverse_propensity))
-
-
-class XMCMetrics(Metric):
-    """``evaluate`` in batches: the state holds the sums, so batches and processes add up to the same result.
-
-    Args:
-        inverse_propensity: weight of each label, >= 1.
-    """
-
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
-
-    sums: torch.Tensor
-
-    def __init__(self, inverse_propensity: Float64[np.ndarray, "label"]) -> None:
-        super().__init__()
-        self.inverse_propensity = inverse_propensity
-        self.add_state("sums", torch.zeros(len(METRICS), 2, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, indices: Int[np.ndarray, "query width"], positives: Ragged) -> None:
-        """Add a batch of queries; arguments and errors are those of ``evaluate``."""
-        batch = torch.from_numpy(_sums(indices, positives, self.inverse_propensity))
-        # A module cast to bf16 takes the empty state along: counts would stall at 256.
-        self.sums = self.sums.double() + batch.to(self.sums.device)
-
-    def compute(self) -> dict[str, float]:
-        """Return every metric over the queries seen so far, as ``evaluate`` does."""
-        return _quotients(self.sums.cpu().numpy())
+    return quotients(metric_sums(indices, positives, inverse_propensity))
 
 
 def format_table(methods: Mapping[str, Mapping[str, float]]) -> Table:
@@ -372,7 +341,7 @@ def format_table(methods: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def _sums(
+def metric_sums(
     indices: Int[np.ndarray, "query width"],
     positives: Ragged,
     inverse_propensity: Float64[np.ndarray, "label"],
@@ -407,7 +376,7 @@ def _sums(
     return np.stack([by_name[name] for name in METRICS])
 
 
-def _quotients(sums: Float64[np.ndarray, "metric 2"]) -> dict[str, float]:
+def quotients(sums: Float64[np.ndarray, "metric 2"]) -> dict[str, float]:
     """Divide, with 0 for an empty denominator."""
     return {
         name: float(numerator / denominator) if denominator > 0 else 0.0

@@ -16,10 +16,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from prime_xmc.data.batch import Batch, Texts
-from prime_xmc.metrics import XMCMetrics, search_unfiltered
+from prime_xmc.metrics import search_unfiltered
 from prime_xmc.model.banks import BANKS, RowBank
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.losses import PrimeLoss
+from prime_xmc.model.metrics import XMCMetrics
 from prime_xmc.model.optimizers import clip_gradients
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.model.sharded import encode_sharded
