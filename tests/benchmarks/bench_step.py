@@ -12,7 +12,7 @@ import torch
 from common import PeakMemory, Row, Target, interleave, main, ratio
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from training import Training, make_training
+from training import Training, make_training, texts_of
 
 from prime_xmc.data.batch import Batch
 
@@ -78,11 +78,6 @@ def rows(scale: float) -> Iterator[Row]:
     )
     seconds = ", ".join(f"{statistics.median(times):.3f} s" for times in (packed_seconds, eager_seconds))
     yield eager_target.row(ratio(eager_seconds, packed_seconds), f"forward and backward, median of {rounds}; {seconds}")
-
-
-def texts_of(batch: Batch) -> str:
-    """Return the size of a batch for people."""
-    return f"{len(batch.query_ids)} queries, {len(batch.label_ids)} labels, {len(batch.token_ids):,} tokens"
 
 
 def multiplications(training: Training, batch: Batch) -> tuple[int, int, int, int]:

@@ -169,8 +169,14 @@ def machine() -> dict[str, Any]:
 
 
 class PeakMemory:
-    """Measures how far the resident memory of this process rises within a `with` block, in bytes: `growth`."""
+    """Measures the most resident memory of this process within a `with` block.
 
+    Attributes:
+        peak: In bytes.
+        growth: Above what it had at the start, in bytes.
+    """
+
+    peak: int
     growth: int
 
     def __enter__(self) -> "PeakMemory":
@@ -179,7 +185,8 @@ class PeakMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.growth = self._read("VmHWM") - self._before
+        self.peak = self._read("VmHWM")
+        self.growth = self.peak - self._before
 
     @staticmethod
     def _read(name: str) -> int:

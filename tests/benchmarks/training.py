@@ -70,3 +70,8 @@ def make_training(*overrides: str) -> Training:
         release=instantiate(config.callbacks.memory).release,
         release_every=config.callbacks.memory.every_n_steps,
     )
+
+
+def texts_of(batch: Batch) -> str:
+    """Return the size of a batch for people."""
+    return f"{len(batch.query_ids)} queries, {len(batch.label_ids)} labels, {len(batch.token_ids):,} tokens"
