@@ -5,8 +5,9 @@
     python tests/benchmarks/run.py --scale 0.01           # small problems, to see that everything works
 
 The file is a list of objects: `name`, `target`, `measured` (null where a benchmark failed), `unit`, `pass`, `note`,
-`seconds` that it took, and where it was measured. What a benchmark prints is in <topic>.log beside it. The exit status
-is 1 where a benchmark failed to measure something; a target that is missed is a result.
+`seconds` that it took, and where it was measured. results.md beside it is the table in Markdown, and what a benchmark
+prints is in <topic>.log. The exit status is 1 where a benchmark failed to measure something; a target that is missed is
+a result.
 """
 
 import argparse
@@ -22,6 +23,8 @@ from pathlib import Path
 from common import FOLDER, ROOT, Row, environment, make_console, make_table, scale_argument
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from prime_xmc.files import write_json, write_text
 
 
 def main() -> int:
@@ -57,7 +60,8 @@ def main() -> int:
             for row in found:
                 console.print(Text(row.sentence(), "green" if row.passed else "red"))
             rows += found
-            write(arguments.output / "results.json", rows)
+            write_json(arguments.output / "results.json", [row.to_json() for row in rows])
+            write_text(arguments.output / "results.md", markdown(rows))
             progress.advance(task)
     title = "all benchmarks" if arguments.scale == 1 else f"at scale {arguments.scale}: targets mean scale 1"
     console.print(make_table(rows, title))
@@ -100,13 +104,13 @@ def run_benchmark(file: Path, scale: float, timeout: float, log: Path) -> list[R
     return rows or [Row(file.stem.removeprefix("bench_"), "", None, "", False, reason)]
 
 
-def write(path: Path, rows: list[Row]) -> None:
-    """Write rows to a file, which appears only when it is complete."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(
-        json.dumps([row.to_json() for row in rows], indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    os.replace(temporary, path)
+def markdown(rows: list[Row]) -> str:
+    """Return the table as the README shows it."""
+    lines = ["| what | target | measured | | how |", "|---|---|---|---|---|"]
+    for row in rows:
+        cells = (row.name, row.target, row.value, "pass" if row.passed else "**fail**", row.note)
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -56,7 +56,10 @@ def test_small_clustering_benchmark_from_the_command_line(tmp_path):
     for row in content:
         assert row["name"] in done.stdout
         assert {"unit", "note", "seconds", "scale", "machine", "threads", "torch_version"} <= row.keys()
-    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "clustering.log"}
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.md", "clustering.log"}
+    table = (tmp_path / "results.md").read_text(encoding="utf-8").splitlines()
+    assert len(table) == 2 + len(content)
+    assert table[2].startswith(f"| {content[0]['name']} | ≤ 120 s | {seconds:.4g} s | pass |")
 
 
 def test_unknown_benchmark(tmp_path):
@@ -102,10 +105,9 @@ def test_a_benchmark_that_does_not_start_is_a_failed_row(run, tmp_path):
     (row,) = run.run_benchmark(file, 1.0, 60, tmp_path / "log")
     assert (row.name, row.measured, row.passed) == ("broken", None, False)
     assert "nothing_of_this_name" in row.note
-    run.write(tmp_path / "results.json", [row])
-    (content,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert content["measured"] is None
-    assert content["pass"] is False
+    assert row.to_json()["measured"] is None
+    assert row.to_json()["pass"] is False
+    assert "| not measured | **fail** |" in run.markdown([row])
 
 
 def test_a_row_survives_its_file(run):
