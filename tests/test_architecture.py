@@ -30,8 +30,8 @@ REACH = {
     "checkpoints.py": ("prime_xmc.files", "prime_xmc.model.banks"),
 }
 ALLOWED = {
-    "lightning": {"data/datamodule.py", "model/module.py", "callbacks.py", "checkpoints.py"},
-    "hydra": {"configs.py", "train.py", "prepare.py", "evaluate.py", "predict.py"},
+    "lightning": {"data/datamodule.py", "model/module.py", "callbacks.py", "checkpoints.py", "probe.py"},
+    "hydra": {"configs.py", "train.py", "prepare.py", "plan.py", "evaluate.py", "predict.py"},
     "pickle": {"checkpoints.py"},  # the name of the error with which torch refuses one
 }
 
