@@ -26,7 +26,7 @@ from prime_xmc.prepare import raw_files
 
 TARGETS = (
     Target("preparing titles: speed against tokenizers.encode_batch alone", "≥", 0.8, "x"),
-    # what is allowed is a few bytes for a title's positives
+    # what is allowed is the 17 bytes of a label
     Target("preparing: memory for 1M titles / for 250k titles", "≤", 1.25, "x"),
 )
 SHARES = {"trn": 0.6, "tst": 0.2, "lbl": 0.2}

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -61,12 +62,6 @@ class TestRagged:
     def test_from_no_pairs(self):
         assert as_lists(Ragged.from_pairs(np.empty((0, 2), dtype=np.int64), num_rows=2)) == [[], []]
 
-    @given(st.lists(rows_of_ids, min_size=1, max_size=4))
-    def test_concatenate(self, parts):
-        whole = Ragged.concatenate([Ragged.from_rows(rows, dtype=np.uint16) for rows in parts])
-        assert as_lists(whole) == [row for rows in parts for row in rows]
-        assert whole.values.dtype == np.uint16
-
     @given(st.lists(st.tuples(sets_of_ids, sets_of_ids), max_size=10))
     def test_without_is_a_difference_of_sets(self, pairs):
         left, right = (Ragged.from_rows([sorted(pair[side]) for pair in pairs], np.uint16) for side in (0, 1))
@@ -78,6 +73,31 @@ class TestRagged:
     def test_offsets_must_span_the_values(self, offsets):
         with pytest.raises(ValueError, match="from 0 to 3"):
             Ragged(np.arange(3), np.array(offsets, dtype=np.int64))
+
+
+class TestRaggedWriter:
+    @pytest.mark.parametrize("num_pieces", [0, 1, 3, 1000])
+    def test_files_are_those_of_numpy(self, tmp_path, num_pieces):
+        piece = Ragged.from_rows(ROWS)
+        with RaggedWriter(tmp_path, "rows", np.uint16) as writer:
+            for _ in range(num_pieces):
+                writer.extend(piece)
+        whole = Ragged.from_rows(ROWS * num_pieces, np.uint16)
+        np.save(tmp_path / "expected.npy", whole.offsets)
+        assert (tmp_path / "rows.bin").read_bytes() == whole.values.tobytes()
+        assert (tmp_path / "rows.offsets.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes()
+        assert writer.shape() == {"dtype": "<u2", "rows": 4 * num_pieces, "values": 6 * num_pieces}
+
+    def test_nothing_stays_in_memory(self, tmp_path):
+        piece = Ragged.from_rows(ROWS, np.uint16)
+        with RaggedWriter(tmp_path, "rows", np.uint16) as writer:
+            writer.extend(piece)
+            tracemalloc.start()
+            for _ in range(2000):
+                writer.extend(piece)
+            kept = tracemalloc.get_traced_memory()[0]
+            tracemalloc.stop()
+        assert kept < 4000  # half a byte a row
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import gzip
 import json
 import logging
 import multiprocessing
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -231,6 +232,46 @@ class TestOddData:
         assert ("training queries: tokens", "12, 1 texts truncated") in rows
         assert ("labels per training query", "1.33") in rows
         assert rows[-1] == ("warning", "filter_labels_train.txt: no filter file: no label is filtered")
+
+    def test_chunks_do_not_show_in_warnings(self, tmp_path, monkeypatch):
+        labels = [{"title": title} for title in ("cat", "dog", "house", "red", "cat", "red", "cat")]
+        train = [{"title": "dog", "target_ind": ids} for ids in ([0, 1], [], [2], [1, 5, 1], [3], [3, 4, 6], [])]
+        write_raw(tmp_path / "raw", labels=labels, train=train, train_filter="5 3\n5 6\n2 2\n4 0\n5 6\n")
+        whole = Corpus.open(run(tmp_path / "raw"))
+        (tmp_path / "cache").rename(tmp_path / "whole")
+        monkeypatch.setattr(module, "_CHUNK_TEXTS", 2)
+        pieces = Corpus.open(run(tmp_path / "raw"))
+        assert as_lists(pieces.train.positives) == [[0, 1], [], [], [1, 5], [3], [4], []]
+        assert as_lists(pieces.train.filtered) == [[], [], [2], [], [0], [3, 6], []]
+        assert [
+            (warning["kind"], warning["count"], warning["first_line"]) for warning in whole.manifest["warnings"]
+        ] == [
+            ("repeated label text", 3, 5),
+            ("repeated label in a query", 1, 4),
+            ("own label among the positives", 3, 3),
+            ("query without labels", 3, 2),
+            ("label without training queries", 2, 3),
+        ]
+        assert pieces.manifest == whole.manifest
+
+
+class TestMemory:
+    def peak(self, directory, num_queries, num_positives):
+        labels = [{"title": "cat"}] * num_positives
+        train = [{"title": "red dog", "target_ind": list(range(num_positives))}] * num_queries
+        write_raw(directory, labels=labels, train=train)
+        tracemalloc.start()
+        run(directory)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    def test_does_not_grow_with_the_positives(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(module, "_CHUNK_TEXTS", 64)
+        monkeypatch.setattr(module, "_HASH_BYTES", 1024)
+        self.peak(tmp_path / "imports", num_queries=100, num_positives=40)
+        few, many = (self.peak(tmp_path / f"{count}", count, num_positives=40) for count in (500, 1500))
+        assert many - few < 4 * 40 * 1000  # what 1000 queries' positives would take
 
 
 class TestErrors:

@@ -95,12 +95,6 @@ class Ragged:
         pairs = np.unique(pairs, axis=0)
         return cls(pairs[:, 1].astype(dtype), _offsets(np.bincount(pairs[:, 0], minlength=num_rows)))
 
-    @classmethod
-    def concatenate(cls, parts: Sequence["Ragged"]) -> "Ragged":
-        """Return the rows of at least one Ragged behind one another."""
-        values = np.concatenate([part.values for part in parts])
-        return cls(values, _offsets(np.concatenate([part.lengths for part in parts])))
-
     def without(self, other: "Ragged") -> "Ragged":
         """Return the rows less the values that the same row of `other` has; both ascend within rows without repetition.
 
@@ -232,9 +226,10 @@ def _ragged_paths(directory: Path, name: str) -> tuple[Path, Path]:
 
 
 class RaggedWriter:
-    """Writes a Ragged to a prepared data set piece by piece, so that it need not fit in memory.
+    """Writes a Ragged to a prepared data set piece by piece; nothing of it stays in memory.
 
-    Values go to `<name>.bin`, little-endian without a header; offsets to `<name>.offsets.npy` when it is closed.
+    Values go to `<name>.bin`, little-endian without a header; offsets to `<name>.offsets.npy`, whose header tells their
+    number only when the writer is closed.
 
     Args:
         directory: The folder of the data set.
@@ -244,22 +239,27 @@ class RaggedWriter:
 
     def __init__(self, directory: Path, name: str, dtype: DTypeLike) -> None:
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        values, self._offsets_path = _ragged_paths(directory, name)
-        self._file = values.open("wb")
-        self._lengths = [np.zeros(0, dtype=np.int64)]
+        self._num_rows = self._num_values = 0
+        values, offsets = _ragged_paths(directory, name)
+        self._values, self._offsets = values.open("wb"), offsets.open("wb")
+        self._write_header()
+        self._offsets.write(np.zeros(1, dtype="<i8").tobytes())
 
     def extend(self, rows: Ragged) -> None:
         """Append rows, whose values must fit the writer's dtype."""
-        self._file.write(rows.values.astype(self.dtype, copy=False).tobytes())
-        self._lengths.append(rows.lengths)
+        self._values.write(rows.values.astype(self.dtype, copy=False).tobytes())
+        self._offsets.write((self._num_values + rows.offsets[1:]).astype("<i8", copy=False).tobytes())
+        self._num_rows += len(rows)
+        self._num_values += len(rows.values)
 
     def shape(self) -> dict[str, Any]:
         """Return what the manifest records of the array."""
-        return {
-            "dtype": self.dtype.str,
-            "rows": sum(map(len, self._lengths)),
-            "values": int(sum(lengths.sum() for lengths in self._lengths)),
-        }
+        return {"dtype": self.dtype.str, "rows": self._num_rows, "values": self._num_values}
+
+    def _write_header(self) -> None:
+        """Write the header of the offsets as `np.save` does; NumPy pads it, so that the number has room to grow."""
+        header = {"descr": "<i8", "fortran_order": False, "shape": (self._num_rows + 1,)}
+        np.lib.format.write_array_header_1_0(self._offsets, header)
 
     def __enter__(self) -> "RaggedWriter":
         return self
@@ -267,5 +267,7 @@ class RaggedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        np.save(self._offsets_path, _offsets(np.concatenate(self._lengths)).astype("<i8"))
+        self._values.close()
+        self._offsets.seek(0)
+        self._write_header()
+        self._offsets.close()

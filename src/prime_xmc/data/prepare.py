@@ -6,11 +6,16 @@ import logging
 import os
 import time
 from array import array
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import numpy as np
+from jaxtyping import Int64
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
@@ -52,7 +57,8 @@ def prepare(
     The folder's name carries a fingerprint of the raw files' content, the fields, the tokenizer, `max_length` and the
     format. Where it exists already it is returned at once. It is built under a temporary name and renamed when
     complete, so that processes may prepare the same data at the same time, and a failure leaves nothing behind.
-    Memory grows with the number of positives, not with the texts.
+    Memory does not grow with the queries, their positives and the texts: beyond a few chunks of them, it holds 17
+    bytes for each label, to find repeated texts and count queries, and the pairs of the filter that is being applied.
 
     What is odd but harmless (the keys of `HANDLING`) is handled as the values say, logged as a warning once each and
     listed in the manifest's `warnings`.
@@ -135,6 +141,10 @@ class _Warnings:
         entry = {"file": file, "kind": kind, "count": 0, "first_line": line, "handling": HANDLING[kind]}
         self._found.setdefault((file, kind), entry)["count"] += count
 
+    def update(self, later: "_Warnings") -> None:
+        """Append warnings of other files or kinds."""
+        self._found |= later._found
+
     def to_list(self) -> list[dict[str, Any]]:
         return list(self._found.values())
 
@@ -199,49 +209,66 @@ class _Build:
                 for record in records:
                     file.write(json.dumps({"uid": record.uid, "text": record.title}, ensure_ascii=False) + "\n")
                 hashes.extend(hash(record.text) for record in records)
-        values = np.array(hashes)
-        order = np.argsort(values, kind="stable")
-        repeated = order[1:][np.diff(values[order]) == 0]
-        if len(repeated):
-            self.warnings.add(path.name, "repeated label text", int(repeated.min()) + 1, len(repeated))
+        values = np.frombuffer(hashes, dtype=np.int64)
+        if count := _count_repeated(values):
+            first_line = bisect_left(range(len(values) + 1), 1, key=lambda line: _count_repeated(values[:line]))
+            self.warnings.add(path.name, "repeated label text", first_line, count)
 
-    def _write_queries(self, split: str, source: str, num_labels: int) -> np.ndarray:
+    def _write_queries(self, split: str, source: str, num_labels: int) -> Int64[np.ndarray, "label"]:
         """Write tokens, positives and filter of a split; return the number of queries of each label."""
         path = self.paths[source]
-        chunks = []
-        for first_line, records in self._tokenised(split, path, self.fields, num_labels, f"{split}_tokens"):
-            rows = [sorted(set(record.positives)) for record in records]
-            for line, (record, row) in enumerate(zip(records, rows, strict=True), first_line):
-                if len(row) < len(record.positives):
-                    self.warnings.add(path.name, "repeated label in a query", line)
-            chunks.append(Ragged.from_rows(rows, np.int32))
-        listed = Ragged.concatenate(chunks)
-        filtered = self._read_filter(split, num_labels)
-        positives = listed.without(filtered)
-        for kind, count in (
-            ("own label among the positives", listed.lengths - positives.lengths),
-            ("query without labels", positives.lengths == 0),
-        ):
-            if count.any():
-                self.warnings.add(path.name, kind, int(np.flatnonzero(count)[0]) + 1, int(count.sum()))
-        self._write(split, "positives", positives)
-        self._write(split, "filtered", filtered)
-        return np.bincount(positives.values, minlength=num_labels)
+        # A filter can only be checked when the number of queries is known. Until then what the file lists waits on
+        # disk, in chunks: it need not fit in memory.
+        with TemporaryFile(dir=self.directory) as listed:
+            for first_line, records in self._tokenised(split, path, self.fields, num_labels, f"{split}_tokens"):
+                rows = [sorted(set(record.positives)) for record in records]
+                for line, (record, row) in enumerate(zip(records, rows, strict=True), first_line):
+                    if len(row) < len(record.positives):
+                        self.warnings.add(path.name, "repeated label in a query", line)
+                _save(listed, Ragged.from_rows(rows, np.int32))
+            listed.seek(0)
+            return self._write_filtered(split, path, listed, num_labels)
 
-    def _read_filter(self, split: str, num_labels: int) -> Ragged:
-        name, num_queries = f"filter_labels_{split}", self.counts[split]["texts"]
-        pairs = np.empty((0, 2), dtype=np.int64)
-        if name in self.paths:
-            pairs = read_filter(self.paths[name], num_queries, num_labels)
-        else:
+    def _write_filtered(self, split: str, path: Path, listed: IO[bytes], num_labels: int) -> Int64[np.ndarray, "label"]:
+        """Write the filter of a split and the listed positives less the filter; return the queries of each label."""
+        num_queries = self.counts[split]["texts"]
+        pairs = self._read_filter(split, num_queries, num_labels)
+        rows = pairs[:, 0].copy()
+        frequency = np.zeros(num_labels, dtype=np.int64)
+        without_labels = _Warnings()  # listed last, whichever comes first in the file
+        names = f"{split}_positives", f"{split}_filtered"
+        positives, filtered = (RaggedWriter(self.directory, name, np.int32) for name in names)
+        with positives, filtered:
+            start = 0
+            while start < num_queries:
+                chunk = _load(listed)
+                first, end = np.searchsorted(rows, (start, start + len(chunk)))
+                unwanted = Ragged.from_pairs(pairs[first:end] - (start, 0), len(chunk), np.int32)
+                kept = chunk.without(unwanted)
+                positives.extend(kept)
+                filtered.extend(unwanted)
+                np.add.at(frequency, kept.values, 1)
+                for kind, found, count in (
+                    ("own label among the positives", self.warnings, chunk.lengths - kept.lengths),
+                    ("query without labels", without_labels, kept.lengths == 0),
+                ):
+                    if count.any():
+                        found.add(path.name, kind, start + int(np.flatnonzero(count)[0]) + 1, int(count.sum()))
+                start += len(chunk)
+        self.warnings.update(without_labels)
+        for what, writer in (("positives", positives), ("filtered", filtered)):
+            self._record(writer, f"{split}_{what}")
+            self.counts[split][what] = writer.shape()["values"]
+        return frequency
+
+    def _read_filter(self, split: str, num_queries: int, num_labels: int) -> Int64[np.ndarray, "pair 2"]:
+        """Return (query, label) pairs by ascending query."""
+        name = f"filter_labels_{split}"
+        if name not in self.paths:
             self.warnings.add(f"{name}.txt", "no filter file", None)
-        return Ragged.from_pairs(pairs, num_queries, np.int32)
-
-    def _write(self, split: str, what: str, rows: Ragged) -> None:
-        with RaggedWriter(self.directory, f"{split}_{what}", np.int32) as writer:
-            writer.extend(rows)
-        self._record(writer, f"{split}_{what}")
-        self.counts[split][what] = len(rows.values)
+            return np.empty((0, 2), dtype=np.int64)
+        pairs = read_filter(self.paths[name], num_queries, num_labels)
+        return pairs[pairs[:, 0].argsort()]
 
     def _tokenised(
         self, part: str, path: Path, fields: Sequence[str], num_labels: int | None, array_name: str
@@ -250,10 +277,10 @@ class _Build:
         task = self.progress.add_task(f"tokenise {path.name}", total=path.stat().st_size, rate="")
         started, texts, truncated = time.perf_counter(), 0, 0
         with path.open("rb") as stream, RaggedWriter(self.directory, array_name, self.token_dtype) as writer:
-            for records in _chunks(read_records(path, fields, num_labels, stream=stream)):
-                encodings = self.tokenizer.encode_batch_fast([record.text for record in records])
-                writer.extend(Ragged.from_rows([encoding.ids for encoding in encodings], self.token_dtype))
-                truncated += sum(bool(encoding.overflowing) for encoding in encodings)
+            chunks = _chunks(read_records(path, fields, num_labels, stream=stream))
+            for records, tokens, num_truncated in self._encoded(chunks):
+                writer.extend(tokens)
+                truncated += num_truncated
                 first_line = texts + 1
                 for line, record in enumerate(records, first_line):
                     if not record.text.strip():
@@ -266,6 +293,22 @@ class _Build:
             raise ValueError(f"{path} is empty; it needs a line for each text")
         self._record(writer, array_name)
         self.counts[part] = {"texts": texts, "tokens": writer.shape()["values"], "truncated": truncated}
+
+    def _encoded(self, chunks: Iterable[list[Record]]) -> Iterator[tuple[list[Record], Ragged, int]]:
+        """Yield what `_encode` returns of each chunk; it runs in a thread while the next chunk is read."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            jobs: deque[Future[tuple[list[Record], Ragged, int]]] = deque()
+            for records in chunks:
+                jobs.append(pool.submit(self._encode, records))
+                if len(jobs) == 2:
+                    yield jobs.popleft().result()
+            yield from (job.result() for job in jobs)
+
+    def _encode(self, records: list[Record]) -> tuple[list[Record], Ragged, int]:
+        """Return the records, their tokens, and how many texts were truncated."""
+        encodings = self.tokenizer.encode_batch_fast([record.text for record in records])
+        tokens = Ragged.from_rows([encoding.ids for encoding in encodings], self.token_dtype)
+        return records, tokens, sum(bool(encoding.overflowing) for encoding in encodings)
 
     def _record(self, writer: RaggedWriter, name: str) -> None:
         self.arrays[name] = writer.shape()
@@ -282,6 +325,22 @@ def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
             chunk, characters = [], 0
     if chunk:
         yield chunk
+
+
+def _count_repeated(values: Int64[np.ndarray, "value"]) -> int:
+    """Return how many of the values have been there before."""
+    ascending = np.sort(values)
+    return int((ascending[1:] == ascending[:-1]).sum())
+
+
+def _save(file: IO[bytes], rows: Ragged) -> None:
+    for part in (rows.values, rows.offsets):
+        np.save(file, part)
+
+
+def _load(file: IO[bytes]) -> Ragged:
+    """Return the next rows of a file that `_save` wrote, rather than map them: mapped pages would fill the memory."""
+    return Ragged(np.load(file), np.load(file))
 
 
 def _describe_file(path: Path, progress: Progress) -> dict[str, Any]:
