@@ -49,7 +49,7 @@ class DenseAndSparse(Optimizer):
         self._share()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make a step, after calling the closure, which computes gradients and returns the loss."""
         loss = None
         if closure is not None:
