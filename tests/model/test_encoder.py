@@ -79,7 +79,7 @@ class TestTextEncoder:
         torch.testing.assert_close(chunked(token_ids, LENGTHS), whole(token_ids, LENGTHS))
 
     @pytest.mark.parametrize(
-        ("implementation", "dropout"), [("packed", 0.0), ("transformers", 0.0), ("transformers", 0.3)]
+        ("implementation", "dropout"), [("packed", 0.0), ("packed", 0.3), ("transformers", 0.0), ("transformers", 0.3)]
     )
     def test_computing_again_gives_the_same_gradients(self, implementation, dropout, tiny_encoder_dir):
         """With dropout too: it is drawn as it was drawn before."""
@@ -110,10 +110,11 @@ class TestTextEncoder:
             torch.testing.assert_close(embeddings[0], embeddings[other], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(gradients[0], gradients[other], rtol=1e-3, atol=1e-4)
 
-    def test_dropout_only_while_training(self, tiny_encoder_dir):
+    @pytest.mark.parametrize("implementation", ["packed", "transformers"])
+    def test_dropout_only_while_training(self, implementation, tiny_encoder_dir):
         token_ids = random_tokens(LENGTHS)
         without = TextEncoder(str(tiny_encoder_dir)).eval()(token_ids, LENGTHS)
-        encoder = TextEncoder(str(tiny_encoder_dir), implementation="transformers", dropout=0.3)
+        encoder = TextEncoder(str(tiny_encoder_dir), implementation=implementation, dropout=0.3)
         torch.testing.assert_close(encoder.eval()(token_ids, LENGTHS), without, rtol=1e-5, atol=1e-5)
         encoder.train()
         assert not torch.allclose(encoder(token_ids, LENGTHS), encoder(token_ids, LENGTHS), atol=1e-2)
@@ -124,10 +125,6 @@ class TestTextEncoder:
         encoder = TextEncoder(str(tiny_encoder_dir), implementation="transformers").train()
         token_ids = random_tokens(LENGTHS)
         assert torch.equal(encoder(token_ids, LENGTHS), encoder(token_ids, LENGTHS))
-
-    def test_packed_refuses_dropout(self, tiny_encoder_dir):
-        with pytest.raises(ValueError, match=r"encoder\.dropout=0\.1: use encoder\.implementation=transformers"):
-            TextEncoder(str(tiny_encoder_dir), dropout=0.1)
 
     def test_parameters_are_those_of_the_backbone(self, tiny_encoder_dir):
         encoder = TextEncoder(str(tiny_encoder_dir))

@@ -115,7 +115,7 @@ class TextEncoder(nn.Module):
         num_layers: Only the first so many layers; None: all.
         intermediate_size: Of the layers, without pre-trained weights; None: as there.
         dropout: Of the transformer while training, in [0, 1).
-        implementation: "packed" computes without padding (BERT and DistilBERT without dropout, see
+        implementation: "packed" computes without padding (BERT and DistilBERT, see
             `PackedBackbone`); "transformers" runs any encoder of that library in length-sorted padded chunks.
         attention: transformers' `attn_implementation`, for implementation "transformers".
         chunk_tokens: Tokens, padding included, that go through the transformer at once.
