@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import pytest
@@ -271,6 +270,9 @@ def test_length_groups_of_nothing():
 def test_chunks_hold_all_texts_in_order(chunk_tokens):
     chunks = packed._chunks(LENGTHS, chunk_tokens)
     assert [length for chunk in chunks for length in chunk] == LENGTHS
-    for chunk, following in itertools.pairwise([*chunks, [math.inf]]):
-        assert sum(chunk) <= chunk_tokens or len(chunk) == 1
-        assert sum(chunk) + following[0] > chunk_tokens, "the next text would have had room"
+    fewest = math.ceil(sum(LENGTHS) / chunk_tokens)
+    size = math.ceil(sum(LENGTHS) / fewest)
+    assert len(chunks) <= fewest
+    # each is as full as its share, by less than one text
+    assert all(size <= sum(chunk) < size + chunk[-1] for chunk in chunks[:-1])
+    assert 0 < sum(chunks[-1]) <= size + max(LENGTHS)

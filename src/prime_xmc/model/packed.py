@@ -265,8 +265,8 @@ class PackedBackbone:
 
     Args:
         backbone: BertModel or DistilBertModel with GELU and absolute positions. Its dropout applies in training mode.
-        chunk_tokens: The most tokens that go through a layer at once (a longer text alone). Bounds the temporary
-            memory; results do not depend on it beyond rounding.
+        chunk_tokens: About the most tokens that go through a layer at once. Bounds the temporary memory; results do
+            not depend on it beyond rounding.
         recompute: Keep nothing of a chunk for the backward pass but compute it again there: memory is then that of one
             chunk, whatever the batch, for a third more time. Gradients are the same (GradCache, Gao et al. 2021).
 
@@ -308,9 +308,7 @@ class PackedBackbone:
         chunks = _chunks(lengths, self.chunk_tokens)
         pooled = []
         for chunk, rows in zip(chunks, words.split([sum(chunk) for chunk in chunks]), strict=True):
-            # Full chunks all have one size, so that memory that one of them leaves fits the next.
-            size = sum(chunk) if chunk is chunks[-1] else max(sum(chunk), self.chunk_tokens)
-            arguments = (rows, length_groups(chunk), _round_up(size, TOKEN_MULTIPLE), layers, dtype)
+            arguments = (rows, length_groups(chunk), _round_up(sum(chunk), TOKEN_MULTIPLE), layers, dtype)
             if self.recompute and torch.is_grad_enabled():
                 pooled.append(checkpoint(self._encode_chunk, *arguments, use_reentrant=False))
             else:
@@ -372,13 +370,14 @@ class PackedBackbone:
 
 
 def _chunks(lengths: list[int], chunk_tokens: int) -> list[list[int]]:
-    """Cut the lengths into runs of at most `chunk_tokens` tokens each; a longer text is a run of its own."""
+    """Cut the lengths into as few runs as have about `chunk_tokens` tokens or less, and about equally many each."""
+    size = -(-sum(lengths) // -(-sum(lengths) // chunk_tokens))
     chunks: list[list[int]] = []
     room = 0
     for length in lengths:
-        if length > room:
+        if room <= 0:
             chunks.append([])
-            room = chunk_tokens
+            room = size
         chunks[-1].append(length)
         room -= length
     return chunks
