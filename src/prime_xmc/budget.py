@@ -151,7 +151,7 @@ class Measured(NamedTuple):
         program: Interpreter, libraries and Trainer.
         encoding: Working memory of encoding texts without gradient.
         step: Working memory of a training step, without gradients and optimiser state.
-        held: What of it malloc has not given back after the step, on the host.
+        held: What of it malloc has at most not given back after a step, on the host.
         seconds: What the work takes.
         labels_in_batch: Labels of a batch of the probe.
     """

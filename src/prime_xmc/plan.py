@@ -118,6 +118,11 @@ def plan(config: DictConfig) -> Plan:
             f"texts of the probe are made up; a batch has {measured.labels_in_batch} labels, drawn uniformly: it has "
             "fewer where its queries share them"
         )
+        release = config.callbacks.get("memory")
+        if release is None or config.probe_steps < release.every_n_steps:
+            notes.append(
+                "the host's memory of a step rises until callbacks.memory gives it back: more than probed here"
+            )
     if num_processes > 1:
         notes.append(f"each of {num_processes} processes has all tables and encodes its share of a batch")
     if layout.on_gpu:

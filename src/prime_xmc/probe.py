@@ -168,7 +168,7 @@ class Watch(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what there is before the first step."""
-        self.before_steps = self.meter.start()
+        self.before_steps = self.held = self.meter.start()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the time."""
@@ -177,9 +177,10 @@ class Watch(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note how long the step took, and what it has left."""
+        """Note how long the step took, and the most that one has left."""
         self.step_seconds.append(self.meter.time() - self._started)
-        self.step_peak, self.after_steps = self.meter.peak(), self.meter.now()
+        self.step_peak = self.meter.peak()
+        self.held = max(self.held, self.meter.now())
         self.labels_in_batch = len(batch.label_ids)
         self.advance()
 
@@ -229,7 +230,7 @@ def measure(
         program=watch.before_encoding.host - (0 if meter.on_gpu else parameters),
         encoding=_growth(watch.before_encoding, watch.encoding_peak),
         step=_growth(watch.before_steps, watch.step_peak, known),
-        held=_growth(watch.before_steps, watch.after_steps, known).host,
+        held=_growth(watch.before_steps, watch.held, known).host,
         seconds=Seconds(
             step=statistics.median(watch.step_seconds[1:]),  # the first one compiles kernels
             encode=watch.encode_seconds / len(texts.lengths),
