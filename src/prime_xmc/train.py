@@ -133,6 +133,8 @@ def run(config: DictConfig) -> Run:
     )
     if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path={config.ckpt_path}: not found; expected <run>/checkpoints/last.ckpt")
+    for each in trainer.loggers:
+        each.log_hyperparams(settings["config"])
     start = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     seconds = time.perf_counter() - start

@@ -38,7 +38,7 @@ class Training(NamedTuple):
     def step(self, batch: Batch) -> None:
         """Do what the Trainer does for a step."""
         with self.autocast():
-            loss = self.module.training_step(batch, 0)
+            loss = self.module.training_step(batch, 0)["loss"]
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -128,8 +128,12 @@ class PrimeModule(LightningModule):
         torch.manual_seed(hash((self.seed, self.global_step)))
         self.discard_index()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch; move the centroids towards its queries and remember their embeddings."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss of a batch; move the centroids towards its queries and remember their embeddings.
+
+        Returns:
+            `loss`; and for callbacks, without gradient, `query_emb`, `label_emb` and `prototypes`.
+        """
         embeddings = self(batch.token_ids, batch.lengths)
         query_emb, label_emb = embeddings.split([len(batch.query_ids), len(batch.label_ids)])
         prototypes = self.prototypes(batch.label_ids, label_emb)
@@ -143,7 +147,8 @@ class PrimeModule(LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         logs = {f"train/{name}": value for name, value in logs.items()} | {"train/centroid_drift": drift}
         self.log_dict(logs, on_step=True, on_epoch=True, batch_size=size)
-        return loss
+        seen = {"query_emb": query_emb, "label_emb": label_emb, "prototypes": prototypes}
+        return {"loss": loss} | {name: emb.detach() for name, emb in seen.items()}
 
     def on_after_backward(self) -> None:
         """Let the processes of a data-parallel run agree on the gradient of the free vectors.
@@ -221,9 +226,10 @@ class PrimeModule(LightningModule):
         self.build_index()
         self._found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def validation_step(self, batch: Texts, batch_idx: int) -> None:
-        """Rank the labels for a chunk of validation queries."""
-        self._rank(batch, "val")
+    def validation_step(self, batch: Texts, batch_idx: int) -> dict[str, np.ndarray]:
+        """Rank the labels for a chunk of validation queries; return `indices` and `scores` for callbacks."""
+        indices, scores = self._rank(batch, "val")
+        return {"indices": indices, "scores": scores}
 
     def test_step(self, batch: Texts, batch_idx: int) -> None:
         """Rank the labels for a chunk of test queries, and keep the top of the ranking."""
