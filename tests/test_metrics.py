@@ -16,6 +16,7 @@ from prime_xmc.metrics import (
     evaluate,
     format_table,
     hits,
+    metric_parts,
     ndcg_at_k,
     precision_at_k,
     psndcg_at_k,
@@ -32,8 +33,9 @@ def ragged(rows):
     return Ragged.from_rows(rows, dtype=np.int32)
 
 
-def quotient(sums):
-    return sums[0] / sums[1]
+def quotient(parts):
+    numerator, denominator = parts.sum(axis=0)
+    return numerator / denominator
 
 
 def oracle(indices, rows, weight):
@@ -233,6 +235,13 @@ class TestByHand:
         assert result["PSP@3"] == 1  # both found; best attainable 1 + 4
         assert result["PSnDCG@3"] == pytest.approx((1 / log3 + 4 / 2) / (4 + 1 / log3))
         assert result["R@10"] == result["R@100"] == 1 / 2
+
+    def test_parts_of_each_query(self):
+        parts = dict(metric_parts(self.indices, self.positives, self.weight))
+        assert tuple(parts) == METRICS
+        assert parts["P@3"].tolist() == [[2, 3], [0, 3]]
+        assert parts["R@100"].tolist() == [[1, 1], [0, 1]]
+        assert parts["PSP@1"].tolist() == [[0, 4], [0, 0]]  # attainable, missed; nothing to attain
 
     def test_psp_divides_sums_not_ratios(self):
         hit_weight, best = np.array([[1.0], [0.0]]), np.array([[1.0], [9.0]])

@@ -1,14 +1,15 @@
 """Ranking metrics of extreme classification, from the top-k label ids of every query.
 
-Each ``*_at_k`` function returns the two sums over queries whose quotient is the metric, so that chunks, batches and
-processes are added up before anything is divided. A query without positives counts in the mean and gains nothing,
-as in the Extreme Classification Repository's own evaluation.
+Each ``*_at_k`` function returns every query's part in the two sums whose quotient is the metric, so that chunks,
+batches and processes are added up before anything is divided, and queries can be drawn again for a confidence interval.
+A query without positives counts in the mean and gains nothing, as in the Extreme Classification Repository's own
+evaluation.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int
+from jaxtyping import Bool, Float, Float32, Float64, Int, Num
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -20,7 +21,7 @@ METRICS = (
     *(f"{name}@{k}" for name in ("nDCG", "PSP", "PSnDCG") for k in (1, 3, 5)),
     *(f"R@{k}" for k in (10, 100)),
 )
-_SHOWN = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@3", "PSP@5", "R@10", "R@100")
+SHOWN = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@3", "PSP@5", "R@10", "R@100")
 TABLE_WIDTH = 100  # characters that a line of the table of results needs
 _DEEPEST_GAIN = 5  # the largest k of the metrics that look at gains
 _DEEPEST = 100  # the largest k of all
@@ -28,7 +29,7 @@ _DEEPEST = 100  # the largest k of all
 # Queries whose predictions are sorted at once: the keys (8 bytes each) stay in the processor's cache.
 _CHUNK = 1024
 
-Sums = Float64[np.ndarray, "2"]
+Parts = Float64[np.ndarray, "query 2"]
 
 
 def hits(indices: Int[np.ndarray, "query k"], positives: Ragged) -> Bool[np.ndarray, "query k"]:
@@ -167,8 +168,8 @@ def best_weights(
     return best
 
 
-def precision_at_k(hit: Bool[np.ndarray, "query width"], k: int) -> Sums:
-    """Return the sums of precision at k.
+def precision_at_k(hit: Bool[np.ndarray, "query width"], k: int) -> Parts:
+    """Return each query's part in the sums of precision at k.
 
     P@k = sum of the hits in the first k / (k * queries)
 
@@ -177,20 +178,21 @@ def precision_at_k(hit: Bool[np.ndarray, "query width"], k: int) -> Sums:
         k: ranks looked at.
 
     Returns:
-        Numerator and denominator, (0, 0) without queries.
+        Numerator and denominator of each query.
 
     Example:
         >>> precision_at_k(np.array([[True, False], [True, True]]), k=2)
-        array([3., 4.])
+        array([[1., 2.],
+               [2., 2.]])
 
     Source:
         Bhatia et al., The Extreme Classification Repository, "Performance metrics".
     """
-    return np.array([hit[:, :k].sum(), k * len(hit)], dtype=np.float64)
+    return _parts(hit[:, :k].sum(axis=1), k)
 
 
-def recall_at_k(hit: Bool[np.ndarray, "query width"], num_positives: Int[np.ndarray, "query"], k: int) -> Sums:
-    """Return the sums of recall at k.
+def recall_at_k(hit: Bool[np.ndarray, "query width"], num_positives: Int[np.ndarray, "query"], k: int) -> Parts:
+    """Return each query's part in the sums of recall at k.
 
     R@k = sum over queries of (hits in the first k / positives of the query) / queries
 
@@ -200,20 +202,21 @@ def recall_at_k(hit: Bool[np.ndarray, "query width"], num_positives: Int[np.ndar
         k: ranks looked at.
 
     Returns:
-        Numerator and denominator, (0, 0) without queries.
+        Numerator and denominator of each query.
 
     Example:
         >>> recall_at_k(np.array([[True, False], [False, True]]), np.array([1, 4]), k=2)
-        array([1.25, 2.  ])
+        array([[1.  , 1.  ],
+               [0.25, 1.  ]])
 
     Source:
         Bhatia et al., The Extreme Classification Repository, "Performance metrics".
     """
-    return np.array([(hit[:, :k].sum(axis=1) / np.maximum(num_positives, 1)).sum(), len(hit)])
+    return _parts(hit[:, :k].sum(axis=1) / np.maximum(num_positives, 1), 1)
 
 
-def ndcg_at_k(hit: Bool[np.ndarray, "query width"], num_positives: Int[np.ndarray, "query"], k: int) -> Sums:
-    """Return the sums of normalised discounted cumulative gain at k.
+def ndcg_at_k(hit: Bool[np.ndarray, "query width"], num_positives: Int[np.ndarray, "query"], k: int) -> Parts:
+    """Return each query's part in the sums of normalised discounted cumulative gain at k.
 
     nDCG@k = sum over queries of (sum over ranks r <= k of hit_r / log2(r + 1)) / I / queries,
     I = sum over ranks r <= min(k, positives of the query) of 1 / log2(r + 1)
@@ -224,22 +227,23 @@ def ndcg_at_k(hit: Bool[np.ndarray, "query width"], num_positives: Int[np.ndarra
         k: ranks looked at.
 
     Returns:
-        Numerator and denominator, (0, 0) without queries.
+        Numerator and denominator of each query.
 
     Example:
         >>> ndcg_at_k(np.array([[True, False], [False, True]]), np.array([1, 1]), k=2).round(3)
-        array([1.631, 2.   ])
+        array([[1.   , 1.   ],
+               [0.631, 1.   ]])
 
     Source:
         Bhatia et al., The Extreme Classification Repository, "Performance metrics".
     """
-    return np.array([_discounted(hit, num_positives, k), len(hit)])
+    return _parts(_discounted(hit, num_positives, k), 1)
 
 
 def psp_at_k(
     hit_weight: Float[np.ndarray, "query width"], best_weight: Float[np.ndarray, "query depth"], k: int
-) -> Sums:
-    """Return the sums of propensity-scored precision at k.
+) -> Parts:
+    """Return each query's part in the sums of propensity-scored precision at k.
 
     PSP@k = sum over queries and ranks <= k of hit_weight / the same sum of best_weight
 
@@ -251,17 +255,18 @@ def psp_at_k(
         k: ranks looked at.
 
     Returns:
-        Numerator and denominator, (0, 0) when no query has a positive.
+        Numerator and denominator of each query, both 0 where it has no positive.
 
     Example:
         >>> psp_at_k(np.array([[0.0, 2.0], [3.0, 0.0]]), np.array([[4.0, 2.0], [3.0, 0.0]]), k=2)
-        array([5., 9.])
+        array([[2., 6.],
+               [3., 3.]])
 
     Source:
         Jain et al. 2016, Extreme multi-label loss functions for recommendation, tagging, ranking & other missing label
         applications, section 4.
     """
-    return np.array([hit_weight[:, :k].sum(), best_weight[:, :k].sum()])
+    return _parts(hit_weight[:, :k].sum(axis=1), best_weight[:, :k].sum(axis=1))
 
 
 def psndcg_at_k(
@@ -269,8 +274,8 @@ def psndcg_at_k(
     best_weight: Float[np.ndarray, "query depth"],
     num_positives: Int[np.ndarray, "query"],
     k: int,
-) -> Sums:
-    """Return the sums of propensity-scored nDCG at k.
+) -> Parts:
+    """Return each query's part in the sums of propensity-scored nDCG at k.
 
     PSnDCG@k = sum over queries of D(hit_weight) / sum over queries of D(best_weight),
     D(w) = (sum over ranks r <= k of w_r / log2(r + 1)) / I, with the I of ``ndcg_at_k``
@@ -282,16 +287,16 @@ def psndcg_at_k(
         k: ranks looked at.
 
     Returns:
-        Numerator and denominator, (0, 0) when no query has a positive.
+        Numerator and denominator of each query, both 0 where it has no positive.
 
     Example:
         >>> psndcg_at_k(np.array([[0.0, 2.0]]), np.array([[4.0, 2.0]]), np.array([2]), k=1).round(3)
-        array([0., 4.])
+        array([[0., 4.]])
 
     Source:
         Jain et al. 2016, section 4; Bhatia et al., The Extreme Classification Repository, "Performance metrics".
     """
-    return np.array([_discounted(hit_weight, num_positives, k), _discounted(best_weight, num_positives, k)])
+    return _parts(_discounted(hit_weight, num_positives, k), _discounted(best_weight, num_positives, k))
 
 
 def evaluate(
@@ -325,17 +330,17 @@ def format_table(methods: Mapping[str, Mapping[str, float]]) -> Table:
     """
     table = Table()
     table.add_column("method")
-    for name in _SHOWN:
+    for name in SHOWN:
         table.add_column(name, justify="right")
     # Compared as shown: methods that read the same are both the best.
     percent = {method: {name: round(100 * value, 2) for name, value in row.items()} for method, row in methods.items()}
-    best = {name: max(row.get(name, -np.inf) for row in percent.values()) for name in _SHOWN} if percent else {}
+    best = {name: max(row.get(name, -np.inf) for row in percent.values()) for name in SHOWN} if percent else {}
     for method, row in percent.items():
         cells = [
             Text(f"{row[name]:.2f}", style="bold" if len(percent) > 1 and row[name] == best[name] else "")
             if name in row
             else Text("–")
-            for name in _SHOWN
+            for name in SHOWN
         ]
         table.add_row(Text(method), *cells)
     return table
@@ -346,7 +351,20 @@ def metric_sums(
     positives: Ragged,
     inverse_propensity: Float64[np.ndarray, "label"],
 ) -> Float64[np.ndarray, "metric 2"]:
-    """Return numerator and denominator of each of ``METRICS``."""
+    """Return numerator and denominator of each of ``METRICS``; arguments and errors are those of ``evaluate``."""
+    sums = {name: parts.sum(axis=0) for name, parts in metric_parts(indices, positives, inverse_propensity)}
+    return np.stack([sums[name] for name in METRICS])
+
+
+def metric_parts(
+    indices: Int[np.ndarray, "query width"],
+    positives: Ragged,
+    inverse_propensity: Float64[np.ndarray, "label"],
+) -> Iterator[tuple[str, Parts]]:
+    """Yield each of ``METRICS`` and every query's part in its two sums; arguments and errors are those of ``evaluate``.
+
+    One after the other, so that the memory of one metric is enough for whoever adds them up.
+    """
     num_labels = len(inverse_propensity)
     required = min(_DEEPEST, num_labels)
     if indices.shape[1] < required:
@@ -366,14 +384,11 @@ def metric_sums(
     hit_weight = hit[:, :_DEEPEST_GAIN] * inverse_propensity[np.maximum(top, 0)]  # [query, 5]
     best_weight = best_weights(positives, inverse_propensity, _DEEPEST_GAIN)  # [query, 5]
     num_positives = positives.lengths
-    by_name = {
-        **{f"P@{k}": precision_at_k(hit, k) for k in (1, 2, 3, 4, 5)},
-        **{f"nDCG@{k}": ndcg_at_k(hit, num_positives, k) for k in (1, 3, 5)},
-        **{f"PSP@{k}": psp_at_k(hit_weight, best_weight, k) for k in (1, 3, 5)},
-        **{f"PSnDCG@{k}": psndcg_at_k(hit_weight, best_weight, num_positives, k) for k in (1, 3, 5)},
-        **{f"R@{k}": recall_at_k(hit, num_positives, k) for k in (10, 100)},
-    }
-    return np.stack([by_name[name] for name in METRICS])
+    yield from ((f"P@{k}", precision_at_k(hit, k)) for k in (1, 2, 3, 4, 5))
+    yield from ((f"nDCG@{k}", ndcg_at_k(hit, num_positives, k)) for k in (1, 3, 5))
+    yield from ((f"PSP@{k}", psp_at_k(hit_weight, best_weight, k)) for k in (1, 3, 5))
+    yield from ((f"PSnDCG@{k}", psndcg_at_k(hit_weight, best_weight, num_positives, k)) for k in (1, 3, 5))
+    yield from ((f"R@{k}", recall_at_k(hit, num_positives, k)) for k in (10, 100))
 
 
 def quotients(sums: Float64[np.ndarray, "metric 2"]) -> dict[str, float]:
@@ -384,10 +399,16 @@ def quotients(sums: Float64[np.ndarray, "metric 2"]) -> dict[str, float]:
     }
 
 
-def _discounted(gain: np.ndarray, num_positives: np.ndarray, k: int) -> float:
-    """Sum over queries the discounted gain of the first k, divided by that of all-ones in the ideal ranking."""
+def _parts(numerator: Num[np.ndarray, "query"], denominator: Num[np.ndarray, "query"] | int) -> Parts:
+    parts = np.empty((len(numerator), 2))
+    parts[:, 0], parts[:, 1] = numerator, denominator
+    return parts
+
+
+def _discounted(gain: np.ndarray, num_positives: np.ndarray, k: int) -> Float64[np.ndarray, "query"]:
+    """Return the discounted gain of each query's first k, divided by that of all-ones in the ideal ranking."""
     discount = 1 / np.log2(np.arange(2, k + 2))
     # ideal[n] for n positives; a query without any gains 0, whatever it is divided by.
     ideal = np.concatenate([[1.0], discount.cumsum()])
     gain = gain[:, :k]
-    return float((gain @ discount[: gain.shape[1]] / ideal[np.minimum(num_positives, k)]).sum())
+    return gain @ discount[: gain.shape[1]] / ideal[np.minimum(num_positives, k)]
