@@ -224,6 +224,13 @@ class TestFolder:
         for path in toy_bundle.rglob("*.json"):
             assert str(tiny_encoder_dir) not in path.read_text(), path
 
+    def test_model_whose_prototypes_are_the_text(self, tmp_path, tiny_encoder_dir):
+        save(tmp_path / "model", tiny_encoder_dir, prototypes=Prototypes(3, 32, 1, sources=("text",)))
+        about = json.loads((tmp_path / "model" / "prime_config.json").read_text())
+        again = Prototypes(**about["prototypes"])
+        assert again.network is None
+        again.load_state_dict(load_file(tmp_path / "model" / "prototype_network.safetensors"), strict=True)
+
     def test_model_without_free_vectors_and_index(self, tmp_path, tiny_encoder_dir):
         prototypes = Prototypes(3, 32, 1, feedforward=8, sources=("text", "centroid"))
         save(tmp_path / "model", tiny_encoder_dir, prototypes=prototypes)

@@ -8,7 +8,7 @@ from prime_xmc.model_card import model_card
 CONFIG = {
     "package_version": "7.1",
     "max_length": 24,
-    "prototypes": {"num_labels": 17_953, "dim": 384},
+    "prototypes": {"num_labels": 17_953, "dim": 384, "sources": ["text", "centroid", "free_vector"]},
     "settings": {"dataset": "Wörter {1}", "seed": 3},
 }
 
@@ -41,6 +41,24 @@ def test_says_what_the_model_is():
     made = section(card, "How it was made")
     assert made.startswith("With prime_xmc 7.1 on Wörter {1}:")
     assert json.loads(re.search(r"```json\n(.*?)```", made, re.DOTALL)[1]) == CONFIG["settings"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        (["text"], "prototype, the embedding of its text."),
+        (["centroid"], "from the centroid of its training queries."),
+        (["text", "centroid"], "from the label's text and the centroid of its training queries."),
+        (
+            ["text", "centroid", "free_vector"],
+            "from the label's text, the centroid of its training queries and a vector that it shares with similar",
+        ),
+    ],
+)
+def test_says_what_a_prototype_is_made_of(sources, said):
+    card = model_card(CONFIG | {"prototypes": CONFIG["prototypes"] | {"sources": sources}}, {})
+    assert said in card
+    assert ("Label Prototype Network" in card) == (sources != ["text"])
 
 
 def test_data_set_without_a_name():

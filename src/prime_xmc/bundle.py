@@ -334,7 +334,7 @@ def _describe(
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return all that it takes to build the parts again, and what is to be known of them."""
-    layer = prototypes.network.layer
+    layer = None if prototypes.network is None else prototypes.network.layer
     return {
         "format_version": FORMAT_VERSION,
         "package_version": version("prime_xmc"),
@@ -348,11 +348,11 @@ def _describe(
         "prototypes": {
             "num_labels": prototypes.num_labels,
             "dim": encoder.dim,
-            # where none is used, any number makes the module again
+            # where none is used, here and below, any number makes the module again
             "num_free_vectors": 1 if prototypes.free_vectors is None else len(prototypes.free_vectors),
             "sources": list(prototypes.sources),
-            "num_heads": layer.self_attn.num_heads,
-            "feedforward": layer.linear1.out_features,
+            "num_heads": 1 if layer is None else layer.self_attn.num_heads,
+            "feedforward": 1 if layer is None else layer.linear1.out_features,
         },
         "index": None
         if index is None

@@ -1,8 +1,14 @@
 """The model card: the README.md of an exported model, for people and for the hub."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+_SOURCES = {
+    "text": "the label's text",
+    "centroid": "the centroid of its training queries",
+    "free_vector": "a vector that it shares with similar labels",
+}
 
 
 def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -18,11 +24,20 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         dataset=settings.get("dataset", "an unnamed data set"),
         num_labels=f"{prototypes['num_labels']:,}",
         dim=prototypes["dim"],
+        made_of=_made_of(prototypes["sources"]),
         max_length=config["max_length"],
         package_version=config["package_version"],
         settings=json.dumps(settings, indent=2, ensure_ascii=False),
         results=_results_table(metrics),
     )
+
+
+def _made_of(sources: Sequence[str]) -> str:
+    if list(sources) == ["text"]:
+        return "Each label has a prototype, the embedding of its text."
+    *parts, last = (_SOURCES[source] for source in sources)
+    made_of = f"{', '.join(parts)} and {last}" if parts else last
+    return f"Each label has a prototype, made by the Label Prototype Network from {made_of}."
 
 
 def _results_table(metrics: Mapping[str, Any]) -> str:
@@ -52,8 +67,8 @@ metrics:
 # PRIME on {dataset}
 
 Ranks {num_labels} labels for a text. A text encoder (mean pooling, {dim} dimensions, unit length) embeds the query.
-Each label has a prototype, made by the Label Prototype Network from the label's text, the centroid of its training
-queries and a vector that it shares with similar labels. A label's score is the cosine of query and prototype.
+{made_of}
+A label's score is the cosine of query and prototype.
 
 ## How to load it
 

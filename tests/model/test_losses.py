@@ -9,7 +9,18 @@ from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prime_xmc.model.losses import PrimeLoss, TripletSettings, dynamic_margin, mean_or_zero, regulariser, triplet_loss
+from prime_xmc.model.losses import (
+    DecoupledSoftmax,
+    InfoNCE,
+    PrimeLoss,
+    Triplet,
+    decoupled_softmax,
+    dynamic_margin,
+    info_nce,
+    mean_or_zero,
+    regulariser,
+    triplet_loss,
+)
 
 # losses and gradients of the authors' public code on fixed similarities, one positive a query
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "reference_losses.json").read_text())
@@ -37,7 +48,7 @@ def mask(*rows):
 
 
 def triplet(similarity, positives, negatives, **changes):
-    return triplet_loss(similarity, positives, negatives, TripletSettings(**changes))
+    return triplet_loss(similarity, positives, negatives, Triplet(**changes))
 
 
 def one_anchor(positive_sim, *negative_sims, **changes):
@@ -371,6 +382,125 @@ class TestTripletLoss:
         assert stats.clipped.item() == pytest.approx(1 / 2)
 
 
+def slow_softmax_loss(similarity, positives, negatives, temperature, others):
+    """Both softmax losses by their definition; `others`: an anchor's other positives are in the denominator."""
+    anchors = []
+    for sims, is_positive, is_negative in zip(similarity, positives, negatives, strict=True):
+        pairs = []
+        for p in is_positive.nonzero().flatten():
+            against = [c for c in range(len(sims)) if c == p or is_negative[c] or (others and is_positive[c])]
+            odds = (sims / temperature).exp()
+            pairs.append(-(odds[p] / odds[against].sum()).log())
+        if pairs:
+            anchors.append(torch.stack(pairs).mean())
+    return torch.stack(anchors).mean() if anchors else similarity.sum() * 0
+
+
+class TestSoftmaxLosses:
+    LOSSES = (info_nce, decoupled_softmax)
+    contrasts = pytest.mark.parametrize("contrast", [InfoNCE, DecoupledSoftmax])
+    losses = pytest.mark.parametrize("loss_of", LOSSES)
+
+    def test_by_hand(self):
+        """Odds at temperature 1: 4 and 1 of the positives, 2 and 3 of the negatives, 5 of a pair that is neither."""
+        similarity = matrix([4, 1, 2, 3, 5]).log().requires_grad_()
+        positives, negatives = mask([1, 1, 0, 0, 0]), mask([0, 0, 1, 1, 0])
+        loss = info_nce(similarity, positives, negatives, 1.0)
+        assert loss.item() == pytest.approx(-(math.log(4 / 10) + math.log(1 / 10)) / 2)
+        (grad,) = torch.autograd.grad(loss, similarity)
+        assert grad[0].tolist() == pytest.approx([0.4 - 0.5, 0.1 - 0.5, 0.2, 0.3, 0.0])
+        loss = decoupled_softmax(similarity, positives, negatives, 1.0)
+        assert loss.item() == pytest.approx(-(math.log(4 / 9) + math.log(1 / 6)) / 2)
+        (grad,) = torch.autograd.grad(loss, similarity)
+        in_halves = [4 / 9 - 1, 1 / 6 - 1, 2 / 9 + 2 / 6, 3 / 9 + 3 / 6, 0.0]
+        assert grad[0].tolist() == pytest.approx([half / 2 for half in in_halves])
+
+    @losses
+    @pytest.mark.parametrize("temperature", [0.05, 1.0])
+    def test_one_positive_is_torchs_cross_entropy(self, loss_of, temperature):
+        rng = torch.Generator().manual_seed(0)
+        similarity = (torch.rand(6, 9, generator=rng, dtype=torch.float64) * 2 - 1).requires_grad_()
+        target = torch.randint(9, (6,), generator=rng)
+        positives = F.one_hot(target, 9).bool()
+        loss = loss_of(similarity, positives, ~positives, temperature)
+        expected = F.cross_entropy(similarity / temperature, target)
+        torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+        grads = [torch.autograd.grad(value, similarity)[0] for value in (loss, expected)]
+        torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        shape=st.tuples(st.integers(1, 4), st.integers(1, 6)),
+        temperature=st.sampled_from([0.05, 0.5]),
+        others=st.booleans(),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_value_and_gradient_are_those_of_plain_loops(self, seed, shape, temperature, others):
+        rng = torch.Generator().manual_seed(seed)
+        similarity = (torch.rand(shape, generator=rng, dtype=torch.float64) * 2 - 1).requires_grad_()
+        masks = random_masks(rng, shape)
+        loss = (info_nce if others else decoupled_softmax)(similarity, *masks, temperature)
+        expected = slow_softmax_loss(similarity, *masks, temperature, others)
+        torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+        grads = [torch.autograd.grad(value, similarity)[0] for value in (loss, expected)]
+        torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+
+    @losses
+    def test_gradcheck(self, loss_of):
+        rng = torch.Generator().manual_seed(3)
+        similarity = (torch.rand(4, 5, generator=rng, dtype=torch.float64) - 0.5).requires_grad_()
+        masks = random_masks(rng, (4, 5))
+        assert torch.autograd.gradcheck(lambda values: loss_of(values, *masks, 0.2), similarity)
+
+    @contrasts
+    @pytest.mark.parametrize("num_negatives", [1, None])
+    @pytest.mark.parametrize(
+        ("positives", "negatives"),
+        [
+            (mask([0, 0], [0, 0]), mask([1, 1], [0, 0])),
+            (mask([1, 0], [0, 0]), mask([0, 0], [1, 1])),
+            (mask([]), mask([])),
+        ],
+        ids=["no positive", "no negative", "no label"],
+    )
+    def test_nothing_to_contrast_is_zero_without_gradient(self, positives, negatives, num_negatives, contrast):
+        """In the second case the first query has a positive but no negative, and the other way round."""
+        similarity = torch.full(positives.shape, 0.7, requires_grad=True)
+        loss, logs = contrast(num_negatives=num_negatives)(similarity, positives, negatives)
+        (grad,) = torch.autograd.grad(loss, similarity)
+        assert loss.item() == 0.0
+        assert (grad == 0).all()
+        assert logs == {}
+
+    @losses
+    def test_extremes_stay_finite(self, loss_of):
+        """At a temperature where exp overflows, in float32."""
+        for sims, expected in (([1.0, -1.0], 0.0), ([-1.0, 1.0], 2000.0)):
+            similarity = torch.tensor([sims], requires_grad=True)
+            loss = loss_of(similarity, mask([1, 0]), mask([0, 1]), 1e-3)
+            (grad,) = torch.autograd.grad(loss, similarity)
+            assert loss.item() == pytest.approx(expected)
+            assert grad[0].tolist() == pytest.approx([-1000.0, 1000.0] if expected else [0.0, 0.0])
+
+    @contrasts
+    def test_only_the_hardest_negatives_count(self, contrast):
+        similarity = matrix([0.5, 0.1, 0.3, 0.2, 0.9])
+        positives, negatives = mask([1, 0, 0, 0, 0]), mask([0, 1, 1, 1, 0])
+        hardest = mask([0, 0, 1, 1, 0])
+        some, _ = contrast(num_negatives=2)(similarity, positives, negatives)
+        every, _ = contrast()(similarity, positives, negatives)
+        assert some == contrast()(similarity, positives, hardest)[0] < every
+
+    @contrasts
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [({"temperature": 0.0}, r"above 0, got 0\.0"), ({"num_negatives": 0}, "num_negatives of at least 1")],
+    )
+    def test_settings_out_of_range(self, changes, message, contrast):
+        with pytest.raises(ValueError, match=message):
+            contrast(**changes)
+
+
 class TestMeanOrZero:
     def test_mean_of_the_masked(self):
         assert mean_or_zero(matrix([1.0, 5.0], [3.0, 9.0]), mask([True, False], [True, False])).item() == 2.0
@@ -528,12 +658,30 @@ class TestPrimeLoss:
 
     def test_config_states_the_defaults(self, compose):
         loss = instantiate(compose("run_dir=run").loss)
-        assert loss.settings == TripletSettings()
+        assert loss.contrast == Triplet()
         assert loss.weights == PrimeLoss().weights
+
+    @pytest.mark.parametrize(("option", "contrast"), [("infonce", InfoNCE), ("decoupled_softmax", DecoupledSoftmax)])
+    def test_other_contrasts_in_every_term(self, option, contrast, compose, embeddings):
+        config = compose("run_dir=run", f"loss={option}")
+        assert instantiate(config.loss).contrast == contrast()
+        config = compose("run_dir=run", f"loss={option}", "loss.temperature=0.3", "loss.num_negatives=2")
+        loss, logs = instantiate(config.loss)(*embeddings)
+        query_emb, label_emb, prototypes, positives, negatives = embeddings
+        text_sim, prototype_sim = query_emb @ label_emb.T, query_emb @ prototypes.T
+        changed = contrast(temperature=0.3, num_negatives=2)
+        expected = {
+            "query_prototype": changed(prototype_sim, positives, negatives)[0],
+            "query_label": changed(text_sim, positives, negatives)[0],
+            "label_query": changed(text_sim.T, positives.T, negatives.T)[0],
+            "regulariser": regulariser(prototype_sim, text_sim, positives, negatives, num_negatives=2),
+        }
+        assert logs == expected  # neither violators nor margins
+        torch.testing.assert_close(loss, sum(logs.values()) - 0.9 * logs["regulariser"])
 
     def test_settings_by_their_names_on_the_command_line(self, compose):
         changes = [f"loss.{name}={value}" for name, value in ALL_CHANGED.items()]
-        assert instantiate(compose("run_dir=run", *changes).loss).settings == TripletSettings(**ALL_CHANGED)
+        assert instantiate(compose("run_dir=run", *changes).loss).contrast == Triplet(**ALL_CHANGED)
 
     def test_setting_that_there_is_not(self):
         with pytest.raises(TypeError, match="gamma_mim"):

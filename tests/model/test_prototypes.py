@@ -81,6 +81,12 @@ class TestForward:
         assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"network"}
         assert "free_vectors" not in module.state_dict()
 
+    def test_text_alone_is_the_prototype(self):
+        """There is nothing to train then, so that a loss without prototypes ranks by text."""
+        module, label_emb = make(sources=["text"]), unit_rows(3)
+        assert torch.equal(module(ids(4, 0, 2), label_emb), label_emb)
+        assert list(module.parameters()) == []
+
     def test_labels_of_a_cluster_share_their_free_vector(self):
         module = make(sources=["free_vector"])
         initialise(module, unit_rows(NUM_LABELS), ids(0, 1, 0, 1, 2, 2))

@@ -1,54 +1,134 @@
 """The terms of PRIME's objective as pure functions of similarity matrices, and the module that weights them."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 Weighting = Literal["softmax", "sum", "active_mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TripletSettings:
-    """The settings of `triplet_loss`.
+class Contrast(ABC):
+    """A loss that contrasts the positives of an anchor with its negatives, and its settings.
+
+    Attributes:
+        temperature: Of the softmax over candidates, in cosine units; smaller looks at fewer, harder negatives.
+        num_negatives: Only so many of an anchor's negatives, the most similar ones, count; None for all of them.
+
+    Raises:
+        ValueError: If the temperature or the number of negatives is not positive.
+    """
+
+    temperature: float
+    num_negatives: int | None
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise ValueError(f"expected a temperature above 0, got {self.temperature}")
+        if self.num_negatives is not None and self.num_negatives < 1:
+            raise ValueError(f"expected num_negatives of at least 1 (null for all), got {self.num_negatives}")
+
+    @abstractmethod
+    def __call__(
+        self,
+        similarity: Float[Tensor, "anchor candidate"],
+        positives: Bool[Tensor, "anchor candidate"],
+        negatives: Bool[Tensor, "anchor candidate"],
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return the loss over a batch, 0 where there is nothing to contrast, and what else to log, detached.
+
+        Args:
+            similarity: Cosine similarity of each anchor and candidate.
+            positives: The pairs to pull together. An anchor without one takes no part.
+            negatives: The pairs to push apart; disjoint from `positives`. A pair may be in neither.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Triplet(Contrast):
+    """`triplet_loss`, PRIME's own.
 
     Attributes:
         gamma_min: Lower bound of the margin, in cosine units.
         gamma_max: Upper bound of the margin, in cosine units.
-        num_negatives: Only so many of an anchor's negatives, the most similar ones, count; None for all of them.
         weighting: How the losses l of the negatives of one pair are combined. "softmax": weighted by
             softmax(s_an / temperature) over those with l > 0. "sum": added (Eq. 1). "active_mean": mean of l > 0.
-        temperature: Of the softmax, in cosine units; smaller looks at fewer, harder negatives.
         detach_weights: Keep the softmax weights out of the graph. With gradient a weaker violator is pushed *up*.
         invert_uncertain: Take Eq. 3 by the letter: where 0 < s_ap - s_an < gamma_min the loss is
             (s_ap - s_an) + gamma_min, whose gradient is inverted. Otherwise the first line of Eq. 13.
 
     Raises:
-        ValueError: If the margin's bounds are out of order, the temperature or the number of negatives is not positive,
-            or the weighting unknown.
+        ValueError: If the margin's bounds are out of order, or the weighting is unknown.
     """
 
+    temperature: float = 0.1
+    num_negatives: int | None = 100
     gamma_min: float = 0.1
     gamma_max: float = 0.3
-    num_negatives: int | None = 100
     weighting: Weighting = "softmax"
-    temperature: float = 0.1
     detach_weights: bool = True
     invert_uncertain: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.gamma_min <= self.gamma_max:
             raise ValueError(
                 f"expected 0 <= gamma_min <= gamma_max, got gamma_min={self.gamma_min}, gamma_max={self.gamma_max}"
             )
-        if self.temperature <= 0:
-            raise ValueError(f"expected a temperature above 0, got {self.temperature}")
         if self.weighting not in ("softmax", "sum", "active_mean"):
             raise ValueError(f"expected weighting softmax, sum or active_mean, got {self.weighting!r}")
-        if self.num_negatives is not None and self.num_negatives < 1:
-            raise ValueError(f"expected num_negatives of at least 1 (null for all), got {self.num_negatives}")
+
+    def __call__(
+        self,
+        similarity: Float[Tensor, "anchor candidate"],
+        positives: Bool[Tensor, "anchor candidate"],
+        negatives: Bool[Tensor, "anchor candidate"],
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return `triplet_loss`, and the fractions of violators and of clipped margins."""
+        loss, stats = triplet_loss(similarity, positives, negatives, self)
+        return loss, {"violators": stats.violators, "clipped_margins": stats.clipped}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoNCE(Contrast):
+    """`info_nce`: an anchor's positive against all of its candidates, its other positives included."""
+
+    temperature: float = 0.05
+    num_negatives: int | None = None
+
+    def __call__(
+        self,
+        similarity: Float[Tensor, "anchor candidate"],
+        positives: Bool[Tensor, "anchor candidate"],
+        negatives: Bool[Tensor, "anchor candidate"],
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return `info_nce` over the hardest negatives, and nothing else to log."""
+        negatives = hardest_negatives(similarity, negatives, self.num_negatives)
+        return info_nce(similarity, positives, negatives, self.temperature), {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoupledSoftmax(Contrast):
+    """`decoupled_softmax`: an anchor's positive against its negatives alone."""
+
+    temperature: float = 0.05
+    num_negatives: int | None = None
+
+    def __call__(
+        self,
+        similarity: Float[Tensor, "anchor candidate"],
+        positives: Bool[Tensor, "anchor candidate"],
+        negatives: Bool[Tensor, "anchor candidate"],
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return `decoupled_softmax` over the hardest negatives, and nothing else to log."""
+        negatives = hardest_negatives(similarity, negatives, self.num_negatives)
+        return decoupled_softmax(similarity, positives, negatives, self.temperature), {}
 
 
 class TripletStats(NamedTuple):
@@ -75,6 +155,33 @@ def mean_or_zero(values: Float[Tensor, "..."], mask: Bool[Tensor, "..."]) -> Flo
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
+def mean_over_anchors(
+    per_pair: Float[Tensor, " pair"], anchor: Int64[Tensor, " pair"], positives: Bool[Tensor, "anchor candidate"]
+) -> Float[Tensor, ""]:
+    """Return the mean over the positives of an anchor, then over the anchors that have one; 0 where none has.
+
+    Args:
+        per_pair: A value for each (anchor, positive) pair.
+        anchor: Its anchor.
+        positives: The pairs.
+    """
+    pairs_of_anchor = positives.sum(dim=1)
+    num_anchors = (pairs_of_anchor > 0).sum().clamp(min=1)
+    return (per_pair / pairs_of_anchor[anchor]).sum() / num_anchors
+
+
+def hardest_negatives(
+    similarity: Float[Tensor, "anchor candidate"],
+    negatives: Bool[Tensor, "anchor candidate"],
+    num_negatives: int | None,
+) -> Bool[Tensor, "anchor candidate"]:
+    """Return only so many negatives of each anchor, the most similar ones; all of them where it is None."""
+    if num_negatives is None or num_negatives >= similarity.shape[1]:
+        return negatives
+    hardest = similarity.detach().masked_fill(~negatives, -torch.inf).topk(num_negatives, dim=1).indices
+    return negatives & torch.zeros_like(negatives).scatter(1, hardest, True)
+
+
 def dynamic_margin(
     positive_sim: Float[Tensor, "..."], negative_sim: Float[Tensor, "..."], gamma_min: float, gamma_max: float
 ) -> Float[Tensor, "..."]:
@@ -93,7 +200,7 @@ def triplet_loss(
     similarity: Float[Tensor, "anchor candidate"],
     positives: Bool[Tensor, "anchor candidate"],
     negatives: Bool[Tensor, "anchor candidate"],
-    settings: TripletSettings,
+    settings: Triplet,
 ) -> tuple[Float[Tensor, ""], TripletStats]:
     """Return the dynamic-margin triplet loss over all (anchor, positive, negative) triplets of a batch.
 
@@ -138,9 +245,7 @@ def triplet_loss(
     else:
         per_pair = (loss * active).sum(dim=1) / active.sum(dim=1).clamp(min=1)
 
-    pairs_of_anchor = positives.sum(dim=1)
-    num_anchors = (pairs_of_anchor > 0).sum().clamp(min=1)
-    total = (per_pair / pairs_of_anchor[anchor]).sum() / num_anchors
+    total = mean_over_anchors(per_pair, anchor, positives)
     with torch.no_grad():
         num_triplets = considered.sum().clamp(min=1)
         unclipped = (margin > settings.gamma_min) & (margin < settings.gamma_max)
@@ -148,6 +253,59 @@ def triplet_loss(
             violators=active.sum() / num_triplets, clipped=(considered & ~unclipped).sum() / num_triplets
         )
     return total, stats
+
+
+def info_nce(
+    similarity: Float[Tensor, "anchor candidate"],
+    positives: Bool[Tensor, "anchor candidate"],
+    negatives: Bool[Tensor, "anchor candidate"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Return InfoNCE: the cross-entropy of each positive among all positives and negatives of its anchor.
+
+    l = -log(exp(s_ap / t) / sum_{c in P and N} exp(s_ac / t)); averaged over the positives of an anchor, then over the
+    anchors that have a positive. An anchor's positives compete: with k of them l is log(k) at best, on average.
+
+    Args:
+        similarity: Cosine similarity of each anchor and candidate.
+        positives: The pairs to pull together. An anchor without one takes no part.
+        negatives: The pairs to push apart; disjoint from `positives`.
+        temperature: t, in cosine units.
+
+    Source: van den Oord et al. 2018; with several positives as in Gupta et al. 2024 (DEXML), their softmax loss.
+    """
+    anchor, column = positives.nonzero(as_tuple=True)
+    logits = similarity / temperature
+    per_pair = _log_sum_exp(logits, positives | negatives)[anchor] - logits[anchor, column]
+    return mean_over_anchors(per_pair, anchor, positives)
+
+
+def decoupled_softmax(
+    similarity: Float[Tensor, "anchor candidate"],
+    positives: Bool[Tensor, "anchor candidate"],
+    negatives: Bool[Tensor, "anchor candidate"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Return the decoupled softmax: each positive among itself and the negatives of its anchor.
+
+    l = -log(exp(s_ap / t) / (exp(s_ap / t) + sum_{n in N} exp(s_an / t))); averaged as `info_nce`, which it is where
+    an anchor has one positive. Without negatives l is 0.
+
+    Args: as those of `info_nce`.
+
+    Source: Gupta et al. 2024 (DEXML), the decoupled softmax.
+    """
+    anchor, column = positives.nonzero(as_tuple=True)
+    logits = similarity / temperature
+    per_pair = -F.logsigmoid(logits[anchor, column] - _log_sum_exp(logits, negatives)[anchor])
+    return mean_over_anchors(per_pair, anchor, positives)
+
+
+def _log_sum_exp(
+    logits: Float[Tensor, "anchor candidate"], mask: Bool[Tensor, "anchor candidate"]
+) -> Float[Tensor, " anchor"]:
+    # not -inf: its gradient would be NaN where the mask is empty
+    return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).logsumexp(dim=1)
 
 
 def regulariser(
@@ -176,9 +334,7 @@ def regulariser(
 
     Source: Eq. 6-7.
     """
-    if num_negatives is not None and num_negatives < prototype_sim.shape[1]:
-        hardest = prototype_sim.detach().masked_fill(~negatives, -torch.inf).topk(num_negatives, dim=1).indices
-        negatives = negatives & torch.zeros_like(negatives).scatter(1, hardest, True)
+    negatives = hardest_negatives(prototype_sim, negatives, num_negatives)
     gain = text_sim - prototype_sim
     parts = []
     for difference, mask in ((gain + margin, positives), (margin - gain, negatives)):
@@ -192,34 +348,39 @@ def regulariser(
 class PrimeLoss(nn.Module):
     """Eq. 5: L = l(h_q, z_l) + l(h_q, h_l) + l(h_l, h_q) + lambda R, each term with a weight; 0 switches it off.
 
+    Labels are ranked by prototype: where neither the first term nor R trains the prototypes, let them be the text
+    embeddings (see `Prototypes`).
+
     Args:
+        contrast: Makes l, which the three terms share, from the settings below.
         prototype_weight: Of l(h_q, z_l), query to prototype.
         text_weight: Of l(h_q, h_l), query to label text.
         label_weight: Of l(h_l, h_q), label text to query.
         regulariser_weight: lambda.
         regulariser_margin: m', in cosine units.
         regulariser_hinge: See `regulariser`.
-        triplet_settings: The fields of `TripletSettings`; shared by the three terms.
+        settings: The fields of the contrast. R counts as many negatives as it does.
 
     Raises:
         ValueError: If one of the latter is out of range.
 
-    Source: section 3.3, Eq. 5; Table 6 switches the terms.
+    Source: section 3.3, Eq. 5; Table 6 switches the terms. Other contrasts than `Triplet` are its future work.
     """
 
     def __init__(
         self,
         *,
+        contrast: Callable[..., Contrast] = Triplet,
         prototype_weight: float = 1.0,
         text_weight: float = 1.0,
         label_weight: float = 1.0,
         regulariser_weight: float = 0.1,
         regulariser_margin: float = 0.1,
         regulariser_hinge: bool = True,
-        **triplet_settings: Any,
+        **settings: Any,
     ):
         super().__init__()
-        self.settings = TripletSettings(**triplet_settings)
+        self.contrast = contrast(**settings)
         self.weights = {
             "query_prototype": prototype_weight,
             "query_label": text_weight,
@@ -237,7 +398,7 @@ class PrimeLoss(nn.Module):
         positives: Bool[Tensor, "query label"],
         negatives: Bool[Tensor, "query label"],
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return the objective and, detached, what to log: its terms, violators and clipped margins.
+        """Return the objective and, detached, what to log: its terms, and what the contrast has to say of the first.
 
         All embeddings are L2-normalised; `positives` and `negatives` are disjoint, and a pair may be in neither.
         """
@@ -245,19 +406,18 @@ class PrimeLoss(nn.Module):
         prototype_sim = query_emb @ prototypes.T
         total = query_emb.new_zeros(())
         logs: dict[str, Tensor] = {}
-        triplets = {
+        terms = {
             "query_prototype": (prototype_sim, positives, negatives),
             "query_label": (text_sim, positives, negatives),
             "label_query": (text_sim.T, positives.T, negatives.T),
         }
-        for name, (similarity, is_positive, is_negative) in triplets.items():
+        for name, (similarity, is_positive, is_negative) in terms.items():
             if self.weights[name]:
-                value, stats = triplet_loss(similarity, is_positive, is_negative, self.settings)
+                value, stats = self.contrast(similarity, is_positive, is_negative)
                 total = total + self.weights[name] * value
                 logs[name] = value.detach()
                 if name == "query_prototype":
-                    logs["violators"] = stats.violators
-                    logs["clipped_margins"] = stats.clipped
+                    logs |= stats
         if self.weights["regulariser"]:
             value = regulariser(
                 prototype_sim,
@@ -265,7 +425,7 @@ class PrimeLoss(nn.Module):
                 positives,
                 negatives,
                 margin=self.regulariser_margin,
-                num_negatives=self.settings.num_negatives,
+                num_negatives=self.contrast.num_negatives,
                 hinge=self.regulariser_hinge,
             )
             total = total + self.weights["regulariser"] * value

@@ -44,7 +44,8 @@ class Prototypes(nn.Module):
         num_labels: L.
         dim: d.
         num_free_vectors: F, at most L. Labels share them by cluster.
-        sources: Which of text, centroid and free_vector the prototype is made of (Fig. 3 leaves some out).
+        sources: Which of text, centroid and free_vector the prototype is made of (Fig. 3 leaves some out). Of the text
+            alone there is nothing to make: z_l = h_l without a network, the plain siamese encoder.
         momentum: alpha of the running centroid, in [0, 1).
         centroid_dtype: Of the centroids, "float32" or "float16" (half the memory; steps below 1e-3 of an entry vanish).
         centroid_update: "mean": one step towards the mean of the label's batch queries. "one": towards one of them.
@@ -88,8 +89,12 @@ class Prototypes(nn.Module):
             raise ValueError(f"expected model.momentum in [0, 1), got {momentum}")
         if centroid_update not in ("mean", "one", "frozen"):
             raise ValueError(f"expected model.centroid_update mean, one or frozen, got {centroid_update!r}")
-        self.network = LabelPrototypeNetwork(dim, num_heads=num_heads, feedforward=feedforward, dropout=dropout)
         self.sources = tuple(source for source in SOURCES if source in sources)
+        self.network = (
+            LabelPrototypeNetwork(dim, num_heads=num_heads, feedforward=feedforward, dropout=dropout)
+            if self.sources != ("text",)
+            else None
+        )
         self.momentum = momentum
         self.centroid_update = centroid_update
         self.centroids = make_bank(num_labels, dim, dtype=centroid_dtype)
@@ -113,6 +118,8 @@ class Prototypes(nn.Module):
             label_ids: Which labels.
             label_emb: Their text embeddings h_l.
         """
+        if self.network is None:
+            return label_emb.float()
         parts = []
         for source in self.sources:
             if source == "text":
