@@ -31,7 +31,7 @@ REACH = {
 }
 ALLOWED = {
     "lightning": {"data/datamodule.py", "model/module.py", "callbacks.py", "checkpoints.py", "probe.py"},
-    "hydra": {"configs.py", "train.py", "prepare.py", "plan.py", "evaluate.py", "predict.py"},
+    "hydra": {"configs.py", "train.py", "sweeps.py", "prepare.py", "plan.py", "evaluate.py", "predict.py"},
     "pickle": {"checkpoints.py"},  # the name of the error with which torch refuses one
 }
 

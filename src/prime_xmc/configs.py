@@ -1,5 +1,6 @@
 """Where the configuration files are, and entry points that say what is wrong with a command line."""
 
+import argparse
 import difflib
 import importlib.util
 import sys
@@ -10,9 +11,12 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import (
     CompactHydraException,
     ConfigCompositionException,
+    HydraException,
     InstantiationException,
     MissingConfigException,
 )
@@ -88,6 +92,9 @@ OmegaConf.register_new_resolver("free_vectors", default_free_vectors, replace=Tr
 OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)
 
 
+SWEEPS_HINT = "sweepers and launchers other than Hydra's basic ones: pip install 'prime_xmc[sweeps]'"
+
+
 def run_app(task: Callable[[DictConfig], Any], name: str) -> None:
     """Run `task` with the configuration that conf/<name>.yaml and the command line make, under Hydra.
 
@@ -110,6 +117,7 @@ def run_app(task: Callable[[DictConfig], Any], name: str) -> None:
 
     job.__module__ = f"{__package__}.{name}"  # Hydra names the job after it
     configs = config_dir()
+    sys.argv[1:] = expand_globs(sys.argv[1:], configs)
     app = hydra.main(version_base="1.3", config_path=str(configs), config_name=name)(job)
     try:
         app()
@@ -117,7 +125,50 @@ def run_app(task: Callable[[DictConfig], Any], name: str) -> None:
         # Hydra exits while it handles the error that it has printed, which Python keeps as the context.
         if isinstance(exit_.__context__, ConfigCompositionException):
             sys.stderr.write(f"\n{hint(exit_.__context__, configs, name)}\n")
+        elif "Unknown plugin class" in str(exit_.__context__):
+            sys.stderr.write(f"\nhint: {SWEEPS_HINT}\n")
         raise
+
+
+def expand_globs(arguments: list[str], configs: Path) -> list[str]:
+    """Return a command line in which each `group=glob(...)` is the list of the options that it matches.
+
+    Hydra's own glob sees the files of one folder, and not every sweeper knows it. Patterns here are a shell's, over all
+    files of the group: `table6/*` are those of a folder, `**/*` all of them.
+
+    Args:
+        arguments: The command line, without the program.
+        configs: The folder of the configuration files; a folder given by --config-dir adds to it.
+
+    Raises:
+        SystemExit: If a pattern matches nothing, with the options that there are.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    more = parser.parse_known_args(arguments)[0].config_dir
+    folders = [configs] if more is None else [configs, more]
+    return [_expand_glob(argument, folders) if "glob(" in argument else argument for argument in arguments]
+
+
+def _expand_glob(argument: str, folders: list[Path]) -> str:
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:  # Hydra will say so
+        return argument
+    glob, group = override.value(), override.key_or_group
+    if not isinstance(glob, Glob) or not any((folder / group).is_dir() for folder in folders):
+        return argument
+
+    def options(patterns: list[str]) -> set[str]:
+        groups = [folder / group for folder in folders]
+        found = ((root, path) for root in groups for pattern in patterns for path in root.glob(f"{pattern}.yaml"))
+        return {path.relative_to(root).with_suffix("").as_posix() for root, path in found}
+
+    matching = options(glob.include) - options(glob.exclude)
+    if not matching:
+        there = "\n\t".join(sorted(options(["**/*"])))
+        sys.exit(f"{argument} matches no option of '{group}', which has\n\t{there}")
+    return f"{override.get_key_element()}={','.join(sorted(matching))}"
 
 
 def user_message(error: Exception) -> str | None:
@@ -145,6 +196,8 @@ def hint(error: ConfigCompositionException, configs: Path, name: str) -> str:
         configs: the folder of the configuration files.
         name: the configuration's name, without .yaml.
     """
+    if str(getattr(error, "missing_cfg_file", "")).startswith("hydra/"):
+        return f"hint: {SWEEPS_HINT}"
     if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         near = [f"{group}={found}" for found in difflib.get_close_matches(option, error.options or ())]

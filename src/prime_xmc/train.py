@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 import time
 import warnings
 from functools import partial
@@ -13,8 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -30,6 +29,7 @@ from prime_xmc.metrics import TABLE_WIDTH, format_table
 from prime_xmc.model.module import PrimeModule
 from prime_xmc.predictions import save_predictions
 from prime_xmc.prepare import raw_files
+from prime_xmc.sweeps import in_sweep, run_job
 
 logger = logging.getLogger(__name__)
 
@@ -103,18 +103,36 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
 
 
 def train(config: DictConfig) -> float | None:
-    """Train by a configuration; return the validation P@1, for sweepers that optimise it."""
-    return run(config).metrics.get("val/P@1")
+    """Train by a configuration, or run it as a job of a sweep; return the validation P@1."""
+    if not in_sweep():
+        return run(config).metrics.get("val/P@1")
+    data_parallel = "ddp" in str(config.trainer.get("strategy")).lower()
+    return run_job(config, run_in_a_process if data_parallel else run)
+
+
+def run_in_a_process(config: DictConfig) -> None:
+    """Run a configuration by a process of its own, whose errors go to stderr.txt in the run folder.
+
+    Lightning starts further processes of a data-parallel run by its command line; that of a sweep would start it whole.
+
+    Raises:
+        RuntimeError: If the process fails.
+    """
+    run_dir = Path(config.run_dir).absolute()
+    OmegaConf.save(config, run_dir / ".hydra" / "resolved.yaml", resolve=True)
+    quoted = str(run_dir).replace("'", r"\'")
+    command = [sys.executable, "-m", "prime_xmc.train", "--config-path", str(run_dir / ".hydra")]
+    command += ["--config-name", "resolved", f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+    with (run_dir / "stderr.txt").open("w+", encoding="utf-8") as file:
+        status = subprocess.run(command, stderr=file, check=False).returncode
+        file.seek(0)
+        if status != 0:
+            raise RuntimeError(f"the process of the run ended with status {status}:\n{file.read()}")
 
 
 def run(config: DictConfig) -> Run:
     """Train by a configuration, write the run folder and return what was made."""
-    _quiet_libraries()
-    if _in_sweep() and "ddp" in str(config.trainer.get("strategy")).lower():
-        raise ValueError(
-            "trainer=ddp does not go with -m: the processes that Lightning starts would each run the whole sweep. "
-            "Start the runs one by one: for seed in 1 2; do python -m prime_xmc.train trainer=ddp seed=$seed; done"
-        )
+    quiet_libraries()
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     data = make_data(config)
@@ -152,19 +170,15 @@ def run(config: DictConfig) -> Run:
         "num_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     } | {name: settings[name] for name in ("torch_version", "prime_xmc_version", "seed", "git_commit")}
     if trainer.is_global_zero:
-        write_json(run_dir / "metrics.json", metrics)
         update_metrics(run_dir / "model", metrics)
         if module.test_predictions is not None:
             save_predictions(run_dir / "predictions.npz", *module.test_predictions)
+        write_json(run_dir / "metrics.json", metrics)  # last: it says that the run is finished
         show(metrics, run_dir)
     return Run(metrics, module, data, trainer)
 
 
-def _in_sweep() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-
-
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Leave out what libraries say to everybody: advertisements, which kernels they try, their own deprecations."""
     for name in ("lightning.pytorch", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.WARNING)
