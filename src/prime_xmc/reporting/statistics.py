@@ -1,0 +1,193 @@
+"""What a report computes: bootstrap over seeds and queries, label-frequency bins, macro metrics and coverage."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
+
+from prime_xmc.data.corpus import Ragged
+
+# Training queries of a label, bounds included; the last bin has no upper one.
+BINS = ((0, 0), (1, 1), (2, 5), (6, 20), (21, 100), (101, None))
+_CELLS = 4_000_000  # queries x resamples that are drawn at once
+
+
+class Comparison(NamedTuple):
+    """A difference between two configurations.
+
+    Attributes:
+        difference: Of the first less the second.
+        low: 2.5 % quantile of the resampled differences.
+        high: 97.5 % quantile of them.
+        p: Two-sided, of no difference.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def bootstrap(
+    numerators: Float32[np.ndarray, "query run metric"],
+    denominators: Float32[np.ndarray, "query metric"],
+    configuration_of_run: Int[np.ndarray, "run"],
+    num_resamples: int,
+    seed: int,
+) -> Float64[np.ndarray, "resample configuration metric"]:
+    """Resample queries and seeds; return each configuration's metrics in every resample.
+
+    A resample draws as many queries as there are, with replacement, the same ones for all runs, so that configurations
+    are compared on the same queries (paired). A metric is the quotient of its sums over the drawn queries. Of each
+    configuration it draws as many runs as there are, too, independently of the others, and takes their mean; deviations
+    from the mean over all runs are scaled by sqrt(S / (S - 1)), without which the variance between S seeds would come
+    out too small by (S - 1) / S. A configuration of one run has no variance between seeds to draw from.
+
+    Args:
+        numerators: Each query's part in the numerator of a metric, by run.
+        denominators: Each query's part in the denominator, which all runs share.
+        configuration_of_run: 0 to configurations - 1, each at least once.
+        num_resamples: Resamples.
+        seed: Of the draws.
+
+    Source:
+        Sellam et al. 2022, The MultiBERTs, section 3 (the Multi-Bootstrap); the scale is that of Rao and Wu 1988,
+        Resampling inference with complex survey data.
+    """
+    num_queries, num_runs, num_metrics = numerators.shape
+    rng = np.random.default_rng(seed)
+    columns = np.concatenate([numerators.reshape(num_queries, -1), denominators], axis=1)
+    values = np.empty((num_resamples, num_runs, num_metrics))
+    chunk = max(1, _CELLS // max(num_queries, 1))
+    for start in range(0, num_resamples, chunk):
+        size = min(chunk, num_resamples - start)
+        drawn = rng.integers(num_queries, size=(size, num_queries)) + np.arange(size)[:, None] * num_queries
+        counts = np.bincount(drawn.ravel(), minlength=size * num_queries).reshape(size, num_queries)
+        sums = (counts.astype(np.float32) @ columns).astype(np.float64)  # [resample, run * metric + metric]
+        top, bottom = sums[:, :-num_metrics].reshape(size, num_runs, num_metrics), sums[:, None, -num_metrics:]
+        values[start : start + size] = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+    result = np.empty((num_resamples, configuration_of_run.max() + 1, num_metrics))
+    for configuration in range(result.shape[1]):
+        runs = np.flatnonzero(configuration_of_run == configuration)
+        weight = _seed_weights(len(runs), num_resamples, rng)
+        result[:, configuration] = np.einsum("rs,rsm->rm", weight, values[:, runs])
+    return result
+
+
+def compare(
+    resampled: Float64[np.ndarray, "resample"], resampled_baseline: Float64[np.ndarray, "resample"], difference: float
+) -> Comparison:
+    """Return what resamples of two configurations say of the difference that was observed between them.
+
+    p = min(1, 2 (min(resamples at or below 0, at or above 0) + 1) / (resamples + 1))
+
+    Example:
+        >>> compare(np.array([3.0, 4.0, 5.0]), np.array([1.0, 1.0, 1.0]), 3.0)
+        Comparison(difference=3.0, low=2.05, high=3.95, p=0.5)
+    """
+    differences = resampled - resampled_baseline
+    low, high = np.quantile(differences, (0.025, 0.975))
+    rarer = min((differences <= 0).sum(), (differences >= 0).sum())
+    return Comparison(difference, float(low), float(high), min(1.0, 2 * float(rarer + 1) / (len(differences) + 1)))
+
+
+def holm(p_values: Float[np.ndarray, "test"]) -> Float64[np.ndarray, "test"]:
+    """Return p-values that hold for all tests together.
+
+    Example:
+        >>> holm(np.array([0.04, 0.01, 0.03])).round(3)
+        array([0.06, 0.03, 0.06])
+
+    Source:
+        Holm 1979, A simple sequentially rejective multiple test procedure.
+    """
+    order = np.argsort(p_values)
+    scaled = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return adjusted
+
+
+def bin_names() -> list[str]:
+    """Return how the bins of label frequency are called."""
+    return [str(low) if low == high else f"> {low - 1}" if high is None else f"{low}–{high}" for low, high in BINS]
+
+
+def bin_of_label(label_frequency: Int64[np.ndarray, "label"]) -> Int64[np.ndarray, "label"]:
+    """Return the place in `BINS` of each label.
+
+    Example:
+        >>> bin_of_label(np.array([0, 1, 5, 6, 1000]))
+        array([0, 1, 2, 3, 5])
+    """
+    return np.searchsorted([low for low, _ in BINS], label_frequency, side="right") - 1
+
+
+def binned_precision(
+    hit: Bool[np.ndarray, "query k"],
+    indices: Int[np.ndarray, "query k"],
+    bins: Int64[np.ndarray, "label"],
+    weights: Float64[np.ndarray, "label"],
+    attainable: float,
+) -> Float64[np.ndarray, "bin"]:
+    """Return what the labels of each bin contribute to P@k or PSP@k; the contributions add up to the metric.
+
+    Args:
+        hit: Whether the label at each rank is a positive.
+        indices: Label ids at each rank, -1 pads.
+        bins: Bin of each label.
+        weights: What a hit counts: 1 for P@k, the inverse propensity for PSP@k.
+        attainable: The metric's denominator: k queries for P@k, the sum over the best ranking for PSP@k.
+    """
+    labels = indices[hit]
+    return np.bincount(bins[labels], weights=weights[labels], minlength=len(BINS)) / max(attainable, 1e-300)
+
+
+def macro_metrics(
+    hit: Bool[np.ndarray, "query width"],
+    indices: Int[np.ndarray, "query width"],
+    positives: Ragged,
+    num_labels: int,
+    k: int,
+) -> dict[str, float]:
+    """Return precision, recall and F1 at k by label, averaged over labels, and the coverage at k.
+
+    The first k labels of a query are what is predicted for it. Averages are over the labels that have a positive among
+    these queries; the precision of one that is never predicted is 0. Coverage is the fraction of those labels that are
+    found for at least one query.
+
+    Args:
+        hit: Whether the label at each rank is a positive.
+        indices: Label ids at each rank, -1 pads.
+        positives: The true labels of each query.
+        num_labels: Number of labels.
+        k: Ranks looked at.
+
+    Returns:
+        `macro-P@k`, `macro-R@k`, `macro-F1@k` and `coverage@k`, fractions in [0, 1], 0 without labels.
+
+    Source:
+        Schultheis et al. 2023, Generalized test utilities for long-tail performance in extreme multi-label
+        classification; there averages are over all labels.
+    """
+    top, found = indices[:, :k], hit[:, :k]
+    true = np.bincount(positives.values, minlength=num_labels)
+    predicted = np.bincount(top[top >= 0], minlength=num_labels)
+    correct = np.bincount(top[found], minlength=num_labels)
+    there = true > 0
+    true, predicted, correct = true[there], predicted[there], correct[there]
+    by_label = {
+        f"macro-P@{k}": correct / np.maximum(predicted, 1),
+        f"macro-R@{k}": correct / true,
+        f"macro-F1@{k}": 2 * correct / (predicted + true),
+        f"coverage@{k}": correct > 0,
+    }
+    return {name: float(values.mean()) if len(values) else 0.0 for name, values in by_label.items()}
+
+
+def _seed_weights(num_runs: int, num_resamples: int, rng: np.random.Generator) -> Float64[np.ndarray, "resample run"]:
+    """Return the weights, which sum to 1, of a configuration's runs in each resample."""
+    if num_runs == 1:
+        return np.ones((num_resamples, 1))
+    counts = rng.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=num_resamples)
+    return (1 + (counts - 1) * np.sqrt(num_runs / (num_runs - 1))) / num_runs
