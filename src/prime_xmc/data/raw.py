@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def read_filter(path: Path, num_rows: int, num_labels: int) -> Int64[np.ndarray,
     Raises:
         ValueError: with file, line and value, for a line that is not two integers, or a row or label out of range.
     """
-    pairs: list[int] = []
+    pairs = array("q")  # 16 bytes a pair, a fifth of a list's
     for number, line in _lines(path, None):
         match = _PAIR.fullmatch(line)
         if match is None:
@@ -136,7 +137,7 @@ def read_filter(path: Path, num_rows: int, num_labels: int) -> Int64[np.ndarray,
                     "is the file that of another split or data set?"
                 )
         pairs.extend(pair)
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return np.frombuffer(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def _lines(path: Path, stream: BinaryIO | None) -> Iterator[tuple[int, bytes]]:
