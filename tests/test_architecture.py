@@ -30,8 +30,9 @@ REACH = {
     "checkpoints.py": ("prime_xmc.files", "prime_xmc.model.banks"),
 }
 ALLOWED = {
-    "lightning": {"data/datamodule.py", "model/module.py", "callbacks.py", "checkpoints.py", "probe.py"},
+    "lightning": {"data/datamodule.py", "model/module.py", "callbacks.py", "checkpoints.py", "probe.py", "tracking.py"},
     "hydra": {"configs.py", "train.py", "sweeps.py", "prepare.py", "plan.py", "evaluate.py", "predict.py"},
+    "wandb": {"tracking.py"},
     "pickle": {"checkpoints.py"},  # the name of the error with which torch refuses one
 }
 
@@ -62,6 +63,12 @@ def test_rows_do_not_import_each_other(file):
 def test_frameworks_stay_where_they_belong(file):
     packages = {name.split(".")[0] for name in imported(file)}
     assert not {package for package in packages & ALLOWED.keys() if file not in ALLOWED[package]}
+
+
+def test_wandb_is_imported_only_where_it_is_used():
+    """It need not be installed, and takes seconds to import."""
+    head = [node for node in parse("tracking.py").body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not [node.lineno for node in head if "wandb" in ast.unparse(node).split()]
 
 
 @pytest.mark.parametrize("file", FILES)
