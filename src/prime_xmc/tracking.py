@@ -130,7 +130,7 @@ def wandb_logger(
         mode="offline" if offline else None,
         settings=dict(settings or {}),
     )
-    logger._wandb_init.pop("anonymous")  # None, but W&B warns whatever it is
+    logger._wandb_init.pop("anonymous", None)  # W&B warns of it whatever it is
     return logger
 
 
