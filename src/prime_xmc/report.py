@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig
 
 from prime_xmc.configs import run_app
 from prime_xmc.files import write_text
-from prime_xmc.reporting.runs import DatasetRuns, find_configuration, find_runs, group_runs, read_run
+from prime_xmc.reporting.runs import DatasetRuns, find_configuration, find_runs, group_runs, read_runs
 from prime_xmc.reporting.study import Study, make_study
 from prime_xmc.reporting.tables import Table, make_tables, to_csv, to_latex, to_markdown
 
@@ -48,9 +48,9 @@ def run(config: DictConfig) -> list[Study]:
     from prime_xmc.reporting.page import render  # they are an extra
 
     patterns = list(config.runs) if isinstance(config.runs, ListConfig) else [config.runs]
-    groups = group_runs(
-        map(read_run, find_runs([str(pattern) for pattern in patterns])), [Path(config.cache_dir).expanduser()]
-    )
+    folders = find_runs([str(pattern) for pattern in patterns])
+    runs = [run for folder in folders for run in read_runs(folder)]
+    groups = group_runs(runs, [Path(config.cache_dir).expanduser()])
     studies = _studies(config, groups)
     tables = [make_tables(study) for study in studies]
     method = [paragraph.format(num_resamples=config.num_resamples) for paragraph in METHOD]
@@ -77,7 +77,7 @@ def _studies(config: DictConfig, groups: list[DatasetRuns]) -> list[Study]:
             "or the folder of a run"
         )
     for group in groups:
-        first = group.configurations[0] if group.configurations else None
+        first = next((c for c in group.configurations if c.has_predictions), None)
         baseline = first if config.baseline is None else find_configuration(group.configurations, config.baseline)
         studies.append(
             make_study(

@@ -29,12 +29,15 @@ class Panel:
         title: What the vertical axis shows.
         figure: Its traces; `meta` of each is the place of its configuration. Colours of text and grid, and the size,
             are the page's.
-        wide: It needs the room of two.
     """
 
     title: str
     figure: go.Figure
-    wide: bool = False
+
+
+def line_style(place: int) -> str:
+    """Return what CSS calls the lines of a configuration."""
+    return _cycle(("solid", "dashed", "dotted", "double"), place)
 
 
 def colour(place: int) -> str:
@@ -81,7 +84,8 @@ def cost(study: Study) -> list[Panel]:
                     _add_point(figure, place, configuration, at, values, sized=kind == "pool")
             if figure.data:
                 if kind == "pool":
-                    figure.update_xaxes(type="log", dtick=float(np.log10(2)), tickformat=",d")
+                    pools = sorted({point for trace in figure.data for point in trace.x})
+                    figure.update_xaxes(type="log", tickvals=pools, ticktext=[f"{pool:,}" for pool in pools])
                 panels.append(Panel(title, figure))
     return panels
 
@@ -106,7 +110,7 @@ def label_frequency(study: Study) -> list[Panel]:
                 )
         if figure.data:
             figure.update_xaxes(type="category")
-            panels.append(Panel(f"{metric} by label frequency", figure, wide=True))
+            panels.append(Panel(f"{metric} by label frequency", figure))
     return panels
 
 
@@ -120,23 +124,25 @@ def coverage(study: Study) -> list[Panel]:
     if not figure.data:
         return []
     figure.update_xaxes(type="log", tickvals=COVERAGE_K)
-    return [Panel("Coverage at k", figure, wide=True)]
+    return [Panel("Coverage at k", figure)]
 
 
 def _by_epoch(study: Study, name: str) -> Panel | None:
     scale, unit = (100, " (%)") if name.startswith("val/") else (1, "")
     shown = name.removeprefix("val/").removeprefix("train/").replace("_", " ")
     shown = {"lr": "learning rate", "loss": "training loss"}.get(shown, shown)
-    figure = _figure("epoch", f"{shown}{unit}")
+    figure, longest = _figure("epoch", f"{shown}{unit}"), 0.0
     for place, configuration in enumerate(study.runs.configurations):
         by_run = [
             {row["epoch"] + 1: scale * row[name] for row in run.epochs if name in row} for run in configuration.runs
         ]
         by_run = [values for values in by_run if values]
-        if by_run:
-            epochs = sorted(set.intersection(*(set(values) for values in by_run)))
+        epochs = sorted(set.intersection(*(set(values) for values in by_run))) if by_run else []
+        if epochs:
             _add_curve(figure, place, configuration.name, epochs, np.array([[v[e] for e in epochs] for v in by_run]))
-    return Panel(f"{shown}{unit}", figure) if figure.data else None
+            longest = max(longest, *epochs)
+    figure.update_xaxes(tick0=0, dtick=max(1, round(longest / 6)))  # whole epochs
+    return Panel(f"validation {shown}" if name.startswith("val/") else shown, figure) if figure.data else None
 
 
 def _add_curve(figure: go.Figure, place: int, name: str, x: Sequence[float], by_run: np.ndarray) -> None:
@@ -197,7 +203,7 @@ def _figure(x_title: str, y_title: str) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(template="none", showlegend=False, barmode="group", hovermode="closest")
     figure.update_xaxes(title=x_title, automargin=True)
-    figure.update_yaxes(title=y_title, automargin=True)
+    figure.update_yaxes(title=y_title, automargin=True, exponentformat="e")
     return figure
 
 

@@ -34,21 +34,12 @@
   const draw = (plot) => {
     const figure = figures[plot.dataset.figure];
     const data = figure.data.map((trace) => ({ ...trace, visible: isVisible(figure, trace) }));
-    Plotly.react(plot, data, layout(figure), { displaylogo: false, responsive: true, displayModeBar: "hover", modeBarButtonsToRemove: ["lasso2d", "select2d"] });
+    Plotly.react(plot, data, layout(figure), { displaylogo: false, responsive: true, displayModeBar: false });
     drawn.add(plot);
   };
 
-  // A figure is drawn when it comes near the window: there may be dozens.
-  const observer = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      if (entry.isIntersecting) {
-        observer.unobserve(entry.target);
-        draw(entry.target);
-      }
-    }
-  }, { rootMargin: "600px" });
-  document.querySelectorAll(".plot").forEach((plot) => observer.observe(plot));
-  window.addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(draw));
+  // One task each, so that the page answers while dozens of figures are drawn.
+  document.querySelectorAll(".plot").forEach((plot) => setTimeout(draw, 0, plot));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach(draw));
 
   document.querySelectorAll(".legend button").forEach((button) => {

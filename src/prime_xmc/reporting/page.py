@@ -50,6 +50,7 @@ def render(studies: Sequence[Study], tables: Sequence[Sequence[Table]], *, title
     shown = [_study(place, study, own, charts) for place, (study, own) in enumerate(zip(studies, tables, strict=True))]
     plotly, script = get_plotlyjs(), (_FOLDER / "page.js").read_text(encoding="utf-8")
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
+    environment.filters["breakable"] = _breakable
     return environment.get_template("page.html.j2").render(
         title=title,
         summary=_summary(studies),
@@ -78,7 +79,7 @@ def _study(place: int, study: Study, tables: Sequence[Table], charts: list[dict[
     ) -> dict[str, Any]:
         shown_panels = []
         for panel in panels:
-            shown_panels.append({"id": len(charts), "title": panel.title, "wide": panel.wide})
+            shown_panels.append({"id": len(charts), "title": panel.title})
             charts.append({"study": identifier, **json.loads(panel.figure.to_json())})
         return {
             "id": f"{identifier}-{name}",
@@ -123,7 +124,7 @@ def _study(place: int, study: Study, tables: Sequence[Table], charts: list[dict[
         "name": study.runs.name,
         "notes": study.notes,
         "legend": [
-            {"name": c.name, "colour": figures.colour(i), "symbol": figures.symbol(i)}
+            {"name": c.name, "colour": figures.colour(i), "symbol": figures.symbol(i), "line": figures.line_style(i)}
             for i, c in enumerate(configurations)
         ],
         "sections": [section for section in sections if any(section[key] for key in filled)],
@@ -151,6 +152,11 @@ def _yaml(configuration: Configuration) -> str:
             node = node.setdefault(parent, {})
         node[last] = value
     return OmegaConf.to_yaml(OmegaConf.create(tree))
+
+
+def _breakable(text: str) -> Markup:
+    """Return a text whose lines may end within names such as loss.gamma_min=0.3."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/_.=])", text))
 
 
 def _json(content: Any) -> str:

@@ -4,10 +4,11 @@ import csv
 import glob
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prime_xmc.data.corpus import Corpus
 
+logger = logging.getLogger(__name__)
+
 _CONFIG = Path(".hydra", "config.yaml")
 _OVERRIDES = Path(".hydra", "overrides.yaml")
 _EXPORT = Path("model", "prime_config.json")
+_CLASSIFIERS = Path("classifiers", "classifiers.json")
+_OF_SCORER = re.compile(r"(?:val|test)/(\w+)/.+")
 _JOB = "job.json"  # of a sweep
 # Where a run is, what else it says, and its seed: two runs that differ in nothing else are of one configuration.
 _APART = ("seed", "run_dir", "cache_dir", "ckpt_path", "export_every_n_epochs", "bank.directory")
 _APART_GROUPS = ("logger", "callbacks.progress", "hydra")
 # Interpolations that the machine answers, not the configuration.
-_MACHINE = re.compile(r"\$\{(package|native_precision|oc\.env|hydra|now):")
+_MACHINE = {"package", "native_precision", "oc.env", "hydra", "now"}
+_RESOLVER = re.compile(r"\$\{([\w.]+):")
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
 _ABSENT = object()
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run folder.
+    """A run folder, or one of the scorers in the folder of one-vs-all classifiers.
 
     Attributes:
         path: The folder.
@@ -45,6 +51,7 @@ class Run:
         epochs: Rows of metrics.csv.
         export: What its model folder says of its making (see `train.describe_run`); empty where there is none.
         status: How it stands: what a sweep has noted, or whether it is finished.
+        predictions: The file of its predictions, where it has one.
     """
 
     path: Path
@@ -57,12 +64,7 @@ class Run:
     epochs: list[dict[str, float]]
     export: dict[str, Any]
     status: str
-
-    @property
-    def predictions(self) -> Path | None:
-        """The file of its predictions, where it has one."""
-        path = self.path / "predictions.npz"
-        return path if path.is_file() else None
+    predictions: Path | None
 
     def fingerprint(self) -> str:
         """Return what tells its configuration from others."""
@@ -85,6 +87,11 @@ class Configuration:
     def settings(self) -> dict[str, Any]:
         """What the runs have in common."""
         return self.runs[0].settings
+
+    @property
+    def has_predictions(self) -> bool:
+        """Whether a run has left predictions."""
+        return any(run.predictions is not None for run in self.runs)
 
     def final(self, metric: str) -> list[float]:
         """Return the values of a metric of metrics.json, of the runs that have it."""
@@ -130,8 +137,8 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
     return sorted(matched, key=lambda path: [_natural(part) for part in path.parts])
 
 
-def read_run(path: Path) -> Run:
-    """Read a run folder.
+def read_runs(path: Path) -> list[Run]:
+    """Read a run folder; one of classifiers holds several runs, one for each scorer.
 
     Raises:
         ValueError: If one of its files is damaged; the message names it.
@@ -139,13 +146,14 @@ def read_run(path: Path) -> Run:
     config = _load_yaml(path / _CONFIG)
     overrides = _load_yaml(path / _OVERRIDES) if (path / _OVERRIDES).is_file() else []
     metrics, export, job = (_load_json(path / name) for name in ("metrics.json", _EXPORT, _JOB))
+    export = export or _load_json(path / _CLASSIFIERS)
     try:
         seed = int(config["seed"])
         settings, derived = _resolve(config)
         dataset = str(settings["dataset.name"])
     except (KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
         raise ValueError(f"{path / _CONFIG}: not the configuration of a training run ({error!r})") from error
-    return Run(
+    run = Run(
         path=path,
         dataset=dataset,
         settings=settings,
@@ -156,7 +164,10 @@ def read_run(path: Path) -> Run:
         epochs=_read_epochs(path / "metrics.csv"),
         export={} if export is None else export.get("settings", {}),
         status=_status(metrics, job),
+        predictions=_file(path / "predictions.npz"),
     )
+    scorers = dict.fromkeys(match[1] for name in metrics or {} if (match := _OF_SCORER.fullmatch(name)))
+    return [_of_scorer(run, scorer) for scorer in scorers] or [run]
 
 
 def group_runs(runs: Iterable[Run], cache_dirs: Sequence[Path]) -> list[DatasetRuns]:
@@ -274,7 +285,10 @@ def _find_corpus(run: Run, cache_dirs: Sequence[Path]) -> Corpus | None:
     for cache_dir in (*cache_dirs, *([Path(recorded).expanduser()] if recorded else [])):
         directory = cache_dir / f"{run.dataset}-{fingerprint[:12]}"
         if directory.is_dir():
-            return Corpus.open(directory)
+            try:
+                return Corpus.open(directory)
+            except (FileNotFoundError, ValueError) as error:  # such as one that an older version has prepared
+                logger.warning("%s", error)
     return None
 
 
@@ -293,7 +307,8 @@ def _without_machine(node: Any) -> Any:
         return {key: _without_machine(child) for key, child in node.items()}
     if isinstance(node, list):
         return [_without_machine(child) for child in node]
-    if isinstance(node, str) and _MACHINE.search(node):
+    # a run of another version may name a resolver that this one does not have
+    if isinstance(node, str) and any(n in _MACHINE or not OmegaConf.has_resolver(n) for n in _RESOLVER.findall(node)):
         return node.replace("${", "<").replace("}", ">")
     return node
 
@@ -346,6 +361,31 @@ def _read_epochs(path: Path) -> list[dict[str, float]]:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {reader.line_num}: expected numbers ({error})") from error
     return rows
+
+
+def _of_scorer(run: Run, scorer: str) -> Run:
+    """Return what a run of classifiers says of one scorer, under the names that other runs use."""
+
+    def own(values: Mapping[str, Any]) -> dict[str, Any]:
+        named = {name: (_OF_SCORER.fullmatch(name), value) for name, value in values.items()}
+        return {
+            name.replace(f"/{scorer}/", "/"): value
+            for name, (match, value) in named.items()
+            if match is None or match[1] == scorer
+        }
+
+    return replace(
+        run,
+        settings=run.settings | {"scorer": scorer},
+        overrides=run.overrides | {"scorer": scorer},
+        metrics=own(run.metrics or {}),
+        epochs=[own(row) for row in run.epochs],
+        predictions=_file(run.path / f"predictions_{scorer}.npz"),
+    )
+
+
+def _file(path: Path) -> Path | None:
+    return path if path.is_file() else None
 
 
 def _status(metrics: dict[str, Any] | None, job: dict[str, Any] | None) -> str:

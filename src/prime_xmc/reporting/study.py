@@ -118,7 +118,10 @@ def make_study(
     ]
     lacking = [c.name for c, members in with_predictions if not members]
     if lacking:
-        study.notes.append(f"No predictions.npz, so metrics by query are missing: {'; '.join(lacking)}.")
+        study.notes.append(
+            f"{len(lacking)} of {len(with_predictions)} configurations have no predictions (test=false), so they are "
+            "not in what is computed from them: differences from the baseline, rare and frequent labels, examples."
+        )
     if runs.corpus is None:
         study.notes.append(
             "The prepared data set was not found (model/ of a run names it), so what needs the true labels is missing: "
@@ -135,6 +138,8 @@ def make_study(
         for run in members:
             evaluation, denominators = _evaluate(run, corpus, frequency, bins)
             study.evaluations.setdefault(configuration.name, []).append(evaluation)
+    if len(study.evaluations) > 1 and (baseline is None or baseline.name not in study.evaluations):
+        study.notes.append("The baseline is not here, or has no predictions: nothing is compared with it.")
     if denominators is not None:
         study.comparisons.update(_compare(study, denominators, num_resamples, seed))
         study.examples.extend(_examples(study, corpus, num_examples, seed))

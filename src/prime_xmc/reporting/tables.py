@@ -27,6 +27,7 @@ _TEX = {
     "–": "--",
     "−": "$-$",
     "±": r"$\pm$",
+    "✓": r"$\surd$",
 }
 _MARKS = {"better": "▲", "worse": "▼"}
 _TEX_MARKS = {"better": "$^{+}$", "worse": "$^{-}$"}
@@ -73,6 +74,11 @@ class Table:
     records: list[dict[str, Any]]
     num_text_columns: int = 1
 
+    @property
+    def marked(self) -> bool:
+        """Whether a cell is marked."""
+        return any(cell.mark for row in self.rows for cell in row)
+
 
 def make_tables(study: Study) -> list[Table]:
     """Return the tables of a data set, those without a row left out."""
@@ -85,6 +91,7 @@ def make_tables(study: Study) -> list[Table]:
         _coverage(study),
         _cost(study),
         _differences(study),
+        _examples(study),
         _run_list(study),
         _unfinished(study),
     ]
@@ -181,9 +188,9 @@ def _results(study: Study, stage: Literal["test", "val"]) -> Table:
             f"p < {LEVEL} after Holm's correction)."
         )
     if stage == "test":
-        title, split = "Results", "the test split"
+        title, split = "Test metrics", "the test split"
     else:
-        title, split = "Validation", "the queries held out of the training split, after the last epoch"
+        title, split = "Validation metrics", "the queries held out of the training split, after the last epoch"
     return Table(
         name="results" if stage == "test" else "validation",
         title=title,
@@ -245,7 +252,7 @@ def _bins(study: Study, metric: str) -> Table:
                 }
             )
     sizes = "; ".join(
-        f"{name}: {labels:,} and {positives:,}"
+        f"{name}: {labels:,} ({positives:,})"
         for name, labels, positives in zip(bin_names(), study.labels_of_bin, study.positives_of_bin, strict=False)
     )
     return Table(
@@ -253,7 +260,7 @@ def _bins(study: Study, metric: str) -> Table:
         title=f"{metric} by label frequency",
         caption=(
             f"What labels contribute to {metric}, in percentage points that add up to it, by the number of their "
-            f"training queries; mean ± standard deviation over seeds. Labels and test positives of each bin: {sizes}."
+            f"training queries; mean ± standard deviation over seeds. Labels (test positives) of each bin: {sizes}."
         ),
         header=("configuration", *bin_names(), "all"),
         rows=rows,
@@ -365,6 +372,35 @@ def _differences(study: Study) -> Table:
     )
 
 
+def _examples(study: Study) -> Table:
+    rows, records = [], []
+    for example in study.examples:
+        query = f"test query {example.row}" if example.text is None else example.text
+        for name, predicted in example.predictions.items():
+            shown = "; ".join(f"✓ {label}" if hit else label for label, hit in predicted)
+            rows.append((Cell(query), Cell("; ".join(example.positives)), Cell(name), Cell(shown)))
+            records += [
+                {
+                    "test query": example.row,
+                    "query": query,
+                    "configuration": name,
+                    "rank": rank,
+                    "label": label,
+                    "hit": hit,
+                }
+                for rank, (label, hit) in enumerate(predicted, start=1)
+            ]
+    return Table(
+        name="examples",
+        title="Predictions",
+        caption="Test queries drawn at random, and the first five labels of each configuration's first seed; ✓: a hit.",
+        header=("query", "labels", "configuration", "predicted"),
+        rows=rows,
+        records=records,
+        num_text_columns=4,
+    )
+
+
 def _run_list(study: Study) -> Table:
     runs = [(configuration.name, run) for configuration in study.runs.configurations for run in configuration.runs]
     superseded = [(f"{_DASH} (a newer run counts)", run) for run in study.runs.repeated]
@@ -394,7 +430,7 @@ def _run_list(study: Study) -> Table:
         rows.append(tuple(Cell(str(value)) for value in shown.values()))
     return Table(
         name="runs",
-        title="Runs",
+        title="Finished runs",
         caption=(
             "Finished runs and the machines they ran on. Of several with the same configuration and seed the newest "
             "counts."
