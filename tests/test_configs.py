@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import prime_xmc.configs
-from prime_xmc.configs import config_dir
+from prime_xmc.configs import config_dir, expand_globs
 
 CONF = {
     "train.yaml": "defaults: [dataset: debian18k, loss: triplet, _self_]\nseed: 1\n",
@@ -109,6 +109,66 @@ def test_unknown_key_or_option_gets_a_hint_after_hydras_words(clone, mode, overr
     assert done.returncode == 1
     assert words in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"hint: {question}`--cfg job`")
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Path:
+    """A folder of configuration files with the group experiment."""
+    for name in ("alone", "table6/a", "table6/b", "table9/deep/c"):
+        path = tmp_path / "conf" / "experiment" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "conf"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("experiment=glob(*)", "experiment=alone"),
+        ("experiment=glob(table6/*)", "experiment=table6/a,table6/b"),
+        ("experiment=glob([table6/b,al*])", "experiment=alone,table6/b"),
+        ("experiment=glob(**/*,exclude=table6/*)", "experiment=alone,table9/deep/c"),
+        ("experiment=glob(include=[table*/**/*],exclude=[*/a,*/b])", "experiment=table9/deep/c"),
+        ("+experiment/table6@here=glob(*)", "+experiment/table6@here=a,b"),
+        ("unknown=glob(*)", "unknown=glob(*)"),
+        ("experiment=glob(", "experiment=glob("),
+        ("name='glob(*)'", "name='glob(*)'"),
+        ("-m", "-m"),
+    ],
+)
+def test_a_glob_is_the_list_of_the_options_that_it_matches(options, given, expected):
+    assert expand_globs(["seed=1,2", given], options) == ["seed=1,2", expected]
+
+
+def test_a_glob_sees_the_options_of_another_folder_too(options, tmp_path):
+    (tmp_path / "own" / "experiment" / "table6").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "table6" / "mine.yaml").touch()
+    arguments = ["-m", "--config-dir", str(tmp_path / "own"), "experiment=glob(table6/[bm]*)"]
+    assert expand_globs(arguments, options) == arguments, "brackets are not in Hydra's grammar without quotes"
+    arguments[-1] = "experiment=glob('table6/[bm]*')"
+    assert expand_globs(arguments, options) == [*arguments[:-1], "experiment=table6/b,table6/mine"]
+
+
+def test_a_glob_that_matches_nothing_says_what_there_is(options):
+    with pytest.raises(
+        SystemExit, match=r"experiment=glob\(table7/\*\) matches no option of 'experiment', which has"
+    ) as error:
+        expand_globs(["experiment=glob(table7/*)"], options)
+    assert str(error.value).splitlines()[1:] == ["\talone", "\ttable6/a", "\ttable6/b", "\ttable9/deep/c"]
+
+
+def test_a_glob_is_a_sweep_over_files_in_folders(clone):
+    (clone / "conf" / "loss" / "more").mkdir()
+    for name in ("a", "b"):
+        (clone / "conf" / "loss" / "more" / f"{name}.yaml").write_text("gamma_min: 0\n")
+    done = train(clone, "-m", "loss=glob(more/*)", "seed=2", "hydra/hydra_logging=none", "hydra/job_logging=none")
+    assert (done.returncode, done.stdout) == (0, "/data/debian18k 2\n" * 2)
+
+
+def test_a_missing_plugin_is_named(clone):
+    done = train(clone, "-m", "hydra/launcher=ray", "seed=1,2")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("come with pip install 'prime_xmc[sweeps]'")
 
 
 @pytest.mark.parametrize(

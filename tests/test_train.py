@@ -138,13 +138,19 @@ def test_a_seed_gives_the_same_run_twice_and_another_seed_another(complete, over
     assert any(other[name] != metrics[name] for name in metrics if name.startswith("test/"))
 
 
-def test_a_continued_run_ends_as_the_uninterrupted_one(complete, overrides, compose, tmp_path):
+@pytest.mark.parametrize("checkpoint", ["epoch=1.ckpt", "last.ckpt"], ids=["half way", "after the last epoch"])
+def test_a_continued_run_ends_as_the_uninterrupted_one(complete, overrides, compose, tmp_path, checkpoint):
     run_dir, metrics = complete
-    checkpoint = run_dir / "checkpoints" / "epoch=1.ckpt"
+    checkpoint = run_dir / "checkpoints" / checkpoint
     continued = run(compose(*overrides, f"ckpt_path='{checkpoint}'", f"run_dir={tmp_path}")).metrics
     same = [name for name in metrics if name not in TIMES]
     assert {name: continued[name] for name in same} == {name: metrics[name] for name in same}
-    assert [int(row["epoch"]) for row in read_table(tmp_path)] == list(range(EPOCHS))
+    if checkpoint.name != "last.ckpt":
+        assert [int(row["epoch"]) for row in read_table(tmp_path)] == list(range(EPOCHS))
+    for name in ("prototypes", "centroids"):
+        files = (folder / "model" / f"{name}.safetensors" for folder in (run_dir, tmp_path))
+        uninterrupted, resumed = (load_file(file) for file in files)
+        assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
 
 
 @pytest.mark.parametrize("placement", ["host", "mmap"])
@@ -221,9 +227,14 @@ def test_two_processes_train_what_one_does(overrides, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_of_data_parallel_runs_is_refused_with_a_way_out(overrides, tmp_path):
-    command = [sys.executable, "-m", "prime_xmc.train", "-m", *overrides, "trainer=ddp", "seed=1,2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+def test_a_data_parallel_run_can_be_a_job_of_a_sweep(overrides, tmp_path):
+    """Its processes start the job, not the sweep; what one job says goes to its folder."""
+    sweep = ["-m", *overrides, "trainer=ddp", "trainer.devices=2", "trainer.max_epochs=1", "hydra.sweep.dir=sweep"]
+    printed = command_line(sweep, cwd=tmp_path)
+    assert read_metrics(tmp_path / "sweep" / "0")["train/epochs"] == 1
+    assert (tmp_path / "sweep" / "0" / "train_ddp_process_1.log").is_file()
+    assert "done" in printed
+    failing = [sys.executable, "-m", "prime_xmc.train", *sweep, "dataset.max_length=65", "hydra.sweep.dir=failing"]
+    done = subprocess.run(failing, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
-    assert "trainer=ddp does not go with -m" in done.stderr
-    assert "one by one" in done.stderr
+    assert "dataset.max_length=65 is above the 64" in (tmp_path / "failing" / "0" / "error.txt").read_text()

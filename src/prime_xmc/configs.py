@@ -92,9 +92,6 @@ OmegaConf.register_new_resolver("free_vectors", default_free_vectors, replace=Tr
 OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)
 
 
-SWEEPS_HINT = "sweepers and launchers other than Hydra's basic ones: pip install 'prime_xmc[sweeps]'"
-
-
 def run_app(task: Callable[[DictConfig], Any], name: str) -> None:
     """Run `task` with the configuration that conf/<name>.yaml and the command line make, under Hydra.
 
@@ -125,8 +122,6 @@ def run_app(task: Callable[[DictConfig], Any], name: str) -> None:
         # Hydra exits while it handles the error that it has printed, which Python keeps as the context.
         if isinstance(exit_.__context__, ConfigCompositionException):
             sys.stderr.write(f"\n{hint(exit_.__context__, configs, name)}\n")
-        elif "Unknown plugin class" in str(exit_.__context__):
-            sys.stderr.write(f"\nhint: {SWEEPS_HINT}\n")
         raise
 
 
@@ -197,7 +192,7 @@ def hint(error: ConfigCompositionException, configs: Path, name: str) -> str:
         name: the configuration's name, without .yaml.
     """
     if str(getattr(error, "missing_cfg_file", "")).startswith("hydra/"):
-        return f"hint: {SWEEPS_HINT}"
+        return "hint: sweepers and launchers other than Hydra's basic ones come with pip install 'prime_xmc[sweeps]'"
     if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         near = [f"{group}={found}" for found in difflib.get_close_matches(option, error.options or ())]

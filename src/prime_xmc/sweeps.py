@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from prime_xmc.files import write_json, write_text
@@ -30,8 +30,9 @@ RECORD = "job.json"  # in a job's folder: what the job is and how it ended
 METRICS = "metrics.json"  # in a job's folder once it is finished
 ERROR = "error.txt"  # the traceback, where it has failed
 OBJECTIVE = "val/P@1"
-# What changes no result: where files are, and what is written for people to watch.
-IRRELEVANT = {"run_dir": None, "cache_dir": None, "logger": None}
+# What changes no result: where files are, and what people watch a run by.
+IRRELEVANT = ("run_dir", "cache_dir", "logger")
+WATCHERS = ("progress", "learning_rate", "wandb", "predictions", "histograms")  # callbacks
 
 
 def in_sweep() -> bool:
@@ -45,7 +46,9 @@ def fingerprint(config: DictConfig) -> str:
     A configuration that does not resolve, whose job is going to fail, is taken as it is written.
     """
     content = {key: value for key, value in _plain(config).items() if key != "hydra"}
-    masked = OmegaConf.create(content | {key: IRRELEVANT[key] for key in content.keys() & IRRELEVANT.keys()})
+    content |= dict.fromkeys(IRRELEVANT)  # not left out: others may refer to them
+    content["callbacks"] = (content.get("callbacks") or {}) | dict.fromkeys(WATCHERS)
+    masked = OmegaConf.create(content)
     try:
         content = _plain(masked, resolve=True)
     except OmegaConfBaseException:
@@ -126,7 +129,15 @@ class SweepTable(Callback):
     """Prints the jobs of a sweep when it has ended, and ends the process with status 1 where not all are finished."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the jobs of earlier starts of the sweep, to leave out those that do not belong to this one."""
+        """Note the jobs of earlier starts of the sweep, which the table leaves out.
+
+        Raises:
+            SystemExit: If the sweeper looks for the worst validation P@1, as Optuna's does by default.
+        """
+        if "minimize" in str(config.hydra.sweeper.get("direction")):
+            sys.exit(
+                "the sweeper minimises validation P@1: take hydra/sweeper=tune, or hydra.sweeper.direction=maximize"
+            )
         self.before = _stamps(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -146,7 +157,9 @@ class SweepTable(Callback):
 def show(jobs: dict[Path, dict[str, Any]], sweep: Path) -> None:
     """Print jobs, by number: what sets each apart, how it ended, its main metrics in percent and its folder."""
     common = set.intersection(*(set(record["overrides"]) for record in jobs.values())) if len(jobs) > 1 else set()
-    table = Table("overrides", "status", "val P@1", "test P@1", "folder", title=Text(f"Jobs of {sweep}"))
+    table = Table(
+        Column("overrides", overflow="fold"), "status", "val P@1", "test P@1", "folder", title=Text(f"Jobs of {sweep}")
+    )
     failures = []
     for folder, record in sorted(jobs.items(), key=lambda item: item[1]["number"]):
         metrics = _metrics(folder / record["results"]) if "results" in record else {}

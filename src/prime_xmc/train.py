@@ -156,6 +156,11 @@ def run(config: DictConfig) -> Run:
     start = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     seconds = time.perf_counter() - start
+    if module.num_trained == 0:  # the checkpoint is of the end of training: what follows it is still to be done
+        trainer.validate(module, datamodule=data, verbose=False)
+        module.to(trainer.strategy.root_device)
+        for callback in (*callbacks, export):
+            callback.on_train_end(trainer, module)
 
     metrics: dict[str, Any] = {
         name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
