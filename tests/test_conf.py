@@ -31,7 +31,7 @@ BENCHMARKS = {
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_its_targets_exist(option, compose):
     given = ["dataset.dir=data"] if option == "dataset=custom" else []
-    given += ["encoder.source=folder"] if option == "encoder=local" else []
+    given += ["encoder.source=folder"] if option in ("encoder=local", "encoder=decoder") else []
 
     def targets(node):
         if isinstance(node, dict):
@@ -46,7 +46,12 @@ def test_every_option_composes_and_its_targets_exist(option, compose):
 
 
 @pytest.mark.parametrize(
-    ("option", "group", "key"), [("dataset=custom", "dataset", "dir"), ("encoder=local", "encoder", "source")]
+    ("option", "group", "key"),
+    [
+        ("dataset=custom", "dataset", "dir"),
+        ("encoder=local", "encoder", "source"),
+        ("encoder=decoder", "encoder", "source"),
+    ],
 )
 def test_what_is_to_be_given_has_no_default(option, group, key, compose):
     """Hydra merges ??? over an inherited value by keeping that value: these files must inherit none."""
@@ -55,7 +60,7 @@ def test_what_is_to_be_given_has_no_default(option, group, key, compose):
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_entry_point_composes(path: Path, compose):
-    assert "dataset" in compose(name=path.stem) or path.stem == "predict"
+    assert "dataset" in compose(name=path.stem) or path.stem in ("predict", "report")
 
 
 @pytest.mark.parametrize("dataset", BENCHMARKS)

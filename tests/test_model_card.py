@@ -8,6 +8,7 @@ from prime_xmc.model_card import model_card
 CONFIG = {
     "package_version": "7.1",
     "max_length": 24,
+    "encoder": {"implementation": "packed"},
     "prototypes": {"num_labels": 17_953, "dim": 384, "sources": ["text", "centroid", "free_vector"]},
     "settings": {"dataset": "Wörter {1}", "seed": 3},
 }
@@ -59,6 +60,13 @@ def test_says_what_a_prototype_is_made_of(sources, said):
     card = model_card(CONFIG | {"prototypes": CONFIG["prototypes"] | {"sources": sources}}, {})
     assert said in card
     assert ("Label Prototype Network" in card) == (sources != ["text"])
+
+
+@pytest.mark.parametrize(
+    ("pooling", "said"), [("mean", "mean pooling, 384"), ("last", "last-token pooling"), ("cls", "first-token pooling")]
+)
+def test_says_what_is_pooled(pooling, said):
+    assert said in model_card(CONFIG | {"encoder": {"pooling": pooling}}, {})
 
 
 def test_data_set_without_a_name():

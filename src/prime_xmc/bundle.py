@@ -27,6 +27,7 @@ from prime_xmc.data.corpus import Ragged
 from prime_xmc.files import replace_folder, temporary_folder, write_json, write_text
 from prime_xmc.index.search import ExactSearch, FaissSearch, Search
 from prime_xmc.model.encoder import TextEncoder, quiet_transformers
+from prime_xmc.model.lora import merged
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.model_card import model_card
 
@@ -54,6 +55,12 @@ _SENTENCE_TRANSFORMERS = {
     ],
     "config_sentence_transformers.json": {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
     "2_Normalize/config.json": {},
+}
+
+_POOLING_MODES = {
+    "mean": "pooling_mode_mean_tokens",
+    "last": "pooling_mode_lasttoken",
+    "cls": "pooling_mode_cls_token",
 }
 
 
@@ -344,6 +351,7 @@ def _describe(
         "encoder": {
             "implementation": "transformers" if encoder.packed is None else "packed",
             "attention": encoder.backbone.config._attn_implementation,
+            "pooling": encoder.pooling,
         },
         "prototypes": {
             "num_labels": prototypes.num_labels,
@@ -365,7 +373,7 @@ def _write_encoder(
     directory: Path, encoder: TextEncoder, tokenizer: transformers.PreTrainedTokenizerFast, max_length: int
 ) -> None:
     with quiet_transformers():
-        encoder.backbone.save_pretrained(directory)
+        merged(encoder.backbone).save_pretrained(directory)
         tokenizer.save_pretrained(directory)
     # Whoever opens the folder, with whichever library, cuts texts where training did.
     backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -373,14 +381,17 @@ def _write_encoder(
     backend.enable_truncation(max_length)
     backend.save(str(directory / "tokenizer.json"))
     tokenizer_config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    # Of earlier owners of the tokenizer: they would contradict model_max_length, or name a folder of this machine.
-    dropped = ("max_length", "truncation_strategy", "stride", "name_or_path")
+    # Of earlier owners of the tokenizer: they would contradict model_max_length, replace the special tokens that
+    # tokenizer.json adds, or name a folder of this machine.
+    dropped = ("max_length", "truncation_strategy", "stride", "add_bos_token", "add_eos_token", "name_or_path")
     tokenizer_config = {key: value for key, value in tokenizer_config.items() if key not in dropped}
-    write_json(directory / "tokenizer_config.json", tokenizer_config | {"model_max_length": max_length})
+    tokenizer_config |= {"model_max_length": max_length, "padding_side": "right"}
+    write_json(directory / "tokenizer_config.json", tokenizer_config)
     for name, content in _SENTENCE_TRANSFORMERS.items():
         write_json(directory / name, content)
     write_json(directory / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
-    pooling = {"word_embedding_dimension": encoder.dim, "pooling_mode_mean_tokens": True}
+    modes = {name: mode == encoder.pooling for mode, name in _POOLING_MODES.items()}
+    pooling = {"word_embedding_dimension": encoder.dim} | modes
     write_json(directory / "1_Pooling" / "config.json", pooling)
 
 

@@ -10,6 +10,8 @@ _SOURCES = {
     "free_vector": "a vector that it shares with similar labels",
 }
 
+_POOLINGS = {"mean": "mean pooling", "last": "last-token pooling", "cls": "first-token pooling"}
+
 
 def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """Return the card's Markdown, with the front matter that the hub reads.
@@ -23,6 +25,7 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     return _CARD.format(
         dataset=settings.get("dataset", "an unnamed data set"),
         num_labels=f"{prototypes['num_labels']:,}",
+        pooling=_POOLINGS[config["encoder"].get("pooling", "mean")],  # older exports do not say
         dim=prototypes["dim"],
         made_of=_made_of(prototypes["sources"]),
         max_length=config["max_length"],
@@ -66,7 +69,7 @@ metrics:
 
 # PRIME on {dataset}
 
-Ranks {num_labels} labels for a text. A text encoder (mean pooling, {dim} dimensions, unit length) embeds the query.
+Ranks {num_labels} labels for a text. A text encoder ({pooling}, {dim} dimensions, unit length) embeds the query.
 {made_of}
 A label's score is the cosine of query and prototype.
 

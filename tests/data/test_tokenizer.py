@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -27,6 +29,26 @@ def test_tokenizer_without_padding_token(tmp_path):
     Tokenizer(WordLevel({"[UNK]": 0, "red": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(ValueError, match="expected a fast tokenizer with a padding token"):
+        load_tokenizer(str(tmp_path))
+
+
+def write_tokenizer(directory, **special_tokens):
+    Tokenizer(WordLevel({"[UNK]": 0, "red": 1, "[END]": 2}, unk_token="[UNK]")).save(str(directory / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"} | special_tokens
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def test_tokenizer_that_lets_texts_end_without_a_special_token(tmp_path):
+    write_tokenizer(tmp_path, eos_token="[END]")
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer("red")["input_ids"] == [1, 2]
+    assert tokenizer("")["input_ids"] == [2]
+    assert (tokenizer.pad_token, tokenizer.padding_side) == ("[END]", "right")
+
+
+def test_tokenizer_of_which_an_empty_text_has_nothing(tmp_path):
+    write_tokenizer(tmp_path, pad_token="[UNK]")
+    with pytest.raises(ValueError, match="expected a tokenizer with special tokens"):
         load_tokenizer(str(tmp_path))
 
 

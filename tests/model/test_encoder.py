@@ -1,3 +1,4 @@
+import inspect
 import json
 import shutil
 
@@ -6,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import DistilBertConfig, T5Config
+from transformers import DistilBertConfig, GPT2Config, LlamaConfig, LlamaModel, Qwen2Config, RobertaConfig, T5Config
 
-from prime_xmc.model.encoder import TextEncoder, gather_rows, load_backbone
+from prime_xmc.model.encoder import TextEncoder, gather_rows, load_backbone, pool
 
 LENGTHS = torch.tensor([7, 1, 12, 3, 7, 3, 20, 1])
 
@@ -22,8 +23,21 @@ def permute(token_ids, lengths, order):
     return torch.cat([parts[row] for row in order]), lengths[order]
 
 
-@pytest.fixture(scope="module", params=["packed", "transformers"])
-def encoder(request, tiny_encoder_dir):
+@pytest.fixture(scope="module")
+def tiny_decoder_dir(tmp_path_factory):
+    """A folder with a random Llama (2 layers, 2 heads, d = 32)."""
+    directory = tmp_path_factory.mktemp("tiny_decoder")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaModel(LlamaConfig(**sizes, vocab_size=20000, initializer_range=0.2)).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module", params=["packed", "transformers", "decoder"])
+def encoder(request, tiny_encoder_dir, tiny_decoder_dir):
+    if request.param == "decoder":
+        return TextEncoder(str(tiny_decoder_dir), implementation="transformers", pooling="last").eval()
     return TextEncoder(str(tiny_encoder_dir), implementation=request.param).eval()
 
 
@@ -57,7 +71,8 @@ class TestTextEncoder:
         encoder(random_tokens(LENGTHS), LENGTHS)[:, 0].sum().backward()
         for name, parameter in encoder.named_parameters():
             assert parameter.requires_grad == (parameter.grad is not None) == ("pooler" not in name), name
-        assert any("pooler" in name for name, _ in encoder.named_parameters())
+        is_bert = encoder.backbone.config.model_type == "bert"
+        assert any("pooler" in name for name, _ in encoder.named_parameters()) == is_bert
 
     def test_autocast_decides_on_the_dtype(self, encoder):
         token_ids = random_tokens(LENGTHS)
@@ -94,9 +109,10 @@ class TestTextEncoder:
         for again, kept in zip(*found, strict=True):
             torch.testing.assert_close(again, kept, rtol=1e-5, atol=1e-6)
 
-    def test_compiling_goes_with_one_implementation(self, tiny_encoder_dir):
-        with pytest.raises(ValueError, match=r"encoder\.compile=true goes with encoder\.implementation=transformers"):
-            TextEncoder(str(tiny_encoder_dir), compile=True)
+    @pytest.mark.parametrize("changes", [{"compile": True}, {"pooling": "cls"}, {"lora": {"r": 2}}])
+    def test_what_goes_with_one_implementation(self, changes, tiny_encoder_dir):
+        with pytest.raises(ValueError, match=r"need encoder\.implementation=transformers"):
+            TextEncoder(str(tiny_encoder_dir), **changes)
 
     def test_implementations_agree(self, tiny_encoder_dir):
         token_ids = random_tokens(LENGTHS)
@@ -138,6 +154,42 @@ class TestTextEncoder:
         encoder.backbone.config = T5Config()  # relative positions
         assert encoder.max_length is None
 
+    def test_roberta_has_fewer_positions_than_rows(self, tmp_path):
+        """It numbers them from padding_idx + 1 on."""
+        config = RobertaConfig(
+            vocab_size=20000,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            intermediate_size=8,
+            max_position_embeddings=18,
+            pad_token_id=1,
+        )
+        config.save_pretrained(tmp_path)
+        encoder = TextEncoder(str(tmp_path), pretrained=False, implementation="transformers")
+        assert encoder.max_length == 16
+        longest = torch.tensor([3, 16])
+        assert encoder(random_tokens(longest), longest).isfinite().all()
+        with pytest.raises((IndexError, RuntimeError), match="out of"):
+            encoder(random_tokens(longest + 1), longest + 1)
+
+    @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
+    def test_pooling_of_a_text(self, pooling, tiny_decoder_dir):
+        """Padding, which is on the right, has no part."""
+        encoder = TextEncoder(str(tiny_decoder_dir), implementation="transformers", pooling=pooling).eval()
+        token_ids = random_tokens(LENGTHS)
+        found = encoder(token_ids, LENGTHS)
+        for row, part in enumerate(token_ids.split(LENGTHS.tolist())):
+            hidden = encoder.backbone(input_ids=part[None]).last_hidden_state[0]
+            expected = {"mean": hidden.mean(dim=0), "last": hidden[-1], "cls": hidden[0]}[pooling]
+            torch.testing.assert_close(found[row], expected / expected.norm(), rtol=1e-4, atol=1e-5)
+
+    def test_unknown_pooling(self, tiny_encoder_dir):
+        # unwrapped: the tests' own check of types is for programmers, the message for users
+        make = inspect.unwrap(TextEncoder.__init__)
+        with pytest.raises(ValueError, match=r"encoder\.pooling to be one of .*, got 'max'"):
+            make(TextEncoder.__new__(TextEncoder), str(tiny_encoder_dir), pooling="max")
+
     @pytest.mark.cuda
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     @pytest.mark.parametrize("implementation", ["packed", "transformers"])
@@ -151,6 +203,17 @@ class TestTextEncoder:
         with torch.autocast("cuda", dtype=torch.bfloat16):
             rounded = encoder(token_ids.cuda(), LENGTHS)
         assert ((rounded.cpu() * on_cpu).sum(dim=1) > 0.99).all()
+
+
+class TestPool:
+    HIDDEN = torch.tensor([[[1.0], [3.0], [8.0]], [[5.0], [9.0], [9.0]]], dtype=torch.bfloat16)
+    MASK = torch.tensor([[True, True, False], [True, False, False]])
+
+    @pytest.mark.parametrize(("pooling", "expected"), [("mean", [2.0, 5.0]), ("last", [3.0, 5.0]), ("cls", [1.0, 5.0])])
+    def test_definition(self, pooling, expected):
+        pooled = pool(self.HIDDEN, self.MASK, pooling)
+        assert pooled.dtype == torch.float32
+        assert pooled[:, 0].tolist() == expected
 
 
 class TestLoadBackbone:
@@ -198,6 +261,20 @@ class TestLoadBackbone:
     def test_layers_that_are_not_there(self, num_layers, tiny_encoder_dir):
         with pytest.raises(ValueError, match=rf"encoder\.num_layers={num_layers}: expected 1 to 2, the layers of"):
             load_backbone(str(tiny_encoder_dir), num_layers=num_layers)
+
+    def test_only_the_first_layers_of_a_decoder_that_lists_their_types(self, tmp_path):
+        Qwen2Config(vocab_size=50, hidden_size=8, num_hidden_layers=3, num_attention_heads=1).save_pretrained(tmp_path)
+        assert len(load_backbone(str(tmp_path), pretrained=False, num_layers=2).layers) == 2
+
+    def test_encoder_with_a_decoder(self, tmp_path):
+        T5Config().save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="expected an encoder or a decoder, t5 is both"):
+            load_backbone(str(tmp_path), pretrained=False)
+
+    def test_dropout_by_the_names_of_gpt(self, tmp_path):
+        GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1).save_pretrained(tmp_path)
+        config = load_backbone(str(tmp_path), pretrained=False, dropout=0.3).config
+        assert (config.attn_pdrop, config.embd_pdrop, config.resid_pdrop) == (0.3, 0.3, 0.3)
 
     def test_random_weights_follow_torchs_seed(self, tiny_encoder_dir):
         def weights(seed):

@@ -1,6 +1,7 @@
-"""The siamese text encoder: token ids to L2-normalised embeddings, mean-pooled over the tokens."""
+"""The siamese text encoder: token ids to L2-normalised embeddings, pooled over the tokens."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,24 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prime_xmc.model.lora import add_adapters
 from prime_xmc.model.packed import PackedBackbone
+
+Pooling = Literal["mean", "last", "cls"]
+
+# as the configurations of the various transformers call it
+_DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "attention_dropout",
+    "hidden_dropout",
+    "embedding_dropout",
+    "mlp_dropout",
+    "attn_pdrop",
+    "embd_pdrop",
+    "resid_pdrop",
+)
 
 
 def load_backbone(
@@ -32,8 +50,8 @@ def load_backbone(
         attention: transformers' `attn_implementation`.
 
     Raises:
-        ValueError: If nothing can be loaded from there, with what to do; if there are not so many layers, or the
-            intermediate size cannot be set.
+        ValueError: If nothing can be loaded from there, with what to do; if it is an encoder with a decoder; if there
+            are not so many layers, or the intermediate size cannot be set.
     """
     if pretrained and intermediate_size is not None:
         raise ValueError(f"encoder.intermediate_size={intermediate_size} needs encoder.pretrained=false")
@@ -56,7 +74,7 @@ def load_backbone(
     except (OSError, ValueError) as error:  # ValueError: a folder without a model
         raise _cannot_load(source, error) from error
     if getattr(backbone, "pooler", None) is not None:
-        # not part of h = mean over tokens; kept for the export, without gradient as nothing would give it one
+        # no part of h, which is pooled otherwise; kept for the export, without gradient as nothing would give it one
         backbone.pooler.requires_grad_(False)
     return backbone
 
@@ -68,7 +86,10 @@ def _load_config(
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _cannot_load(source, error) from error
-    for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+    if config.is_encoder_decoder:
+        raise ValueError(f"encoder.source={source}: expected an encoder or a decoder, {config.model_type} is both")
+    config.use_cache = False  # of what has been generated: nothing is
+    for key in _DROPOUTS:
         if isinstance(getattr(config, key, None), float | int):
             setattr(config, key, dropout)
     if num_layers is not None:
@@ -76,6 +97,8 @@ def _load_config(
             raise ValueError(
                 f"encoder.num_layers={num_layers}: expected 1 to {config.num_hidden_layers}, the layers of {source}"
             )
+        if getattr(config, "layer_types", None) is not None:
+            config.layer_types = config.layer_types[:num_layers]
         config.num_hidden_layers = num_layers
     if intermediate_size is not None:
         if not hasattr(config, "intermediate_size"):
@@ -115,8 +138,12 @@ class TextEncoder(nn.Module):
         num_layers: Only the first so many layers; None: all.
         intermediate_size: Of the layers, without pre-trained weights; None: as there.
         dropout: Of the transformer while training, in [0, 1).
-        implementation: "packed" computes without padding (BERT and DistilBERT, see
-            `PackedBackbone`); "transformers" runs any encoder of that library in length-sorted padded chunks.
+        implementation: "packed" computes without padding (BERT and DistilBERT, see `PackedBackbone`); "transformers"
+            runs any encoder or decoder of that library in length-sorted padded chunks.
+        pooling: What of the last layer is the embedding: the "mean" over the tokens, or with implementation
+            "transformers" the "last" token (the only one of a decoder that has seen all) or the first ("cls").
+        lora: With implementation "transformers": the settings of `add_adapters`, which are trained instead of the
+            transformer; None: it is trained itself.
         attention: transformers' `attn_implementation`, for implementation "transformers".
         chunk_tokens: Tokens, padding included, that go through the transformer at once.
         recompute: Keep nothing of a chunk for the backward pass but compute it again there: the memory of a step is
@@ -124,6 +151,9 @@ class TextEncoder(nn.Module):
             et al. 2021).
         compile: With implementation "transformers": compile the transformer with torch.compile. The first steps take
             minutes.
+
+    Raises:
+        ValueError: If a setting is none of those above, or goes with another implementation only.
 
     Source: section 3; mean pooling over tokens, section 4.2.
     """
@@ -137,6 +167,8 @@ class TextEncoder(nn.Module):
         intermediate_size: int | None = None,
         dropout: float = 0.0,
         implementation: Literal["packed", "transformers"] = "packed",
+        pooling: Pooling = "mean",
+        lora: Mapping[str, Any] | None = None,
         attention: str = "eager",
         chunk_tokens: int = 4096,
         recompute: bool = False,
@@ -145,8 +177,16 @@ class TextEncoder(nn.Module):
         super().__init__()
         if implementation not in ("packed", "transformers"):
             raise ValueError(f"expected encoder.implementation packed or transformers, got {implementation!r}")
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"expected encoder.pooling to be one of {get_args(Pooling)}, got {pooling!r}")
+        if implementation == "packed" and (pooling != "mean" or lora is not None or compile):
+            raise ValueError(
+                f"encoder.pooling={pooling}, encoder.lora={lora}, encoder.compile={compile}: pooling other than mean, "
+                "LoRA and compiling need encoder.implementation=transformers"
+            )
         self.source = source
-        self.backbone = load_backbone(
+        self.pooling = pooling
+        self.backbone: Any = load_backbone(
             source,
             pretrained=pretrained,
             num_layers=num_layers,
@@ -157,9 +197,9 @@ class TextEncoder(nn.Module):
         self.chunk_tokens = chunk_tokens
         self.recompute = recompute
         self.packed: PackedBackbone | None = None
+        if lora is not None:
+            self.backbone = add_adapters(self.backbone, **lora)
         if implementation == "packed":
-            if compile:
-                raise ValueError("encoder.compile=true goes with encoder.implementation=transformers only")
             self.packed = PackedBackbone(self.backbone, chunk_tokens=chunk_tokens, recompute=recompute)
         elif compile:
             self.backbone.compile(dynamic=True)
@@ -173,7 +213,11 @@ class TextEncoder(nn.Module):
     def max_length(self) -> int | None:
         """Most tokens of a text that the transformer has positions for; None: it has no such limit."""
         positions = getattr(self.backbone.config, "max_position_embeddings", None)
-        return None if positions == -1 else positions
+        if positions is None or positions == -1:
+            return None
+        # RoBERTa and its kin number positions from padding_idx + 1 on: of 514 there are 512
+        tables = (m for name, m in self.backbone.named_modules() if name.endswith("position_embeddings"))
+        return positions - max((table.padding_idx + 1 for table in tables if _skips_padding(table)), default=0)
 
     def forward(self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> Float[Tensor, "text d"]:
         """Encode texts of any lengths in any order.
@@ -217,18 +261,39 @@ class TextEncoder(nn.Module):
             input_ids = token_ids.new_zeros(mask.shape)
             input_ids[mask] = token_ids[start : start + int(chunk.sum())]
             if self.recompute and torch.is_grad_enabled():
-                pooled.append(checkpoint(self._mean_of_tokens, input_ids, mask, use_reentrant=False))
+                pooled.append(checkpoint(self._encode_chunk, input_ids, mask, use_reentrant=False))
             else:
-                pooled.append(self._mean_of_tokens(input_ids, mask))
+                pooled.append(self._encode_chunk(input_ids, mask))
             start += int(chunk.sum())
             first += count
         return torch.cat(pooled)
 
-    def _mean_of_tokens(
+    def _encode_chunk(
         self, input_ids: Int[Tensor, "text length"], mask: Bool[Tensor, "text length"]
     ) -> Float[Tensor, "text d"]:
         hidden = self.backbone(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
+        return pool(hidden, mask, self.pooling)
+
+
+def _skips_padding(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding) and module.padding_idx is not None
+
+
+def pool(
+    hidden: Float[Tensor, "text length d"], mask: Bool[Tensor, "text length"], pooling: Pooling
+) -> Float[Tensor, "text d"]:
+    """Return the mean of each text's tokens, its last or its first token ("cls"), float32.
+
+    Args:
+        hidden: Of every token, padding behind the text.
+        mask: False at padding; at least one token of a text is none.
+        pooling: Which.
+    """
+    if pooling == "mean":
         return (hidden.float() * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+    if pooling == "cls":
+        return hidden[:, 0].float()
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1].float()
 
 
 def gather_rows(lengths: Int[Tensor, " text"], order: Int[Tensor, " wanted"]) -> Int[Tensor, " token"]:
