@@ -73,7 +73,7 @@ class InitialisePrototypes(Callback):
 
     def _fingerprint(self, trainer: Trainer, module: Any, data: Any) -> str:
         digest = hashlib.blake2b(data.corpus.manifest["fingerprint"].encode(), digest_size=6)
-        digest.update(f"{trainer.precision} {module.encoder.packed is None}".encode())
+        digest.update(f"{trainer.precision} {module.encoder.packed is None} {module.encoder.pooling}".encode())
         digest.update(np.ascontiguousarray(data.sampler.query_ids).tobytes())
         for name, tensor in sorted(module.encoder.state_dict().items()):
             digest.update(name.encode())
