@@ -35,13 +35,11 @@ def rows(scale: float) -> Iterator[Row]:
     training = make_training(f"sampling.batch_size={size}")
     batches = iter(training.data.train_dataloader())
 
-    training.release()
     with PeakMemory() as memory:
-        for step in range(max(round(MEMORY_STEPS * scale), 4)):
+        steps = max(round(MEMORY_STEPS * scale), 4)
+        for _ in range(steps):
             training.step(next(batches))
-            if (step + 1) % training.release_every == 0:
-                training.release()
-    yield memory_target.row(memory.growth / 1e9, f"{step + 1} steps; gradients and optimiser state included")
+    yield memory_target.row(memory.growth / 1e9, f"{steps} steps; gradients and optimiser state included")
 
     batch: Batch
 

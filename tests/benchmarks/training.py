@@ -24,16 +24,12 @@ class Training(NamedTuple):
         data: Its data.
         optimizer: Of all its parameters.
         dtype: In which the configured precision computes.
-        release: Gives unused memory back to the system, as training does.
-        release_every: Steps between calls of `release`.
     """
 
     module: PrimeModule
     data: PrimeDataModule
     optimizer: Optimizer
     dtype: torch.dtype
-    release: Callable[[], None]
-    release_every: int
 
     def step(self, batch: Batch) -> None:
         """Do what the Trainer does for a step."""
@@ -59,6 +55,7 @@ def make_training(*overrides: str) -> Training:
     """Make what `python -m prime_xmc.train` with these settings would train; banks are not initialised."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
         config = hydra.compose("train", [*overrides, "run_dir=outputs/bench"])
+    instantiate(config.callbacks.memory).apply()
     data = make_data(config)
     module = make_module(config, data)
     module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
@@ -67,8 +64,6 @@ def make_training(*overrides: str) -> Training:
         data,
         optimizer=module.optimizer(module.parameter_groups()),
         dtype=torch.bfloat16 if config.trainer.precision.startswith("bf16") else torch.float32,
-        release=instantiate(config.callbacks.memory).release,
-        release_every=config.callbacks.memory.every_n_steps,
     )
 
 
