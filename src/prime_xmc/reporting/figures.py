@@ -85,7 +85,7 @@ def cost(study: Study) -> list[Panel]:
             if figure.data:
                 if kind == "pool":
                     pools = sorted({point for trace in figure.data for point in trace.x})
-                    figure.update_xaxes(type="log", tickvals=pools, ticktext=[f"{pool:,}" for pool in pools])
+                    figure.update_xaxes(type="log", tickvals=pools, ticktext=[f"{pool:,.0f}" for pool in pools])
                 panels.append(Panel(title, figure))
     return panels
 
@@ -145,7 +145,7 @@ def _by_epoch(study: Study, name: str) -> Panel | None:
     return Panel(f"validation {shown}" if name.startswith("val/") else shown, figure) if figure.data else None
 
 
-def _add_curve(figure: go.Figure, place: int, name: str, x: Sequence[float], by_run: np.ndarray) -> None:
+def _add_curve(figure: go.Figure, place: int, name: str, x: Sequence[float | int], by_run: np.ndarray) -> None:
     """Add the mean over runs and, of several, the band between lowest and highest."""
     if len(by_run) > 1:
         figure.add_scatter(
@@ -194,7 +194,8 @@ def _add_point(
 
 def _at(configuration: Configuration, kind: str) -> float | None:
     if kind == "pool":
-        return negative_pool(configuration)
+        pool = negative_pool(configuration)
+        return None if pool is None else float(pool)
     seconds = configuration.final(kind)
     return summary(seconds)[0] / 60 if seconds else None
 

@@ -255,7 +255,10 @@ def _group(name: str, corpus: Corpus | None, runs: Sequence[Run]) -> DatasetRuns
 
 
 def _names(configurations: Sequence[Sequence[Run]]) -> list[str]:
-    """Return a short name for each configuration: its experiment, and its overrides that not all the others share."""
+    """Return a short name for each configuration: its experiment, and its overrides that not all of them share.
+
+    All are of one data set, so its choice says nothing.
+    """
     given = [min((run.overrides for run in runs), key=len) for runs in configurations]
     shared = set.intersection(*(set(overrides.items()) for overrides in given)) if len(given) > 1 else set()
     keys = {key for overrides in given for key in overrides}
@@ -264,7 +267,7 @@ def _names(configurations: Sequence[Sequence[Run]]) -> list[str]:
     for overrides in given:
         parts = []
         for key, value in overrides.items():
-            if (key, value) in shared:
+            if (key, value) in shared or key == "dataset":
                 continue
             short = key.rpartition(".")[2]
             parts.append(value if key == "experiment" else f"{short if last[short] == 1 else key}={value}")

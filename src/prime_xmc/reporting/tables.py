@@ -153,7 +153,7 @@ def to_csv(table: Table) -> str:
     return text.getvalue()
 
 
-def summary(values: Sequence[float]) -> tuple[float, float | None]:
+def summary(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
     """Return mean and sample standard deviation, None for the latter of a single value."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from prime_xmc.data.corpus import Ragged
+from prime_xmc.metrics import SHOWN
+from prime_xmc.predictions import load_predictions, save_predictions
+from prime_xmc.reporting.runs import find_runs, group_runs, read_runs
+from prime_xmc.reporting.study import make_study
+
+
+def group(folder, *cache_dirs):
+    runs = [run for path in find_runs([f"{folder}/**"]) for run in read_runs(path)]
+    (found,) = group_runs(runs, cache_dirs)
+    return found
+
+
+def study(found, **given):
+    options = {"num_resamples": 300, "num_examples": 4, "seed": 0}
+    return make_study(found, found.configurations[0], **(options | given))
+
+
+def test_metrics_of_queries_give_the_recorded_ones(runs_dir, cache_dir):
+    found = group(runs_dir, cache_dir)
+    result = study(found)
+    for configuration in found.configurations:
+        for run, evaluation in zip(configuration.runs, result.evaluations[configuration.name], strict=True):
+            precision = evaluation.numerators[:, SHOWN.index("P@5")].sum() / (5 * 60)
+            assert precision == pytest.approx(run.metrics["test/P@5"], abs=1e-6)
+            assert evaluation.by_bin["P@5"].sum() == pytest.approx(run.metrics["test/P@5"])
+            assert evaluation.by_bin["PSP@5"].sum() == pytest.approx(run.metrics["test/PSP@5"])
+    assert sum(result.labels_of_bin) == 30
+    assert sum(result.positives_of_bin) == len(found.corpus.test.positives.values)
+
+
+def test_the_better_configuration_is_significantly_better(runs_dir, cache_dir):
+    found = group(runs_dir, cache_dir)
+    comparison = study(found).comparisons["batch_size=128", "P@5"]
+    means = [np.mean(configuration.final("test/P@5")) for configuration in found.configurations]
+    assert comparison.difference == pytest.approx(means[1] - means[0], abs=1e-6)
+    assert 0 < comparison.low < comparison.difference < comparison.high
+    assert comparison.p < 0.05
+
+
+def test_a_configuration_is_no_better_than_itself(tmp_path, write_run, cache_dir):
+    for number in range(2):
+        write_run(tmp_path / str(number), loss__gamma_min=number, overrides=(f"loss.gamma_min={number}",))
+    comparisons = study(group(tmp_path, cache_dir)).comparisons
+    assert {metric for _, metric in comparisons} == set(SHOWN)
+    assert {comparison.p for comparison in comparisons.values()} == {1.0}
+
+
+def test_examples_mark_hits(runs_dir, cache_dir, corpus):
+    result = study(group(runs_dir, cache_dir))
+    assert len(result.examples) == 4
+    labels = [text for _, text in corpus.labels()]
+    for example in result.examples:
+        assert example.text == f"<i>query {example.row}</i>"
+        assert example.positives == [labels[i] for i in corpus.test.positives[example.row]]
+        for predicted in example.predictions.values():
+            assert len(predicted) == 5
+            assert all(hit == (text in example.positives) for text, hit in predicted)
+
+
+def test_without_the_data_set_there_is_a_note(runs_dir, tmp_path):
+    result = study(group(runs_dir, tmp_path))
+    assert (result.evaluations, result.comparisons, result.examples) == ({}, {}, [])
+    assert "was not found" in result.notes[0]
+
+
+def test_without_predictions_there_is_a_note(runs_dir, cache_dir):
+    for number in range(3):
+        (runs_dir / str(number) / "predictions.npz").unlink()
+    result = study(group(runs_dir, cache_dir))
+    assert list(result.evaluations) == ["batch_size=128"]
+    assert result.notes[0].startswith("1 of 2 configurations have no predictions")
+
+
+def test_predictions_of_another_run_are_an_error(runs_dir, cache_dir):
+    (runs_dir / "0" / "predictions.npz").write_bytes((runs_dir / "5" / "predictions.npz").read_bytes())
+    with pytest.raises(ValueError, match=r"0/predictions\.npz: P@1 is .* but metrics\.json of the run says"):
+        study(group(runs_dir, cache_dir))
+
+
+def test_predictions_of_another_size_are_an_error(runs_dir, cache_dir):
+    path = runs_dir / "0" / "predictions.npz"
+    indices, scores = load_predictions(path)
+    save_predictions(path, indices[:10], scores[:10])
+    with pytest.raises(ValueError, match=r"0/predictions\.npz: predictions for 10 queries"):
+        study(group(runs_dir, cache_dir))
+
+
+def test_a_raw_file_that_has_changed_is_not_read(runs_dir, cache_dir, corpus):
+    found = group(runs_dir, cache_dir)
+    source = found.corpus.manifest["source"]
+    size = source["tst.json.gz"]["bytes"]
+    source["tst.json.gz"]["bytes"] = size + 1
+    assert {example.text for example in study(found).examples} == {None}
+
+
+def test_queries_without_labels_are_no_examples(runs_dir, cache_dir):
+    found = group(runs_dir, cache_dir)
+    assert isinstance(found.corpus.test.positives, Ragged)
+    rows = [example.row for example in study(found, num_examples=1000).examples]
+    assert rows == np.flatnonzero(found.corpus.test.positives.lengths).tolist()
