@@ -203,7 +203,7 @@ def test_the_configuration_of_a_run_runs_again(overrides, tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_leaves_a_folder_for_each_job(overrides, tmp_path):
-    quick = ["trainer.max_epochs=1", "hydra.sweep.dir=sweep"]
+    quick = ["trainer.max_epochs=1", "dataset.num_positives=2", "hydra.sweep.dir=sweep"]
     command_line(["-m", *overrides, *quick], "model=prime,prime_lite", "seed=1,2", cwd=tmp_path)
     found = [read_metrics(tmp_path / "sweep" / str(job)) for job in range(4)]
     assert [metrics["seed"] for metrics in found] == [1, 2, 1, 2]
