@@ -55,7 +55,8 @@ def test_wheel_carries_the_configuration_and_the_data(environment, tmp_path):
     assert module.is_relative_to(environment)
     assert conf == module.parent / "conf"
     assert files(conf) == files(ROOT / "conf")
-    assert files(module.parent / "datasets") == files(ROOT / "src" / "prime_xmc" / "datasets")
+    for folder in ("datasets", "reporting"):
+        assert files(module.parent / folder) == files(ROOT / "src" / "prime_xmc" / folder)
 
 
 def write_raw_files(folder: Path, num_queries: int = 200, num_labels: int = 40) -> None:
