@@ -18,7 +18,7 @@ from prime_xmc.data.prepare import prepare
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.files import write_json
 from prime_xmc.metrics import TABLE_WIDTH, evaluate, format_table, remove_filtered, search_unfiltered
-from prime_xmc.predict import expand_model, load_predictor
+from prime_xmc.predict import expand_model, load_scorer
 from prime_xmc.predictions import load_predictions, save_predictions
 from prime_xmc.prepare import open_corpus, raw_files
 
@@ -64,10 +64,14 @@ def run(config: DictConfig) -> dict[str, float]:
     if (config.model.dir is None) == (config.predictions is None):
         given = "neither" if config.model.dir is None else "both"
         raise ValueError(f"expected one of model=<run>/model and predictions=<file.npz>, got {given}")
+    if config.classifiers is not None and config.model.dir is None:
+        raise ValueError(
+            f"classifiers={config.classifiers} need the model that they were trained on: model=<run>/model"
+        )
     if config.model.dir is not None:
         name = str(config.model.dir)
-        predictor = load_predictor(config)
-        corpus = _model_corpus(config, predictor)
+        predictor = load_scorer(config)
+        corpus = model_corpus(config, predictor)
         indices, scores = rank(predictor, corpus.test)
     else:
         name = str(config.predictions)
@@ -77,7 +81,8 @@ def run(config: DictConfig) -> dict[str, float]:
     weights = inverse_propensity(corpus.label_frequency, len(corpus.train), constants.a, constants.b)
     metrics = evaluate(indices, corpus.test.positives, weights)
     # Where there is less room, lines that wrap are better than numbers that are cut.
-    Console(width=max(Console().width, TABLE_WIDTH)).print(format_table({Path(name).name: metrics}))
+    shown = Path(name).name if config.classifiers is None else f"{Path(name).name}, {config.scorer}"
+    Console(width=max(Console().width, TABLE_WIDTH)).print(format_table({shown: metrics}))
     results = {f"test/{metric}": value for metric, value in metrics.items()}
     if config.output is not None:
         write_json(Path(config.output).expanduser(), results)
@@ -86,8 +91,13 @@ def run(config: DictConfig) -> dict[str, float]:
     return results
 
 
-def _model_corpus(config: DictConfig, predictor: Predictor) -> Corpus:
-    """Prepare the data set with the model's own tokenizer and length, and check that its labels are the model's."""
+def model_corpus(config: DictConfig, predictor: Predictor) -> Corpus:
+    """Prepare the data set with the model's own tokenizer and length, and check that its labels are the model's.
+
+    Raises:
+        FileNotFoundError: If raw files are missing.
+        ValueError: If the labels are others.
+    """
     corpus = Corpus.open(
         prepare(
             raw_files(config.dataset),

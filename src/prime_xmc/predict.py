@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from prime_xmc.bundle import Prediction, Predictor
 from prime_xmc.configs import native_precision, run_app
 from prime_xmc.files import replacing
+from prime_xmc.scorers import use_classifiers
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,22 @@ def load_predictor(config: DictConfig) -> Predictor:
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     precision = native_precision(torch.device(device).type)
     return Predictor.load(config.model.dir, device=device, index=config.search, precision=precision)
+
+
+def load_scorer(config: DictConfig) -> Predictor:
+    """Load the model, and the classifiers that a configuration names, if it does.
+
+    Raises:
+        FileNotFoundError: If model or classifiers are missing.
+        ValueError: If the classifiers are not of this model, or another search than an exact one is asked for them.
+    """
+    predictor = load_predictor(config)
+    if config.classifiers is not None:
+        if config.search == "faiss":
+            raise ValueError("search=faiss: the exported index is of the prototypes; classifiers= takes search=exact")
+        model, directory = (Path(folder).expanduser() for folder in (config.model.dir, config.classifiers))
+        use_classifiers(predictor, model, directory, config.scorer)
+    return predictor
 
 
 def read_queries(lines: Iterable[bytes], name: str, text_field: str | None, *, as_json: bool) -> Iterator[str]:
@@ -130,7 +147,7 @@ def run(config: DictConfig) -> None:
     target = None if config.output is None else Path(config.output).expanduser()
     suffixes = [] if source is None else [suffix for suffix in source.suffixes[-2:] if suffix != ".gz"]
     as_json = config.text_field is not None or suffixes[-1:] in ([".jsonl"], [".json"])
-    predictor = load_predictor(config)
+    predictor = load_scorer(config)
     num_queries = 0
     try:
         with _open_input(source) as lines, _open_output(target) as out:
