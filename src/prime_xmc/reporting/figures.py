@@ -1,5 +1,6 @@
 """The figures of a report: small panels, a trace for each configuration, in the same colour in all of them."""
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from prime_xmc.reporting.tables import summary
 COLOURS = ("#3b82f6", "#e8710a", "#16a34a", "#d6409f", "#8b5cf6", "#0d9488", "#b08900", "#ef4444")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _SYMBOLS = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲"}
+_HOVER = "%{{fullData.name}}<br>{}<extra></extra>"
 _LEARNING = ("train/loss", "val/P@1", "val/P@5", "val/PSP@1", "val/PSP@5", "val/R@100")
 _AGAINST_COST = ("test/P@1", "test/PSP@5")
 _NOT_DIAGNOSTIC = ("train/loss",)
@@ -103,10 +105,10 @@ def label_frequency(study: Study) -> list[Panel]:
                     x=bin_names(),
                     y=means,
                     error_y=_error_bars(deviations),
-                    name=configuration.name,
+                    name=html.escape(configuration.name),
                     meta=place,
                     marker={"color": colour(place), "pattern": {"shape": _pattern(place)}},
-                    hovertemplate="%{x} training queries: %{y:.2f}",
+                    hovertemplate=_HOVER.format("%{x} training queries: %{y:.2f}"),
                 )
         if figure.data:
             figure.update_xaxes(type="category")
@@ -160,12 +162,12 @@ def _add_curve(figure: go.Figure, place: int, name: str, x: Sequence[float | int
     figure.add_scatter(
         x=list(x),
         y=by_run.mean(axis=0).tolist(),
-        name=name,
+        name=html.escape(name),  # plotly reads tags
         meta=place,
         mode="lines+markers",
         line={"color": colour(place), "dash": _cycle(_DASHES, place), "width": 2},
         marker={"symbol": list(_SYMBOLS)[place % len(_SYMBOLS)], "size": 6},
-        hovertemplate="%{y:.4~g}",
+        hovertemplate=_HOVER.format("%{y:.4~g}"),
     )
 
 
@@ -179,7 +181,7 @@ def _add_point(
         x=[at],
         y=[mean],
         error_y=_error_bars([deviation]),
-        name=configuration.name,
+        name=html.escape(configuration.name),
         meta=place,
         mode="markers",
         marker={
@@ -188,7 +190,7 @@ def _add_point(
             "size": float(size),
             "opacity": 0.85,
         },
-        hovertemplate=f"%{{x:,.1f}}: %{{y:.2f}} %<br>batch of {batch}" if batch else "%{x:,.1f}: %{y:.2f} %",
+        hovertemplate=_HOVER.format("%{y:.2f} % at %{x:,.1f}" + ("" if batch is None else f", batch of {batch}")),
     )
 
 

@@ -49,7 +49,7 @@ class Run:
         seed: Its seed.
         metrics: Content of metrics.json; None: the run has not finished.
         epochs: Rows of metrics.csv.
-        export: What its model folder says of its making (see `train.describe_run`); empty where there is none.
+        export: What its model folder says of its making (see `prime_xmc.runs.describe_run`); empty where there is none.
         status: How it stands: what a sweep has noted, or whether it is finished.
         predictions: The file of its predictions, where it has one.
     """

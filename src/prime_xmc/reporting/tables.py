@@ -70,7 +70,7 @@ class Table:
     title: str
     caption: str
     header: tuple[str, ...]
-    rows: list[tuple[Cell, ...]]
+    rows: Sequence[tuple[Cell, ...]]
     records: list[dict[str, Any]]
     num_text_columns: int = 1
 
