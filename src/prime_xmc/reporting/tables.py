@@ -323,7 +323,8 @@ def _cost(study: Study) -> Table:
     rows, records = [], []
     for configuration in study.runs.configurations:
         pool = negative_pool(configuration)
-        cells, record = [], {"configuration": configuration.name, "negative pool": pool}
+        cells: list[Cell] = []
+        record: dict[str, Any] = {"configuration": configuration.name, "negative pool": pool}
         for key, shown in columns.items():
             values = configuration.final(key)
             mean, deviation = summary(values) if values else (None, None)
