@@ -31,8 +31,8 @@ from prime_xmc.model.classifiers import ClassifierModule, Classifiers
 from prime_xmc.predict import expand_model, load_predictor
 from prime_xmc.predictions import save_predictions
 from prime_xmc.prepare import raw_files
+from prime_xmc.runs import describe_run, quiet_libraries
 from prime_xmc.scorers import SCORERS, encoder_digest, label_vectors, read_prototypes, save_classifiers
-from prime_xmc.train import describe_run, quiet_libraries
 
 _CHUNK = 4096  # queries encoded at once
 

@@ -1,27 +1,24 @@
 """`python -m prime_xmc.train`: prepare, train, test, export."""
 
-import logging
-import os
-import platform
 import resource
 import subprocess
 import sys
 import time
-import warnings
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hydra
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
 
+from prime_xmc import classify
 from prime_xmc.bundle import save_bundle, update_metrics
 from prime_xmc.callbacks import ExportModel
-from prime_xmc.configs import run_app
+from prime_xmc.configs import config_dir, run_app
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.files import write_json
@@ -29,9 +26,8 @@ from prime_xmc.metrics import TABLE_WIDTH, format_table
 from prime_xmc.model.module import PrimeModule
 from prime_xmc.predictions import save_predictions
 from prime_xmc.prepare import raw_files
+from prime_xmc.runs import describe_run, quiet_libraries
 from prime_xmc.sweeps import in_sweep, run_job
-
-logger = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
@@ -178,34 +174,29 @@ def run(config: DictConfig) -> Run:
         update_metrics(run_dir / "model", metrics)
         if module.test_predictions is not None:
             save_predictions(run_dir / "predictions.npz", *module.test_predictions)
+        if config.classify is not None:
+            metrics |= train_classifiers(config, run_dir)
         write_json(run_dir / "metrics.json", metrics)  # last: it says that the run is finished
         show(metrics, run_dir)
     return Run(metrics, module, data, trainer)
 
 
-def quiet_libraries() -> None:
-    """Leave out what libraries say to everybody: advertisements, which kernels they try, their own deprecations."""
-    for name in ("lightning.pytorch", "faiss.loader"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # a batch is built in a thousandth of the time of a step: workers would only cost memory
-    warnings.filterwarnings("ignore", message="The .* does not have many workers")
-    # the best checkpoint, which is the one thing that is lost then, is not kept here
-    warnings.filterwarnings("ignore", message="The dirpath has changed from")
-    warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated", category=FutureWarning)
+def train_classifiers(config: DictConfig, run_dir: Path) -> dict[str, float]:
+    """Train one-vs-all classifiers on the exported model of a run, in its folder classify/.
 
-
-def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
-    """Return what it takes to know how a model was made, as plain JSON."""
-    return {
-        "config": OmegaConf.to_container(config, resolve=True),
-        "dataset": data.corpus.manifest["name"],
-        "data_fingerprint": data.corpus.manifest["fingerprint"],
-        "seed": config.seed,
-        "torch_version": torch.__version__,
-        "prime_xmc_version": version("prime_xmc"),
-        "git_commit": _git_commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} processors",
-    }
+    Returns:
+        The metrics of the classifiers and of the ensemble, how many epochs they took and how long.
+    """
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+        stage = hydra.compose("classify", list(config.classify))
+    stage.dataset = OmegaConf.to_container(config.dataset, resolve=True)
+    stage.model.dir = str(run_dir / "model")
+    stage.run_dir = str(run_dir / "classify")
+    for key in ("seed", "test", "cache_dir"):
+        stage[key] = config[key]
+    metrics = classify.run(stage).metrics
+    scored = {name: value for name, value in metrics.items() if "/W/" in name or "/ensemble/" in name}
+    return scored | {f"classify/{name}": metrics[f"train/{name}"] for name in ("epochs", "seconds")}
 
 
 def show(metrics: dict[str, Any], run_dir: Path) -> None:
@@ -248,15 +239,6 @@ def _export(
         settings=settings,
         metrics=None,
     )
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the source, None where it is not a clone."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def main() -> None:
