@@ -25,8 +25,6 @@ from prime_xmc.model.prototypes import fill_mean_centroids
 
 logger = logging.getLogger(__name__)
 
-_M_MMAP_THRESHOLD = -3  # of malloc.h
-
 
 class InitialisePrototypes(Callback):
     """Before training: centroids, clusters of labels that share a free vector, and the memory of query embeddings.
@@ -163,30 +161,35 @@ class RebuildClusters(Callback):
         logger.info("epoch %d: %d clusters of about %d queries", epoch, num_clusters, size)
 
 
-class ReturnMemory(Callback):
-    """Has malloc take large blocks from the system one by one, and give each back when it is freed.
+class ReleaseMemory(Callback):
+    """Gives memory that malloc holds but nobody uses back to the system; on Linux with glibc, elsewhere nothing.
 
-    Every batch has tensors of its own sizes, between which the heap is left in pieces: it would grow to twice of what
-    is in use over the first hundred steps. On Linux with glibc; elsewhere nothing is done. It holds for the process.
+    Every batch has tensors of its own sizes, between which the heap is left in pieces. It would grow to twice of what
+    is in use over the first hundred steps.
 
     Args:
-        min_bytes: Size of the smallest block that counts as large.
+        every_n_steps: Training steps between releases. Pages that are given back cost time when they are needed again.
     """
 
-    def __init__(self, min_bytes: int):
-        self.min_bytes = min_bytes
+    def __init__(self, every_n_steps: int):
+        self.every_n_steps = every_n_steps
+        self._malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Set malloc up before anything is computed."""
-        self.apply()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Release if it is time."""
+        if (batch_idx + 1) % self.every_n_steps == 0:
+            self.release()
 
-    def apply(self) -> None:
-        """Set malloc up now."""
-        if sys.platform == "linux":
-            mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-            if mallopt is not None:
-                # a threshold that is set stays, while glibc's own rises to the largest block that was ever freed
-                mallopt(_M_MMAP_THRESHOLD, self.min_bytes)
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Release what validation needed."""
+        self.release()
+
+    def release(self) -> None:
+        """Release now."""
+        if self._malloc_trim is not None:
+            self._malloc_trim(0)
 
 
 class EpochTable(Callback):

@@ -118,6 +118,11 @@ def plan(config: DictConfig) -> Plan:
             f"texts of the probe are made up; a batch has {measured.labels_in_batch} labels, drawn uniformly: it has "
             "fewer where its queries share them"
         )
+        release = config.callbacks.get("memory")
+        if release is None or config.probe_steps < release.every_n_steps:
+            notes.append(
+                "the host's memory of a step rises until callbacks.memory gives it back: more than probed here"
+            )
     if num_processes > 1:
         notes.append(f"each of {num_processes} processes has all tables and encodes its share of a batch")
     if layout.on_gpu:
@@ -335,7 +340,7 @@ def probe(config: DictConfig, sizes: Sizes, batch_size: int) -> tuple[PrimeModul
 
 def _make_trainer(config: DictConfig, folder: str, callbacks: list[Any]) -> Any:
     """Make the configured Trainer, of which one process makes an epoch and leaves nothing behind."""
-    memory = config.callbacks.get("memory")
+    release = config.callbacks.get("memory")
     return instantiate(
         config.trainer,
         devices=1,
@@ -343,7 +348,7 @@ def _make_trainer(config: DictConfig, folder: str, callbacks: list[Any]) -> Any:
         strategy="auto",
         max_epochs=1,
         max_steps=-1,
-        callbacks=[*callbacks, *([instantiate(memory)] if memory else [])],
+        callbacks=[*callbacks, *([instantiate(release)] if release else [])],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

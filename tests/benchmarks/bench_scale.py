@@ -48,6 +48,7 @@ def rows(scale: float) -> Iterator[Row]:
         batches = iter(training.data.train_dataloader())
         for _ in range(max(int(MEMORY_STEPS * scale), 2)):
             training.step(next(batches))
+        training.release()
     module = training.module
     with tempfile.TemporaryDirectory(dir=ROOT / "outputs") as directory, PeakMemory() as saving:
         content = {"state_dict": module.state_dict(), "optimizer": training.optimizer.state_dict(), BANKS: module.banks}
@@ -110,6 +111,7 @@ def large_batch(batch_size: int) -> int:
     """Make two steps with chunks that are computed again; return the growth of the memory in bytes."""
     training = make_training(f"sampling.batch_size={batch_size}", "encoder.recompute=true")
     batches = iter(training.data.train_dataloader())
+    training.release()
     with PeakMemory() as memory:
         for _ in range(2):
             training.step(next(batches))

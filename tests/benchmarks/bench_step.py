@@ -35,11 +35,11 @@ def rows(scale: float) -> Iterator[Row]:
     training = make_training(f"sampling.batch_size={size}")
     batches = iter(training.data.train_dataloader())
 
+    training.release()
     with PeakMemory() as memory:
-        steps = max(round(MEMORY_STEPS * scale), 4)
-        for _ in range(steps):
+        for _ in range(max(round(MEMORY_STEPS * scale), 4)):
             training.step(next(batches))
-    yield memory_target.row(memory.growth / 1e9, f"{steps} steps; gradients and optimiser state included")
+    yield memory_target.row(memory.growth / 1e9, f"{training.num_steps} steps; gradients and optimiser state included")
 
     batch: Batch
 

@@ -1,7 +1,7 @@
 """A training step outside the Trainer, for benchmarks that time or weigh it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import hydra
 import torch
@@ -16,7 +16,8 @@ from prime_xmc.model.module import PrimeModule
 from prime_xmc.train import make_data, make_module
 
 
-class Training(NamedTuple):
+@dataclass
+class Training:
     """What a training step needs.
 
     Attributes:
@@ -24,12 +25,18 @@ class Training(NamedTuple):
         data: Its data.
         optimizer: Of all its parameters.
         dtype: In which the configured precision computes.
+        release: Gives unused memory back to the system, as training does.
+        release_every: Steps between calls of `release`.
+        num_steps: Steps so far.
     """
 
     module: PrimeModule
     data: PrimeDataModule
     optimizer: Optimizer
     dtype: torch.dtype
+    release: Callable[[], None]
+    release_every: int
+    num_steps: int = 0
 
     def step(self, batch: Batch) -> None:
         """Do what the Trainer does for a step."""
@@ -38,6 +45,9 @@ class Training(NamedTuple):
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.num_steps += 1
+        if self.num_steps % self.release_every == 0:
+            self.release()
 
     def backward(self, forward: Callable[[], Tensor]) -> None:
         """Compute embeddings, then the gradients of the sum of their squares, and forget those."""
@@ -55,7 +65,6 @@ def make_training(*overrides: str) -> Training:
     """Make what `python -m prime_xmc.train` with these settings would train; banks are not initialised."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
         config = hydra.compose("train", [*overrides, "run_dir=outputs/bench"])
-    instantiate(config.callbacks.memory).apply()
     data = make_data(config)
     module = make_module(config, data)
     module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
@@ -64,6 +73,8 @@ def make_training(*overrides: str) -> Training:
         data,
         optimizer=module.optimizer(module.parameter_groups()),
         dtype=torch.bfloat16 if config.trainer.precision.startswith("bf16") else torch.float32,
+        release=instantiate(config.callbacks.memory).release,
+        release_every=config.callbacks.memory.every_n_steps,
     )
 
 
