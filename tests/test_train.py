@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from prime_xmc.bundle import Predictor
+from prime_xmc.callbacks import RebuildClusters
 from prime_xmc.data.raw import read_records
 from prime_xmc.metrics import METRICS
 from prime_xmc.predictions import load_predictions
@@ -71,10 +72,25 @@ def files(run_dir: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def complete(overrides, compose, tmp_path_factory) -> tuple[Path, dict]:
-    """A whole run that keeps the checkpoint of every epoch: its folder and its metrics."""
+    """A whole run: its folder and its metrics."""
     run_dir = tmp_path_factory.mktemp("complete")
-    keep = ["callbacks.checkpoint.save_top_k=-1", "+callbacks.checkpoint.filename='{epoch}'"]
-    return run_dir, run(compose(*overrides, *keep, f"run_dir={run_dir}")).metrics
+    return run_dir, run(compose(*overrides, f"run_dir={run_dir}")).metrics
+
+
+@pytest.fixture(scope="module")
+def interrupted(overrides, compose, tmp_path_factory) -> Path:
+    """The folder of a run that ended in its third epoch, before the end of which it left a checkpoint."""
+    run_dir = tmp_path_factory.mktemp("interrupted")
+
+    def fail(self, trainer, module):
+        if trainer.current_epoch == 2:
+            raise RuntimeError("the machine is needed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RebuildClusters, "on_train_epoch_end", fail)
+        with pytest.raises(RuntimeError, match="the machine is needed"):
+            run(compose(*overrides, f"run_dir={run_dir}"))
+    return run_dir
 
 
 def test_a_run_leaves_what_the_readme_lists(complete):
@@ -138,14 +154,14 @@ def test_a_seed_gives_the_same_run_twice_and_another_seed_another(complete, over
     assert any(other[name] != metrics[name] for name in metrics if name.startswith("test/"))
 
 
-@pytest.mark.parametrize("checkpoint", ["epoch=1.ckpt", "last.ckpt"], ids=["half way", "after the last epoch"])
-def test_a_continued_run_ends_as_the_uninterrupted_one(complete, overrides, compose, tmp_path, checkpoint):
+@pytest.mark.parametrize("trained", ["half way", "to the end"])
+def test_a_continued_run_ends_as_the_uninterrupted_one(complete, interrupted, overrides, compose, tmp_path, trained):
     run_dir, metrics = complete
-    checkpoint = run_dir / "checkpoints" / checkpoint
+    checkpoint = (interrupted if trained == "half way" else run_dir) / "checkpoints" / "last.ckpt"
     continued = run(compose(*overrides, f"ckpt_path='{checkpoint}'", f"run_dir={tmp_path}")).metrics
     same = [name for name in metrics if name not in TIMES]
     assert {name: continued[name] for name in same} == {name: metrics[name] for name in same}
-    if checkpoint.name != "last.ckpt":
+    if trained == "half way":
         assert [int(row["epoch"]) for row in read_table(tmp_path)] == list(range(EPOCHS))
     for name in ("prototypes", "centroids"):
         files = (folder / "model" / f"{name}.safetensors" for folder in (run_dir, tmp_path))
