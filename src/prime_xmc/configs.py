@@ -11,6 +11,7 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from hydra.errors import (
@@ -123,6 +124,14 @@ def run_app(task: Callable[[DictConfig], Any], name: str) -> None:
         if isinstance(exit_.__context__, ConfigCompositionException):
             sys.stderr.write(f"\n{hint(exit_.__context__, configs, name)}\n")
         raise
+
+
+def compose(name: str, overrides: list[str]) -> DictConfig:
+    """Return the configuration that conf/<name>.yaml and overrides make, within an entry point or without one."""
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose(name, overrides)
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+        return hydra.compose(name, overrides)
 
 
 def expand_globs(arguments: list[str], configs: Path) -> list[str]:

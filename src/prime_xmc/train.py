@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hydra
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +17,7 @@ from torch import Tensor
 from prime_xmc import classify
 from prime_xmc.bundle import save_bundle, update_metrics
 from prime_xmc.callbacks import ExportModel
-from prime_xmc.configs import config_dir, run_app
+from prime_xmc.configs import compose, run_app
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.files import write_json
@@ -174,10 +173,10 @@ def run(config: DictConfig) -> Run:
         update_metrics(run_dir / "model", metrics)
         if module.test_predictions is not None:
             save_predictions(run_dir / "predictions.npz", *module.test_predictions)
+        show(metrics, run_dir)
         if config.classify is not None:
             metrics |= train_classifiers(config, run_dir)
         write_json(run_dir / "metrics.json", metrics)  # last: it says that the run is finished
-        show(metrics, run_dir)
     return Run(metrics, module, data, trainer)
 
 
@@ -187,8 +186,7 @@ def train_classifiers(config: DictConfig, run_dir: Path) -> dict[str, float]:
     Returns:
         The metrics of the classifiers and of the ensemble, how many epochs they took and how long.
     """
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        stage = hydra.compose("classify", list(config.classify))
+    stage = compose("classify", list(config.classify))
     stage.dataset = OmegaConf.to_container(config.dataset, resolve=True)
     stage.model.dir = str(run_dir / "model")
     stage.run_dir = str(run_dir / "classify")
