@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import hydra
 import jaxtyping
 import numpy as np
 import pytest
@@ -28,13 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., DictConfig]:
     """Composes the configuration of an entry point: compose("loss.gamma_min=0", name="train")."""
-    from prime_xmc.configs import config_dir  # after the hook
+    from prime_xmc import configs  # after the hook
 
-    def composed(*overrides: str, name: str = "train") -> DictConfig:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-            return hydra.compose(config_name=name, overrides=list(overrides))
-
-    return composed
+    return lambda *overrides, name="train": configs.compose(name, list(overrides))
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +82,20 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pairs = "".join(f"{row} {label}\n" for row, label in filtered)
         (directory / f"filter_labels_{split}.txt").write_text(pairs, encoding="utf-8")
     return directory
+
+
+@pytest.fixture(scope="session")
+def toy_settings(tiny_encoder_dir: Path, toy_dataset: Path) -> list[str]:
+    """Overrides with which prime_xmc.train trains the tiny encoder on the toy data set."""
+    return [
+        "encoder=local",
+        f"encoder.source={tiny_encoder_dir}",
+        "encoder.implementation=packed",
+        "dataset=custom",
+        f"dataset.dir={toy_dataset}",
+        "dataset.num_validation=40",
+        "dataset.num_free_vectors=8",
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -30,15 +30,9 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def toy(tiny_encoder_dir, toy_dataset, cache) -> list[str]:
+def toy(toy_settings, cache) -> list[str]:
     return [
-        "encoder=local",
-        f"encoder.source={tiny_encoder_dir}",
-        "encoder.implementation=packed",
-        "dataset=custom",
-        f"dataset.dir={toy_dataset}",
-        "dataset.num_validation=40",
-        "dataset.num_free_vectors=8",
+        *toy_settings,
         "dataset.max_length=24",
         "dataset.max_epochs=2",
         "sampling.batch_size=32",

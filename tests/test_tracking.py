@@ -31,15 +31,9 @@ class Fail(Callback):
 
 
 @pytest.fixture(scope="module")
-def overrides(tiny_encoder_dir, toy_dataset, tmp_path_factory) -> list[str]:
+def overrides(toy_settings, tmp_path_factory) -> list[str]:
     return [
-        "encoder=local",
-        f"encoder.source={tiny_encoder_dir}",
-        "encoder.implementation=packed",
-        "dataset=custom",
-        f"dataset.dir={toy_dataset}",
-        "dataset.num_validation=40",
-        "dataset.num_free_vectors=8",
+        *toy_settings,
         "dataset.validate_every=1",
         "sampling=random",
         "sampling.batch_size=32",

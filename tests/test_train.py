@@ -25,15 +25,9 @@ EPOCHS = 4
 
 
 @pytest.fixture(scope="module")
-def overrides(tiny_encoder_dir, toy_dataset, tmp_path_factory) -> list[str]:
+def overrides(toy_settings, tmp_path_factory) -> list[str]:
     return [
-        "encoder=local",
-        f"encoder.source={tiny_encoder_dir}",
-        "encoder.implementation=packed",
-        "dataset=custom",
-        f"dataset.dir={toy_dataset}",
-        "dataset.num_validation=40",
-        "dataset.num_free_vectors=8",
+        *toy_settings,
         "dataset.clusters={first_epoch:1,every_n_epochs:1,initial_size:4,double_at:[]}",
         "sampling.batch_size=32",
         "optimizer.lr=3e-3",

@@ -1,7 +1,6 @@
 """`python -m prime_xmc.classify`: the second stage, one-vs-all classifiers on the frozen encoder of a trained model."""
 
 import hashlib
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -21,7 +20,6 @@ from prime_xmc.bundle import Predictor
 from prime_xmc.configs import run_app
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.data.datamodule import PrimeDataModule
-from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.evaluate import TOP_K, model_corpus
 from prime_xmc.files import replace_folder, temporary_folder, write_json
 from prime_xmc.index.search import ExactSearch
@@ -30,8 +28,7 @@ from prime_xmc.model.banks import RowBank
 from prime_xmc.model.classifiers import ClassifierModule, Classifiers
 from prime_xmc.predict import expand_model, load_predictor
 from prime_xmc.predictions import save_predictions
-from prime_xmc.prepare import raw_files
-from prime_xmc.runs import describe_run, quiet_libraries
+from prime_xmc.runs import describe_run, describe_training, open_data, quiet_libraries
 from prime_xmc.scorers import SCORERS, encoder_digest, label_vectors, read_prototypes, save_classifiers
 
 _CHUNK = 4096  # queries encoded at once
@@ -69,23 +66,13 @@ def make_data(config: DictConfig, predictor: Predictor) -> PrimeDataModule:
             f"the model {config.model.dir} does not say which training queries were held out (no {error} in the "
             "settings of prime_config.json): expected one that prime_xmc.train has exported"
         ) from error
-    dataset, sampling = config.dataset, config.sampling
-    data = PrimeDataModule(
-        raw_files(dataset),
-        load_tokenizer(str(Path(config.model.dir).expanduser())),
+    return open_data(
+        config,
+        str(Path(config.model.dir).expanduser()),
         max_length=predictor.config["max_length"],
-        cache_dir=config.cache_dir,
-        propensity_a=dataset.propensity.a,
-        propensity_b=dataset.propensity.b,
-        batch_size=sampling.batch_size,
-        num_positives=sampling.num_positives,
-        positive_weighting=sampling.positive_weighting,
-        loss_positives=sampling.loss_positives,
         num_validation=num_validation,
         seed=seed,
     )
-    data.setup()
-    return data
 
 
 def embed(predictor: Predictor, tokens: Ragged, what: str) -> Float[Tensor, "text d"]:
@@ -187,13 +174,7 @@ def run(config: DictConfig) -> Run:
             indices, scores = rank(vectors, query_emb, test.filtered)
             save_predictions(run_dir / f"predictions_{scorer}.npz", indices, scores)
             metrics |= _named("test", scorer, evaluate(indices, test.positives, data.inverse_propensity))
-    metrics |= {
-        "train/epochs": trainer.current_epoch,
-        "train/seconds": seconds,
-        "train/queries_per_second": module.num_trained / seconds,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "num_parameters": sum(p.numel() for p in module.parameters()),
-    } | {name: settings[name] for name in ("torch_version", "prime_xmc_version", "seed", "git_commit")}
+    metrics |= describe_training(trainer, module, seconds, settings)
     write_json(run_dir / "metrics.json", metrics)
     show(metrics, run_dir)
     return Run(metrics, module, data)

@@ -1,8 +1,9 @@
-"""What all runs that train have in common: what they say of themselves, and what they leave out."""
+"""What all runs that train have in common: the data, what they say of themselves, and what they leave out."""
 
 import logging
 import os
 import platform
+import resource
 import subprocess
 import warnings
 from importlib.metadata import version
@@ -13,6 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.data.tokenizer import load_tokenizer
+from prime_xmc.prepare import raw_files
 
 
 def quiet_libraries() -> None:
@@ -21,9 +24,40 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # a batch is built in a thousandth of the time of a step: workers would only cost memory
     warnings.filterwarnings("ignore", message="The .* does not have many workers")
-    # the best checkpoint, which is the one thing that is lost then, is not kept here
+    # what is lost then is which checkpoint was the best: here it is the last one
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated", category=FutureWarning)
+
+
+def open_data(
+    config: DictConfig, tokenizer: str, *, max_length: int, num_validation: int, seed: int
+) -> PrimeDataModule:
+    """Make the data module of `dataset` and `sampling` and open its data, prepared if need be.
+
+    Args:
+        config: The configuration.
+        tokenizer: Folder or hub id.
+        max_length: Most tokens of a text.
+        num_validation: Training queries that are held out.
+        seed: Of the split and of sampling.
+    """
+    dataset, sampling = config.dataset, config.sampling
+    data = PrimeDataModule(
+        raw_files(dataset),
+        load_tokenizer(tokenizer),
+        max_length=max_length,
+        cache_dir=config.cache_dir,
+        propensity_a=dataset.propensity.a,
+        propensity_b=dataset.propensity.b,
+        batch_size=sampling.batch_size,
+        num_positives=sampling.num_positives,
+        positive_weighting=sampling.positive_weighting,
+        loss_positives=sampling.loss_positives,
+        num_validation=num_validation,
+        seed=seed,
+    )
+    data.setup()
+    return data
 
 
 def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
@@ -38,6 +72,24 @@ def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",
     }
+
+
+def describe_training(trainer: Any, module: Any, seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what metrics.json says of a training besides its metrics.
+
+    Args:
+        trainer: The Trainer, when it has trained.
+        module: What it has trained.
+        seconds: How long that took.
+        settings: What `describe_run` returned.
+    """
+    return {
+        "train/epochs": trainer.current_epoch,
+        "train/seconds": seconds,
+        "train/queries_per_second": module.num_trained / seconds,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "num_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+    } | {name: settings[name] for name in ("torch_version", "prime_xmc_version", "seed", "git_commit")}
 
 
 def _git_commit() -> str | None:

@@ -1,6 +1,5 @@
 """`python -m prime_xmc.train`: prepare, train, test, export."""
 
-import resource
 import subprocess
 import sys
 import time
@@ -19,13 +18,11 @@ from prime_xmc.bundle import save_bundle, update_metrics
 from prime_xmc.callbacks import ExportModel
 from prime_xmc.configs import compose, run_app
 from prime_xmc.data.datamodule import PrimeDataModule
-from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.files import write_json
 from prime_xmc.metrics import TABLE_WIDTH, format_table
 from prime_xmc.model.module import PrimeModule
 from prime_xmc.predictions import save_predictions
-from prime_xmc.prepare import raw_files
-from prime_xmc.runs import describe_run, quiet_libraries
+from prime_xmc.runs import describe_run, describe_training, open_data, quiet_libraries
 from prime_xmc.sweeps import in_sweep, run_job
 
 
@@ -47,23 +44,14 @@ class Run(NamedTuple):
 
 def make_data(config: DictConfig) -> PrimeDataModule:
     """Make the data module and open its data, prepared if need be."""
-    dataset, sampling = config.dataset, config.sampling
-    data = PrimeDataModule(
-        raw_files(dataset),
-        load_tokenizer(config.encoder.source),
+    dataset = config.dataset
+    return open_data(
+        config,
+        config.encoder.source,
         max_length=dataset.max_length,
-        cache_dir=config.cache_dir,
-        propensity_a=dataset.propensity.a,
-        propensity_b=dataset.propensity.b,
-        batch_size=sampling.batch_size,
-        num_positives=sampling.num_positives,
-        positive_weighting=sampling.positive_weighting,
-        loss_positives=sampling.loss_positives,
         num_validation=dataset.num_validation,
         seed=config.seed,
     )
-    data.setup()
-    return data
 
 
 def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
@@ -162,13 +150,7 @@ def run(config: DictConfig) -> Run:
     }
     if config.test:
         metrics |= trainer.test(module, datamodule=data, verbose=False)[0]
-    metrics |= {
-        "train/epochs": trainer.current_epoch,
-        "train/seconds": seconds,
-        "train/queries_per_second": module.num_trained / seconds,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "num_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-    } | {name: settings[name] for name in ("torch_version", "prime_xmc_version", "seed", "git_commit")}
+    metrics |= describe_training(trainer, module, seconds, settings)
     if trainer.is_global_zero:
         update_metrics(run_dir / "model", metrics)
         if module.test_predictions is not None:

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from common import PeakMemory, Row, Target, fresh_process, interleave, main, ratio
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from prime_xmc.configs import config_dir
+from prime_xmc.configs import compose
 from prime_xmc.data.prepare import prepare
 from prime_xmc.data.raw import RawFiles, read_records
 from prime_xmc.data.tokenizer import load_tokenizer
@@ -113,8 +112,7 @@ def _prepare(source: RawFiles, tokenizer: PreTrainedTokenizerFast, cache_dir: st
 
 
 def _config() -> DictConfig:
-    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        return compose("prepare")
+    return compose("prepare", [])
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import hydra
 import torch
 from hydra.utils import instantiate
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prime_xmc.configs import config_dir
+from prime_xmc.configs import compose
 from prime_xmc.data.batch import Batch
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.model.module import PrimeModule
@@ -63,8 +62,7 @@ class Training:
 
 def make_training(*overrides: str) -> Training:
     """Make what `python -m prime_xmc.train` with these settings would train; banks are not initialised."""
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        config = hydra.compose("train", [*overrides, "run_dir=outputs/bench"])
+    config = compose("train", [*overrides, "run_dir=outputs/bench"])
     data = make_data(config)
     module = make_module(config, data)
     module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]

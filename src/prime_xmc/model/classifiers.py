@@ -17,8 +17,9 @@ from prime_xmc.data.corpus import Split
 from prime_xmc.metrics import search_unfiltered
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.losses import Contrast
-from prime_xmc.model.metrics import XMCMetrics
+from prime_xmc.model.metrics import XMCMetrics, log_metrics
 from prime_xmc.model.module import TOP_K, Searcher
+from prime_xmc.model.optimizers import with_warmup
 
 _GATHERED = 2**26  # bytes of label vectors that are gathered at once, see `pair_similarity`
 
@@ -239,16 +240,10 @@ class ClassifierModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation queries."""
-        values = {f"val/W/{name}": value for name, value in self.metrics.compute().items()}
-        self.metrics.reset()
-        self.log("val/W/P@1", values.pop("val/W/P@1"), prog_bar=True)
-        self.log_dict(values)
+        log_metrics(self, self.metrics, "val/W")
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule by step."""
         optimizer = self.optimizer(self.parameters())
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self.scheduler(
-            optimizer, num_warmup_steps=round(self.warmup_fraction * steps), num_training_steps=steps
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return with_warmup(optimizer, self.scheduler, num_steps=steps, warmup_fraction=self.warmup_fraction)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -93,42 +93,6 @@ class Triplet(Contrast):
         """Return `triplet_loss`, and the fractions of violators and of clipped margins."""
         loss, stats = triplet_loss(similarity, positives, negatives, self)
         return loss, {"violators": stats.violators, "clipped_margins": stats.clipped}
-
-
-@dataclass(frozen=True, kw_only=True)
-class InfoNCE(Contrast):
-    """`info_nce`: an anchor's positive against all of its candidates, its other positives included."""
-
-    temperature: float = 0.05
-    num_negatives: int | None = None
-
-    def __call__(
-        self,
-        similarity: Float[Tensor, "anchor candidate"],
-        positives: Bool[Tensor, "anchor candidate"],
-        negatives: Bool[Tensor, "anchor candidate"],
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return `info_nce` over the hardest negatives, and nothing else to log."""
-        negatives = hardest_negatives(similarity, negatives, self.num_negatives)
-        return info_nce(similarity, positives, negatives, self.temperature), {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoupledSoftmax(Contrast):
-    """`decoupled_softmax`: an anchor's positive against its negatives alone."""
-
-    temperature: float = 0.05
-    num_negatives: int | None = None
-
-    def __call__(
-        self,
-        similarity: Float[Tensor, "anchor candidate"],
-        positives: Bool[Tensor, "anchor candidate"],
-        negatives: Bool[Tensor, "anchor candidate"],
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return `decoupled_softmax` over the hardest negatives, and nothing else to log."""
-        negatives = hardest_negatives(similarity, negatives, self.num_negatives)
-        return decoupled_softmax(similarity, positives, negatives, self.temperature), {}
 
 
 class TripletStats(NamedTuple):
@@ -306,6 +270,37 @@ def _log_sum_exp(
 ) -> Float[Tensor, " anchor"]:
     # not -inf: its gradient would be NaN where the mask is empty
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).logsumexp(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxContrast(Contrast):
+    """A softmax loss over the hardest negatives."""
+
+    temperature: float = 0.05
+    num_negatives: int | None = None
+    loss: ClassVar[Callable[..., Tensor]]
+
+    def __call__(
+        self,
+        similarity: Float[Tensor, "anchor candidate"],
+        positives: Bool[Tensor, "anchor candidate"],
+        negatives: Bool[Tensor, "anchor candidate"],
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return the loss, and nothing else to log."""
+        negatives = hardest_negatives(similarity, negatives, self.num_negatives)
+        return self.loss(similarity, positives, negatives, self.temperature), {}
+
+
+class InfoNCE(SoftmaxContrast):
+    """`info_nce`: an anchor's positive against all of its candidates, its other positives included."""
+
+    loss = staticmethod(info_nce)
+
+
+class DecoupledSoftmax(SoftmaxContrast):
+    """`decoupled_softmax`: an anchor's positive against its negatives alone."""
+
+    loss = staticmethod(decoupled_softmax)
 
 
 def regulariser(

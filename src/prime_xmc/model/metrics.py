@@ -1,5 +1,7 @@
 """The ranking metrics for the Trainer. Apart from the functions, since torchmetrics takes seconds to import."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float64, Int
@@ -36,3 +38,18 @@ class XMCMetrics(Metric):
     def compute(self) -> dict[str, float]:
         """Return every metric over the queries seen so far, as ``evaluate`` does."""
         return quotients(self.sums.cpu().numpy())
+
+
+def log_metrics(module: Any, metrics: XMCMetrics, prefix: str) -> None:
+    """Log what the metrics of a LightningModule come to, P@1 in the progress bar too, and start them anew.
+
+    Args:
+        module: What logs.
+        metrics: Of the queries of an epoch.
+        prefix: Of their names, such as "val".
+    """
+    values = {f"{prefix}/{name}": value for name, value in metrics.compute().items()}
+    metrics.reset()
+    shown = f"{prefix}/P@1"
+    module.log(shown, values.pop(shown), prog_bar=True)
+    module.log_dict(values)

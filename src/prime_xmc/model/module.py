@@ -20,8 +20,8 @@ from prime_xmc.metrics import search_unfiltered
 from prime_xmc.model.banks import BANKS, RowBank
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.losses import PrimeLoss
-from prime_xmc.model.metrics import XMCMetrics
-from prime_xmc.model.optimizers import clip_gradients
+from prime_xmc.model.metrics import XMCMetrics, log_metrics
+from prime_xmc.model.optimizers import clip_gradients, with_warmup
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.model.sharded import encode_sharded
 
@@ -237,11 +237,11 @@ class PrimeModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation queries."""
-        self._log_metrics("val")
+        log_metrics(self, self.metrics, "val")
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the test queries and put their predictions in order."""
-        self._log_metrics("test")
+        log_metrics(self, self.metrics, "test")
         ids, indices, scores = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
         order = np.argsort(ids)
         self.test_predictions = indices[order], scores[order]
@@ -253,13 +253,6 @@ class PrimeModule(LightningModule):
         found, scores = search_unfiltered(self.searcher.search, query_emb, queries.filtered.take(ids), TOP_K)
         self.metrics.update(found, queries.positives.take(ids))
         return found, scores
-
-    def _log_metrics(self, stage: str) -> None:
-        values = {f"{stage}/{name}": value for name, value in self.metrics.compute().items()}
-        self.metrics.reset()
-        shown = f"{stage}/P@1"
-        self.log(shown, values.pop(shown), prog_bar=True)
-        self.log_dict(values)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return matrices, which decay; biases and norms; and free vectors, whose gradient is sparse."""
@@ -276,7 +269,4 @@ class PrimeModule(LightningModule):
         """Return the optimiser and its schedule by step."""
         optimizer = self.optimizer(self.parameter_groups())
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self.scheduler(
-            optimizer, num_warmup_steps=round(self.warmup_fraction * steps), num_training_steps=steps
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return with_warmup(optimizer, self.scheduler, num_steps=steps, warmup_fraction=self.warmup_fraction)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 
 class DenseAndSparse(Optimizer):
@@ -88,3 +89,19 @@ def clip_gradients(parameters: Iterable[Tensor], value: float, algorithm: str = 
             gradient.clamp_(-value, value)
     else:
         raise ValueError(f"expected trainer.gradient_clip_algorithm norm or value, got {algorithm!r}")
+
+
+def with_warmup(
+    optimizer: Optimizer, scheduler: Callable[..., LRScheduler], *, num_steps: int, warmup_fraction: float
+) -> dict[str, Any]:
+    """Return an optimiser and its schedule by step, as `LightningModule.configure_optimizers` does.
+
+    Args:
+        optimizer: The optimiser.
+        scheduler: Makes the schedule from optimiser, num_warmup_steps and num_training_steps.
+        num_steps: Of the whole training.
+        warmup_fraction: Share of them in which the learning rate rises.
+    """
+    num_warmup = round(warmup_fraction * num_steps)
+    schedule = scheduler(optimizer, num_warmup_steps=num_warmup, num_training_steps=num_steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
