@@ -128,7 +128,7 @@ def run(config: DictConfig) -> Run:
     run_dir.mkdir(parents=True, exist_ok=True)
     predictor = load_predictor(config)
     data = make_data(config, predictor)
-    settings = describe_run(config, data)
+    settings = describe_run(config, data) | {"model": predictor.config["settings"]["config"]}
     digest, prototypes = encoder_digest(model), read_prototypes(model)
     module = ClassifierModule(
         Classifiers(prototypes),

@@ -2,14 +2,14 @@
 
 The limit of a step is forward and backward of the bare encoder, without padding, over the same tokens in the same
 precision. The bare encoder itself is compared with transformers' own model (`eager`), on texts of equal length, which
-neither has to pad.
+neither has to pad. What torch.compile makes of transformers' model (`encoder.compile=true`) is shown on a step's texts.
 """
 
 import statistics
 from collections.abc import Iterator
 
 import torch
-from common import PeakMemory, Row, Target, interleave, main, ratio
+from common import PeakMemory, Row, Target, interleave, main, ratio, seconds_of
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from training import Training, make_training, texts_of
@@ -22,6 +22,7 @@ TARGETS = (
     Target("building the batch, of a step", "≤", 1, "%"),
     Target("padding: multiplications computed / needed by real tokens", "≤", 1.03, "x"),
     Target("bare encoder: speed against transformers eager, 256 × 20 tokens", ">", 1, "x"),
+    Target("encoder.compile: speed against transformers' model not compiled, a step's texts", "shown", 0, "x"),
 )
 MEMORY_STEPS = 40
 STEPS = 10
@@ -30,7 +31,7 @@ BATCH_SIZE, EAGER_TEXTS, EAGER_LENGTH = 512, 256, 20
 
 
 def rows(scale: float) -> Iterator[Row]:
-    memory_target, step_target, build_target, padding_target, eager_target = TARGETS
+    memory_target, step_target, build_target, padding_target, eager_target, compile_target = TARGETS
     size, texts = (max(round(count * scale), 8) for count in (BATCH_SIZE, EAGER_TEXTS))
     training = make_training(f"sampling.batch_size={size}")
     batches = iter(training.data.train_dataloader())
@@ -76,6 +77,19 @@ def rows(scale: float) -> Iterator[Row]:
     )
     seconds = ", ".join(f"{statistics.median(times):.3f} s" for times in (packed_seconds, eager_seconds))
     yield eager_target.row(ratio(eager_seconds, packed_seconds), f"forward and backward, median of {rounds}; {seconds}")
+
+    plain, compiled = (
+        make_training("encoder.implementation=transformers", f"encoder.compile={flag}") for flag in (False, True)
+    )
+
+    def encode(own: Training) -> None:
+        own.backward(lambda: own.module.encoder(batch.token_ids, batch.lengths))
+
+    compilation = seconds_of(lambda: encode(compiled))
+    compiled_seconds, plain_seconds = interleave(rounds, lambda: encode(compiled), lambda: encode(plain))
+    seconds = ", ".join(f"{statistics.median(times):.2f} s" for times in (compiled_seconds, plain_seconds))
+    note = f"forward and backward, median of {rounds}; {seconds}; the first call compiles, {compilation:.0f} s"
+    yield compile_target.row(ratio(plain_seconds, compiled_seconds), note)
 
 
 def multiplications(training: Training, batch: Batch) -> tuple[int, int, int, int]:

@@ -79,6 +79,40 @@ class TestRead:
         assert weights.overrides["scorer"] == "W"
         assert theta.fingerprint() != weights.fingerprint()
 
+    def test_a_run_with_a_second_stage_is_also_one_for_each_of_its_scorers(self, tmp_path, write_run):
+        path = write_run(tmp_path / "run", overrides=("classify=[]",))
+        metrics = {"test/P@1": 0.1, "test/W/P@1": 0.2, "test/ensemble/P@1": 0.3}
+        times = {"train/seconds": 5, "classify/seconds": 2}
+        (path / "metrics.json").write_text(json.dumps(metrics | times))
+        (path / "classify").mkdir()
+        (path / "classify" / "predictions_W.npz").write_bytes((path / "predictions.npz").read_bytes())
+        (path / "classify" / "metrics.csv").write_text("epoch,train/loss,val/W/P@1\n0,0.5,0.25\n")
+        first, weights, ensemble = read_runs(path)
+        assert first.metrics == {"test/P@1": 0.1, **times}
+        assert weights.metrics == {"test/P@1": 0.2, "train/seconds": 7, "classify/seconds": 2}
+        assert ensemble.metrics == {"test/P@1": 0.3, "train/seconds": 7, "classify/seconds": 2}
+        assert first.predictions == path / "predictions.npz"
+        assert (weights.predictions, ensemble.predictions) == (path / "classify" / "predictions_W.npz", None)
+        assert first.epochs[0]["train/violators"] == 0.9
+        assert weights.epochs == [{"epoch": 0, "train/loss": 0.5, "val/P@1": 0.25}]
+        assert [run.overrides.get("scorer") for run in (first, weights, ensemble)] == [None, "W", "ensemble"]
+
+    def test_classifiers_of_models_that_differ_in_their_seed_are_of_one_configuration(self, tmp_path, write_run):
+        paths = []
+        for number, (seed, gamma_min) in enumerate([(1, 0.1), (2, 0.1), (1, 0.3)]):
+            path = write_run(tmp_path / str(number), model__dir=f"run{number}/model")
+            (path / "metrics.json").write_text(json.dumps({"test/W/P@1": 0.5}))
+            (path / "model" / "prime_config.json").unlink()
+            (path / "classifiers").mkdir()
+            model = {"seed": seed, "loss": {"gamma_min": gamma_min}, "run_dir": f"run{number}"}
+            settings = {"settings": {"config": {}, "model": model}}
+            (path / "classifiers" / "classifiers.json").write_text(json.dumps(settings))
+            paths.append(path)
+        first, other_seed, other_margin = (read_runs(path)[0] for path in paths)
+        assert [run.seed for run in (first, other_seed, other_margin)] == [1, 2, 1]
+        assert first.fingerprint() == other_seed.fingerprint() != other_margin.fingerprint()
+        assert first.settings["model.loss.gamma_min"] == 0.1
+
 
 class TestGroup:
     def test_by_configuration_and_seed(self, runs_dir, cache_dir):

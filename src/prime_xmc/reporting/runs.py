@@ -23,7 +23,8 @@ _CONFIG = Path(".hydra", "config.yaml")
 _OVERRIDES = Path(".hydra", "overrides.yaml")
 _EXPORT = Path("model", "prime_config.json")
 _CLASSIFIERS = Path("classifiers", "classifiers.json")
-_OF_SCORER = re.compile(r"(?:val|test)/(\w+)/.+")
+_STAGE = "classify"  # folder of a second stage within the run of the first
+_MEASURED = re.compile(r"(val|test)/(?:(\w+)/)?([^/]+)")  # split, scorer if it is one of several, metric
 _JOB = "job.json"  # of a sweep
 # Where a run is, what else it says, and its seed: two runs that differ in nothing else are of one configuration.
 _APART = ("seed", "run_dir", "cache_dir", "ckpt_path", "export_every_n_epochs", "bank.directory")
@@ -37,7 +38,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run folder, or one of the scorers in the folder of one-vs-all classifiers.
+    """A run folder, or one of the scorers in a folder that has one-vs-all classifiers.
 
     Attributes:
         path: The folder.
@@ -138,7 +139,9 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
 
 
 def read_runs(path: Path) -> list[Run]:
-    """Read a run folder; one of classifiers holds several runs, one for each scorer.
+    """Read a run folder; one with classifiers holds several runs, one for each scorer.
+
+    Classifiers of a model that another run has trained are configured as both, and their seed is that of the model.
 
     Raises:
         ValueError: If one of its files is damaged; the message names it.
@@ -146,10 +149,15 @@ def read_runs(path: Path) -> list[Run]:
     config = _load_yaml(path / _CONFIG)
     overrides = _load_yaml(path / _OVERRIDES) if (path / _OVERRIDES).is_file() else []
     metrics, export, job = (_load_json(path / name) for name in ("metrics.json", _EXPORT, _JOB))
-    export = export or _load_json(path / _CLASSIFIERS)
+    export = (export or _load_json(path / _CLASSIFIERS) or {}).get("settings", {})
     try:
         seed = int(config["seed"])
         settings, derived = _resolve(config)
+        if "model" in export:
+            own = settings | {"seed": seed}
+            seed = int(export["model"]["seed"])
+            settings = own | {f"model.{key}": value for key, value in _resolve(export["model"])[0].items()}
+            del settings["model.dir"]
         dataset = str(settings["dataset.name"])
     except (KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
         raise ValueError(f"{path / _CONFIG}: not the configuration of a training run ({error!r})") from error
@@ -162,12 +170,16 @@ def read_runs(path: Path) -> list[Run]:
         seed=seed,
         metrics=metrics,
         epochs=_read_epochs(path / "metrics.csv"),
-        export={} if export is None else export.get("settings", {}),
+        export=export,
         status=_status(metrics, job),
         predictions=_file(path / "predictions.npz"),
     )
-    scorers = dict.fromkeys(match[1] for name in metrics or {} if (match := _OF_SCORER.fullmatch(name)))
-    return [_of_scorer(run, scorer) for scorer in scorers] or [run]
+    found = [match for name in metrics or {} if (match := _MEASURED.fullmatch(name))]
+    scorers = dict.fromkeys(match[2] for match in found)
+    if None not in scorers:  # second stages, and runs that have not measured anything
+        return [_of_scorer(run, path, scorer) for scorer in scorers] or [run]
+    later = [_of_scorer(_with_stage(run), path / _STAGE, scorer) for scorer in scorers if scorer is not None]
+    return [replace(run, metrics=_own(run.metrics or {}, None)), *later]
 
 
 def group_runs(runs: Iterable[Run], cache_dirs: Sequence[Path]) -> list[DatasetRuns]:
@@ -366,25 +378,35 @@ def _read_epochs(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _of_scorer(run: Run, scorer: str) -> Run:
+def _of_scorer(run: Run, stage: Path, scorer: str) -> Run:
     """Return what a run of classifiers says of one scorer, under the names that other runs use."""
-
-    def own(values: Mapping[str, Any]) -> dict[str, Any]:
-        named = {name: (_OF_SCORER.fullmatch(name), value) for name, value in values.items()}
-        return {
-            name.replace(f"/{scorer}/", "/"): value
-            for name, (match, value) in named.items()
-            if match is None or match[1] == scorer
-        }
-
     return replace(
         run,
         settings=run.settings | {"scorer": scorer},
         overrides=run.overrides | {"scorer": scorer},
-        metrics=own(run.metrics or {}),
-        epochs=[own(row) for row in run.epochs],
-        predictions=_file(run.path / f"predictions_{scorer}.npz"),
+        metrics=_own(run.metrics or {}, scorer),
+        epochs=[_own(row, scorer) for row in _read_epochs(stage / "metrics.csv")],
+        predictions=_file(stage / f"predictions_{scorer}.npz"),
     )
+
+
+def _with_stage(run: Run) -> Run:
+    """Return a run with the time of its second stage added to that of the first."""
+    metrics = dict(run.metrics or {})
+    times = [metrics[name] for name in ("train/seconds", "classify/seconds") if name in metrics]
+    return replace(run, metrics=metrics | {"train/seconds": sum(times)})
+
+
+def _own(values: Mapping[str, Any], scorer: str | None) -> dict[str, Any]:
+    """Return what is not measured by scorer, and what is measured of one, without its name."""
+    result = {}
+    for name, value in values.items():
+        match = _MEASURED.fullmatch(name)
+        if match is None:
+            result[name] = value
+        elif match[2] == scorer:
+            result[f"{match[1]}/{match[3]}"] = value
+    return result
 
 
 def _file(path: Path) -> Path | None:
