@@ -23,7 +23,7 @@ from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.evaluate import TOP_K, model_corpus
 from prime_xmc.files import replace_folder, temporary_folder, write_json
 from prime_xmc.index.search import ExactSearch
-from prime_xmc.metrics import TABLE_WIDTH, evaluate, format_table, search_unfiltered
+from prime_xmc.metrics import evaluate, print_table, search_unfiltered
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.classifiers import ClassifierModule, Classifiers
 from prime_xmc.predict import expand_model, load_predictor
@@ -187,8 +187,6 @@ def classify(config: DictConfig) -> float | None:
 
 def show(metrics: Mapping[str, Any], run_dir: Path) -> None:
     """Print the results of a run."""
-    # Where there is less room, lines that wrap are better than numbers that are cut.
-    console = Console(width=max(Console().width, TABLE_WIDTH))
     for stage, shown in (("val", "validation"), ("test", "test")):
         rows: dict[str, dict[str, float]] = {}
         for scorer in SCORERS:
@@ -196,9 +194,8 @@ def show(metrics: Mapping[str, Any], run_dir: Path) -> None:
             row = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
             if row:
                 rows[f"{shown}, {scorer}"] = row
-        if rows:  # a table a stage: the best of a column is among rows of the same queries
-            console.print(format_table(rows))
-    console.print(f"{metrics['train/epochs']} epochs in {metrics['train/seconds']:.0f} s. Run folder: {run_dir}")
+        print_table(rows)  # a table a stage: the best of a column is among rows of the same queries
+    Console().print(f"{metrics['train/epochs']} epochs in {metrics['train/seconds']:.0f} s. Run folder: {run_dir}")
 
 
 def _named(stage: str, scorer: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from prime_xmc.data.corpus import Corpus, Split
 from prime_xmc.data.prepare import prepare
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.files import write_json
-from prime_xmc.metrics import TABLE_WIDTH, evaluate, format_table, remove_filtered, search_unfiltered
+from prime_xmc.metrics import evaluate, print_table, remove_filtered, search_unfiltered
 from prime_xmc.predict import expand_model, load_scorer
 from prime_xmc.predictions import load_predictions, save_predictions
 from prime_xmc.prepare import open_corpus, raw_files
@@ -80,9 +80,8 @@ def run(config: DictConfig) -> dict[str, float]:
     constants = config.dataset.propensity
     weights = inverse_propensity(corpus.label_frequency, len(corpus.train), constants.a, constants.b)
     metrics = evaluate(indices, corpus.test.positives, weights)
-    # Where there is less room, lines that wrap are better than numbers that are cut.
     shown = Path(name).name if config.classifiers is None else f"{Path(name).name}, {config.scorer}"
-    Console(width=max(Console().width, TABLE_WIDTH)).print(format_table({shown: metrics}))
+    print_table({shown: metrics})
     results = {f"test/{metric}": value for metric, value in metrics.items()}
     if config.output is not None:
         write_json(Path(config.output).expanduser(), results)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Num
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -22,7 +23,7 @@ METRICS = (
     *(f"R@{k}" for k in (10, 100)),
 )
 SHOWN = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@3", "PSP@5", "R@10", "R@100")
-TABLE_WIDTH = 100  # characters that a line of the table of results needs
+_TABLE_WIDTH = 100  # characters that a line of the table of results needs
 _DEEPEST_GAIN = 5  # the largest k of the metrics that look at gains
 _DEEPEST = 100  # the largest k of all
 
@@ -344,6 +345,13 @@ def format_table(methods: Mapping[str, Mapping[str, float]]) -> Table:
         ]
         table.add_row(Text(method), *cells)
     return table
+
+
+def print_table(methods: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the table that ``format_table`` makes; one without rows is left out."""
+    if methods:
+        # Where there is less room, lines that wrap are better than numbers that are cut.
+        Console(width=max(Console().width, _TABLE_WIDTH)).print(format_table(methods))
 
 
 def metric_sums(

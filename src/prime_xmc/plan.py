@@ -332,6 +332,7 @@ def probe(config: DictConfig, sizes: Sizes, batch_size: int) -> tuple[PrimeModul
         num_batches=num_steps,
         num_positives=config.sampling.num_positives,
         loss_positives=config.sampling.loss_positives,
+        more_queries_per_label=config.sampling.more_queries_per_label,
     )
     with tempfile.TemporaryDirectory() as folder:
         make_trainer = partial(_make_trainer, config, folder)

@@ -70,7 +70,13 @@ def _random_texts(
 
 
 def batches(
-    corpus: Corpus, *, batch_size: int, num_batches: int, num_positives: int, loss_positives: LossPositives
+    corpus: Corpus,
+    *,
+    batch_size: int,
+    num_batches: int,
+    num_positives: int,
+    loss_positives: LossPositives,
+    more_queries_per_label: int = 0,
 ) -> DataLoader:
     """Return a loader of batches of the corpus's queries, one after the other, with uniformly drawn labels."""
     rng = np.random.default_rng(0)
@@ -79,7 +85,14 @@ def batches(
     for query_ids in np.arange(num_batches * batch_size).reshape(num_batches, batch_size):
         ids = np.unique(query_ids % len(corpus.train))
         items.append((ids, draw_positives(corpus.train.positives, weight, ids, num_positives, rng)))
-    builder = BatchBuilder(corpus.train, corpus.label_tokens, loss_positives=loss_positives)
+    pairs = corpus.train.positives
+    builder = BatchBuilder(
+        corpus.train,
+        corpus.label_tokens,
+        loss_positives=loss_positives,
+        num_more=more_queries_per_label,
+        queries_of_label=Ragged.grouped(pairs.values, pairs.row_ids(), corpus.num_labels),
+    )
     return DataLoader(builder, sampler=items, batch_size=None)
 
 

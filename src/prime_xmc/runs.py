@@ -53,6 +53,7 @@ def open_data(
         num_positives=sampling.num_positives,
         positive_weighting=sampling.positive_weighting,
         loss_positives=sampling.loss_positives,
+        more_queries_per_label=sampling.more_queries_per_label,
         num_validation=num_validation,
         seed=seed,
     )

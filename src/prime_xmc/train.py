@@ -19,7 +19,7 @@ from prime_xmc.callbacks import ExportModel
 from prime_xmc.configs import compose, run_app
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.files import write_json
-from prime_xmc.metrics import TABLE_WIDTH, format_table
+from prime_xmc.metrics import print_table
 from prime_xmc.model.module import PrimeModule
 from prime_xmc.predictions import save_predictions
 from prime_xmc.runs import describe_run, describe_training, open_data, quiet_libraries
@@ -181,16 +181,13 @@ def train_classifiers(config: DictConfig, run_dir: Path) -> dict[str, float]:
 
 def show(metrics: dict[str, Any], run_dir: Path) -> None:
     """Print the results of a run."""
-    # Where there is less room, lines that wrap are better than numbers that are cut.
-    console = Console(width=max(Console().width, TABLE_WIDTH))
     rows = {}
     for stage, shown in (("val/", "validation"), ("test/", "test")):
         values = {name.removeprefix(stage): value for name, value in metrics.items() if name.startswith(stage)}
         if values:
             rows[shown] = values
-    if rows:
-        console.print(format_table(rows))
-    console.print(
+    print_table(rows)
+    Console().print(
         f"{metrics['train/epochs']} epochs in {metrics['train/seconds']:.0f} s, "
         f"{metrics['train/queries_per_second']:.0f} queries/s, "
         f"peak memory {metrics['peak_rss_bytes'] / 2**30:.1f} GiB. Run folder: {run_dir}"

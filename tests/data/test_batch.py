@@ -22,10 +22,10 @@ def make_texts(num_texts, start):
     return ragged([[start + 10 * row + place for place in range(1 + row % 4)] for row in range(num_texts)])
 
 
-def make_builder(positives, filtered=None, *, loss_positives="all"):
+def make_builder(positives, filtered=None, *, loss_positives="all", **more):
     filtered = [[]] * len(positives) if filtered is None else filtered
     queries = Split(make_texts(len(positives), 1000), ragged(positives), ragged(filtered))
-    return BatchBuilder(queries, make_texts(NUM_LABELS, 5000), loss_positives=loss_positives)
+    return BatchBuilder(queries, make_texts(NUM_LABELS, 5000), loss_positives=loss_positives, **more)
 
 
 def build(builder, query_ids, drawn):
@@ -153,6 +153,34 @@ class TestBatchBuilder:
         (batch,) = torch.utils.data.DataLoader(builder, sampler=[item], batch_size=None)
         assert batch.positives.tolist() == [[False, True], [True, True]]
         assert batch.token_ids.dtype == batch.lengths.dtype == batch.pair_labels.dtype == torch.int64
+
+
+class TestMoreQueries:
+    @given(data_sets(), seeds, st.integers(1, 3))
+    @settings(deadline=None)
+    def test_drawn_for_each_label_among_its_queries_beside_the_batch(self, data, seed, num_more):
+        positives, _ = data
+        query_ids, drawn = some_batch(positives, seed)
+        allowed = [query for query in range(len(positives)) if query % 3]  # the others are held out
+        pairs = np.array([(label, query) for query in allowed for label in positives[query]], dtype=np.int64)
+        queries_of_label = Ragged.grouped(*pairs.reshape(-1, 2).T, NUM_LABELS)
+        builder = make_builder(positives, num_more=num_more, queries_of_label=queries_of_label)
+        batch, again = (build(builder, query_ids, drawn) for _ in range(2))
+        torch.testing.assert_close(batch, again, rtol=0, atol=0)
+        texts, rows, label_ids = batch.more
+        more = list(zip(texts.ids[rows].tolist(), label_ids.tolist(), strict=True))
+        assert len(set(more)) == len(more)
+        assert set(texts.ids.tolist()) == {query for query, _ in more} <= set(allowed) - set(query_ids.tolist())
+        for label in batch.label_ids.tolist():
+            having = {query for query in allowed if label in positives[query]}
+            found = {query for query, other in more if other == label}
+            assert found <= having
+            # those of the batch may be drawn, and are not added
+            assert len(found) >= min(num_more, len(having)) - len(having & set(query_ids.tolist()))
+        assert torch.equal(texts.token_ids, pack(builder.queries.tokens, texts.ids.numpy()).token_ids)
+
+    def test_none_is_the_default(self):
+        assert build(make_builder([[0]]), [0], [[0]]).more is None
 
 
 class TestTexts:

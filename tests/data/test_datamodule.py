@@ -58,9 +58,7 @@ def epoch(datamodule, number):
 
 
 def assert_same(left, right):
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    torch.testing.assert_close(left, right, rtol=0, atol=0)
 
 
 class TestSplits:
@@ -121,6 +119,16 @@ class TestSplits:
         pairs = list(zip(*(part.tolist() for part in datamodule.train_pairs()), strict=True))
         expected = [(int(q), label) for q in datamodule.train_ids for label in sorted(raw[q]["target_ind"])]
         assert pairs == expected
+
+    def test_more_queries_are_never_held_out_ones(self, make):
+        made = make(more_queries_per_label=2, batch_size=8)
+        more = {int(query) for batch in made.train_dataloader() for query in batch.more.texts.ids}
+        assert len(more) > 50
+        assert more <= set(made.train_ids.tolist())
+
+    def test_fewer_than_no_queries(self, make):
+        with pytest.raises(ValueError, match="more_queries_per_label of at least 0, got -1"):
+            make(more_queries_per_label=-1)
 
     def test_queries_without_positives_are_left_out(self, make, tmp_path, caplog):
         write_raw(tmp_path, [[0], [], [1], [0, 1], []], num_labels=2)

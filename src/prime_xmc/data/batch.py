@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from prime_xmc.data.corpus import Ragged, Split
+from prime_xmc.data.sampling import draw_positives
 
 LossPositives = Literal["drawn", "any", "all"]
 
@@ -27,6 +28,20 @@ class Texts(NamedTuple):
     lengths: Tensor
 
 
+class MoreQueries(NamedTuple):
+    """Further queries of a batch's labels, which move centroids and nothing else.
+
+    Attributes:
+        texts: The queries, each once; none of them is in the batch.
+        pair_rows: int64 [pair], place in `texts` of the query in each pair that was drawn.
+        pair_labels: int64 [pair], the label id in each such pair.
+    """
+
+    texts: Texts
+    pair_rows: Tensor
+    pair_labels: Tensor
+
+
 class Batch(NamedTuple):
     """What a training step sees of some queries and of the labels drawn for them.
 
@@ -40,6 +55,7 @@ class Batch(NamedTuple):
         pair_rows: int64 [pair], the query's row in each (query, label) pair of the training data, also with labels
             that are not in the batch: the query moves their centroids too.
         pair_labels: int64 [pair], the label id in each such pair.
+        more: Further queries of the labels, where they were asked for.
     """
 
     query_ids: Tensor
@@ -50,6 +66,7 @@ class Batch(NamedTuple):
     negatives: Tensor
     pair_rows: Tensor
     pair_labels: Tensor
+    more: MoreQueries | None = None
 
 
 def pack(tokens: Ragged, ids: Int64[np.ndarray, " text"]) -> Texts:
@@ -99,14 +116,30 @@ class BatchBuilder(Dataset):
         loss_positives: Which positives of a query among the batch's labels the loss pulls to it: "drawn" by the
             sampler for this query, "all" of them (the sum of Eq. 1), or "any" one of them, chosen uniformly (what the
             public code does). A positive that is not pulled is not pushed either.
+        num_more: Further queries to draw for each label of a batch, uniformly among those of `queries_of_label`; what
+            is drawn and in the batch already is not added.
+        queries_of_label: Ids of the training queries of each label; may be left out where `num_more` is 0.
+
+    Source: Appendix H for further queries.
     """
 
-    def __init__(self, queries: Split, label_tokens: Ragged, *, loss_positives: LossPositives):
+    def __init__(
+        self,
+        queries: Split,
+        label_tokens: Ragged,
+        *,
+        loss_positives: LossPositives,
+        num_more: int = 0,
+        queries_of_label: Ragged | None = None,
+    ):
         if loss_positives not in ("drawn", "any", "all"):
             raise ValueError(f"expected sampling.loss_positives drawn, any or all, got {loss_positives!r}")
         self.queries = queries
         self.label_tokens = label_tokens
         self.loss_positives = loss_positives
+        self.num_more = num_more
+        self.queries_of_label = queries_of_label
+        self._equally = np.ones(len(queries) if num_more else 0)
 
     def __getitem__(self, item: tuple[np.ndarray, np.ndarray]) -> Batch:
         """Build the batch of (query ids [query], drawn label ids [query, n], -1 for none)."""
@@ -140,7 +173,18 @@ class BatchBuilder(Dataset):
             negatives=~related & ~excluded,
             pair_rows=torch.from_numpy(pairs.row_ids()),
             pair_labels=torch.from_numpy(pairs.values.astype(np.int64)),
+            more=self._draw_more(query_ids, label_ids) if self.num_more else None,
         )
+
+    def _draw_more(self, query_ids: Int64[np.ndarray, " query"], label_ids: Int64[np.ndarray, " label"]) -> MoreQueries:
+        assert self.queries_of_label is not None
+        # a function of the batch alone, as above, and no repetition of what that draws
+        rng = np.random.default_rng([*query_ids, self.num_more])
+        drawn = draw_positives(self.queries_of_label, self._equally, label_ids, self.num_more, rng)
+        label, slot = ((drawn >= 0) & ~np.isin(drawn, query_ids)).nonzero()
+        ids, rows = np.unique(drawn[label, slot], return_inverse=True)
+        pair_labels = torch.from_numpy(label_ids[label])
+        return MoreQueries(pack(self.queries.tokens, ids), torch.from_numpy(rows), pair_labels)
 
 
 class TextChunks(Dataset):

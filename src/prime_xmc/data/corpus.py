@@ -95,6 +95,16 @@ class Ragged:
         pairs = np.unique(pairs, axis=0)
         return cls(pairs[:, 1].astype(dtype), _offsets(np.bincount(pairs[:, 0], minlength=num_rows)))
 
+    @classmethod
+    def grouped(cls, rows: Integer[np.ndarray, "pair"], values: Integer[np.ndarray, "pair"], num_rows: int) -> "Ragged":
+        """Return pairs (row, value), in any order, as rows of values in the order of the pairs.
+
+        Example:
+            >>> Ragged.grouped(np.array([2, 0, 2]), np.array([5, 6, 4]), 3)[2]
+            array([5, 4])
+        """
+        return cls(values[np.argsort(rows, kind="stable")], _offsets(np.bincount(rows, minlength=num_rows)))
+
     def without(self, other: "Ragged") -> "Ragged":
         """Return the rows less the values that the same row of `other` has; both ascend within rows without repetition.
 

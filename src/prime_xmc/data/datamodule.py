@@ -31,6 +31,7 @@ class PrimeDataModule(LightningDataModule):
         num_positives: Labels drawn per query and epoch.
         positive_weighting: Draw them in proportion to "inverse_propensity" (Appendix J), or "uniform"ly.
         loss_positives: See `BatchBuilder`.
+        more_queries_per_label: Further training queries drawn for each label of a batch, which only move its centroid.
         num_validation: Queries held out of the training queries for validation.
         encode_chunk: Texts in a batch of the loaders that only encode.
         seed: Of the validation split and of the sampler.
@@ -54,6 +55,7 @@ class PrimeDataModule(LightningDataModule):
         num_positives: int,
         positive_weighting: Literal["inverse_propensity", "uniform"] = "inverse_propensity",
         loss_positives: LossPositives = "all",
+        more_queries_per_label: int = 0,
         num_validation: int = 1000,
         encode_chunk: int = 1024,
         seed: int = 0,
@@ -63,6 +65,8 @@ class PrimeDataModule(LightningDataModule):
             raise ValueError(
                 f"expected sampling.positive_weighting inverse_propensity or uniform, got {positive_weighting!r}"
             )
+        if more_queries_per_label < 0:
+            raise ValueError(f"expected sampling.more_queries_per_label of at least 0, got {more_queries_per_label}")
         self.source = source
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -72,6 +76,7 @@ class PrimeDataModule(LightningDataModule):
         self.num_positives = num_positives
         self.positive_weighting = positive_weighting
         self.loss_positives = loss_positives
+        self.more_queries_per_label = more_queries_per_label
         self.num_validation = num_validation
         self.encode_chunk = encode_chunk
         self.seed = seed
@@ -125,7 +130,17 @@ class PrimeDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Training batches. Every process builds the whole batch; the module shares out the encoding."""
-        builder = BatchBuilder(self.corpus.train, self.corpus.label_tokens, loss_positives=self.loss_positives)
+        queries_of_label = None
+        if self.more_queries_per_label:
+            query_ids, label_ids = self.train_pairs()
+            queries_of_label = Ragged.grouped(label_ids, query_ids, self.corpus.num_labels)
+        builder = BatchBuilder(
+            self.corpus.train,
+            self.corpus.label_tokens,
+            loss_positives=self.loss_positives,
+            num_more=self.more_queries_per_label,
+            queries_of_label=queries_of_label,
+        )
         return DataLoader(builder, sampler=self.sampler, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:

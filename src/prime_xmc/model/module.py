@@ -117,6 +117,7 @@ class PrimeModule(LightningModule):
 
     def forward(self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> Float[Tensor, "text d"]:
         """Encode texts; the processes of a data-parallel run share the work and all get the whole."""
+        lengths = lengths.cpu()  # by them the host orders the texts and cuts chunks; the Trainer moves all of a batch
         if self._trainer is None or self.trainer.world_size == 1:
             return self.encoder(token_ids, lengths)
         return encode_sharded(
@@ -137,18 +138,33 @@ class PrimeModule(LightningModule):
         embeddings = self(batch.token_ids, batch.lengths)
         query_emb, label_emb = embeddings.split([len(batch.query_ids), len(batch.label_ids)])
         prototypes = self.prototypes(batch.label_ids, label_emb)
+        seen = self._seen(batch, query_emb.detach())
         # cosines near 1 differ by less than bf16 can tell
         with torch.autocast(self.device.type, enabled=False):
             loss, logs = self.loss(query_emb, label_emb, prototypes, batch.positives, batch.negatives)
-            drift = self.prototypes.update_centroids(query_emb.detach(), batch.pair_rows, batch.pair_labels)
+            drift = self.prototypes.update_centroids(*seen)
         self.query_memory.put(batch.query_ids, query_emb)
         size = len(batch.query_ids)
         self.num_trained += size
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         logs = {f"train/{name}": value for name, value in logs.items()} | {"train/centroid_drift": drift}
         self.log_dict(logs, on_step=True, on_epoch=True, batch_size=size)
-        seen = {"query_emb": query_emb, "label_emb": label_emb, "prototypes": prototypes}
-        return {"loss": loss} | {name: emb.detach() for name, emb in seen.items()}
+        embedded = {"query_emb": query_emb, "label_emb": label_emb, "prototypes": prototypes}
+        return {"loss": loss} | {name: emb.detach() for name, emb in embedded.items()}
+
+    @torch.no_grad()
+    def _seen(self, batch: Batch, query_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the embeddings that move centroids, and row and label id of their pairs."""
+        if batch.more is None:
+            return query_emb, batch.pair_rows, batch.pair_labels
+        texts = batch.more.texts
+        more_emb = self(texts.token_ids, texts.lengths)
+        self.query_memory.put(texts.ids, more_emb)
+        return (
+            torch.cat([query_emb, more_emb]),
+            torch.cat([batch.pair_rows, len(query_emb) + batch.more.pair_rows]),
+            torch.cat([batch.pair_labels, batch.more.pair_labels]),
+        )
 
     def on_after_backward(self) -> None:
         """Let the processes of a data-parallel run agree on the gradient of the free vectors.
