@@ -105,6 +105,7 @@ class TestRead:
             (path / "model" / "prime_config.json").unlink()
             (path / "classifiers").mkdir()
             model = {"seed": seed, "loss": {"gamma_min": gamma_min}, "run_dir": f"run{number}"}
+            model["callbacks"] = {"clusters": {"seed": seed}, "table": {"path": f"run{number}/metrics.csv"}}
             settings = {"settings": {"config": {}, "model": model}}
             (path / "classifiers" / "classifiers.json").write_text(json.dumps(settings))
             paths.append(path)

@@ -156,7 +156,7 @@ def read_runs(path: Path) -> list[Run]:
         if "model" in export:
             own = settings | {"seed": seed}
             seed = int(export["model"]["seed"])
-            settings = own | {f"model.{key}": value for key, value in _resolve(export["model"])[0].items()}
+            settings = own | {f"model.{key}": value for key, value in _settings_of_model(export["model"]).items()}
             del settings["model.dir"]
         dataset = str(settings["dataset.name"])
     except (KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
@@ -315,6 +315,16 @@ def _resolve(config: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
     settings = {key: value for key, value in resolved.items() if not _is_apart(key)}
     derived = {key for key in settings if isinstance(raw.get(key), str) and _REFERENCE.fullmatch(raw[key])}
     return settings, frozenset(derived)
+
+
+def _settings_of_model(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings in a configuration that is resolved already: what repeats seed or paths has to be found."""
+    paths = [str(config[name]) for name in ("run_dir", "cache_dir") if name in config]
+    return {
+        key: value
+        for key, value in _leaves(config)
+        if not (_is_apart(key) or key.endswith(".seed") or any(path in str(value) for path in paths))
+    }
 
 
 def _without_machine(node: Any) -> Any:
