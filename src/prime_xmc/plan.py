@@ -144,23 +144,10 @@ def find_sizes(config: DictConfig) -> tuple[Sizes, list[str]]:
     dataset = config.dataset
     has_dir = not OmegaConf.is_missing(dataset, "dir")
     given = {name: config[name] for name in SIZES if config[name] is not None}
-    known: dict[str, Any] = {}
-    prepared: dict[str, int] = {}
-    notes = []
-    if len(given) == len(SIZES):
-        pass  # nothing to be looked up
-    elif has_dir and OmegaConf.is_dict(dataset.dir):
-        known = _generated_sizes(dataset.dir)
-        notes.append(f"sizes of {dataset.name}: as the data will be generated")
-    elif has_dir and _has_raw_files(dataset):
-        corpus = open_corpus(config)
-        known, prepared = _counted_sizes(corpus), {} if given else corpus.manifest["files"]
-        notes.append(f"sizes of {dataset.name}: counted in {corpus.directory}")
-    elif "size" in dataset:
-        known = dict(dataset.size)
-        notes.append(f"sizes of {dataset.name}: as published; there are no raw files in {dataset.dir}")
+    known, prepared, notes = ({}, {}, []) if len(given) == len(SIZES) else _look_up_sizes(config)
     if given:
         known |= given
+        prepared = {}  # the files are of other sizes
         notes.append("given: " + ", ".join(f"{name}={value}" for name, value in given.items()))
     missing = [f"{name}=..." for name in SIZES[:3] if name not in known]
     if missing:
@@ -187,6 +174,22 @@ def find_sizes(config: DictConfig) -> tuple[Sizes, list[str]]:
     )
     _check(sizes, config)
     return sizes, notes
+
+
+def _look_up_sizes(config: DictConfig) -> tuple[dict[str, Any], dict[str, int], list[str]]:
+    """Return sizes by name, bytes of the prepared files where there are some, and where that is from."""
+    dataset = config.dataset
+    has_dir = not OmegaConf.is_missing(dataset, "dir")
+    if has_dir and OmegaConf.is_dict(dataset.dir):
+        return _generated_sizes(dataset.dir), {}, [f"sizes of {dataset.name}: as the data will be generated"]
+    if has_dir and _has_raw_files(dataset):
+        corpus = open_corpus(config)
+        note = f"sizes of {dataset.name}: counted in {corpus.directory}"
+        return _counted_sizes(corpus), corpus.manifest["files"], [note]
+    if "size" in dataset:
+        note = f"sizes of {dataset.name}: as published; there are no raw files in {dataset.dir}"
+        return dict(dataset.size), {}, [note]
+    return {}, {}, []
 
 
 def _has_raw_files(dataset: DictConfig) -> bool:

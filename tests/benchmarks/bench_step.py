@@ -48,11 +48,13 @@ def rows(scale: float) -> Iterator[Row]:
         nonlocal batch
         batch = next(batches)
 
-    def bare() -> None:
-        training.backward(lambda: training.module.encoder(batch.token_ids, batch.lengths))
+    def encode(own: Training) -> None:
+        own.backward(lambda: own.module.encoder(batch.token_ids, batch.lengths))
 
     rounds = max(round(STEPS * scale), 2)
-    build_seconds, step_seconds, bare_seconds = interleave(rounds, build, lambda: training.step(batch), bare)
+    build_seconds, step_seconds, bare_seconds = interleave(
+        rounds, build, lambda: training.step(batch), lambda: encode(training)
+    )
     note = f"{texts_of(batch)}, {training.dtype}".replace("torch.", "")
     middle = statistics.median(step_seconds)
     yield step_target.row(ratio(step_seconds, bare_seconds), f"median of {rounds}; {note}; {middle:.2f} s a step")
@@ -81,9 +83,6 @@ def rows(scale: float) -> Iterator[Row]:
     plain, compiled = (
         make_training("encoder.implementation=transformers", f"encoder.compile={flag}") for flag in (False, True)
     )
-
-    def encode(own: Training) -> None:
-        own.backward(lambda: own.module.encoder(batch.token_ids, batch.lengths))
 
     compilation = seconds_of(lambda: encode(compiled))
     compiled_seconds, plain_seconds = interleave(rounds, lambda: encode(compiled), lambda: encode(plain))

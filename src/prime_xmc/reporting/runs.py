@@ -319,11 +319,11 @@ def _resolve(config: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
 
 def _settings_of_model(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings in a configuration that is resolved already: what repeats seed or paths has to be found."""
-    paths = [str(config[name]) for name in ("run_dir", "cache_dir") if name in config]
+    paths = tuple(str(config[name]) for name in ("run_dir", "cache_dir") if name in config)
     return {
         key: value
         for key, value in _leaves(config)
-        if not (_is_apart(key) or key.endswith(".seed") or any(path in str(value) for path in paths))
+        if not (_is_apart(key) or key.endswith(".seed") or str(value).startswith(paths))
     }
 
 
