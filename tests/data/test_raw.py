@@ -194,9 +194,8 @@ class TestRawFiles:
             RawFiles(tmp_path, "toy").paths()
 
     def test_fields(self):
-        assert RawFiles("", "toy", fields="text").query_fields == ["text"]
-        assert RawFiles("", "toy", fields="text").fields_of_labels == ["text"]
-        assert RawFiles("", "toy", ("title", "text"), label_fields="name").fields_of_labels == ["name"]
+        assert RawFiles("", "toy", fields="text").fields == ("text",)
+        assert RawFiles("", "toy", ["title", "text"], label_fields="name").label_fields == ("name",)
 
     @pytest.mark.parametrize(
         ("settings", "message"),

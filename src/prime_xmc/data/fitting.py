@@ -61,8 +61,7 @@ def fit(num_queries: int, num_labels: int, given: Mapping[str, int | None]) -> l
     if batch_size is None:
         num_trained = max(0, num_queries - num_validation)
         batch_size = _power_of_two(num_trained // _STEPS_PER_EPOCH, _SMALLEST_BATCH, _LARGEST_BATCH)
-        steps = -(-num_trained // batch_size)
-        reason = f"{steps:,} step{'s' * (steps != 1)} an epoch from {num_trained:,} queries"
+        reason = f"{_counted(-(-num_trained // batch_size), 'step')} an epoch from {num_trained:,} queries"
         settings.append(Setting("dataset.batch_size", batch_size, reason))
     if given["initial_size"] is None:
         size = _power_of_two(batch_size // _CLUSTERS_PER_BATCH, 1, _LARGEST_CLUSTER)
@@ -99,7 +98,7 @@ def find_problems(
     num_labels: int,
     *,
     num_validation: int,
-    num_free_vectors: int,
+    num_free_vectors: int | None,
     batch_size: int,
     initial_size: int,
     free_vectors_key: str = "dataset.num_free_vectors",
@@ -111,7 +110,7 @@ def find_problems(
         num_queries: Number of training queries, those to be held out included.
         num_labels: L.
         num_validation: Queries held out.
-        num_free_vectors: F.
+        num_free_vectors: F; None: not of interest.
         batch_size: Queries in a batch.
         initial_size: Queries in a cluster at first.
         free_vectors_key: Key by which `num_free_vectors` was given.
@@ -128,7 +127,7 @@ def find_problems(
             f"expected dataset.num_validation below the {num_queries} training queries, got {num_validation}; "
             f"{_advice('dataset.num_validation', hold_out(num_queries))}"
         )
-    if not 1 <= num_free_vectors <= num_labels:
+    if num_free_vectors is not None and not 1 <= num_free_vectors <= num_labels:
         problems.append(
             f"expected {free_vectors_key} between 1 and the {num_labels} labels, got {num_free_vectors}; "
             f"{_advice(free_vectors_key, free_vectors(num_labels))}"
@@ -151,21 +150,46 @@ def find_doubts(num_queries: int, num_validation: int) -> list[str]:
 
 
 def outlook(
-    *, num_trained: int, num_held_out: int, num_test: int, num_labels: int, steps_per_epoch: int, num_epochs: int
+    *,
+    num_trained: int,
+    num_held_out: int,
+    num_test: int,
+    num_labels: int,
+    steps_per_epoch: int,
+    num_epochs: int,
+    validate_every: int,
 ) -> str:
     """Return a line that says what a training is about to do.
 
+    Args:
+        num_trained: Number of queries that are trained on.
+        num_held_out: Number of validation queries.
+        num_test: Number of test queries; 0: none are ranked.
+        num_labels: L.
+        steps_per_epoch: Number of batches of an epoch.
+        num_epochs: Number of epochs.
+        validate_every: Number of epochs between validations.
+
     Example:
-        >>> outlook(
-        ...     num_trained=1100, num_held_out=100, num_test=300, num_labels=30, steps_per_epoch=9, num_epochs=4
-        ... )
-        '1,100 queries to train on, 100 held out, 300 to test on, 30 labels, 9 steps an epoch, 4 epochs'
+        >>> sizes = {"num_trained": 1100, "num_held_out": 100, "num_test": 0, "num_labels": 30}
+        >>> outlook(**sizes, steps_per_epoch=9, num_epochs=4, validate_every=2)
+        '1,100 queries to train on, 100 held out, 30 labels, 9 steps an epoch, 4 epochs, 2 validations'
     """
-    return (
-        f"{num_trained:,} queries to train on, {num_held_out:,} held out, {num_test:,} to test on, {num_labels:,} "
-        f"labels, {steps_per_epoch:,} step{'s' * (steps_per_epoch != 1)} an epoch, {num_epochs:,} "
-        f"epoch{'s' * (num_epochs != 1)}"
-    )
+    num_validations = num_epochs // validate_every if num_held_out and validate_every else 0
+    parts = [
+        f"{num_trained:,} queries to train on",
+        f"{num_held_out:,} held out",
+        *([f"{num_test:,} to test on"] if num_test else []),
+        f"{num_labels:,} labels",
+        f"{_counted(steps_per_epoch, 'step')} an epoch",
+        _counted(num_epochs, "epoch"),
+        _counted(num_validations, "validation") if num_validations else "no validation",
+    ]
+    return ", ".join(parts)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _advice(key: str, value: int) -> str:

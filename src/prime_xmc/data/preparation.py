@@ -97,8 +97,8 @@ def prepare(
         manifest: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "name": source.name,
-            "fields": source.query_fields,
-            "label_fields": source.fields_of_labels,
+            "fields": list(source.fields),
+            "label_fields": list(source.fields if source.label_fields is None else source.label_fields),
             "max_length": max_length,
             "pad_token_id": pad_token_id,
             "vocab_size": max(tokenizer.get_vocab().values()) + 1,

@@ -45,8 +45,9 @@ class RawFiles:
     Attributes:
         directory: The folder; `~` is expanded.
         name: Name of the data set, used for the folder of the prepared data.
-        fields: Fields of a query that make up its text, in this order; a single name stands for a list of one.
-        label_fields: The same of a label; None: as `fields`.
+        fields: Fields of a query that make up its text, in this order; kept as a tuple, also where a single name is
+            given.
+        label_fields: Fields of a label that make up its text; None: those of a query.
         hint: Where to get the files, for the message of the error when they are missing.
         num_test: Queries to split off the training queries where the folder has no test file; None: as many as suit
             the size of the data; 0: a missing test file is an error.
@@ -57,29 +58,20 @@ class RawFiles:
 
     directory: str | Path
     name: str
-    fields: str | Sequence[str] = ("title",)
-    label_fields: str | Sequence[str] | None = None
+    fields: Sequence[str] = ("title",)
+    label_fields: Sequence[str] | None = None
     hint: str = ""
     num_test: int | None = 0
 
     def __post_init__(self) -> None:
-        for key, fields in (("fields", self.fields), ("label_fields", self.label_fields)):
-            if fields is not None and len(fields) == 0:
-                raise ValueError(f"dataset.{key} is empty; expected the fields that make up a text, such as [title]")
+        for key in ("fields", "label_fields"):
+            fields = getattr(self, key)
+            if fields is not None:
+                if len(fields) == 0:
+                    raise ValueError(f"dataset.{key} is empty; expected the fields that make up a text, as in [title]")
+                object.__setattr__(self, key, (fields,) if isinstance(fields, str) else tuple(fields))
         if self.num_test is not None and self.num_test < 0:
             raise ValueError(f"expected dataset.num_test of at least 0, or null, got {self.num_test}")
-
-    @property
-    def query_fields(self) -> list[str]:
-        """Names of the fields that make up a query."""
-        return [self.fields] if isinstance(self.fields, str) else list(self.fields)
-
-    @property
-    def fields_of_labels(self) -> list[str]:
-        """Names of the fields that make up a label."""
-        if self.label_fields is None:
-            return self.query_fields
-        return [self.label_fields] if isinstance(self.label_fields, str) else list(self.label_fields)
 
     def paths(self) -> dict[str, Path]:
         """Return the files that exist, by their names without extensions.
