@@ -12,6 +12,8 @@ from prime_xmc.data.corpus import Ragged
 from prime_xmc.evaluation import metrics
 from prime_xmc.evaluation.metrics import (
     METRICS,
+    SHOWN,
+    TOP_K,
     best_weights,
     evaluate,
     hits,

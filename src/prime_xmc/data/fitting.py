@@ -157,7 +157,7 @@ def outlook(
     num_labels: int,
     steps_per_epoch: int,
     num_epochs: int,
-    validate_every: int,
+    validate_every: int | None,
 ) -> str:
     """Return a line that says what a training is about to do.
 
@@ -168,7 +168,7 @@ def outlook(
         num_labels: L.
         steps_per_epoch: Number of batches of an epoch.
         num_epochs: Number of epochs.
-        validate_every: Number of epochs between validations.
+        validate_every: Number of epochs between validations; None: not by epochs.
 
     Example:
         >>> sizes = {"num_trained": 1100, "num_held_out": 100, "num_test": 0, "num_labels": 30}
