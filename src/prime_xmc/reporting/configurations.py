@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prime_xmc.data.corpus import Corpus
-from prime_xmc.reporting.runs import RunRecord
+from prime_xmc.reporting.run_folders import RunRecord
 
 logger = logging.getLogger(__name__)
 

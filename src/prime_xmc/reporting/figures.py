@@ -6,10 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from prime_xmc.reporting.runs import Configuration, negative_pool
-from prime_xmc.reporting.statistics import bin_names
+from prime_xmc.reporting.configurations import Configuration, negative_pool
+from prime_xmc.reporting.statistics import bin_names, summary
 from prime_xmc.reporting.study import BINNED, COVERAGE_K, Study
-from prime_xmc.reporting.tables import summary
 
 _LEARNING = ("train/loss", "val/P@1", "val/P@5", "val/PSP@1", "val/PSP@5", "val/R@100")
 _AGAINST_COST = ("P@1", "PSP@5")

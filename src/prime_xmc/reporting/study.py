@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import read_records
-from prime_xmc.metrics import SHOWN, hits, metric_parts
-from prime_xmc.predictions import load_predictions
+from prime_xmc.evaluation.metrics import SHOWN, hits, metric_parts
+from prime_xmc.evaluation.predictions import load_predictions
 from prime_xmc.reporting.configurations import Configuration, DatasetRuns, find_configuration
-from prime_xmc.reporting.runs import RunRecord
+from prime_xmc.reporting.run_folders import RunRecord
 from prime_xmc.reporting.statistics import (
     BINS,
     Comparison,
