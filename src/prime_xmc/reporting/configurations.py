@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from prime_xmc.data.corpus import Corpus
-from prime_xmc.reporting.run_folders import RunRecord
+from prime_xmc.reporting.run_folders import RunRecord, comparable
 
 logger = logging.getLogger(__name__)
-
-_ABSENT = object()
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +110,7 @@ def differences(configurations: Sequence[Configuration]) -> dict[str, list[Any]]
     return {
         key: [configuration.settings.get(key) for configuration in configurations]
         for key in keys
-        if len({json.dumps(c.settings.get(key, str(_ABSENT)), sort_keys=True) for c in configurations}) > 1
+        if len({_compared(key, configuration) for configuration in configurations}) > 1
         and not _is_derived(key, configurations)
     }
 
@@ -133,6 +131,12 @@ def negative_pool(configuration: Configuration) -> int | None:
         return int(settings["sampling.batch_size"]) * int(settings["sampling.num_positives"])
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _compared(key: str, configuration: Configuration) -> str:
+    if key not in configuration.settings:
+        return ""
+    return json.dumps(comparable(key, configuration.settings[key]), sort_keys=True)
 
 
 def _is_derived(key: str, configurations: Sequence[Configuration]) -> bool:
@@ -203,6 +207,10 @@ def _find_corpus(run: RunRecord, cache_dirs: Sequence[Path]) -> Corpus | None:
             except (FileNotFoundError, ValueError) as error:  # an older version may have prepared it
                 logger.warning("%s", error)
     return None
+
+
+def _finished_at(run: RunRecord) -> float:
+    return (run.path / "metrics.json").stat().st_mtime
 
 
 def _hash(content: Any) -> str:

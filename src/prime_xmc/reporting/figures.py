@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -110,7 +111,7 @@ def cost(study: Study) -> list[Chart]:
             if values and time is not None:
                 of_time.append(_at(place, configuration, values, time, "minutes", radius=5.5))
             if values and pool is not None:
-                of_pool.append(_at(place, configuration, values, pool, "negatives", radius=_blob(configuration)))
+                of_pool.append(_at(place, configuration, values, float(pool), "negatives", radius=_blob(configuration)))
         if of_time:
             charts.append(
                 Chart(f"{metric} (%) against training time", "points", tuple(of_time), x_title="minutes of training")
@@ -142,7 +143,7 @@ def label_frequency(study: Study) -> list[Chart]:
                     mean, deviation = summary(column)
                     spread = deviation or 0.0
                     note = f"labels with {bin_name} training queries: {_with_deviation(mean, deviation)} points"
-                    points.append(Point(group, mean, mean - spread, mean + spread, note))
+                    points.append(Point(float(group), mean, mean - spread, mean + spread, note))
                 series.append(Series(place, configuration.name, tuple(points)))
         if series:
             charts.append(
@@ -163,9 +164,7 @@ def coverage(study: Study) -> list[Chart]:
     for place, configuration in enumerate(study.runs.configurations):
         if evaluations := study.evaluations.get(configuration.name):
             by_run = 100 * np.array([[run.macro[f"coverage@{k}"] for k in COVERAGE_K] for run in evaluations])
-            points = [
-                _over_runs(k, column, f"k = {k}", " %") for k, column in zip(COVERAGE_K, by_run.T, strict=True)
-            ]
+            points = [_over_runs(k, column, f"k = {k}", " %") for k, column in zip(COVERAGE_K, by_run.T, strict=True)]
             series.append(Series(place, configuration.name, tuple(points)))
     if not series:
         return []
@@ -198,7 +197,9 @@ def _by_epoch(study: Study, name: str) -> list[Chart]:
     groups = [series] if is_metric or name in _SHARES else _by_scale(series)
     charts = []
     for group in groups:
-        suffix = "" if len(groups) == 1 else f", values up to {max(p.high for s in group for p in s.points):,.3g}"
+        highest = max(point.high for member in group for point in member.points)
+        shown = f"{highest:,.0f}" if highest >= 100 else f"{highest:.3g}"
+        suffix = "" if len(groups) == 1 else f", values up to {shown}"
         charts.append(_curves(f"{title}{suffix}", group, may_be_log=not is_metric))
     return charts
 
@@ -227,18 +228,18 @@ def _by_scale(series: Sequence[Series]) -> list[list[Series]]:
 
     ordered = sorted(series, key=size)
     groups = [[ordered[0]]]
-    for smaller, larger in zip(ordered, ordered[1:], strict=False):
+    for smaller, larger in pairwise(ordered):
         if 0 < _OTHER_SCALE * size(smaller) < size(larger):
             groups.append([])
         groups[-1].append(larger)
     return [sorted(group, key=lambda member: member.place) for group in groups]
 
 
-def _over_runs(x: float, values: np.ndarray, at: str, unit: str) -> Point:
+def _over_runs(x: int, values: np.ndarray, at: str, unit: str) -> Point:
     """Return the mean over runs, with the band from the lowest to the highest."""
     mean, low, high = float(values.mean()), float(values.min()), float(values.max())
     spread = f" (seeds: {low:.4g} to {high:.4g})" if len(values) > 1 else ""
-    return Point(x, mean, low, high, f"{at}: {mean:.4g}{unit}{spread}")
+    return Point(float(x), mean, low, high, f"{at}: {mean:.4g}{unit}{spread}")
 
 
 def _at(

@@ -74,7 +74,7 @@ class RunRecord:
 
     def fingerprint(self) -> str:
         """Return a text that is the same for all runs of a configuration and different for all others."""
-        return json.dumps(self.settings, sort_keys=True)
+        return json.dumps({key: comparable(key, value) for key, value in self.settings.items()}, sort_keys=True)
 
 
 def find_runs(patterns: Sequence[str]) -> list[Path]:
@@ -91,8 +91,8 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
     }
     if not matched:
         raise ValueError(
-            f"runs={','.join(patterns)}: no run folder matches. A run folder is one that holds {_CONFIG}, which training "
-            "writes; expected a pattern in quotes, such as 'outputs/train/**'"
+            f"runs={','.join(patterns)}: no run folder matches. A run folder is one that holds {_CONFIG}, which "
+            "training writes; expected a pattern in quotes, such as 'outputs/train/**'"
         )
     return sorted(matched, key=lambda path: [_natural(part) for part in path.parts])
 
@@ -140,6 +140,16 @@ def read_runs(path: Path) -> list[RunRecord]:
         return [_of_scorer(run, path, scorer) for scorer in scorers] or [run]
     later = [_of_scorer(_with_stage(run), path / _STAGE, scorer) for scorer in scorers if scorer is not None]
     return [replace(run, metrics=_values_of(run.metrics or {}, None)), *later]
+
+
+def comparable(key: str, value: Any) -> Any:
+    """Return a setting as it is compared with that of another run.
+
+    Objects of this package have moved between versions and keep their class, so only the class is compared.
+    """
+    if key.endswith("_target_") and isinstance(value, str) and value.startswith("prime_xmc."):
+        return value.rpartition(".")[2]
+    return value
 
 
 def _resolve(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -294,10 +304,6 @@ def _status(metrics: dict[str, Any] | None, job: dict[str, Any] | None) -> str:
     if job is None:
         return "unfinished"
     return ": ".join(str(job[name]) for name in ("status", "message") if name in job)
-
-
-def _finished_at(run: RunRecord) -> float:
-    return (run.path / "metrics.json").stat().st_mtime
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

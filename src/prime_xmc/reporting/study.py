@@ -127,9 +127,7 @@ def make_studies(
             chosen = next((c for c in group.configurations if c.has_predictions), None)
         else:
             chosen = find_configuration(group.configurations, baseline)
-        studies.append(
-            make_study(group, chosen, num_resamples=num_resamples, num_examples=num_examples, seed=seed)
-        )
+        studies.append(make_study(group, chosen, num_resamples=num_resamples, num_examples=num_examples, seed=seed))
     return studies
 
 
@@ -150,8 +148,9 @@ def make_study(
     """
     study = Study(runs, baseline)
     if runs.debugging:
+        number = len(runs.debugging)
         study.notes.append(
-            f"{counted(len(runs.debugging), 'debugging run')} left out of everything on this page, because debug, "
+            f"{number} debugging {'run is' if number == 1 else 'runs are'} left out of everything here, because debug, "
             "trainer.fast_dev_run, trainer.overfit_batches or trainer.limit_..._batches is set."
         )
     with_predictions = [
@@ -182,9 +181,7 @@ def make_study(
             evaluation, denominators = _evaluate(run, corpus, frequency, bins)
             study.evaluations.setdefault(configuration.name, []).append(evaluation)
     if len(study.evaluations) > 1 and (baseline is None or baseline.name not in study.evaluations):
-        study.notes.append(
-            "Nothing is compared, because the baseline has no runs on this data set or no predictions."
-        )
+        study.notes.append("Nothing is compared, because the baseline has no runs on this data set or no predictions.")
     if denominators is not None:
         study.comparisons.update(_compare(study, denominators, num_resamples, seed))
         study.examples.extend(_examples(study, corpus, num_examples, seed))

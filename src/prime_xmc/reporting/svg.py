@@ -133,11 +133,17 @@ def _step(least: float) -> float:
 
 
 def _number(value: float, step: float) -> str:
-    """Return a number with as many decimals as its step needs."""
-    if value and not 1e-4 <= abs(step) < 1e6:
-        return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
-    decimals = next(places for places in range(8) if abs(round(step, places) - step) <= 1e-9 * step)
-    return f"{value:,.{decimals}f}".replace("-", "−")
+    """Return a number with as many digits as its step needs."""
+    place = math.floor(math.log10(step) + 1e-9)
+    more = 0 if math.isclose(round(step, -place), step) else 1  # 2.5 has a digit more than 1, 2 and 5
+    if -4 <= place < 6:
+        return f"{value:,.{max(0, more - place)}f}".replace("-", "−")
+    if abs(value) < step / 2:
+        return "0"
+    digits = max(0, math.floor(math.log10(abs(value)) + 1e-9) - place + more)
+    mantissa, exponent = f"{value:.{digits}e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}e{int(exponent)}".replace("-", "−")
 
 
 def _padded(low: float, high: float, share: float, *, log: bool) -> tuple[float, float]:
@@ -191,7 +197,7 @@ def _draw_points(root: Element, series: Sequence[Series], x: Axis, y: Axis) -> N
 
 
 def _draw_bars(root: Element, series: Sequence[Series], x: Axis, y: Axis) -> None:
-    unit = abs(x(1) - x(0))
+    unit = abs(x(1.0) - x(0.0))
     width = 0.84 * unit / len(series)
     for order, member in enumerate(series):
         group = _group(root, member)
@@ -244,7 +250,7 @@ def _mark(group: Element, member: Series, point: Point, x: float, y: float) -> N
     holder, radius = _noted(group, member, point), member.radius
     shape = symbol(member.place)
     if shape == "●":
-        SubElement(holder, "circle", {"class": "mark", "cx": _round(x), "cy": _round(y), "r": _round(radius)})
+        SubElement(holder, "circle", {"class": "dot", "cx": _round(x), "cy": _round(y), "r": _round(radius)})
     else:
         corners = {
             "■": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
@@ -252,7 +258,7 @@ def _mark(group: Element, member: Series, point: Point, x: float, y: float) -> N
             "▲": [(0.0, -1.2), (1.15, 0.8), (-1.15, 0.8)],
         }[shape]
         path = " ".join(f"{_round(x + radius * across)},{_round(y + radius * down)}" for across, down in corners)
-        SubElement(holder, "polygon", {"class": "mark", "points": path})
+        SubElement(holder, "polygon", {"class": "dot", "points": path})
     reach = {"cx": _round(x), "cy": _round(y), "r": _round(max(_POINTED, radius))}
     SubElement(holder, "circle", {"class": "reach", **reach})
 
