@@ -110,8 +110,9 @@ def test_charts_are_drawn_for_all_configurations(light, study):
 def test_lines_end_within_names_but_not_within_numbers():
     number = '<span class="whole">{}</span>'.format
     assert str(page._breakable("loss.gamma_min=0.05, lr=1e-4 <b>")) == (
-        f"loss.<wbr>gamma_<wbr>min=<wbr>{number('0.05,')} lr=<wbr>{number('1e-4')} &lt;b&gt;"
+        f"loss.<wbr>gamma_<wbr>min={number('0.05,')} lr={number('1e-4')} &lt;b&gt;"
     )
+    assert page._together("62.2 % (p < 0.05) a b").replace("\N{NO-BREAK SPACE}", "_") == "62.2_% (p_<_0.05) a b"
 
 
 def test_unfinished_runs_are_folded(light):
@@ -133,7 +134,12 @@ def test_a_browser_draws_it(html, tmp_path):
     path = tmp_path / "index.html"
     path.write_text(html, encoding="utf-8")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    options += ["--disable-component-update", "--enable-logging=stderr", "--virtual-time-budget=20000"]
+    options += [
+        "--disable-component-update",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=20000",
+        "--window-size=500,900",
+    ]
     done = subprocess.run(
         [CHROMIUM, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()],
         capture_output=True,
@@ -145,5 +151,7 @@ def test_a_browser_draws_it(html, tmp_path):
     frames = [div for div in drawn.iter("div") if (div.get("class") or "").startswith("frame")]
     assert frames
     assert all("--first-column" in frame.get("style", "") for frame in frames)  # the script has run
+    classes = {frame.find(".//div").get("aria-label"): frame.get("class").split() for frame in frames}
+    assert classes["Test metrics"] == ["frame", "wide", "more-right"]  # too wide for the window, which the page shows
     # The text of the label has neither run nor become an element.
     assert not list(drawn.iter("b"))

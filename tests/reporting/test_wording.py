@@ -61,6 +61,13 @@ def test_many_configurations_are_summed_up(study):
     ]
 
 
+def test_no_difference_anywhere(study):
+    assert headline(compared(study, {"a": (0, 0), "b": (0, 0)}))[1:] == [
+        "None of the 2 configurations compared with the baseline “batch_size=64” differs significantly from it in any "
+        "of 9 metrics (p < 0.05)."
+    ]
+
+
 def test_single_seeds_are_mentioned(tmp_path, write_run, study_of):
     for number, skill in enumerate((0.2, 0.9)):
         write_run(tmp_path / str(number), skill=skill, loss__gamma_min=number, overrides=(f"loss.gamma_min={number}",))

@@ -40,7 +40,8 @@ _CONFIGURATIONS = (
     "Resolved, without seed, paths and loggers. Angle brackets hold expressions whose values come from the machine."
 )
 _NUMBER = re.compile(r"([-+−]?\d[\d.,]*(?:e[-+]?\d+)?)")
-_BREAK = re.compile(r"(?<=[/_.=])")  # a line may end within a name such as loss.gamma_min=0.3
+_BREAK = re.compile(r"(?<=[/_.])")  # a line may end here within a name such as loss.gamma_min=0.3
+_TOGETHER = re.compile(r"(?<=\d) (?=%)|(?<=\bp) (?=<)|(?<=[<>]) (?=\d)")
 
 
 def render(report: Report) -> str:
@@ -52,6 +53,7 @@ def render(report: Report) -> str:
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
     environment.filters["breakable"] = _breakable
+    environment.filters["together"] = _together
     return environment.get_template("page.html.j2").render(
         report=report,
         studies=[_chapter(place, chapter) for place, chapter in enumerate(report.chapters)],
@@ -154,6 +156,11 @@ def _breakable(text: str) -> Markup:
         else Markup("<wbr>").join(map(escape, _BREAK.split(part)))
         for place, part in enumerate(parts)
     )
+
+
+def _together(text: str) -> str:
+    """Return a text whose lines do not end within expressions such as 62.2 % and p < 0.05."""
+    return _TOGETHER.sub("\N{NO-BREAK SPACE}", text)
 
 
 def _source_hash(script: str) -> str:

@@ -434,7 +434,7 @@ def _is_best(values: Sequence[float], means: Sequence[float]) -> bool:
 
 
 def _signed(difference: float) -> str:
-    return f"{100 * difference:+.2f}".replace("-", "−")
+    return f"{round(100 * difference, 2) + 0.0:+.2f}".replace("-", "−")  # + 0.0: without it, −0 would be shown
 
 
 def _setting(value: Any) -> str:

@@ -101,6 +101,11 @@ def _compared(study: Study, baseline: str) -> list[str]:
         better = sum(comparison.difference > 0 for comparison in significant)
         outcomes[name] = (better, len(significant) - better)
     names = sorted(outcomes, key=lambda name: outcomes[name][1] - outcomes[name][0])
+    if len(names) > 1 and not any(map(any, outcomes.values())):
+        return [
+            f"None of the {len(names)} configurations compared with the baseline “{baseline}” differs significantly "
+            f"from it in any of {len(SHOWN)} metrics (p < {LEVEL})."
+        ]
     if len(names) <= _DETAILED:
         return [_outcome(name, baseline, *outcomes[name]) for name in names]
     kinds = {
