@@ -115,6 +115,22 @@ def test_lines_end_within_names_but_not_within_numbers():
     assert page._together("62.2 % (p < 0.05) a b").replace("\N{NO-BREAK SPACE}", "_") == "62.2_% (p_<_0.05) a b"
 
 
+def test_error_bars_have_the_colour_of_the_text_in_both_themes(light):
+    style = text_of(light.find(".//style"))
+    (rule,) = re.findall(r"\.error \{ stroke: var\((--\w+)\)", style)
+    background, text = (re.findall(rf"{name}: (#\w+);", style) for name in ("--background", rule))
+    assert len(background) == len(text) == 2  # light and dark
+    for behind, before in zip(background, text, strict=True):
+        assert abs(int(behind[1:3], 16) - int(before[1:3], 16)) > 150
+    assert [line for line in light.iter("{http://www.w3.org/2000/svg}line") if line.get("class") == "error"]
+
+
+def test_intervals_have_a_line_of_their_own(light):
+    intervals = [span for span in light.iter("span") if span.get("class") == "interval"]
+    assert len(intervals) == 9
+    assert ".interval { display: block;" in text_of(light.find(".//style"))
+
+
 def test_unfinished_runs_are_folded(light):
     (folded,) = [details for details in light.iter("details") if details.get("class") == "table"]
     assert "ValueError: <no>" in text_of(folded)

@@ -13,9 +13,9 @@ from prime_xmc.reporting.study import BINNED, COVERAGE_K, Study
 
 _LEARNING = ("train/loss", "val/P@1", "val/P@5", "val/PSP@1", "val/PSP@5", "val/R@100")
 _AGAINST_COST = ("P@1", "PSP@5")
-_SHARES = ("train/violators", "train/clipped_margins")  # lie between 0 and 1 whatever the scale of the loss
-_OTHER_SCALE = 10.0  # times the next smaller configuration: the curves get charts of their own
-_WIDE_RANGE = 50.0  # largest over smallest value of a chart from which on its axis is logarithmic
+_SHARES = ("train/violators", "train/clipped_margins")  # between 0 and 1 for every loss, so they share a scale
+_OTHER_SCALE = 10.0  # configurations whose losses differ by more than this factor get charts of their own
+_WIDE_RANGE = 50.0  # an axis is logarithmic if the largest value is more than so many times the smallest
 _NAMES = {"lr": "learning rate", "loss": "training loss"}
 
 
@@ -28,7 +28,7 @@ class Point:
         y: Vertical place; unused in a chart of rows.
         low: Lower end of its bar or band; equal to the value where nothing is known of its spread.
         high: Upper end.
-        note: What a reader sees who points at it.
+        note: Text for a reader who points at it.
     """
 
     x: float
@@ -173,7 +173,7 @@ def coverage(study: Study) -> list[Chart]:
 
 
 def _by_epoch(study: Study, name: str) -> list[Chart]:
-    """Return the charts of one logged value: several where the scales of configurations are far apart."""
+    """Return the charts of one logged value: several if the scales of the configurations are far apart."""
     is_metric = name.startswith("val/")
     scale, unit = (100, " %") if is_metric else (1, "")
     series = []
@@ -221,7 +221,7 @@ def _curves(title: str, series: Sequence[Series], *, may_be_log: bool) -> Chart:
 
 
 def _by_scale(series: Sequence[Series]) -> list[list[Series]]:
-    """Part curves whose sizes are far apart; the order within a part is that of the configurations."""
+    """Divide curves into groups of similar size; within a group they keep the order of the configurations."""
 
     def size(member: Series) -> float:
         return float(np.median([abs(point.y) for point in member.points]))

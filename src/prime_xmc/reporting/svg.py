@@ -1,4 +1,4 @@
-"""Charts drawn as SVG, to stand within a page: colours are the page's, so that light and dark themes both read well."""
+"""Charts drawn as SVG elements, which take the colours of the page and so suit its light and its dark theme."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 from prime_xmc.reporting.figures import Chart, Point, Series
 
-# Each reads on white and on near black; then the same again with other dashes and fillings.
+# Each colour is legible on white and on near black. Further configurations repeat them with other dashes and fillings.
 COLOURS = ("#3b82f6", "#e8710a", "#16a34a", "#d6409f", "#8b5cf6", "#0d9488", "#b08900", "#ef4444")
 _SYMBOLS = "●■◆▲"
 _DASHES = ("", "7 4", "2 3", "8 3 2 3")
@@ -17,7 +17,7 @@ _FILLINGS = (1.0, 0.55, 0.3, 0.12)  # opacity of bars
 WIDTH, HEIGHT = 340.0, 232.0
 _ROW = 22.0  # height of a row in a chart of rows
 _TOP, _RIGHT, _BOTTOM, _BOTTOM_WITH_TITLE = 10.0, 14.0, 24.0, 40.0
-_CHARACTER = 6.4  # width of a character of a tick's text
+_CHARACTER = 6.4  # width in pixels that a character of a tick is given
 _LONGEST_NAME = 20  # characters of a configuration's name beside its row
 _POINTED = 9.0  # radius of the area that answers to the pointer
 
@@ -107,7 +107,7 @@ def ticks(low: float, high: float, most: int, *, log: bool = False) -> tuple[tup
     Args:
         low: Lower bound.
         high: Upper bound, greater than the lower one.
-        most: Number of ticks that is not exceeded.
+        most: Desired number of intervals between ticks, which is not exceeded.
         log: Whether the axis is logarithmic; both bounds are positive then.
 
     Example:

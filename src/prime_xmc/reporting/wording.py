@@ -7,7 +7,8 @@ from prime_xmc.reporting.statistics import summary
 from prime_xmc.reporting.study import Study
 from prime_xmc.reporting.tables import LEVEL
 
-_DETAILED = 4  # compared configurations up to which each gets a sentence of its own
+_DETAILED = 4  # up to so many compared configurations, each has a sentence of its own
+_OTHER = {"better": "worse", "worse": "better"}
 
 METHOD = (
     "A configuration is the set of runs that differ only in their seed, in their paths, and in what they log or show. "
@@ -145,9 +146,6 @@ def _outcome(name: str, baseline: str, better: int, worse: int) -> str:
         number, word = (better, "better") if better else (worse, "worse")
         return f"“{name}” is {word} than the baseline “{baseline}” in {number} {total} and {_OTHER[word]} in none."
     return f"“{name}” is better than the baseline “{baseline}” in {better} {total} and worse in {worse}."
-
-
-_OTHER = {"better": "worse", "worse": "better"}
 
 
 def _quoted(names: Iterable[str]) -> str:
