@@ -101,7 +101,7 @@ def fit_to_size(config: DictConfig, num_queries: int, num_labels: int) -> DictCo
         num_queries,
         num_labels,
         num_validation=fitted.dataset.num_validation,
-        num_free_vectors=fitted.model.get("num_free_vectors"),
+        num_free_vectors=fitted.model.num_free_vectors if "num_free_vectors" in fitted.model else None,
         batch_size=fitted.sampling.batch_size,
         initial_size=fitted.sampling.clusters.initial_size,
         free_vectors_key=_given_key(config, "model.num_free_vectors", "dataset.num_free_vectors"),
@@ -140,7 +140,8 @@ def _shared(config: DictConfig) -> list[tuple[str, str]]:
 def _given_key(config: DictConfig, own: str, shared: str) -> str:
     """Return that of two keys by which a value was given."""
     group, _, name = own.rpartition(".")
-    return shared if OmegaConf.is_interpolation(OmegaConf.select(config, group), name) else own
+    node = OmegaConf.select(config, group)
+    return shared if name not in node or OmegaConf.is_interpolation(node, name) else own
 
 
 def open_data(

@@ -15,6 +15,7 @@ from torch import Tensor
 from prime_xmc.app import compose
 from prime_xmc.assemble import (
     announce,
+    fit_second_stage,
     fit_to_data,
     load_predictor,
     make_classifier_data,

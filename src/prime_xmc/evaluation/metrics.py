@@ -21,6 +21,7 @@ METRICS = (
     *(f"R@{k}" for k in (10, TOP_K)),
 )
 SHOWN = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@3", "PSP@5", "R@10", f"R@{TOP_K}")
+_DECIMALS = 12  # of a metric
 _DEEPEST_GAIN = 5  # the largest k of the metrics that look at gains
 
 # Queries whose predictions are sorted at once: the keys (8 bytes each) stay in the processor's cache.
@@ -303,11 +304,15 @@ def metric_parts(
 def quotients(sums: Float64[np.ndarray, "metric 2"]) -> dict[str, float]:
     """Divide the sums of `metric_sums`; nothing comes of them where no query has a positive.
 
-    Inverse propensities are at least 1, so the denominator of PSP@1 is 0 only then.
+    Inverse propensities are at least 1, so the denominator of PSP@1 is 0 only then. What is beyond the twelfth decimal
+    depends on the order in which queries were added up, and is cut off, so that training and evaluation agree.
     """
     if sums[METRICS.index("PSP@1"), 1] == 0:
         return {}
-    return {name: float(numerator / denominator) for name, (numerator, denominator) in zip(METRICS, sums, strict=True)}
+    return {
+        name: round(float(numerator / denominator), _DECIMALS)
+        for name, (numerator, denominator) in zip(METRICS, sums, strict=True)
+    }
 
 
 def _parts(numerator: Num[np.ndarray, "query"], denominator: Num[np.ndarray, "query"] | int) -> Parts:
