@@ -32,6 +32,7 @@ BENCHMARKS = {
 def test_every_option_composes_and_its_targets_exist(option, compose):
     given = ["dataset.dir=data"] if option == "dataset=custom" else []
     given += ["encoder.source=folder"] if option in ("encoder=local", "encoder=decoder") else []
+    given += ["loss.contrast._target_=prime_xmc.model.losses.InfoNCE"] if option == "loss=custom" else []
 
     def targets(node):
         if isinstance(node, dict):
