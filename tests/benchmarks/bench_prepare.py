@@ -25,7 +25,7 @@ from prime_xmc.data.tokenizer import load_tokenizer
 
 TARGETS = (
     Target("preparing titles: speed against tokenizers.encode_batch alone", "≥", 0.8, "x"),
-    # what is allowed is the 17 bytes of a label
+    # what is allowed is the 44 bytes of a label
     Target("preparing: memory for 1M titles / for 250k titles", "≤", 1.25, "x"),
 )
 SHARES = {"trn": 0.6, "tst": 0.2, "lbl": 0.2}
