@@ -18,7 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "app": {"files"},
     "data": {"files"},
     "index": {"files"},
-    "model": set(),
+    "model": {"files"},
     "evaluation": {"files", "data", "index"},
     "export": {"files", "data", "index", "model"},
     "training": {"files", "data", "index", "model", "evaluation", "export"},
