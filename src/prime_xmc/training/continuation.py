@@ -11,12 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LambdaLR
 
 from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.training.checkpoints import ShardedCheckpointIO
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,21 @@ def origin(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
         "validation_queries": hashlib.sha256(data.validation_ids.tobytes()).hexdigest(),
         "command": continuing_command(None),
     }
+
+
+def read_origin(path: Path) -> dict[str, Any] | None:
+    """Return what a checkpoint says of its run, None for one of version 0.1.0, which says nothing.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or no checkpoint of a training.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path={path}: not found; expected <run>/checkpoints/last.ckpt")
+    content = ShardedCheckpointIO().load_checkpoint(path)
+    if "loops" not in content:
+        raise ValueError(f"ckpt_path={path} holds no training: expected <run>/checkpoints/last.ckpt")
+    return content.get(ORIGIN)
 
 
 def check_origin(path: Path, recorded: Mapping[str, Any] | None, given: Mapping[str, Any]) -> None:
@@ -184,17 +199,6 @@ class ContinuedRun(Callback):
                 )
 
 
-def read_origin(path: Path, content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what a loaded checkpoint says of its run, None if it says nothing.
-
-    Raises:
-        ValueError: If the file is not a checkpoint of training.
-    """
-    if "loops" not in content:
-        raise ValueError(f"{path} is no checkpoint of a training: expected <run>/checkpoints/last.ckpt")
-    return content.get(ORIGIN)
-
-
 def continuing_command(checkpoint: Path | None, **settings: Path | str) -> str | None:
     """Return the command of this process, to be pasted into a shell, that continues from a checkpoint.
 
@@ -225,8 +229,8 @@ def quoted(value: str) -> str:
     """Return a value as Hydra reads it on a command line, quoted if need be.
 
     Example:
-        >>> quoted("runs/1"), quoted("it's, here")
-        ('runs/1', "'it\\\\'s, here'")
+        >>> quoted("runs/1"), quoted("my runs")
+        ('runs/1', "'my runs'")
     """
     if re.fullmatch(r"[A-Za-z0-9_./-]+", value):
         return value

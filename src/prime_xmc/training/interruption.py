@@ -111,19 +111,18 @@ def interruptible(explain: Callable[[], str]) -> Iterator[None]:
         _switchboard.installed = False
 
 
-def how_to_continue(run_dir: Path, checkpoint: Path, *, started: float, in_folder: bool) -> str:
+def how_to_continue(run_dir: Path, checkpoint: Path | None, *, started: float) -> str:
     """Return how to continue an interrupted run, or to start it again where nothing has been saved.
 
     Args:
-        run_dir: Folder of the run.
-        checkpoint: Its checkpoint, if one was written.
+        run_dir: Folder of the run, in which it stays.
+        checkpoint: Its checkpoint, if one was written; None: there is never one.
         started: Time at which the run began, in seconds as `time.time` counts; a checkpoint before it is another's.
-        in_folder: Whether the command has to name the folder, so that the run stays in it.
     """
-    folder = {"hydra__run__dir": _from_here(run_dir)} if in_folder else {}
-    if not checkpoint.is_file() or checkpoint.stat().st_mtime < started:
+    folder = {"hydra__run__dir": _from_here(run_dir)}
+    if checkpoint is None or not checkpoint.is_file() or checkpoint.stat().st_mtime < started:
         command = continuing_command(None, **folder)
-        return "Nothing was saved yet. Start again" + (f" by\n  {command}" if command else ".")
+        return "Nothing was saved that could be continued. Start again" + (f" by\n  {command}" if command else ".")
     command = continuing_command(_from_here(checkpoint), **folder)
     if command is None:
         return f"Training is saved: ckpt_path={checkpoint} with the same settings continues it."
@@ -133,9 +132,9 @@ def how_to_continue(run_dir: Path, checkpoint: Path, *, started: float, in_folde
 class SaveWhenInterrupted(Callback):
     """Saves training where a signal ends it, at the end of a step or in what follows the last step of an epoch.
 
-    Signals are the business of this callback rather than of the Trainer, which ends with status 0 after SIGTERM. While a
-    step is going on they wait for its end. The processes of a data-parallel run agree on the step; where they are not
-    in a step, none of them saves: the newest checkpoint is that of the end of the epoch before.
+    It takes the signals over from the Trainer, which ends with status 0 after SIGTERM. During a step they wait for its
+    end. The processes of a data-parallel run agree on the step; where they are not in a step, none of them saves, and
+    the newest checkpoint is that of the end of the epoch before.
 
     Args:
         path: The checkpoint to write.

@@ -19,9 +19,9 @@ from prime_xmc.files import write_text
 
 LOCK = "run.lock"  # in a run folder: held by the process that works there, whose id it contains
 METADATA = Path(".hydra")  # in a run folder: what Hydra writes before a run begins
-# What a run leaves, metrics.json first: as long as it is there, the run is finished.
-_RESULTS = ("metrics.json", "predictions*.npz", "metrics.csv", "model", "classifiers", "classify")
-_RESULTS_OF_ITS_END = 2  # of these, those that a continued run makes anew
+METRICS = "metrics.json"  # in a run folder: the last that a run writes, which says that it is finished
+_MADE_AT_THE_END = (METRICS, "predictions*.npz", "classifiers", "classify")
+_MADE_ON_THE_WAY = ("metrics.csv", "model")
 
 
 def new_folder(path: str) -> str:
@@ -46,7 +46,7 @@ OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replac
 
 def with_run_folder(config: DictConfig) -> DictConfig:
     """Return a configuration whose `run_dir` has a value also where no entry point runs, which would give it one."""
-    if HydraConfig.initialized() or "${hydra:" not in str(OmegaConf.to_container(config, resolve=False)["run_dir"]):
+    if HydraConfig.initialized() or not OmegaConf.is_interpolation(config, "run_dir"):
         return config
     folder = new_folder(f"outputs/{config.task}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
     return OmegaConf.merge(config, {"run_dir": str(Path(folder).absolute())})  # type: ignore[return-value]
@@ -55,14 +55,6 @@ def with_run_folder(config: DictConfig) -> DictConfig:
 def is_first_process() -> bool:
     """Return whether this process is the first of those that train together, or the only one."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-
-
-@contextmanager
-def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold a lock, after waiting for the process that holds it; the end of that process gives it back too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path):
-        yield
 
 
 class Claim:
@@ -97,7 +89,7 @@ class Claim:
 
     def keep_metadata(self) -> None:
         """Remember what Hydra is about to overwrite, if the folder has the results that it belongs to."""
-        if (self.folder / _RESULTS[0]).is_file():
+        if (self.folder / METRICS).is_file():
             files = (self.folder / METADATA).glob("*.yaml")
             self._metadata = {path: path.read_bytes() for path in files}
 
@@ -108,7 +100,9 @@ class Claim:
             continued: Whether it continues the run of this folder, whose table of epochs and exported model stay.
         """
         self._metadata = {}
-        for pattern in _RESULTS[:_RESULTS_OF_ITS_END] if continued else _RESULTS:
+        if not self._lock.is_locked:  # a further process of a data-parallel run
+            return
+        for pattern in _MADE_AT_THE_END if continued else (*_MADE_AT_THE_END, *_MADE_ON_THE_WAY):
             for path in self.folder.glob(pattern):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
