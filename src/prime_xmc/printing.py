@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from typing import Any, TextIO
+from typing import Any
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def unfailing_output() -> Iterator[None]:
 class _UnfailingStream:
     """A text stream whose `write` and `flush` do not raise; all else is that of the stream behind it."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:

@@ -176,17 +176,15 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
             yield query_ids, draw_positives(self._positives, self._weight, query_ids, self._num_positives, rng)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a continued run needs: the epoch and the clusters, which stay until the next are made.
-
-        The position in the epoch is the loader's to keep, see `TrainLoader`.
-        """
+        """Return what a continued run needs: epoch, position, and the clusters, which stay until the next are made."""
         clusters = None if self._clusters is None else torch.tensor(self._clusters)
-        return {"epoch": self.epoch, "clusters": clusters}
+        return {"epoch": self.epoch, "position": self.position, "clusters": clusters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the `state_dict` of a sampler that was made with the same arguments."""
         self.set_clusters(None if state["clusters"] is None else state["clusters"].numpy())
         self.epoch = state["epoch"]
+        self.resume_at(state.get("position", 0))  # version 0.1.0 had none
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(self.epoch, stream)))
@@ -200,14 +198,18 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
 
 
 class TrainLoader(DataLoader):
-    """Loads the batches of a sampler in this process; checkpoints keep how many of the epoch have been trained.
+    """Loads the batches of a sampler in this process.
 
-    The Trainer saves and loads the state of a loader that has one. It holds no worker and fetches no batch in advance,
-    so that the batches which the sampler has yielded are those that have been trained at the end of a step.
+    There is no worker that fetches batches in advance, so that the batches which the sampler has yielded are those that
+    have been trained at the end of a step.
+
+    The Trainer takes a loader with a state for one that can be continued within an epoch, and warns of others. It does
+    not load that state where the number of training steps has been asked for before, as schedules do: the state of the
+    data module is what a continued run rests on.
 
     Args:
         dataset: Dataset that makes a batch of what the sampler yields.
-        sampler: The sampler.
+        sampler: Sampler of the batches.
     """
 
     sampler: ClusterBatchSampler

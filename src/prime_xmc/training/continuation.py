@@ -123,14 +123,14 @@ def check_origin(path: Path, recorded: Mapping[str, Any] | None, given: Mapping[
     elif recorded["validation_queries"] != given["validation_queries"]:
         differences.append("seed, dataset.num_validation: other queries were held out for validation")
     if differences:
-        command = recorded["command"]
+        command = recorded["command"] and f"{recorded['command']} {shlex.quote(f'ckpt_path={quoted(str(path))}')}"
         raise ValueError(
             "\n".join(
                 [
                     f"ckpt_path={path} cannot be continued with these settings, which are those of another run:",
                     *(f"  {difference}" for difference in differences),
                     "Give the values of the checkpoint to continue its run, or leave ckpt_path out to start a new one.",
-                    *([f"The run of the checkpoint was started by\n  {command}"] if command else []),
+                    *([f"The command that continues its run:\n  {command}"] if command else []),
                 ]
             )
         )
@@ -172,10 +172,11 @@ class ContinuedRun(Callback):
             }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tell the loader of a checkpoint of version 0.1.0 where in the epoch it was."""
-        loops = checkpoint["loops"]["fit_loop"]
-        processed = loops["epoch_loop.batch_progress"]["current"]["processed"]
-        loops["state_dict"].setdefault("combined_loader", [{"position": processed}])
+        """Tell the sampler where in the epoch a checkpoint of version 0.1.0 was made, which does not say so itself."""
+        data: PrimeDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if "position" not in checkpoint[type(data).__qualname__]["sampler"]:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            data.sampler.resume_at(progress["current"]["processed"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the learning rate to that of the new schedule, and say so."""
@@ -242,7 +243,7 @@ def quoted(value: str) -> str:
 def _different_settings(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Return a line for each difference; keys with the same two values, which follow one another, share one."""
     keys_of: dict[str, list[str]] = {}
-    for key in sorted(recorded.keys() | given.keys(), key=lambda key: (not key.startswith("dataset."), key)):
+    for key in sorted(recorded.keys() | given.keys(), key=lambda key: (not key.startswith("dataset."), key.count("."), key)):
         before, now = (None if _may_change(key) else settings.get(key) for settings in (recorded, given))
         if before != now:
             keys_of.setdefault(f"{json.dumps(before)} in the checkpoint, {json.dumps(now)} given", []).append(key)

@@ -21,7 +21,7 @@ LOCK = "run.lock"  # in a run folder: held by the process that works there, whos
 METADATA = Path(".hydra")  # in a run folder: what Hydra writes before a run begins
 METRICS = "metrics.json"  # in a run folder: the last that a run writes, which says that it is finished
 _MADE_AT_THE_END = (METRICS, "predictions*.npz", "classifiers", "classify")
-_MADE_ON_THE_WAY = ("metrics.csv", "model")
+_MADE_ON_THE_WAY = ("metrics.csv", "model", "csv", "csv-*", "tensorboard")
 
 
 def new_folder(path: str) -> str:
@@ -97,7 +97,8 @@ class Claim:
         """Remove the results of an earlier run in this folder, because another one begins now.
 
         Args:
-            continued: Whether it continues the run of this folder, whose table of epochs and exported model stay.
+            continued: Whether it continues the run of this folder. What that has written on the way stays then; its
+                curves by step in csv/, which Lightning would delete, are renamed to csv-1/ and so on.
         """
         self._metadata = {}
         if not self._lock.is_locked:  # a further process of a data-parallel run
@@ -108,6 +109,9 @@ class Claim:
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+        curves = self.folder / "csv"
+        if curves.is_dir():
+            curves.rename(next(name for number in count(1) if not (name := self.folder / f"csv-{number}").exists()))
 
     def release(self) -> None:
         """Give the folder back; the metadata of results that are still there are put back where they were."""
