@@ -241,9 +241,11 @@ def quoted(value: str) -> str:
 
 
 def _different_settings(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Return a line for each difference; keys with the same two values, which follow one another, share one."""
+    """Return a line for each difference; keys with the same two values share one."""
     keys_of: dict[str, list[str]] = {}
-    for key in sorted(recorded.keys() | given.keys(), key=lambda key: (not key.startswith("dataset."), key.count("."), key)):
+    # those first that a user sets, of which others are made
+    keys = sorted(recorded.keys() | given.keys(), key=lambda key: (not key.startswith("dataset."), key.count("."), key))
+    for key in keys:
         before, now = (None if _may_change(key) else settings.get(key) for settings in (recorded, given))
         if before != now:
             keys_of.setdefault(f"{json.dumps(before)} in the checkpoint, {json.dumps(now)} given", []).append(key)
