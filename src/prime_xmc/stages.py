@@ -12,7 +12,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from prime_xmc.app import compose
-from prime_xmc.assemble import load_predictor, make_classifier_data, make_data, make_module, make_trainer
+from prime_xmc.assemble import (
+    announce,
+    fit_second_stage,
+    fit_to_data,
+    load_predictor,
+    make_classifier_data,
+    make_data,
+    make_module,
+    make_trainer,
+)
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.evaluation.metrics import evaluate
 from prime_xmc.evaluation.predictions import save_predictions
@@ -33,6 +42,7 @@ from prime_xmc.training.query_embeddings import embed, embed_training_queries
 from prime_xmc.training.record import (
     RunRecord,
     describe_run,
+    describe_splits,
     describe_training,
     quiet_libraries,
     show_classifiers,
@@ -79,6 +89,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         recorded = None if continued is None else read_origin(continued)
         record = RunRecord()
         data = make_data(config)
+        config = fit_to_data(config, data.corpus)
         settings, given = describe_run(config, data), origin(config, data)
         if continued is not None:
             check_origin(Path(config.ckpt_path), recorded, given)
@@ -92,6 +103,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         claim.begin(continued=continued is not None and continued.is_relative_to(run_dir.absolute()))
         for each in trainer.loggers:
             each.log_hyperparams(settings["config"])
+        announce(config, data)
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         if module.num_trained == 0:  # the checkpoint is of the end of training: what follows it is still to be done
             trainer.validate(module, datamodule=data, verbose=False)
@@ -100,10 +112,10 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
                 callback.on_train_end(trainer, module)
 
         metrics: dict[str, Any] = dict(record.validation)
-        if config.test:
+        if config.test and len(data.corpus.test):
             metrics |= trainer.test(module, datamodule=data, verbose=False)[0]
         record.enter(None)
-        metrics |= describe_training(trainer, module, record, settings)
+        metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
         if trainer.is_global_zero:
             update_metrics(run_dir / "model", metrics)
             if module.test_predictions is not None:
@@ -192,6 +204,7 @@ def _train_classifiers(config: DictConfig) -> TrainedClassifiers:
         record = RunRecord()
         predictor = load_predictor(config)
         data = make_classifier_data(config, predictor)
+        config = fit_second_stage(config, data)
         settings = describe_run(config, data) | {"model": predictor.config["settings"]["config"]}
         digest, prototypes = encoder_digest(model), read_prototypes(model)
         record.enter("initialise")
@@ -222,7 +235,7 @@ def _train_classifiers(config: DictConfig) -> TrainedClassifiers:
         record.enter("test")
         metrics = _evaluate_scorers(config, run_dir, predictor, module, data, prototypes, classifiers.cpu())
         record.enter(None)
-        metrics |= describe_training(trainer, module, record, settings)
+        metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
         write_json(run_dir / METRICS, metrics)
         show_classifiers(metrics, run_dir)
     return TrainedClassifiers(metrics, module, data)
@@ -246,7 +259,7 @@ def _evaluate_scorers(
         for scorer, vectors in scorers.items():
             indices, _ = rank_by(vectors, query_emb, train.filtered.take(ids))
             metrics |= _named("val", scorer, evaluate(indices, train.positives.take(ids), data.inverse_propensity))
-    if config.test:
+    if config.test and len(data.corpus.test):
         test = data.corpus.test
         query_emb = embed(predictor, test.tokens, "test queries")
         for scorer, vectors in scorers.items():

@@ -38,13 +38,14 @@ def test_training_is_what_comes_after_the_first_embeddings(clock):
 def test_a_continued_run_goes_on_counting(clock, monkeypatch):
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     step = (trainer, LightningModule(), None, SimpleNamespace(query_ids=range(30)), 0)
-    first, second = RunRecord(), RunRecord()
+    first = RunRecord()
     spend(first, clock, steps=4)
     first.on_train_batch_end(*step)
     first.validation = {"val/P@1": 0.5}
     monkeypatch.setattr(module, "_peak_rss_bytes", lambda: 7)
     state = first.state_dict()
     monkeypatch.setattr(module, "_peak_rss_bytes", lambda: 5)
+    second = RunRecord()
     spend(second, clock, prepare=1)
     second.load_state_dict(state)
     spend(second, clock, steps=2)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from prime_xmc.data.datamodule import PrimeDataModule
-from prime_xmc.evaluation.table import print_table
+from prime_xmc.evaluation.table import describe_unlabelled, print_notes, print_table
 from prime_xmc.export.scorers import SCORERS
 
 # `seconds/<phase>` in metrics.json: reading and preparing the data and making the model; the first embeddings of all
@@ -34,6 +34,8 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # a batch is built in a thousandth of the time of a step: workers would only cost memory
     warnings.filterwarnings("ignore", message="The .* does not have many workers")
+    # small data have no validation queries, which is said before training
+    warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
     # what is lost then is which checkpoint was the best: here it is the last one
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
     # a run folder is claimed, and cleared of what another run has left
@@ -55,6 +57,21 @@ def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",
     }
+
+
+def describe_splits(config: DictConfig, data: PrimeDataModule) -> dict[str, str]:
+    """Return what has to be known about the queries of a run's metrics, as sentences: `note/test`, `note/val`, ...
+
+    Args:
+        config: Whose `test` says whether there are test metrics.
+        data: The data.
+    """
+    train, test = data.corpus.train, data.corpus.test
+    notes = {"note/val": describe_unlabelled(train.positives.take(data.validation_ids), "validation queries")}
+    if config.test:
+        notes["note/test_split"] = data.corpus.split_note
+        notes["note/test"] = describe_unlabelled(test.positives, "test queries")
+    return {name: note for name, note in notes.items() if note is not None}
 
 
 class RunRecord(Callback):
@@ -180,6 +197,7 @@ def show_prototypes(metrics: Mapping[str, Any], run_dir: Path) -> None:
         f"{_length(metrics)}, {metrics['train/queries_per_second']:.0f} queries/s, "
         f"peak memory {metrics['peak_rss_bytes'] / 2**30:.1f} GiB. Run folder: {run_dir}"
     )
+    _show_notes(metrics)
 
 
 def show_classifiers(metrics: Mapping[str, Any], run_dir: Path) -> None:
@@ -189,6 +207,11 @@ def show_classifiers(metrics: Mapping[str, Any], run_dir: Path) -> None:
         # a table for each stage: the best of a column is among rows of the same queries
         print_table({name: row for name, row in rows.items() if row})
     Console().print(f"{_length(metrics)}. Run folder: {run_dir}")
+    _show_notes(metrics)
+
+
+def _show_notes(metrics: Mapping[str, Any]) -> None:
+    print_notes(note for name, note in metrics.items() if name.startswith("note/"))
 
 
 def _length(metrics: Mapping[str, Any]) -> str:
