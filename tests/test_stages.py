@@ -195,7 +195,7 @@ def test_a_checkpoint_of_version_0_1_0_continues_with_a_warning(train, complete,
     io, path = ShardedCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
     del content["origin"], content["loops"]["fit_loop"]["state_dict"]["combined_loader"]
-    del content["callbacks"]["RunRecord"], content["PrimeDataModule"]["sampler"]["position"]
+    del content["callbacks"]["RunHistory"], content["PrimeDataModule"]["sampler"]["position"]
     torch.save(content, path)
     assert "origin" not in io.load_checkpoint(path)
     metrics = train(tmp_path, f"ckpt_path={path}")
@@ -248,7 +248,7 @@ def test_the_cost_is_that_of_all_processes(train, tmp_path, interrupt):
         train(tmp_path)
     patch.undo()
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    before = ShardedCheckpointIO().load_checkpoint(checkpoint)["callbacks"]["RunRecord"]
+    before = ShardedCheckpointIO().load_checkpoint(checkpoint)["callbacks"]["RunHistory"]
     metrics = train(tmp_path, f"ckpt_path={checkpoint}")
     assert metrics["seconds/steps"] > before["seconds"]["steps"] > 0
     assert metrics["peak_rss_bytes"] >= before["peak_rss_bytes"]
@@ -294,6 +294,7 @@ def quick(overrides) -> list[str]:
     return [sys.executable, "-m", "prime_xmc.train", *overrides, "test=false"]
 
 
+@pytest.mark.slow
 def test_the_printed_command_continues_the_run(quick, complete, tmp_path):
     """In a folder whose name the shell and Hydra would take apart."""
     folder = tmp_path / "it's a (run), no=1"

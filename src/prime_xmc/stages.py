@@ -40,7 +40,7 @@ from prime_xmc.training.interruption import SaveWhenInterrupted, how_to_continue
 from prime_xmc.training.module import PrimeModule
 from prime_xmc.training.query_embeddings import embed, embed_training_queries
 from prime_xmc.training.record import (
-    RunRecord,
+    RunHistory,
     describe_run,
     describe_splits,
     describe_training,
@@ -87,7 +87,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         record_configuration(config, run_dir)
         continued = None if config.ckpt_path is None else Path(config.ckpt_path).absolute()
         recorded = None if continued is None else read_origin(continued)
-        record = RunRecord()
+        record = RunHistory()
         data = make_data(config)
         config = fit_to_data(config, data.corpus)
         settings, given = describe_run(config, data), origin(config, data)
@@ -201,7 +201,7 @@ def _train_classifiers(config: DictConfig) -> TrainedClassifiers:
     run_dir, model = Path(config.run_dir), Path(config.model.dir).expanduser()
     explain = partial(how_to_continue, run_dir, None, started=time.time())
     with unfailing_output(), claimed(run_dir) as claim, interruptible(explain):
-        record = RunRecord()
+        record = RunHistory()
         predictor = load_predictor(config)
         data = make_classifier_data(config, predictor)
         config = fit_second_stage(config, data)

@@ -4,7 +4,7 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 
 from prime_xmc.training import record as module
-from prime_xmc.training.record import RunRecord
+from prime_xmc.training.record import RunHistory
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def clock(monkeypatch):
     return clock
 
 
-def spend(record: RunRecord, clock, **seconds: float) -> None:
+def spend(record: RunHistory, clock, **seconds: float) -> None:
     """Let time pass in phases, one after the other."""
     for phase, duration in seconds.items():
         record.enter(phase)
@@ -23,7 +23,7 @@ def spend(record: RunRecord, clock, **seconds: float) -> None:
 
 
 def test_training_is_what_comes_after_the_first_embeddings(clock):
-    record = RunRecord()
+    record = RunHistory()
     clock.now += 1
     spend(record, clock, initialise=10, clusters=2, steps=5, validation=3, save=0.5, export=0.25, test=4)
     record.enter(None)
@@ -38,14 +38,14 @@ def test_training_is_what_comes_after_the_first_embeddings(clock):
 def test_a_continued_run_goes_on_counting(clock, monkeypatch):
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     step = (trainer, LightningModule(), None, SimpleNamespace(query_ids=range(30)), 0)
-    first = RunRecord()
+    first = RunHistory()
     spend(first, clock, steps=4)
     first.on_train_batch_end(*step)
     first.validation = {"val/P@1": 0.5}
     monkeypatch.setattr(module, "_peak_rss_bytes", lambda: 7)
     state = first.state_dict()
     monkeypatch.setattr(module, "_peak_rss_bytes", lambda: 5)
-    second = RunRecord()
+    second = RunHistory()
     spend(second, clock, prepare=1)
     second.load_state_dict(state)
     spend(second, clock, steps=2)
@@ -59,4 +59,4 @@ def test_a_continued_run_goes_on_counting(clock, monkeypatch):
 
 
 def test_a_run_that_has_not_trained_has_no_speed(clock):
-    assert RunRecord().describe()["train/queries_per_second"] == 0
+    assert RunHistory().describe()["train/queries_per_second"] == 0

@@ -42,7 +42,7 @@ MAY_CHANGE = (
     # where it is computed
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "bank"),
     # what is done with the trained model
-    *("test", "classify", "classify_settings", "export_every_n_epochs", "index"),
+    *("test", "classify", "classify_settings", "export_every_n_epochs", "export_after_validation", "index"),
 )
 
 

@@ -74,7 +74,7 @@ def describe_splits(config: DictConfig, data: PrimeDataModule) -> dict[str, str]
     return {name: note for name, note in notes.items() if note is not None}
 
 
-class RunRecord(Callback):
+class RunHistory(Callback):
     """Keeps what a run has cost and reached so far, in its checkpoints too: a continued run goes on counting.
 
     It has to be the first of the callbacks, since a phase begins with the hook that the others use for it. The time of
@@ -173,7 +173,7 @@ class RunRecord(Callback):
         self.validation = dict(state_dict["validation"])
 
 
-def describe_training(trainer: Any, module: Any, record: RunRecord, settings: dict[str, Any]) -> dict[str, Any]:
+def describe_training(trainer: Any, module: Any, record: RunHistory, settings: dict[str, Any]) -> dict[str, Any]:
     """Return what metrics.json says of a training besides its metrics.
 
     Args:
