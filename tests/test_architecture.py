@@ -47,7 +47,7 @@ ALLOWED = {
         "app.py",
         "assemble.py",
         "stages.py",
-        "planning/layout.py",
+        "planning/probe.py",
         "training/run_folder.py",
         "training/sweeps.py",
     },
