@@ -15,10 +15,10 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 # circle. A room is a folder or a file at the top.
 ROOMS: dict[str, set[str]] = {
     "files": set(),
-    "app": {"files"},
     "data": {"files"},
     "index": {"files"},
-    "model": set(),
+    "model": {"files"},
+    "app": {"files", "model"},
     "evaluation": {"files", "data", "index"},
     "export": {"files", "data", "index", "model"},
     "training": {"files", "data", "index", "model", "evaluation", "export"},

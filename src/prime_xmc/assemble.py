@@ -7,7 +7,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from prime_xmc.app import native_precision
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.data.preparation import prepare
@@ -15,11 +14,18 @@ from prime_xmc.data.raw import RawFiles
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import use_classifiers
+from prime_xmc.model.encoder_folder import Prompts, resolve_prompts
 from prime_xmc.training.module import PrimeModule
 
 
-def raw_files(dataset: DictConfig) -> RawFiles:
-    """Return the raw files that a dataset configuration names, generated if its `dir` says how and need be."""
+def raw_files(dataset: DictConfig, prompts: Prompts | None = None) -> RawFiles:
+    """Return the raw files that a dataset configuration names, generated if its `dir` says how and need be.
+
+    Args:
+        dataset: The configuration.
+        prompts: What the encoder wants before every query and label.
+    """
+    prompts = prompts or Prompts()
     dataset = instantiate(dataset)
     return RawFiles(
         directory=dataset.dir,
@@ -27,14 +33,21 @@ def raw_files(dataset: DictConfig) -> RawFiles:
         fields=tuple(dataset.fields),
         label_fields=None if dataset.label_fields is None else tuple(dataset.label_fields),
         hint=dataset.hint,
+        query_prompt=prompts.query,
+        label_prompt=prompts.label,
     )
+
+
+def prompts_of(encoder: DictConfig) -> Prompts:
+    """Return what an encoder configuration puts before every query and label; one of version 0.1.0 puts nothing."""
+    return resolve_prompts(encoder.source, encoder.get("query_prompt"), encoder.get("label_prompt"))
 
 
 def open_corpus(config: DictConfig) -> Corpus:
     """Prepare a data set as training does, unless that has been done before, and open it."""
     tokenizer = load_tokenizer(config.encoder.source)
     directory = prepare(
-        raw_files(config.dataset),
+        raw_files(config.dataset, prompts_of(config.encoder)),
         tokenizer.backend_tokenizer,
         tokenizer_name=tokenizer.name_or_path,
         pad_token_id=tokenizer.pad_token_id,
@@ -45,20 +58,21 @@ def open_corpus(config: DictConfig) -> Corpus:
 
 
 def open_data(
-    config: DictConfig, tokenizer: str, *, max_length: int, num_validation: int, seed: int
+    config: DictConfig, tokenizer: str, *, prompts: Prompts, max_length: int, num_validation: int, seed: int
 ) -> PrimeDataModule:
     """Make the data module of `dataset` and `sampling` and open its data, prepared if need be.
 
     Args:
         config: The configuration.
         tokenizer: Folder or hub id.
+        prompts: What the encoder wants before every query and label.
         max_length: Most tokens of a text.
         num_validation: Training queries that are held out.
         seed: Of the split and of sampling.
     """
     dataset, sampling = config.dataset, config.sampling
     data = PrimeDataModule(
-        raw_files(dataset),
+        raw_files(dataset, prompts),
         load_tokenizer(tokenizer),
         max_length=max_length,
         cache_dir=config.cache_dir,
@@ -82,6 +96,7 @@ def make_data(config: DictConfig) -> PrimeDataModule:
     return open_data(
         config,
         config.encoder.source,
+        prompts=prompts_of(config.encoder),
         max_length=dataset.max_length,
         num_validation=dataset.num_validation,
         seed=config.seed,
@@ -92,7 +107,8 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
     """Make the untrained module for a data set.
 
     Raises:
-        ValueError: If texts may be longer than the encoder can read.
+        ValueError: If texts may be longer than the encoder can read, or if the data may hold tokens that it does not
+            embed.
     """
     torch.manual_seed(config.seed)
     encoder, make_bank = instantiate(config.encoder), instantiate(config.bank)
@@ -100,6 +116,12 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
         raise ValueError(
             f"dataset.max_length={data.max_length} is above the {encoder.max_length} positions of the encoder "
             f"(max_position_embeddings in the config.json of {encoder.source}): lower it, or take another encoder"
+        )
+    num_tokens = data.corpus.manifest.get("vocab_size", 0)
+    if num_tokens > encoder.num_tokens:
+        raise ValueError(
+            f"the data are prepared with a tokenizer of {num_tokens} tokens, and the encoder {encoder.source} embeds "
+            f"{encoder.num_tokens}: prepare them with the encoder's own tokenizer"
         )
     return PrimeModule(
         encoder,
@@ -132,10 +154,9 @@ def make_trainer(config: DictConfig, callbacks: list[Any]) -> Any:
 
 
 def load_predictor(config: DictConfig) -> Predictor:
-    """Load the model that a configuration names, on its device in the fastest precision that this computes natively."""
+    """Load the model that a configuration names, on its device, in its precision or else in the model's own."""
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    precision = native_precision(torch.device(device).type)
-    return Predictor.load(config.model.dir, device=device, index=config.search, precision=precision)
+    return Predictor.load(config.model.dir, device=device, index=config.search, precision=config.get("precision"))
 
 
 def load_scorer(config: DictConfig) -> Predictor:
@@ -155,15 +176,21 @@ def load_scorer(config: DictConfig) -> Predictor:
 
 
 def model_corpus(config: DictConfig, predictor: Predictor) -> Corpus:
-    """Prepare the data set with the model's own tokenizer and length, and check that its labels are the model's.
+    """Prepare the data set with the model's own tokenizer, prompts and length, and check that it is the model's.
 
     Raises:
         FileNotFoundError: If raw files are missing.
-        ValueError: If the labels are others.
+        ValueError: If the labels are others, or the queries would be read from other fields than in training.
     """
+    fields = list(config.dataset.fields)
+    if predictor.fields is not None and fields != list(predictor.fields):
+        raise ValueError(
+            f"dataset.fields=[{','.join(fields)}], and the model {config.model.dir} was trained on "
+            f"[{','.join(predictor.fields)}]: give dataset.fields=[{','.join(predictor.fields)}]"
+        )
     corpus = Corpus.open(
         prepare(
-            raw_files(config.dataset),
+            raw_files(config.dataset, predictor.encoder.prompts),
             predictor.tokenizer,
             tokenizer_name=str(config.model.dir),
             pad_token_id=predictor.config["pad_token_id"],
@@ -201,6 +228,7 @@ def make_classifier_data(config: DictConfig, predictor: Predictor) -> PrimeDataM
     return open_data(
         config,
         str(Path(config.model.dir).expanduser()),
+        prompts=predictor.encoder.prompts,
         max_length=predictor.config["max_length"],
         num_validation=num_validation,
         seed=seed,

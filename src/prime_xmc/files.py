@@ -55,6 +55,16 @@ def replace_folder(new: Path, directory: Path) -> None:
     shutil.rmtree(old)
 
 
+def give_default_mode(path: Path) -> None:
+    """Let a file be read by whoever may read files that `open` makes here; some libraries keep theirs to the owner."""
+    ordinary = _name_beside(path)
+    ordinary.touch()
+    try:
+        path.chmod(ordinary.stat().st_mode)
+    finally:
+        ordinary.unlink()
+
+
 def write_text(path: Path, content: str) -> None:
     """Write a text file in UTF-8."""
     with replacing(path) as temporary:

@@ -142,6 +142,8 @@ def _export(
         index=module.searcher,
         settings=settings,
         metrics=None,
+        fields=data.source.fields,
+        precision=module.trainer.precision,
     )
 
 

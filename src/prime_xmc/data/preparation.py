@@ -54,9 +54,10 @@ def prepare(
 ) -> Path:
     """Tokenise raw files into a folder that `Corpus.open` opens, and return the folder.
 
-    The folder's name carries a fingerprint of the raw files' content, the fields, the tokenizer, `max_length` and the
-    format. Where it exists already it is returned at once. It is built under a temporary name and renamed when
-    complete, so that processes may prepare the same data at the same time, and a failure leaves nothing behind.
+    The folder's name carries a fingerprint of the raw files' content, the fields and prompts, the tokenizer,
+    `max_length` and the format. Where it exists already it is returned at once. It is built under a temporary name
+    and renamed when complete, so that processes may prepare the same data at the same time, and a failure leaves
+    nothing behind.
     Memory does not grow with the queries, their positives and the texts: beyond a few chunks of them, it holds 17
     bytes for each label, to find repeated texts and count queries, and the pairs of the filter that is being applied.
 
@@ -97,6 +98,9 @@ def prepare(
             "tokenizer_hash": _hash([tokenizer.to_str().encode()]),
             "source": {path.name: _describe_file(path, progress) for path in paths.values()},
         }
+        # Only where there are any, so that data prepared without them keep their fingerprint.
+        prompts = {"query_prompt": source.query_prompt, "label_prompt": source.label_prompt}
+        manifest |= {name: prompt for name, prompt in prompts.items() if prompt}
         fingerprint = _hash([json.dumps(manifest, sort_keys=True).encode()])
         directory = Path(cache_dir).expanduser() / f"{source.name}-{fingerprint[:12]}"
         if (directory / MANIFEST).is_file():
@@ -169,6 +173,7 @@ class _Build:
     ) -> None:
         self.paths = paths
         self.fields, self.label_fields = manifest["fields"], manifest["label_fields"]
+        self.query_prompt, self.label_prompt = manifest.get("query_prompt", ""), manifest.get("label_prompt", "")
         self.token_dtype = np.uint16 if manifest["vocab_size"] <= 1 << 16 else np.int32
         self.tokenizer = tokenizer
         self.directory = directory
@@ -205,7 +210,8 @@ class _Build:
         path = self.paths["lbl"]
         hashes = array("q")  # 8 bytes a label; the texts themselves need not fit in memory
         with (self.directory / LABELS).open("w", encoding="utf-8", newline="\n") as file:
-            for _, records in self._tokenised("labels", path, self.label_fields, None, "label_tokens"):
+            prompt = self.label_prompt
+            for _, records in self._tokenised("labels", path, self.label_fields, None, "label_tokens", prompt):
                 for record in records:
                     file.write(json.dumps({"uid": record.uid, "text": record.title}, ensure_ascii=False) + "\n")
                 hashes.extend(hash(record.text) for record in records)
@@ -220,7 +226,8 @@ class _Build:
         # A filter can only be checked when the number of queries is known. Until then what the file lists waits on
         # disk, in chunks: it need not fit in memory.
         with TemporaryFile(dir=self.directory) as listed:
-            for first_line, records in self._tokenised(split, path, self.fields, num_labels, f"{split}_tokens"):
+            name, prompt = f"{split}_tokens", self.query_prompt
+            for first_line, records in self._tokenised(split, path, self.fields, num_labels, name, prompt):
                 rows = [sorted(set(record.positives)) for record in records]
                 for line, (record, row) in enumerate(zip(records, rows, strict=True), first_line):
                     if len(row) < len(record.positives):
@@ -271,14 +278,14 @@ class _Build:
         return pairs[pairs[:, 0].argsort()]
 
     def _tokenised(
-        self, part: str, path: Path, fields: Sequence[str], num_labels: int | None, array_name: str
+        self, part: str, path: Path, fields: Sequence[str], num_labels: int | None, array_name: str, prompt: str
     ) -> Iterator[tuple[int, list[Record]]]:
         """Write the tokens of a file; yield its records in chunks, each with the line of its first record."""
         task = self.progress.add_task(f"tokenise {path.name}", total=path.stat().st_size, rate="")
         started, texts, truncated = time.perf_counter(), 0, 0
         with path.open("rb") as stream, RaggedWriter(self.directory, array_name, self.token_dtype) as writer:
             chunks = _chunks(read_records(path, fields, num_labels, stream=stream))
-            for records, tokens, num_truncated in self._encoded(chunks):
+            for records, tokens, num_truncated in self._encoded(chunks, prompt):
                 writer.extend(tokens)
                 truncated += num_truncated
                 first_line = texts + 1
@@ -294,19 +301,19 @@ class _Build:
         self._record(writer, array_name)
         self.counts[part] = {"texts": texts, "tokens": writer.shape()["values"], "truncated": truncated}
 
-    def _encoded(self, chunks: Iterable[list[Record]]) -> Iterator[tuple[list[Record], Ragged, int]]:
+    def _encoded(self, chunks: Iterable[list[Record]], prompt: str) -> Iterator[tuple[list[Record], Ragged, int]]:
         """Yield what `_encode` returns of each chunk; it runs in a thread while the next chunk is read."""
         with ThreadPoolExecutor(max_workers=1) as pool:
             jobs: deque[Future[tuple[list[Record], Ragged, int]]] = deque()
             for records in chunks:
-                jobs.append(pool.submit(self._encode, records))
+                jobs.append(pool.submit(self._encode, records, prompt))
                 if len(jobs) == 2:
                     yield jobs.popleft().result()
             yield from (job.result() for job in jobs)
 
-    def _encode(self, records: list[Record]) -> tuple[list[Record], Ragged, int]:
-        """Return the records, their tokens, and how many texts were truncated."""
-        encodings = self.tokenizer.encode_batch_fast([record.text for record in records])
+    def _encode(self, records: list[Record], prompt: str) -> tuple[list[Record], Ragged, int]:
+        """Return the records, the tokens of prompt and text, and how many texts were truncated."""
+        encodings = self.tokenizer.encode_batch_fast([prompt + record.text for record in records])
         tokens = Ragged.from_rows([encoding.ids for encoding in encodings], self.token_dtype)
         return records, tokens, sum(bool(encoding.overflowing) for encoding in encodings)
 

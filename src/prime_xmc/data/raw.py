@@ -44,6 +44,8 @@ class RawFiles:
         fields: Fields of a query that make up its text, in this order.
         label_fields: The same of a label; None: as `fields`.
         hint: Where to get the files, for the message of the error when they are missing.
+        query_prompt: Text that the encoder wants before every query.
+        label_prompt: Text that the encoder wants before every label.
     """
 
     directory: str | Path
@@ -51,6 +53,8 @@ class RawFiles:
     fields: Sequence[str] = ("title",)
     label_fields: Sequence[str] | None = None
     hint: str = ""
+    query_prompt: str = ""
+    label_prompt: str = ""
 
     def paths(self) -> dict[str, Path]:
         """Return the files that are there, by their names without extensions.

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int64
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from prime_xmc.model.tensors import save_tensors
 
 BANKS = "banks"  # key of a checkpoint under which its banks are, see `prime_xmc.training.checkpoints`
 PLACEMENTS = ("device", "host", "mmap")
@@ -81,7 +82,7 @@ class RowBank(nn.Module):
         per_shard = max(1, shard_bytes // (self.rows.shape[1] * self.rows.element_size()))
         shards = self.rows.split(per_shard)
         for number, shard in enumerate(shards):
-            save_file({"rows": shard.cpu()}, directory / _shard_name(number))
+            save_tensors({"rows": shard}, directory / _shard_name(number))
         index = {"num_rows": len(self), "dim": self.rows.shape[1], "num_shards": len(shards)}
         (directory / "index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
 
