@@ -47,7 +47,7 @@ def _shorten(path: str, roots: Mapping[str, str]) -> str:
     for name, root in roots.items():
         root = root.rstrip("/\\")
         if path == root or path.startswith((f"{root}/", f"{root}\\")):
-            return f"<{name}>{path[len(root) :]}"
+            return f"<{name}>{path[len(root) :]}".rstrip("/\\")
     if Path(path).is_relative_to(_PACKAGE):
         return Path(path).relative_to(_PACKAGE.parent).as_posix()
     if match := _INSTALLED.fullmatch(path):
