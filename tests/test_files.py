@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from prime_xmc.files import replace_folder, replacing, temporary_folder, write_json, write_text
+from prime_xmc.files import give_default_mode, replace_folder, replacing, temporary_folder, write_json, write_text
 
 
 def names(directory):
@@ -50,6 +50,18 @@ class TestReplacing:
     def test_folder_is_made(self, tmp_path):
         write_text(tmp_path / "a" / "b" / "found.txt", "text")
         assert (tmp_path / "a" / "b" / "found.txt").read_text() == "text"
+
+
+def test_default_mode_is_that_of_files_that_open_makes(tmp_path):
+    path = tmp_path / "secret"
+    path.touch(mode=0o600)
+    before = os.umask(0o026)
+    try:
+        give_default_mode(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert names(tmp_path) == ["secret"]
 
 
 class TestTemporaryFolder:

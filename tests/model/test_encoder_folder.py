@@ -95,15 +95,26 @@ class TestPooling:
 
     def test_hub_that_is_not_reached(self, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(ValueError, match=r"encoder\.source=no/such: whether it has modules.json cannot be seen"):
-            resolve_pooling("no/such", "auto")
-        assert resolve_pooling("no/such", "last") == "last"
+        for source in ("no/such", "/no/such/folder"):
+            with pytest.raises(ValueError, match=f"encoder.source={source}: whether it has modules.json cannot be"):
+                resolve_pooling(source, "auto")
+            assert resolve_pooling(source, "last") == "last"
+
+    def test_hub_that_has_been_reached(self, make, monkeypatch):
+        """What it has not is known, too, without asking it again."""
+        source = make(pooling=flags("cls_token"))
+        monkeypatch.setattr(
+            "prime_xmc.model.encoder_folder.try_to_load_from_cache",
+            lambda repository, name: f"{source}/{name}" if name != "config_sentence_transformers.json" else object(),
+        )
+        assert resolve_pooling("some/encoder", "auto") == "cls"
+        assert resolve_prompts("some/encoder", "auto", "auto") == Prompts()
 
     @pytest.mark.parametrize("content", ["{", "[1]", '[{"path": ""}]'])
     def test_damaged(self, make, content, tmp_path):
         source = make()
         (tmp_path / "modules.json").write_text(content)
-        with pytest.raises(ValueError, match="modules.json.* is damaged"):
+        with pytest.raises(ValueError, match=r"modules\.json.* is damaged"):
             resolve_pooling(source, "auto")
 
 

@@ -196,7 +196,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         if implementation not in ("packed", "transformers"):
             raise ValueError(f"expected encoder.implementation packed or transformers, got {implementation!r}")
-        if implementation == "packed" and (pooling not in ("mean", "auto") or lora is not None or compile):
+        if implementation == "packed" and (pooling in ("last", "cls") or lora is not None or compile):
             raise ValueError(
                 f"encoder.pooling={pooling}, encoder.lora={lora}, encoder.compile={compile}: pooling other than mean, "
                 "LoRA and compiling need encoder.implementation=transformers"

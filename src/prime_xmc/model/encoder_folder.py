@@ -8,7 +8,8 @@ import logging
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from transformers.utils import cached_file
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 logger = logging.getLogger(__name__)
 
@@ -172,17 +173,30 @@ def _pooling_of(
 
 def _read_json(source: str, name: str) -> Any:
     """Return the content of a file of an encoder's folder, None where the folder has no such file."""
-    try:
-        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
-        raise ValueError(
-            f"encoder.source={source}: whether it has {name} cannot be seen ({str(error).splitlines()[0]}). Give a "
-            "folder, or a hub id on a machine that reaches the hub, or say how its embeddings are made: "
-            "encoder.pooling=mean encoder.query_prompt=null encoder.label_prompt=null"
-        ) from error
-    if path is None:
+    path = Path(source, name) if Path(source).is_dir() else _find_on_hub(source, name)
+    if path is None or not path.is_file():
         return None
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); get the encoder again") from error
+
+
+def _find_on_hub(source: str, name: str) -> Path | None:
+    """Return the local copy of a file on the hub, None where the hub has no such file, now or when it was last seen."""
+    try:
+        known = try_to_load_from_cache(source, name)
+        if known is not None:
+            return Path(known) if isinstance(known, str) else None  # otherwise it is known not to exist
+        return Path(hf_hub_download(source, name))
+    except EntryNotFoundError as error:
+        if not isinstance(error, LocalEntryNotFoundError):
+            return None
+        cause: Exception = error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        cause = error
+    raise ValueError(
+        f"encoder.source={source}: whether it has {name} cannot be seen ({str(cause).splitlines()[0]}). Give a folder, "
+        "or a hub id on a machine that reaches the hub, or say how its embeddings are made: encoder.pooling=mean "
+        "encoder.query_prompt=null encoder.label_prompt=null"
+    ) from cause

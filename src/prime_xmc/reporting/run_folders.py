@@ -53,6 +53,7 @@ class Run:
         export: What its model folder says of its making (see `describe_run`); empty where there is none.
         status: How it stands: what a sweep has noted, or whether it is finished.
         predictions: The file of its predictions, where it has one.
+        cache_dir: Where its configuration says that prepared data are; None: in a place that cannot be told here.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Run:
     export: dict[str, Any]
     status: str
     predictions: Path | None
+    cache_dir: str | None = None
 
     def fingerprint(self) -> str:
         """Return what tells its configuration from others."""
@@ -173,6 +175,7 @@ def read_runs(path: Path) -> list[Run]:
         export=export,
         status=_status(metrics, job),
         predictions=_file(path / "predictions.npz"),
+        cache_dir=_cache_dir(config),
     )
     found = [match for name in metrics or {} if (match := _MEASURED.fullmatch(name))]
     scorers = dict.fromkeys(match[2] for match in found)
@@ -296,8 +299,9 @@ def _find_corpus(run: Run, cache_dirs: Sequence[Path]) -> Corpus | None:
     fingerprint = run.export.get("data_fingerprint")
     if fingerprint is None:
         return None
-    recorded = run.export.get("config", {}).get("cache_dir")
-    for cache_dir in (*cache_dirs, *([Path(recorded).expanduser()] if recorded else [])):
+    # Model folders of version 0.1.0 have it in their settings, those of later versions name no folder.
+    recorded = {run.cache_dir, run.export.get("config", {}).get("cache_dir")} - {None}
+    for cache_dir in (*cache_dirs, *(Path(folder).expanduser() for folder in sorted(recorded))):
         directory = cache_dir / f"{run.dataset}-{fingerprint[:12]}"
         if directory.is_dir():
             try:
@@ -305,6 +309,13 @@ def _find_corpus(run: Run, cache_dirs: Sequence[Path]) -> Corpus | None:
             except (FileNotFoundError, ValueError) as error:  # such as one that an older version has prepared
                 logger.warning("%s", error)
     return None
+
+
+def _cache_dir(config: dict[str, Any]) -> str | None:
+    try:
+        return OmegaConf.create(config).get("cache_dir")
+    except OmegaConfBaseException:  # such as an environment variable that is not set here
+        return None
 
 
 def _resolve(config: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
