@@ -227,7 +227,7 @@ def test_a_sentence_transformers_folder_stays_what_it_is(sources, toy_dataset, c
     labels = ["red cat", "blue river"]
     assert np.allclose(
         again.encode_document(labels, show_progress_bar=False),
-        original.encode_document(labels, show_progress_bar=False),
+        original.encode(labels, prompt_name="passage", show_progress_bar=False),
         atol=1e-5,
     )
     assert "`a query: ` is put before every query" in (tmp_path / "run" / "model" / "README.md").read_text()
