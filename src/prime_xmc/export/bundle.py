@@ -18,12 +18,11 @@ from torch import Tensor
 from prime_xmc.export.folder import CONFIG, FORMAT_VERSION, INDEX, LABELS, METRICS, PROTOTYPES, read_config
 from prime_xmc.export.model_card import model_card
 from prime_xmc.export.settings import portable
-from prime_xmc.files import give_default_mode, replace_folder, temporary_folder, write_json, write_text
+from prime_xmc.files import publishing, save_tensors, write_json, write_text
 from prime_xmc.index.search import FaissSearch, faiss_problem
 from prime_xmc.model.encoder import TextEncoder, quiet_transformers
 from prime_xmc.model.lora import merged
 from prime_xmc.model.prototypes import Prototypes
-from prime_xmc.model.tensors import save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ def save_bundle(
     directory = directory.resolve()
     if directory.exists() and not (directory / CONFIG).is_file() and any(directory.iterdir()):
         raise ValueError(f"{directory} exists and holds no {CONFIG}: it is not overwritten; export to another folder")
-    with temporary_folder(directory) as temporary:
+    with publishing(directory, replace=True) as temporary:
         faiss_index = index if isinstance(index, FaissSearch) else _flat_index(label_prototypes)
         config = _describe(encoder, tokenizer, max_length, prototypes, faiss_index, settings) | {
             "query": {"fields": None if fields is None else list(fields), "separator": " "},
@@ -96,15 +95,14 @@ def save_bundle(
         }
         write_json(temporary / CONFIG, config)
         _write_encoder(temporary, encoder, tokenizer, max_length)
-        save_tensors({"centroids": prototypes.centroids.rows}, temporary / "centroids.safetensors")
-        save_tensors(prototypes.state_dict(), temporary / "prototype_network.safetensors")
-        save_tensors({"prototypes": label_prototypes, "label_emb": label_emb}, temporary / PROTOTYPES)
+        save_tensors(temporary / "centroids.safetensors", {"centroids": prototypes.centroids.rows})
+        save_tensors(temporary / "prototype_network.safetensors", prototypes.state_dict())
+        save_tensors(temporary / PROTOTYPES, {"prototypes": label_prototypes, "label_emb": label_emb})
         if faiss_index is not None:
             faiss_index.save(temporary / INDEX)
         num_written = _write_labels(temporary / LABELS, labels)
         assert num_written == len(label_prototypes) == len(label_emb) == prototypes.num_labels
         _write_results(temporary, config, metrics)
-        replace_folder(temporary, directory)
 
 
 def update_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
@@ -176,8 +174,6 @@ def _write_encoder(
     with quiet_transformers():
         merged(encoder.backbone).save_pretrained(directory)
         tokenizer.save_pretrained(directory)
-    for path in directory.glob("model*.safetensors"):  # one, or the shards of a large encoder
-        give_default_mode(path)
     # Whoever opens the folder, with whichever library, cuts texts where training did.
     backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
     backend.no_padding()

@@ -18,9 +18,8 @@ from torch import Tensor
 from prime_xmc.export.folder import PROTOTYPES
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.settings import portable
-from prime_xmc.files import replace_folder, temporary_folder, write_json
+from prime_xmc.files import publishing, save_tensors, write_json
 from prime_xmc.index.search import ExactSearch
-from prime_xmc.model.tensors import save_tensors
 
 SCORERS = ("theta", "W", "ensemble")
 FORMAT_VERSION = 1
@@ -87,10 +86,9 @@ def save_classifiers(
         "encoder": digest,
         "settings": portable(settings),
     }
-    with temporary_folder(directory) as temporary:
+    with publishing(directory, replace=True) as temporary:
         write_json(temporary / CONFIG, config)
-        save_tensors({"classifiers": vectors}, temporary / VECTORS)
-        replace_folder(temporary, directory)
+        save_tensors(temporary / VECTORS, {"classifiers": vectors})
 
 
 def load_classifiers(directory: Path, model: Path) -> Float[Tensor, "label d"]:
