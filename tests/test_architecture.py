@@ -16,6 +16,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 ROOMS: dict[str, set[str]] = {
     "files": set(),
     "data": {"files"},
+    "app": {"files", "data"},
     "index": {"files"},
     "model": {"files"},
     "app": {"files", "model"},
@@ -39,7 +40,7 @@ ALLOWED = {
         "training/tracking.py",
         "planning/probe.py",
     },
-    "hydra": {"app.py", "assemble.py", "stages.py", "planning/layout.py", "training/sweeps.py"},
+    "hydra": {"app.py", "assemble.py", "stages.py", "planning/probe.py", "training/sweeps.py"},
     "wandb": {"training/tracking.py"},
     "jinja2": {"reporting/page.py"},  # of an extra
     "pickle": {"training/checkpoints.py"},  # the name of the error with which torch refuses one

@@ -110,7 +110,9 @@ def test_licence_only_where_it_is_known(encoder, dataset, license_id, said):
 def test_says_what_a_query_is_made_of():
     assert "In training" not in model_card(CONFIG, {})
     config = CONFIG | {"query": {"fields": ["title", "content"], "separator": " "}}
-    assert "In training, a query was the fields `title`, `content` of a record." in model_card(config, {})
+    assert "In training, a query was the fields `title`, `content` of a record, joined by a blank." in model_card(
+        config, {}
+    )
     config = CONFIG | {"encoder": {"query_prompt": "query: "}}
     assert "`query: ` is put before every query" in model_card(config, {})
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from prime_xmc.export.folder import query_fields
+from prime_xmc.export.folder import query_fields, query_separator
 
 _SOURCES = {
     "text": "the label's text",
@@ -116,7 +116,8 @@ def _reads(config: Mapping[str, Any]) -> str:
     if fields is not None:
         names = ", ".join(f"`{field}`" for field in fields)
         plural = "fields" if len(fields) > 1 else "field"
-        sentences.append(f"In training, a query was the {plural} {names} of a record.")
+        joined = ", joined by a blank" if len(fields) > 1 and query_separator(config) == " " else ""
+        sentences.append(f"In training, a query was the {plural} {names} of a record{joined}.")
     if prompt:
         sentences.append(f"`{prompt}` is put before every query, by `encode(..., prompt_name='query')` elsewhere.")
     return "".join(f" {sentence}" for sentence in sentences)
