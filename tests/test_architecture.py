@@ -20,6 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "app": {"files", "data"},
     "index": {"files"},
     "model": {"files"},
+    "app": {"files", "model"},
     "evaluation": {"files", "data", "index"},
     "export": {"files", "data", "index", "model"},
     "training": {"files", "printing", "data", "index", "model", "evaluation", "export"},
