@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prime_xmc.assemble import make_data, make_module
+from prime_xmc.assemble import fit_to_data, make_data, make_module
 from prime_xmc.index.search import FaissSearch
 from prime_xmc.planning.budget import Measured, memory_by_phase
 from prime_xmc.planning.layout import Layout, Schedule, count_processes, device_of, layout_of, schedule_of
@@ -85,6 +85,7 @@ def test_tables_are_as_large_as_planned(settings, configure):
     """Of a module that training makes: every bank, buffer and parameter, and where it is."""
     config = configure(*settings)
     data = make_data(config)
+    config = fit_to_data(config, data.corpus)
     module = make_module(config, data)
     sizes, _ = find_sizes(config)
     layout = layout_of(config, module)

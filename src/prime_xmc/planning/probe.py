@@ -53,6 +53,7 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
     num_steps = config.probe_steps + 1  # the first one compiles kernels and is not counted
     data = make_up_data(config, sizes, batch_size=batch_size, num_batches=num_steps)
     small = config.copy()
+    small.dataset.num_validation = 0
     small.model.num_free_vectors = min(config.model.num_free_vectors, data.corpus.num_labels)
     module = make_module(small, data)
     if not config.probe_steps:
