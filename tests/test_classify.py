@@ -22,13 +22,6 @@ PHASES = ("prepare", "initialise", "clusters", "steps", "validation", "save", "e
 TIMES = {"train/seconds", "train/queries_per_second", "peak_rss_bytes"} | {f"seconds/{phase}" for phase in PHASES}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _full_precision():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prime_xmc.assemble.native_precision", lambda _: "32-true")
-        yield
-
-
 @pytest.fixture(scope="module")
 def model(toy_bundle, tmp_path_factory) -> Path:
     """The toy model, as if training had held out 40 queries."""

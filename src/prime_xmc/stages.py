@@ -165,6 +165,8 @@ def _export(
         index=module.searcher,
         settings=settings,
         metrics=None,
+        fields=data.source.fields,
+        precision=module.trainer.precision,
     )
 
 
