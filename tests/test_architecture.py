@@ -16,10 +16,9 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 ROOMS: dict[str, set[str]] = {
     "files": set(),
     "data": {"files"},
-    "app": {"files", "data"},
     "index": {"files"},
     "model": {"files"},
-    "app": {"files", "model"},
+    "app": {"files", "data", "model"},
     "evaluation": {"files", "data", "index"},
     "export": {"files", "data", "index", "model"},
     "training": {"files", "data", "index", "model", "evaluation", "export"},
