@@ -24,7 +24,10 @@ from prime_xmc.export.predictor import Predictor
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.callbacks import RebuildClusters
 
-VARYING = {"train/seconds", "train/queries_per_second", "peak_rss_bytes", "git_commit"}  # between equal runs
+PHASES = ("prepare", "initialise", "clusters", "steps", "validation", "save", "export", "test")
+# between equal runs
+VARYING = {"train/seconds", "train/queries_per_second", "peak_rss_bytes", "git_commit"}
+VARYING |= {f"seconds/{phase}" for phase in PHASES}
 EPOCHS = 4
 
 

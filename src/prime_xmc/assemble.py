@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -293,12 +293,12 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
     ).train()  # pre-trained encoders come in eval mode, and Lightning keeps it
 
 
-def make_trainer(config: DictConfig, callbacks: list[Any]) -> Any:
-    """Make the Trainer with the configured callbacks, those given, and the configured loggers."""
+def make_trainer(config: DictConfig, first: Sequence[Any] = (), last: Sequence[Any] = ()) -> Any:
+    """Make the Trainer with the configured loggers and callbacks, and those given before and after them."""
     configured = [c for c in instantiate(config.callbacks, _convert_="all").values() if c is not None]
     return instantiate(
         config.trainer,
-        callbacks=[*configured, *callbacks],
+        callbacks=[*first, *configured, *last],
         logger=instantiate(config.logger) if config.logger else False,
         default_root_dir=str(config.run_dir),
         _convert_="all",
