@@ -17,6 +17,8 @@ from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import use_classifiers
 from prime_xmc.training.module import PrimeModule
 
+_METHOD = ("initialise", "clusters")  # names of the callbacks without which training is not PRIME's
+
 
 def raw_files(dataset: DictConfig) -> RawFiles:
     """Return the raw files that a dataset configuration names, generated if its `dir` says how and need be."""
@@ -116,12 +118,21 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
         warmup_fraction=config.optimizer.warmup_fraction,
         seed=config.seed,
         make_bank=make_bank,
+        callbacks=method_callbacks(config),
+        zero_banks=config.callbacks.get("initialise") is None,
     ).train()  # pre-trained encoders come in eval mode, and Lightning keeps it
 
 
+def method_callbacks(config: DictConfig) -> list[Any]:
+    """Make the callbacks that belong to the method, which modules bring along: any Trainer needs them."""
+    chosen = (config.callbacks.get(name) for name in _METHOD)
+    return [instantiate(callback, _convert_="all") for callback in chosen if callback is not None]
+
+
 def make_trainer(config: DictConfig, callbacks: list[Any]) -> Any:
-    """Make the Trainer with the configured callbacks, those given, and the configured loggers."""
-    configured = [c for c in instantiate(config.callbacks, _convert_="all").values() if c is not None]
+    """Make the Trainer with the configured loggers, the callbacks given, and those configured besides the method's."""
+    others = {name: callback for name, callback in config.callbacks.items() if name not in _METHOD}
+    configured = [instantiate(callback, _convert_="all") for callback in others.values() if callback is not None]
     return instantiate(
         config.trainer,
         callbacks=[*configured, *callbacks],

@@ -13,7 +13,14 @@ from rich.console import Console
 from torch import Tensor
 
 from prime_xmc.app import compose
-from prime_xmc.assemble import load_predictor, make_classifier_data, make_data, make_module, make_trainer
+from prime_xmc.assemble import (
+    load_predictor,
+    make_classifier_data,
+    make_data,
+    make_module,
+    make_trainer,
+    method_callbacks,
+)
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.evaluation.metrics import evaluate
 from prime_xmc.evaluation.predictions import save_predictions
@@ -56,7 +63,9 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
     module = make_module(config, data)
     settings = describe_run(config, data)
     export = ExportModel(
-        partial(_export, run_dir / "model", data=data, settings=settings), config.export_every_n_epochs
+        partial(_export, run_dir / "model", data=data, settings=settings),
+        config.export_every_n_epochs,
+        config.get("export_after_validation", True),
     )
     trainer = make_trainer(config, [export])
     if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
@@ -186,10 +195,9 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
         scheduler=instantiate(config.optimizer.schedule),
         warmup_fraction=config.optimizer.warmup_fraction,
         seed=config.seed,
+        callbacks=method_callbacks(config),
     )
     trainer = make_trainer(config, [])
-    if trainer.world_size > 1:
-        raise ValueError(f"classifiers are trained by one process, got {trainer.world_size}: leave trainer=ddp out")
     start = time.perf_counter()
     trainer.fit(module, datamodule=data)
     seconds = time.perf_counter() - start

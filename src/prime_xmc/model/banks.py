@@ -65,7 +65,7 @@ class RowBank(nn.Module):
         return self.rows.shape[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RowBank":
-        """Follow the module to another device, but keep the dtype when the module takes another one, such as bfloat16."""
+        """Follow the module to another device, but keep the dtype where the module takes another, such as bfloat16."""
         return super()._apply(lambda rows: rows.to(fn(rows[:0]).device), recurse)
 
     def take(self, ids: Int64[Tensor, " row"]) -> Float[Tensor, "row d"]:

@@ -109,6 +109,7 @@ def probe(config: DictConfig, sizes: Sizes, batch_size: int) -> tuple[PrimeModul
     data.corpus, data.inverse_propensity = corpus, np.ones(num_labels)
     small = config.copy()
     small.model.num_free_vectors = min(config.model.num_free_vectors, num_labels)
+    small.callbacks.initialise = small.callbacks.clusters = None  # no data to fill banks from: zeros take as long
     module = make_module(small, data)
     if not num_steps:
         return module, Measured()

@@ -27,7 +27,15 @@ _STAGE = "classify"  # folder of a second stage within the run of the first
 _MEASURED = re.compile(r"(val|test)/(?:(\w+)/)?([^/]+)")  # split, scorer if it is one of several, metric
 _JOB = "job.json"  # of a sweep
 # Where a run is, what else it says, and its seed: two runs that differ in nothing else are of one configuration.
-_APART = ("seed", "run_dir", "cache_dir", "ckpt_path", "export_every_n_epochs", "bank.directory")
+_APART = (
+    "seed",
+    "run_dir",
+    "cache_dir",
+    "ckpt_path",
+    "export_after_validation",
+    "export_every_n_epochs",
+    "bank.directory",
+)
 _APART_GROUPS = ("logger", "callbacks.progress", "hydra")
 # Interpolations that the machine answers, not the configuration.
 _MACHINE = {"package", "native_precision", "oc.env", "hydra", "now"}
