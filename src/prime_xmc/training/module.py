@@ -119,6 +119,7 @@ class PrimeModule(LightningModule):
         self.num_trained = 0  # queries that went through training steps of this process
         self._index: tuple[Tensor, Tensor] | None = None
         self.divergence = DivergenceWatch()
+        self._compared_epoch: int | None = None  # the last one whose batches were compared between processes
         # every process changes its own tables, all in the same way, so DDP need not send them
         tables = [name for name, _ in self.named_buffers() if name.startswith(("query_memory.", "prototypes."))]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [*tables, "prototypes.free_vectors"])
@@ -151,6 +152,7 @@ class PrimeModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Let all processes start from the same tables, which the callbacks, or a checkpoint, have filled by now."""
+        self._compared_epoch = None
         self.copy_tables_from_first()
 
     def copy_tables_from_first(self) -> None:
@@ -237,11 +239,12 @@ class PrimeModule(LightningModule):
         """Start the step's random numbers: loaders draw from the same generator, at other times in a continued run.
 
         Raises:
-            ValueError: If it is the first batch of an epoch, and not the same in all processes.
+            ValueError: If it is the first batch of an epoch here, and not the same in all processes.
         """
         torch.manual_seed(hash((self.seed, self.global_step)))
         self.discard_index()
-        if batch_idx == 0 and self.trainer.world_size > 1:
+        if self.trainer.world_size > 1 and self._compared_epoch != self.current_epoch:
+            self._compared_epoch = self.current_epoch
             parts = {
                 "queries": digest(batch.query_ids),
                 "labels": digest(batch.label_ids),
