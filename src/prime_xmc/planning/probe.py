@@ -56,6 +56,7 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
     small.model.num_free_vectors = min(config.model.num_free_vectors, corpus.num_labels)
     source, max_length, seed = config.encoder.source, config.dataset.max_length, config.seed
     data = open_data(small, source, max_length=max_length, num_validation=0, seed=seed, corpus=corpus)
+    small.callbacks.initialise = small.callbacks.clusters = None  # nothing to fill banks from; zeros take as long
     module = make_module(small, data)
     if not config.probe_steps:
         return module, Measured()
