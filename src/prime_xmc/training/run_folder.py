@@ -148,11 +148,13 @@ class ClaimRunFolder(Callback):
     """Claims the folder of a run before Hydra writes its metadata and its log there."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Claim it.
+        """Claim it, unless Hydra writes nothing there: the run does it then, or there is none, as in plans.
 
         Raises:
             SystemExit: If another process works there.
         """
+        if config.hydra.output_subdir is None:
+            return
         claim = Claim(Path(config.hydra.run.dir).absolute())
         if is_first_process():
             try:
@@ -164,9 +166,8 @@ class ClaimRunFolder(Callback):
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Give it back, where the run ended before it began."""
-        claim = _claims.pop(Path(config.hydra.run.dir).absolute(), None)
-        if claim is not None:
-            claim.release()
+        for folder in list(_claims):
+            _claims.pop(folder).release()
 
 
 def record_configuration(config: DictConfig, folder: Path) -> None:
