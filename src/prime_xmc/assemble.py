@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig
 
 from prime_xmc.app import native_precision
@@ -15,6 +16,7 @@ from prime_xmc.data.raw import RawFiles
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import use_classifiers
+from prime_xmc.training.debugging import make_profiler
 from prime_xmc.training.module import PrimeModule
 
 
@@ -122,10 +124,45 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
 def make_trainer(config: DictConfig, callbacks: list[Any]) -> Any:
     """Make the Trainer with the configured callbacks, those given, and the configured loggers."""
     configured = [c for c in instantiate(config.callbacks, _convert_="all").values() if c is not None]
+    shows_progress = config.trainer.get("enable_progress_bar") is not False
+    if not shows_progress:
+        configured = [callback for callback in configured if not isinstance(callback, ProgressBar)]
+    checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in configured)
     return instantiate(
         config.trainer,
         callbacks=[*configured, *callbacks],
-        logger=instantiate(config.logger) if config.logger else False,
+        logger=make_loggers(config.logger) or False,
+        # otherwise Lightning adds a bar and a checkpoint of its own where callbacks.progress or checkpoint is null
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in configured),
+        enable_checkpointing=checkpoints and config.trainer.get("enable_checkpointing") is not False,
+        profiler=make_profiler(config.trainer.get("profiler"), Path(config.run_dir)),
+        default_root_dir=str(config.run_dir),
+        _convert_="all",
+    )
+
+
+def make_loggers(config: DictConfig | None) -> list[Any]:
+    """Make the loggers of a configuration: those of its keys that say by `_target_` what they are."""
+    children = [] if config is None else [child for child in config.values() if isinstance(child, DictConfig)]
+    return [instantiate(child, _convert_="all") for child in children if "_target_" in child]
+
+
+def check_settings(config: DictConfig) -> None:
+    """Make what needs no data once, so that settings which do not fit end a run before its data are prepared.
+
+    Raises:
+        InstantiationException: If one does not fit, or the machine has no such device.
+    """
+    for key in ("loss", "index", "callbacks"):
+        if config.get(key) is not None:
+            instantiate(config[key], _convert_="all")
+    make_profiler(config.trainer.get("profiler"), Path(config.run_dir))
+    instantiate(
+        config.trainer,
+        logger=False,
+        profiler=None,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
         default_root_dir=str(config.run_dir),
         _convert_="all",
     )

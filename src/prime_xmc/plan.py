@@ -1,17 +1,20 @@
 """`python -m prime_xmc.plan`: what a training run will need in memory, disk and time, before it is started."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 
 from prime_xmc.app import run_app
-from prime_xmc.files import write_json
-from prime_xmc.planning.run_plan import TABLE_WIDTH, Plan, plan, show
 
 
-def run(config: DictConfig) -> Plan:
+def run(config: DictConfig) -> Any:
     """Plan the run of a configuration, print the plan and write it where asked."""
+    # here, because the help need not wait for torch
+    from prime_xmc.files import write_json
+    from prime_xmc.planning.run_plan import TABLE_WIDTH, plan, show
+
     planned = plan(config)
     show(planned, Console(width=max(Console().width, TABLE_WIDTH)))
     if config.output is not None:
@@ -21,7 +24,7 @@ def run(config: DictConfig) -> Plan:
 
 def main() -> None:
     """Run the entry point with the command line's configuration."""
-    run_app(run, "plan")
+    run_app("prime_xmc.plan:run", "plan")
 
 
 if __name__ == "__main__":

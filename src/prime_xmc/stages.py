@@ -13,7 +13,14 @@ from rich.console import Console
 from torch import Tensor
 
 from prime_xmc.app import compose
-from prime_xmc.assemble import load_predictor, make_classifier_data, make_data, make_module, make_trainer
+from prime_xmc.assemble import (
+    check_settings,
+    load_predictor,
+    make_classifier_data,
+    make_data,
+    make_module,
+    make_trainer,
+)
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.evaluation.metrics import evaluate
 from prime_xmc.evaluation.predictions import save_predictions
@@ -26,6 +33,7 @@ from prime_xmc.index.search import ExactSearch
 from prime_xmc.model.classifiers import Classifiers
 from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.classifier_module import ClassifierModule
+from prime_xmc.training.debugging import debugging
 from prime_xmc.training.module import PrimeModule
 from prime_xmc.training.query_embeddings import embed, embed_training_queries
 from prime_xmc.training.record import describe_run, describe_training, quiet_libraries
@@ -50,6 +58,7 @@ class TrainedPrototypes(NamedTuple):
 def train_prototypes(config: DictConfig) -> TrainedPrototypes:
     """Train by a configuration, write the run folder and return what was made."""
     quiet_libraries()
+    check_settings(config)
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     data = make_data(config)
@@ -77,25 +86,55 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
     }
     if config.test:
         metrics |= trainer.test(module, datamodule=data, verbose=False)[0]
-    metrics |= describe_training(trainer, module, seconds, settings)
+    metrics |= describe_training(trainer, module, seconds, settings) | mark_debugging(config)
     if trainer.is_global_zero:
         update_metrics(run_dir / "model", metrics)
         if module.test_predictions is not None:
             save_predictions(run_dir / "predictions.npz", *module.test_predictions)
         show_prototypes(metrics, run_dir)
-        if config.classify is not None:
-            metrics |= second_stage(config, run_dir)
+        if (settings_of_classify := classify_settings(config)) is not None:
+            metrics |= second_stage(config, settings_of_classify, run_dir)
         write_json(run_dir / "metrics.json", metrics)  # last: it says that the run is finished
     return TrainedPrototypes(metrics, module, data, trainer)
 
 
-def second_stage(config: DictConfig, run_dir: Path) -> dict[str, float]:
+def classify_settings(config: DictConfig) -> list[str] | None:
+    """Return the settings of the second stage of a run; None: it has none.
+
+    `classify` is true or false. As in version 0.1.0, it may also be the list of the settings, or null for none.
+    """
+    classify = config.get("classify")
+    if classify is None or classify is False:
+        return None
+    return [str(setting) for setting in (config.classify_settings if classify is True else classify)]
+
+
+def mark_debugging(config: DictConfig) -> dict[str, str]:
+    """Return what metrics.json says of a run for debugging; empty for any other run."""
+    name = debugging(config)
+    return {} if name is None else {"debug": name}
+
+
+def show_debugging(metrics: Mapping[str, Any]) -> None:
+    """Say that a run was one for debugging, if it was."""
+    if "debug" in metrics:
+        Console().print(
+            f"This was a run for debugging ({metrics['debug']}): its numbers say nothing, and reports leave it out."
+        )
+
+
+def second_stage(config: DictConfig, settings: list[str], run_dir: Path) -> dict[str, float]:
     """Train one-vs-all classifiers on the exported model of a run, in its folder classify/.
+
+    Args:
+        config: Configuration of the run.
+        settings: Settings of the second stage.
+        run_dir: Folder of the run.
 
     Returns:
         The metrics of the classifiers and of the ensemble, how many epochs they took and how long.
     """
-    stage = compose("classify", list(config.classify))
+    stage = compose("classify", settings)
     stage.dataset = OmegaConf.to_container(config.dataset, resolve=True)
     stage.model.dir = str(run_dir / "model")
     stage.run_dir = str(run_dir / "classify")
@@ -119,6 +158,7 @@ def show_prototypes(metrics: dict[str, Any], run_dir: Path) -> None:
         f"{metrics['train/queries_per_second']:.0f} queries/s, "
         f"peak memory {metrics['peak_rss_bytes'] / 2**30:.1f} GiB. Run folder: {run_dir}"
     )
+    show_debugging(metrics)
 
 
 def _export(
@@ -167,6 +207,7 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
         ValueError: If the model and the data set do not belong together, or a setting is out of range.
     """
     quiet_libraries()
+    check_settings(config)
     run_dir, model = Path(config.run_dir), Path(config.model.dir).expanduser()
     run_dir.mkdir(parents=True, exist_ok=True)
     predictor = load_predictor(config)
@@ -211,7 +252,7 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
             indices, scores = rank_by(vectors, query_emb, test.filtered)
             save_predictions(run_dir / f"predictions_{scorer}.npz", indices, scores)
             metrics |= _named("test", scorer, evaluate(indices, test.positives, data.inverse_propensity))
-    metrics |= describe_training(trainer, module, seconds, settings)
+    metrics |= describe_training(trainer, module, seconds, settings) | mark_debugging(config)
     write_json(run_dir / "metrics.json", metrics)
     show_classifiers(metrics, run_dir)
     return TrainedClassifiers(metrics, module, data)
@@ -228,6 +269,7 @@ def show_classifiers(metrics: Mapping[str, Any], run_dir: Path) -> None:
                 rows[f"{shown}, {scorer}"] = row
         print_table(rows)  # a table a stage: the best of a column is among rows of the same queries
     Console().print(f"{metrics['train/epochs']} epochs in {metrics['train/seconds']:.0f} s. Run folder: {run_dir}")
+    show_debugging(metrics)
 
 
 def _named(stage: str, scorer: str, metrics: Mapping[str, float]) -> dict[str, float]:

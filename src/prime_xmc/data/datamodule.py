@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from prime_xmc.data.batch import BatchBuilder, LossPositives, TextChunks
+from prime_xmc.data.batch import BatchBuilder, LossPositives, SameBatches, TextChunks
 from prime_xmc.data.corpus import Corpus, Ragged, Split
 from prime_xmc.data.preparation import prepare
 from prime_xmc.data.propensity import inverse_propensity
@@ -141,6 +141,9 @@ class PrimeDataModule(LightningDataModule):
             num_more=self.more_queries_per_label,
             queries_of_label=queries_of_label,
         )
+        trainer: Any = self.trainer
+        if trainer is not None and trainer.overfit_batches > 0:
+            return DataLoader(SameBatches(builder, list(self.sampler)), batch_size=None, shuffle=False)
         return DataLoader(builder, sampler=self.sampler, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from prime_xmc.data.corpus import FORMAT_VERSION, LABELS, MANIFEST, Corpus, Ragged, RaggedWriter
 from prime_xmc.data.raw import RawFiles, Record, read_filter, read_records
 from prime_xmc.files import temporary_folder, write_json
+from prime_xmc.progress import is_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -383,4 +384,4 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
     )
     # Standard output belongs to results.
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), disable=not is_terminal())

@@ -10,8 +10,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -20,6 +18,7 @@ from prime_xmc.data.corpus import Ragged
 from prime_xmc.export.folder import AGAIN, INDEX, LABELS, PROTOTYPES, read_config
 from prime_xmc.index.search import ExactSearch, FaissSearch, Search
 from prime_xmc.model.encoder import TextEncoder
+from prime_xmc.progress import track
 
 _CHUNK = 4096  # texts encoded at once: sorted by length, they leave next to no padding
 _SHOW_PROGRESS = 10_000  # texts from which on encoding takes long enough for a progress bar
@@ -171,7 +170,7 @@ class Predictor:
         checked = checked_texts(texts)
         starts: Iterable[int] = range(0, len(checked), _CHUNK)
         if len(checked) > _SHOW_PROGRESS:
-            starts = track(starts, "encode", console=Console(stderr=True))
+            starts = track(starts, "encode")
         chunks = [self.encode_tokens(self._tokenise(checked[start : start + _CHUNK])) for start in starts]
         return torch.cat([torch.empty(0, self.encoder.dim), *chunks])
 

@@ -20,6 +20,8 @@ def quiet_libraries() -> None:
     """Leave out what libraries say to everybody: advertisements, which kernels they try, their own deprecations."""
     for name in ("lightning.pytorch", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # a batch is built in a thousandth of the time of a step: workers would only cost memory
     warnings.filterwarnings("ignore", message="The .* does not have many workers")
     # what is lost then is which checkpoint was the best: here it is the last one
