@@ -10,11 +10,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import setup_globals
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from prime_xmc.app import check_config, known_keys
-from prime_xmc.command_line.arguments import quote_value
+from prime_xmc.app import check_config, known_keys, own_configs
+from prime_xmc.command_line.arguments import prepare_settings
 from prime_xmc.command_line.messages import composition_message
 from prime_xmc.conf_files import config_dir
 from prime_xmc.data.datamodule import PrimeDataModule
@@ -53,15 +53,15 @@ def train(overrides: Sequence[str] = (), **settings: Any) -> TrainedRun:
     """
     if isinstance(overrides, str):
         raise ValueError(f"expected a list of settings, got the text {overrides!r}")
-    given = [quote_value(override, multirun=False) for override in overrides]
-    given += [f"{key}={_spelt(value)}" for key, value in settings.items()]
+    written = [*overrides, *(f"{key}={_spelt(value)}" for key, value in settings.items())]
+    given = prepare_settings(written, "train", config_dir())
     run_dir = f"outputs/train/{datetime.now():%Y-%m-%d_%H-%M-%S}"
     setup_globals()  # the resolvers of Hydra, such as ${now:...}
     before = HydraConfig.instance().cfg
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir()), job_name="train"):
+    with own_configs():
         try:
             whole = hydra.compose("train", [f"run_dir={run_dir}", *given], return_hydra_config=True)
-        except ConfigCompositionException as error:
+        except (ConfigCompositionException, OverrideParseException) as error:
             raise ValueError(composition_message(error, known_keys("train"))) from error
         with open_dict(whole):
             whole.hydra.runtime.output_dir = str(Path(str(whole.run_dir)).absolute())

@@ -16,7 +16,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import CompactHydraException, ConfigCompositionException, HydraException
+from hydra.errors import CompactHydraException, ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -131,8 +131,20 @@ def compose(name: str, overrides: list[str]) -> DictConfig:
     """Return the configuration that conf/<name>.yaml and overrides make, within an entry point or without one."""
     if GlobalHydra.instance().is_initialized():
         return hydra.compose(name, overrides)
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+    with own_configs():
         return hydra.compose(name, overrides)
+
+
+@contextmanager
+def own_configs() -> Iterator[None]:
+    """Let Hydra compose from the files of this package, within a Hydra application or without one."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before  # not the instance of before, of which Hydra has made a copy
 
 
 def update_config(config: DictConfig, name: str = "train") -> None:
@@ -144,9 +156,8 @@ def update_config(config: DictConfig, name: str = "train") -> None:
     """
     update_targets(config)
     wrap_logger(config)
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        own = ["dataset=custom"] if "dataset" in config else []
-        add_keys(config, hydra.compose(name, own))
+    with own_configs():
+        add_keys(config, hydra.compose(name, ["dataset=custom"] if "dataset" in config else []))
 
 
 def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> None:
@@ -281,7 +292,7 @@ class _RunFolder:
 
 def _explained(error: Exception, name: str) -> str:
     """Return what to print about an error that has left Hydra."""
-    if isinstance(error, ConfigCompositionException):  # that of overrides which cannot be read is one
+    if isinstance(error, ConfigCompositionException | OverrideParseException):
         return composition_message(error, known_keys(name))
     if isinstance(error, HydraException):
         return str(error)
@@ -304,7 +315,6 @@ def _environment(variable: str, value: str | None) -> Iterator[None]:
 
 def known_keys(name: str) -> list[str]:
     """Return the groups and the dotted keys of an entry point's configuration as it is without overrides."""
-    configs = config_dir()
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(configs)):
+    with own_configs():
         composed = OmegaConf.to_container(hydra.compose(config_name=name), resolve=False)
-    return sorted({*(group.name for group in groups(configs / f"{name}.yaml")), *dotted(composed)})
+    return sorted({*(group.name for group in groups(config_dir() / f"{name}.yaml")), *dotted(composed)})

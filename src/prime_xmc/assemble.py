@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig
 
 from prime_xmc.app import native_precision
@@ -16,7 +17,7 @@ from prime_xmc.data.raw import RawFiles
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import use_classifiers
-from prime_xmc.training.debugging import make_profiler
+from prime_xmc.training.debugging import check_profiler, make_profiler
 from prime_xmc.training.module import PrimeModule
 
 
@@ -124,14 +125,18 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
 def make_trainer(config: DictConfig, callbacks: list[Any]) -> Any:
     """Make the Trainer with the configured callbacks, those given, and the configured loggers."""
     configured = [c for c in instantiate(config.callbacks, _convert_="all").values() if c is not None]
-    shows_progress = config.trainer.get("enable_progress_bar") is not False
-    if not shows_progress:
-        configured = [callback for callback in configured if not isinstance(callback, ProgressBar)]
+    loggers = make_loggers(config.logger)
+    needless: list[type] = []
+    if config.trainer.get("enable_progress_bar") is False:
+        needless.append(ProgressBar)
+    if not loggers:
+        needless.append(LearningRateMonitor)
+    configured = [callback for callback in configured if not isinstance(callback, tuple(needless))]
     checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in configured)
     return instantiate(
         config.trainer,
         callbacks=[*configured, *callbacks],
-        logger=make_loggers(config.logger) or False,
+        logger=loggers or False,
         # otherwise Lightning adds a bar and a checkpoint of its own where callbacks.progress or checkpoint is null
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in configured),
         enable_checkpointing=checkpoints and config.trainer.get("enable_checkpointing") is not False,
@@ -151,12 +156,17 @@ def check_settings(config: DictConfig) -> None:
     """Make what needs no data once, so that settings which do not fit end a run before its data are prepared.
 
     Raises:
-        InstantiationException: If one does not fit, or the machine has no such device.
+        InstantiationException: If one does not fit.
+        ValueError: If the machine has no GPU but one is asked for, or the profiler is unknown.
     """
     for key in ("loss", "index", "callbacks"):
         if config.get(key) is not None:
             instantiate(config[key], _convert_="all")
-    make_profiler(config.trainer.get("profiler"), Path(config.run_dir))
+    check_profiler(config.trainer.get("profiler"))
+    if config.trainer.accelerator == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+        raise ValueError(
+            "trainer.accelerator=gpu: torch finds no GPU here. Take trainer=cpu, or install torch for the GPU"
+        )
     instantiate(
         config.trainer,
         logger=False,

@@ -11,6 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from prime_xmc.conf_files import groups
+
 # Keys that name a file or a folder. Their values are taken as they are typed, whatever Hydra's grammar makes of them.
 PATH_KEYS = {
     *("dataset.dir", "dataset.dir.directory", "dataset.dir.vocabulary", "encoder.source", "model.dir"),
@@ -34,10 +36,32 @@ def prepare(arguments: Sequence[str], name: str, configs: Path, *, short_model: 
     chosen = get_args_parser().parse_args(options)
     if short_model:
         settings = expand_model(settings)
-    settings = [add_or_override(setting) for setting in settings]
     settings = expand_globs(settings, configs, chosen.config_dir)
-    settings = [quote_value(setting, multirun=chosen.multirun) for setting in settings]
+    settings = prepare_settings(settings, name, configs, multirun=chosen.multirun)
     return [*options, *settings, *folders_of_runs(settings, name, configs, chosen.config_path)]
+
+
+def prepare_settings(settings: Sequence[str], name: str, configs: Path, *, multirun: bool = False) -> list[str]:
+    """Return settings as Hydra has to see them.
+
+    Args:
+        settings: Settings, key=value.
+        name: Entry point.
+        configs: Folder of the configuration files.
+        multirun: Whether they may be those of a sweep.
+    """
+    defaults = {group.name: group.default for group in groups(configs / f"{name}.yaml")}
+    prepared = []
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if value == "null" and key in defaults:
+            # Hydra leaves a group out by ~group alone, and only one of which something is chosen
+            prepared += [] if defaults[key] == "null" else [f"~{key}"]
+        elif key in defaults and (override := _parsed(setting)) and isinstance(override.value(), bool | int | float):
+            prepared.append(f"{key}={_in_quotes(value)}")  # so that Hydra takes it for an option, and lists all
+        else:
+            prepared.append(quote_value(add_or_override(setting), multirun=multirun))
+    return prepared
 
 
 class UnknownOptionError(ValueError):

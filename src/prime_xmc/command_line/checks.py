@@ -37,6 +37,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or _is_whole(value, 1),
         "a whole number of at least 1",
     ),
+    "dataset.fields": (lambda value: not isinstance(value, ListConfig) or len(value) > 0, "at least one field"),
     "dataset.max_length": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
     "dataset.batch_size": (lambda value: value is None or _is_whole(value, 1), "a whole number of at least 1"),
     "sampling.batch_size": (lambda value: value is None or _is_whole(value, 1), "a whole number of at least 1"),
@@ -98,10 +99,11 @@ def _check_type(key: str, value: Any, default: Any) -> None:
         if "_target_" in default:
             return
         if not isinstance(value, DictConfig):
-            raise ValueError(f"{key}={_shown(value)}: expected settings of {', '.join(str(name) for name in default)}")
+            names = ", ".join(f"{name}" for name in default if isinstance(name, str))
+            raise ValueError(f"{key}={_shown(value)}: expected a value for each of {names}")
         for name in value:
             if name in default:
-                _check_type(f"{key}.{name}", _value(value, str(name)), _value(default, str(name)))
+                _check_type(f"{key}.{name!s}", _value(value, str(name)), _value(default, str(name)))
         return
     expected = ""
     if isinstance(default, bool):

@@ -39,8 +39,8 @@ def user_message(error: BaseException) -> str | None:
         if isinstance(inner, Exception) and (message := user_message(inner)) is not None:
             return message
         return str(error).splitlines()[0] + (f" (at {error.full_key})" if error.full_key else "")
-    if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError | FileExistsError):
-        return str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, HydraException):
         return str(error)
     if type(error).__name__ == "MisconfigurationException":  # of Lightning, which is slow to import
@@ -65,7 +65,9 @@ def _instantiation_message(error: InstantiationException) -> str | None:
     target = re.search(r"target '([^']+)'", str(error))
     name = target[1] if target else "its _target_"
     if isinstance(cause, ImportError | AttributeError) and "locating target" in str(error):
-        reason = str(cause).splitlines()[-1 if "Are you sure" not in str(cause) else 0]
+        reason: BaseException = cause
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
         return (
             f"{key}{name} cannot be imported ({reason}). A module of your own is found in the current folder, in a "
             "folder of the environment variable PYTHONPATH, or installed"
@@ -78,11 +80,10 @@ def _instantiation_message(error: InstantiationException) -> str | None:
             "keys of the file that its `defaults` name, so name one with the same keys"
         )
     message = user_message(cause) if not isinstance(cause, InstantiationException) else None
-    if message is not None:
-        return message
-    if isinstance(cause, TypeError | ValueError | InstantiationException):
-        return f"{key}{str(cause).splitlines()[0]}"
-    return None
+    if message is None and isinstance(cause, TypeError | ValueError | InstantiationException):
+        message = str(cause).splitlines()[0]
+    # what this package raises names the keys itself
+    return message if message is None or _raised_by_us(cause) else f"{key}{message}"
 
 
 def composition_message(error: Exception, keys: Sequence[str]) -> str:
@@ -92,16 +93,16 @@ def composition_message(error: Exception, keys: Sequence[str]) -> str:
         error: What Hydra raised.
         keys: Groups and dotted keys of the configuration.
     """
-    lines = str(error).splitlines()
+    lines = str(error).partition("Config search path:")[0].strip().splitlines()
     if isinstance(error.__cause__, OmegaConfBaseException):
         lines.append(str(error.__cause__).splitlines()[0])
     if isinstance(error, OverrideParseException):
         lines = [f"{error.override}: this cannot be read as a setting"]
-    return "\n".join([*lines, hint(error, keys)])
+    return "\n".join([*lines, hint(error, keys)]).strip()
 
 
 def hint(error: Exception, keys: Sequence[str]) -> str:
-    """Return a line that names the keys or options nearest to those that Hydra did not find."""
+    """Return a line that names the keys or options nearest to those that Hydra did not find; empty for other errors."""
     if str(getattr(error, "missing_cfg_file", "")).startswith("hydra/"):
         return f"hint: sweepers and launchers other than Hydra's basic ones come with pip install '{PACKAGE}[sweeps]'"
     near: list[str] = []
@@ -116,7 +117,10 @@ def hint(error: Exception, keys: Sequence[str]) -> str:
             return "hint: settings are written key=value"
         return f"hint: a text with characters that mean something to Hydra takes two pairs of quotes, '{key}=\"...\"'"
     elif isinstance(error.__cause__, ConfigKeyError | ConfigAttributeError):
-        near = [f"{name}=" for name in nearest(str(error.__cause__.full_key), keys)]
+        wanted = str(error.__cause__.full_key)
+        near = [f"{name}=" for name in nearest(wanted, keys) if name != wanted]
+    else:
+        return ""
     question = f"did you mean {' or '.join(near)}? " if near else ""
     return f"hint: {question}`--cfg job` prints all keys with their values, `--help` what they mean and all groups"
 

@@ -1,9 +1,12 @@
 """Runs to find faults with: what marks them, and where their profile is written."""
 
+import logging
 from pathlib import Path
 
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig
+
+logger = logging.getLogger(__name__)
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 # Settings of the Trainer with which a run sees only a part of the data, and their values with which it does not.
@@ -31,14 +34,24 @@ def _is_whole(value: object, whole: tuple[object, ...]) -> bool:
     return any(value == each and isinstance(value, float) >= isinstance(each, float) for each in whole)
 
 
-def make_profiler(name: str | Profiler | None, run_dir: Path) -> Profiler | None:
-    """Return the profiler of a name, which writes <run>/<stage>-profile.txt.
+def check_profiler(name: str | None) -> None:
+    """Check that there is a profiler of a name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name is not None and name not in PROFILERS:
+        raise ValueError(f"trainer.profiler={name}: expected {', '.join(PROFILERS)} or null")
+
+
+def make_profiler(name: str | None, run_dir: Path) -> Profiler | None:
+    """Return the profiler of a name, which writes <run>/<stage>-profile.txt; None for None.
 
     Raises:
         ValueError: If there is none of that name.
     """
-    if name is None or isinstance(name, Profiler):
-        return name
-    if name not in PROFILERS:
-        raise ValueError(f"trainer.profiler={name}: expected {', '.join(PROFILERS)} or null")
+    check_profiler(name)
+    if name is None:
+        return None
+    logger.info("the profile will be in %s and %s", run_dir / "fit-profile.txt", run_dir / "test-profile.txt")
     return PROFILERS[name](dirpath=run_dir, filename="profile")
