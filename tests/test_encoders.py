@@ -133,7 +133,6 @@ def test_train_export_and_open_elsewhere(case, sources, toy_dataset, compose, tm
         "+trainer.limit_train_batches=4",
         "trainer.precision=32-true",
         "callbacks.progress=null",
-        "+trainer.enable_progress_bar=false",
         "trainer.log_every_n_steps=2",
         "test=false",
         f"cache_dir={tmp_path / 'cache'}",

@@ -36,7 +36,7 @@ def user_message(error: BaseException) -> str | None:
         return f"{error.full_key} has no value: add {error.full_key}=... to the command line"
     if isinstance(error, OmegaConfBaseException):
         inner = error.__cause__ or error.__context__
-        if isinstance(inner, Exception) and (message := user_message(inner)) is not None:
+        if not isinstance(inner, OmegaConfBaseException | None) and (message := user_message(inner)) is not None:
             return message
         return str(error).splitlines()[0] + (f" (at {error.full_key})" if error.full_key else "")
     if isinstance(error, OSError) and error.filename is not None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import BatchesProcessedColumn
+from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from prime_xmc.progress import is_terminal
 
@@ -32,6 +34,15 @@ class EpochProgress(RichProgressBar):
         """Draw, unless there is no terminal to draw on."""
         if self.draws:
             super().enable()
+
+    def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
+        """Return what a bar shows besides metrics: less than Lightning does, so that the metrics fit beside it."""
+        return [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=15),
+            BatchesProcessedColumn(self.theme.batch_progress),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        ]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bar of the epoch."""
