@@ -215,9 +215,7 @@ def test_a_device_that_there_is_not_ends_the_run_before_the_data_are_prepared(ov
 
 def test_a_profile_and_no_logger(overrides, compose, tmp_path):
     quick = ["trainer.profiler=simple", "trainer.max_epochs=1", "~logger", f"run_dir={tmp_path}"]
-    config = compose(*overrides, *quick)
-    config.logger = None
-    run(config)
+    run(compose(*overrides, *quick))
     assert "run_training_batch" in (tmp_path / "fit-profile.txt").read_text()
     assert not (tmp_path / "csv").exists()
 

@@ -124,8 +124,8 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
 
 def make_trainer(config: DictConfig, callbacks: list[Any]) -> Any:
     """Make the Trainer with the configured callbacks, those given, and the configured loggers."""
-    configured = [c for c in instantiate(config.callbacks, _convert_="all").values() if c is not None]
-    loggers = make_loggers(config.logger)
+    configured = [c for c in instantiate(config.get("callbacks") or {}, _convert_="all").values() if c is not None]
+    loggers = make_loggers(config.get("logger"))
     needless: list[type] = []
     if config.trainer.get("enable_progress_bar") is False:
         needless.append(ProgressBar)
