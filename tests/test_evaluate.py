@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from prime_xmc.assemble import open_corpus
+from prime_xmc.assemble import load_scorer, open_corpus
 from prime_xmc.data.corpus import Ragged, Split
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.evaluate import run
@@ -19,6 +20,7 @@ from prime_xmc.evaluation.metrics import METRICS, evaluate
 from prime_xmc.evaluation.predictions import load_predictions, save_predictions
 from prime_xmc.evaluation.rank import rank_split as rank
 from prime_xmc.export.predictor import Predictor
+from prime_xmc.predict import run as predict
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +68,6 @@ def brute_force(corpus, model):
 
 
 class TestModel:
-    @pytest.fixture(autouse=True)
-    def _full_precision(self, monkeypatch):
-        monkeypatch.setattr("prime_xmc.assemble.native_precision", lambda _: "32-true")
-
     def test_equals_brute_force(self, toy_bundle, configure, corpus, tmp_path, capsys):
         output, predictions = tmp_path / "new" / "metrics.json", tmp_path / "predictions.npz"
         config = configure(f"model.dir={toy_bundle}", f"output={output}", f"predictions_output={predictions}")
@@ -103,6 +101,21 @@ class TestModel:
         second = rank(predictor, Split(corpus.test.tokens, corpus.test.positives, filtered), k=1)[0]
         assert (second != best).all()
         assert (second >= 0).all()
+
+    def test_queries_of_other_fields_than_in_training(self, toy_bundle, configure, tmp_path):
+        model = shutil.copytree(toy_bundle, tmp_path / "model")
+        config = json.loads((model / "prime_config.json").read_text())
+        config["query"] = {"fields": ["title", "content"], "separator": " "}
+        (model / "prime_config.json").write_text(json.dumps(config))
+        with pytest.raises(
+            ValueError, match=r"was trained on \[title,content\]: give dataset.fields=\[title,content\]"
+        ):
+            run(configure(f"model.dir={model}"))
+
+    def test_precision_is_that_of_the_model_unless_given(self, toy_bundle, configure, monkeypatch):
+        monkeypatch.setattr("prime_xmc.export.predictor.native_precision", lambda device: "bf16-mixed")
+        for given, expected in (([], "32-true"), (["precision=bf16-mixed"], "bf16-mixed")):
+            assert load_scorer(configure(f"model.dir={toy_bundle}", *given)).precision == expected
 
     def test_other_number_of_labels(self, toy_bundle, configure, toy_dataset, tmp_path):
         raw = copy_raw(toy_dataset, tmp_path / "raw")
@@ -178,6 +191,32 @@ class TestPredictions:
     def test_missing_file(self, configure):
         with pytest.raises(FileNotFoundError, match=r"predictions=nowhere.npz: there is no such file"):
             run(configure("predictions=nowhere.npz"))
+
+
+@pytest.fixture(scope="module")
+def lines(compose, toy_bundle, toy_dataset, tmp_path_factory):
+    """What `prime_xmc.predict` writes for the test file."""
+    output = tmp_path_factory.mktemp("predicted") / "predicted.jsonl"
+    given = (f"model.dir={toy_bundle}", f"input={toy_dataset}/tst.json.gz", f"output={output}", "device=cpu")
+    predict(compose(*given, "top_k=48", name="predict"))
+    return output.read_text().splitlines(keepends=True)
+
+
+class TestPredictedLines:
+    def test_they_are_ranked_as_the_model_itself_does(self, lines, configure, toy_bundle, tmp_path):
+        (tmp_path / "a.jsonl").write_text("".join(lines))
+        alone = run(configure(f"model.dir={toy_bundle}"))
+        assert run(configure(f"predictions={tmp_path}/a.jsonl")) == pytest.approx(alone, abs=1e-3)
+
+    def test_another_order(self, lines, configure, tmp_path):
+        (tmp_path / "a.jsonl").write_text("".join(lines[::-1]))
+        with pytest.raises(ValueError, match=r"a\.jsonl, line 1: the query is .*, and the test query of this line is"):
+            run(configure(f"predictions={tmp_path}/a.jsonl"))
+
+    def test_another_number(self, lines, configure, tmp_path):
+        (tmp_path / "a.jsonl").write_text("".join(lines[:7]))
+        with pytest.raises(ValueError, match=r"has 7 rows, the test split has 60 queries"):
+            run(configure(f"predictions={tmp_path}/a.jsonl"))
 
 
 @pytest.mark.parametrize(("given", "word"), [([], "neither"), (["model.dir=a", "predictions=b.npz"], "both")])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 import re
 import subprocess
@@ -13,14 +14,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prime_xmc.assemble import make_data, make_module
+from prime_xmc.data.corpus import Ragged
+from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import read_records
-from prime_xmc.evaluation.metrics import METRICS
+from prime_xmc.evaluation.metrics import METRICS, evaluate
 from prime_xmc.evaluation.predictions import load_predictions
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.callbacks import RebuildClusters
 
-VARYING = {"train/seconds", "train/queries_per_second", "peak_rss_bytes", "git_commit"}  # between equal runs
+PHASES = ("prepare", "initialise", "clusters", "steps", "validation", "save", "export", "test")
+# between equal runs
+VARYING = {"train/seconds", "train/queries_per_second", "peak_rss_bytes", "git_commit"}
+VARYING |= {f"seconds/{phase}" for phase in PHASES}
 EPOCHS = 4
 
 
@@ -176,8 +183,7 @@ def test_classifiers_are_trained_on_the_model_of_the_run(complete, overrides, tm
     run_dir, alone = complete
     quick = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "callbacks.progress=null", "negatives=all"]
     trained = f"ckpt_path='{run_dir / 'checkpoints' / 'last.ckpt'}'"
-    settings = f"classify_settings={json.dumps(quick)}"
-    run_again = [trained, "classify=true", settings, f"hydra.run.dir='{tmp_path}'"]
+    run_again = [trained, f"classify={json.dumps(quick)}", f"hydra.run.dir='{tmp_path}'"]
     printed = command_line(overrides, *run_again, cwd=tmp_path)  # where Hydra is in the middle of something else
     assert "test, ensemble" in printed
     metrics, second = read_metrics(tmp_path), read_metrics(tmp_path / "classify")
@@ -190,13 +196,79 @@ def test_classifiers_are_trained_on_the_model_of_the_run(complete, overrides, tm
     assert second["val/theta/P@1"] == pytest.approx(alone["val/P@1"], abs=0.03)
 
 
+class TestSmallData:
+    """Data of 20 queries and 3 labels, and nothing set for them."""
+
+    @pytest.fixture
+    def small(self, overrides, compose, tmp_path):
+        """Composes the configuration for such data, with the given test queries or without a test file."""
+
+        def write(name, lines):
+            (tmp_path / f"{name}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+        def configure(*more, test=None):
+            rows = [{"title": f"red cat {row}", "target_ind": [row % 3]} for row in range(20)]
+            for name, lines in (("trn", rows), ("lbl", rows[:3]), ("tst", test)):
+                if lines is not None:
+                    write(name, lines)
+            numbers = ("dataset.num_validation", "dataset.num_free_vectors", "sampling.batch_size", "dataset.clusters")
+            kept = [override for override in overrides if not override.startswith(numbers)]
+            paths = [f"dataset.dir={tmp_path}", f"cache_dir={tmp_path}/cache", f"run_dir={tmp_path}/run"]
+            return compose(*kept, *paths, "trainer.max_epochs=2", "trainer.log_every_n_steps=1", *more)
+
+        return configure
+
+    def test_without_a_test_file_a_split_is_split_off(self, small, tmp_path, capsys, caplog):
+        caplog.set_level("INFO")
+        metrics, _, data, _ = run(small())
+        assert (len(data.train_ids), len(data.validation_ids), len(data.corpus.test)) == (16, 0, 4)
+        assert 0 <= metrics["test/P@1"] <= 1
+        assert "4 of the 20 queries of trn.json" in metrics["note/test_split"]
+        assert "4 of the 20 queries of trn.json" in " ".join(capsys.readouterr().out.split())
+        line = "16 queries to train on, 0 held out, 4 to test on, 3 labels, 1 step an epoch, 2 epochs, no validation"
+        assert line in caplog.text
+        settings = json.loads((tmp_path / "run" / "model" / "prime_config.json").read_text())["settings"]["config"]
+        assert settings["dataset"]["batch_size"] == 16
+        assert settings["dataset"]["num_validation"] == 0
+        assert settings["model"]["num_free_vectors"] == 1
+
+    def test_a_test_split_without_labels_has_no_metrics(self, small, tmp_path, capsys):
+        metrics = run(small(test=[{"title": "red cat", "target_ind": []}] * 2)).metrics
+        assert not [name for name in metrics if name.startswith("test/")]
+        assert metrics["note/test"] == "none of the 2 test queries has a label, so there are no metrics of them"
+        assert metrics["note/test"] in " ".join(capsys.readouterr().out.split())
+        assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
+        assert (tmp_path / "run" / "predictions.npz").is_file()
+
+    def test_labels_that_some_test_queries_lack_are_counted(self, small):
+        test = [{"title": "red cat", "target_ind": labels} for labels in ([0], [], [1])]
+        metrics = run(small(test=test)).metrics
+        assert metrics["note/test"] == "1 of 3 test queries has no label and counts as a miss in P, nDCG and R"
+        assert "test/P@1" in metrics
+
+    def test_too_few_queries_to_test(self, small):
+        metrics = run(small("dataset.num_test=1", "test=false")).metrics
+        assert not [name for name in metrics if name.startswith(("test/", "note/test"))]
+
+
+def test_metrics_are_those_that_evaluation_gives_to_the_last_digit(complete, toy_dataset):
+    run_dir, metrics = complete
+    queries = list(read_records(toy_dataset / "tst.json.gz", ["title"], 48))
+    trained = list(read_records(toy_dataset / "trn.json.gz", ["title"], 48))
+    frequency = np.bincount([label for record in trained for label in record.positives], minlength=48)
+    positives = Ragged.from_rows([sorted(record.positives) for record in queries])
+    weights = inverse_propensity(frequency, len(trained), a=0.55, b=1.5)
+    expected = evaluate(load_predictions(run_dir / "predictions.npz")[0], positives, weights)
+    assert {name: metrics[f"test/{name}"] for name in METRICS} == expected
+
+
 def test_a_run_for_debugging_is_marked(complete, overrides, compose, tmp_path, capsys):
     run_dir, metrics = complete
     assert "debug" not in metrics
     assert json.loads((run_dir / "metrics.json").read_text()).get("debug") is None
     quick = run(compose("debug=fast", *overrides, f"run_dir={tmp_path / 'fast'}")).metrics
     assert quick["debug"] == json.loads((tmp_path / "fast" / "metrics.json").read_text())["debug"] == "fast"
-    assert "This was a run for debugging (fast)" in capsys.readouterr().out
+    assert "a run for debugging (fast)" in capsys.readouterr().out
     by_hand = run(
         compose(*overrides, "trainer.overfit_batches=1", "trainer.max_epochs=2", f"run_dir={tmp_path / 'one'}")
     )
@@ -237,6 +309,39 @@ def test_texts_longer_than_the_encoder_reads_are_an_error(overrides, compose, tm
     """Before the first step, which would end in an index error."""
     with pytest.raises(ValueError, match=r"dataset\.max_length=65 is above the 64 positions .*max_position_embeddings"):
         run(compose(*overrides, "dataset.max_length=65", f"run_dir={tmp_path}"))
+
+
+def test_tokens_that_the_encoder_does_not_embed(overrides, compose, tmp_path):
+    """Before the first step, which would end in an index error."""
+    config = compose(*overrides, f"run_dir={tmp_path}")
+    data = make_data(config)
+    data.corpus.manifest["vocab_size"] = 40_000
+    with pytest.raises(ValueError, match=r"a tokenizer of 40000 tokens, and the encoder .* embeds 30522"):
+        make_module(config, data)
+
+
+def test_without_faiss(overrides, compose, tmp_path, monkeypatch, caplog):
+    """Which is an extra: training, evaluation, export and prediction do without it."""
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with caplog.at_level(logging.INFO):
+        metrics = run(compose(*overrides, "trainer.max_epochs=1", f"run_dir={tmp_path}")).metrics
+    assert 0 <= metrics["test/P@1"] <= 1
+    assert "exported without index.faiss: Faiss is not installed" in caplog.text
+    assert len(Predictor.load(tmp_path / "model").predict(["a red cat"])[0].labels) == 5
+
+
+def test_the_model_remembers_what_it_was_trained_on(overrides, compose, tmp_path):
+    quick = ["trainer.max_epochs=1", "test=false", "trainer.precision=bf16-mixed", f"run_dir={tmp_path}"]
+    run(compose(*overrides, *quick, "dataset.label_fields=[title]", "dataset.fields=[title,uid]"))
+    config = json.loads((tmp_path / "model" / "prime_config.json").read_text())
+    assert config["query"] == {"fields": ["title", "uid"], "separator": " "}
+    assert config["precision"] == "bf16-mixed"
+    assert Predictor.load(tmp_path / "model").fields == ("title", "uid")
+    # neither the folder of the run nor that of the encoder
+    text = (tmp_path / "model" / "README.md").read_text() + json.dumps(config)
+    folders = [value.partition("=")[2] for value in overrides if value.startswith(("encoder.source", "dataset.dir"))]
+    assert len(folders) == 2
+    assert not [folder for folder in (*folders, str(tmp_path)) if folder in text]
 
 
 def test_exact_centroids_are_the_means_of_the_trained_embeddings(overrides, compose, tmp_path):

@@ -20,6 +20,7 @@ from prime_xmc.conf_files import config_dir
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.stages import train_prototypes
 from prime_xmc.training.module import PrimeModule
+from prime_xmc.training.run_folder import new_folder
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,24 @@ def train(overrides: Sequence[str] = (), **settings: Any) -> TrainedRun:
         raise ValueError(f"expected a list of settings, got the text {overrides!r}")
     written = [*overrides, *(f"{key}={_spelt(value)}" for key, value in settings.items())]
     given = prepare_settings(written, "train", config_dir())
-    run_dir = f"outputs/train/{datetime.now():%Y-%m-%d_%H-%M-%S}"
     setup_globals()  # the resolvers of Hydra, such as ${now:...}
     before = HydraConfig.instance().cfg
     with own_configs():
         try:
-            whole = hydra.compose("train", [f"run_dir={run_dir}", *given], return_hydra_config=True)
+            whole = hydra.compose("train", given, return_hydra_config=True)
         except (ConfigCompositionException, OverrideParseException) as error:
             raise ValueError(composition_message(error, known_keys("train"))) from error
+        config = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        OmegaConf.set_struct(config, True)
+        check_config(config, whole.hydra, "train")
+        if OmegaConf.is_interpolation(config, "run_dir"):  # the folder that the entry point would make
+            config.run_dir = new_folder(f"outputs/{config.task}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+        folder = Path(str(config.run_dir))
         with open_dict(whole):
-            whole.hydra.runtime.output_dir = str(Path(str(whole.run_dir)).absolute())
+            whole.run_dir = config.run_dir
+            whole.hydra.runtime.output_dir = str(folder.absolute())
         HydraConfig.instance().set_config(whole)
         try:
-            config = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-            OmegaConf.set_struct(config, True)
-            check_config(config, whole.hydra, "train")
-            folder = Path(str(config.run_dir))
             _describe(folder / ".hydra", config, whole, given)
             made = train_prototypes(config)
         finally:

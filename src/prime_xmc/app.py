@@ -20,7 +20,7 @@ from hydra.errors import CompactHydraException, ConfigCompositionException, Hydr
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from prime_xmc.command_line.arguments import UnknownOptionError, prepare
+from prime_xmc.command_line.arguments import UnknownOptionError, prepare, prepare_settings
 from prime_xmc.command_line.checks import OPTIONAL_GROUPS, check_groups, check_values
 from prime_xmc.command_line.messages import composition_message, dotted, option_message, user_message
 from prime_xmc.command_line.migration import add_keys, update_targets, wrap_logger
@@ -52,36 +52,28 @@ def package_folder(location: str) -> str:
 def native_precision(accelerator: str) -> str:
     """Return Lightning's name of the fastest precision that the machine computes natively.
 
-    In the configuration files: `${native_precision:cpu}`. bf16 that a processor only emulates is slower than float32.
+    In the configuration files: `${native_precision:cpu}`.
     """
-    import torch  # takes a second, for which the help and tab completion need not wait
+    from prime_xmc.model import precision  # torch takes seconds to import
 
-    if accelerator == "cpu":
-        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    else:
-        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16-mixed" if native else "32-true"
+    return precision.native_precision(accelerator)
 
 
 def default_free_vectors(num_labels: int) -> int:
-    """Return a number of free vectors: the largest power of two up to a quarter of the labels, at most 131,072.
+    """Return the number of free vectors for some labels, which configurations of version 0.1.0 ask for.
 
-    In the configuration files: `${free_vectors:${dataset.num_labels}}`.
-
-    Example:
-        >>> default_free_vectors(20_000), default_free_vectors(1_300_000)
-        (4096, 131072)
-
-    Source: Table 10 has 131,072 at 1.3 million labels.
+    They write `${free_vectors:${dataset.num_labels}}`; today's leave the key null.
     """
-    return min(131_072, 1 << max(num_labels // 4, 1).bit_length() - 1)
+    from prime_xmc.data.fitting import free_vectors  # not before it is needed: commands start faster
+
+    return free_vectors(num_labels)
 
 
 # replace: a test process imports this module afresh for another copy of the package
 OmegaConf.register_new_resolver("package", package_folder, replace=True)
 OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
 OmegaConf.register_new_resolver("free_vectors", default_free_vectors, replace=True)
-OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)
+OmegaConf.register_new_resolver("half", lambda number: None if number is None else number // 2, replace=True)
 
 
 def _job_folder(*, _root_: DictConfig) -> str:
@@ -116,23 +108,28 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str) -> None:
     if os.getcwd() not in sys.path and not sys.flags.safe_path:
         sys.path.append(os.getcwd())  # where `python -m` finds modules, so that console scripts find them too
     complete = os.environ.get(FULL_ERROR) == "1"
-    app = hydra.main(version_base="1.3", config_path=str(configs), config_name=name)(_make_job(task, name, complete))
+    failures: list[str] = []
+    job = _make_job(task, name, complete, failures)
+    app = hydra.main(version_base="1.3", config_path=str(configs), config_name=name)(job)
     try:
         with _environment(FULL_ERROR, "1"):  # Hydra raises what it would otherwise print
             app()
     except Exception as error:
         if complete:
             raise
-        sys.stderr.write(f"{_explained(error, name)}\n")
+        failures.append(_explained(error, name))
+    if failures:
+        sys.stderr.write("".join(f"{failure}\n" for failure in failures))
         sys.exit(1)
 
 
 def compose(name: str, overrides: list[str]) -> DictConfig:
     """Return the configuration that conf/<name>.yaml and overrides make, within an entry point or without one."""
+    settings = prepare_settings(overrides, name, config_dir())
     if GlobalHydra.instance().is_initialized():
-        return hydra.compose(name, overrides)
+        return hydra.compose(name, settings)
     with own_configs():
-        return hydra.compose(name, overrides)
+        return hydra.compose(name, settings)
 
 
 @contextmanager
@@ -208,13 +205,16 @@ def _answer_at_once(name: str, configs: Path) -> None:
         sys.exit(0)
 
 
-def _make_job(task: str | Callable[[DictConfig], Any], name: str, complete: bool) -> Callable[[DictConfig], Any]:
+def _make_job(
+    task: str | Callable[[DictConfig], Any], name: str, complete: bool, failures: list[str]
+) -> Callable[[DictConfig], Any]:
     """Return what Hydra runs for each configuration.
 
     Args:
         task: Function, or "module:function".
         name: Entry point.
         complete: Whether errors are shown with complete tracebacks.
+        failures: Gets what to print about the error of a single run, which Hydra would print with words of its own.
     """
 
     def job(config: DictConfig) -> Any:
@@ -238,8 +238,8 @@ def _make_job(task: str | Callable[[DictConfig], Any], name: str, complete: bool
                     raise
                 if message is not None:
                     folder.remove_if_unused()
-                sys.stderr.write(f"{explained}\n")
-                sys.exit(1)
+                failures.append(explained)
+                return None
 
     job.__module__ = f"{PACKAGE}.{name}"  # Hydra names the job after it
     return job
@@ -254,10 +254,11 @@ class _RunFolder:
         self.log_name = f"{config.job.name}.log"
         self.subfolder = config.output_subdir
         logs = self.path / self.log_name
+        self.own = (self.subfolder, self.log_name, "run.lock")
         self.is_new = (
             self.subfolder is not None
             and self.path != Path.cwd()
-            and {entry.name for entry in self.path.iterdir()} <= {self.subfolder, self.log_name}
+            and {entry.name for entry in self.path.iterdir()} <= {*self.own}
             and not (logs.is_file() and logs.stat().st_size)
         )
 
@@ -273,7 +274,7 @@ class _RunFolder:
             return
         for path in self.path.rglob("*"):
             inside = path.relative_to(self.path).parts[0]
-            if not path.is_dir() and inside not in (self.subfolder, self.log_name):
+            if not path.is_dir() and inside not in self.own:
                 return
         for handler in self._handlers():
             logging.getLogger().removeHandler(handler)

@@ -1,5 +1,8 @@
 """A configuration becomes objects: raw files, prepared data, modules, the Trainer and predictors."""
 
+import copy
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,37 +10,69 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from prime_xmc.app import native_precision
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.data.fitting import Setting, find_doubts, find_problems, fit, outlook
 from prime_xmc.data.preparation import prepare
-from prime_xmc.data.raw import RawFiles
+from prime_xmc.data.raw import RawFiles, Record, read_records
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import use_classifiers
+from prime_xmc.model.encoder_folder import Prompts, resolve_prompts
 from prime_xmc.training.debugging import check_profiler, make_profiler
 from prime_xmc.training.module import PrimeModule
 
+logger = logging.getLogger(__name__)
 
-def raw_files(dataset: DictConfig) -> RawFiles:
-    """Return the raw files that a dataset configuration names, generated if its `dir` says how and need be."""
+
+def raw_files(dataset: DictConfig, prompts: Prompts | None = None) -> RawFiles:
+    """Return the raw files that a dataset configuration names, generated if its `dir` says how and need be.
+
+    Args:
+        dataset: The configuration.
+        prompts: Texts that the encoder wants before every query and label.
+
+    Raises:
+        ValueError: If the configuration names no fields, or a number is out of range.
+    """
+    prompts = prompts or Prompts()
     dataset = instantiate(dataset)
     return RawFiles(
         directory=dataset.dir,
         name=dataset.name,
-        fields=tuple(dataset.fields),
-        label_fields=None if dataset.label_fields is None else tuple(dataset.label_fields),
+        fields=dataset.fields or (),
+        label_fields=dataset.label_fields,
         hint=dataset.hint,
+        query_prompt=prompts.query,
+        label_prompt=prompts.label,
+        num_test=dataset.get("num_test", 0),
     )
+
+
+def prompts_of(encoder: DictConfig) -> Prompts:
+    """Return what an encoder configuration puts before every query and label; one of version 0.1.0 puts nothing."""
+    return resolve_prompts(encoder.source, encoder.get("query_prompt"), encoder.get("label_prompt"))
+
+
+def raw_test_queries(config: DictConfig, corpus: Corpus) -> Iterator[Record]:
+    """Yield the queries of the test split in order, as the raw files have them."""
+    source = raw_files(config.dataset)
+    rows = corpus.test_rows
+    if rows is None:
+        yield from read_records(source.paths()["tst"], source.fields, corpus.num_labels)
+    else:
+        wanted = set(rows.tolist())
+        records = read_records(source.paths()["trn"], source.fields, corpus.num_labels)
+        yield from (record for row, record in enumerate(records) if row in wanted)
 
 
 def open_corpus(config: DictConfig) -> Corpus:
     """Prepare a data set as training does, unless that has been done before, and open it."""
     tokenizer = load_tokenizer(config.encoder.source)
     directory = prepare(
-        raw_files(config.dataset),
+        raw_files(config.dataset, prompts_of(config.encoder)),
         tokenizer.backend_tokenizer,
         tokenizer_name=tokenizer.name_or_path,
         pad_token_id=tokenizer.pad_token_id,
@@ -47,21 +82,107 @@ def open_corpus(config: DictConfig) -> Corpus:
     return Corpus.open(directory)
 
 
+def fit_to_data(config: DictConfig, corpus: Corpus) -> DictConfig:
+    """Return a copy of a configuration in which what follows the size of the data has its number.
+
+    See `fit_to_size`.
+    """
+    return fit_to_size(config, len(corpus.train), corpus.num_labels)
+
+
+def fit_to_size(config: DictConfig, num_queries: int, num_labels: int) -> DictConfig:
+    """Return a copy of a configuration in which what follows the size of the data has its number.
+
+    What follows the size of the data is null in `dataset`, from where the other groups take it. A configuration
+    without null comes back as it is.
+
+    Args:
+        config: The configuration of a training.
+        num_queries: Training queries, those to be held out included.
+        num_labels: Labels.
+
+    Raises:
+        ValueError: If given settings cannot work with so much data; it names them all.
+    """
+    fitted = copy.deepcopy(config)
+    for setting in fitted_settings(config, num_queries, num_labels):
+        OmegaConf.update(fitted, setting.key, setting.value)
+    for own, shared in _shared(config):
+        if OmegaConf.select(fitted, own) is None:
+            OmegaConf.update(fitted, own, OmegaConf.select(fitted, shared))
+        if OmegaConf.select(fitted, shared) is None:
+            OmegaConf.update(fitted, shared, OmegaConf.select(fitted, own))
+    problems = find_problems(
+        num_queries,
+        num_labels,
+        num_validation=fitted.dataset.num_validation,
+        num_free_vectors=fitted.model.num_free_vectors if "num_free_vectors" in fitted.model else None,
+        batch_size=fitted.sampling.batch_size,
+        initial_size=fitted.sampling.clusters.initial_size,
+        free_vectors_key=_given_key(config, "model.num_free_vectors", "dataset.num_free_vectors"),
+        batch_size_key=_given_key(config, "sampling.batch_size", "dataset.batch_size"),
+    )
+    if len(problems) == 1:
+        raise ValueError(problems[0])
+    if problems:
+        size = f"{num_queries:,} training queries and {num_labels:,} labels"
+        listed = "".join(f"\n- {problem}" for problem in problems)
+        raise ValueError(f"{len(problems)} settings do not fit {config.dataset.name}, which has {size}:{listed}")
+    return fitted
+
+
+def fitted_settings(config: DictConfig, num_queries: int, num_labels: int) -> list[Setting]:
+    """Return the settings that a configuration leaves to the size of the data, with their reasons."""
+    names = ("num_free_vectors", "batch_size", "clusters.initial_size")
+    given = {name.rpartition(".")[2]: OmegaConf.select(config.dataset, name) for name in ("num_validation", *names)}
+    for own, shared in _shared(config):
+        if (value := OmegaConf.select(config, own)) is not None:
+            given[shared.rpartition(".")[2]] = value
+    return fit(num_queries, num_labels, given)
+
+
+def _shared(config: DictConfig) -> list[tuple[str, str]]:
+    """Return the keys of other groups that take their value from a key of `dataset` unless they have one themselves."""
+    pairs = [
+        ("sampling.batch_size", "dataset.batch_size"),
+        ("sampling.clusters.initial_size", "dataset.clusters.initial_size"),
+    ]
+    if "num_free_vectors" in config.model:  # not in the configuration of the second stage
+        pairs.append(("model.num_free_vectors", "dataset.num_free_vectors"))
+    return pairs
+
+
+def _given_key(config: DictConfig, own: str, shared: str) -> str:
+    """Return that of two keys by which a value was given."""
+    group, _, name = own.rpartition(".")
+    node = OmegaConf.select(config, group)
+    return shared if name not in node or OmegaConf.is_interpolation(node, name) else own
+
+
 def open_data(
-    config: DictConfig, tokenizer: str, *, max_length: int, num_validation: int, seed: int
+    config: DictConfig,
+    tokenizer: str,
+    *,
+    prompts: Prompts,
+    max_length: int,
+    num_validation: int,
+    seed: int,
+    corpus: Corpus | None = None,
 ) -> PrimeDataModule:
     """Make the data module of `dataset` and `sampling` and open its data, prepared if need be.
 
     Args:
         config: The configuration.
         tokenizer: Folder or hub id.
+        prompts: Texts that the encoder wants before every query and label.
         max_length: Most tokens of a text.
-        num_validation: Training queries that are held out.
-        seed: Of the split and of sampling.
+        num_validation: Number of training queries that are held out.
+        seed: Seed of the split and of sampling.
+        corpus: The data, where they are open already.
     """
     dataset, sampling = config.dataset, config.sampling
     data = PrimeDataModule(
-        raw_files(dataset),
+        raw_files(dataset, prompts),
         load_tokenizer(tokenizer),
         max_length=max_length,
         cache_dir=config.cache_dir,
@@ -74,35 +195,88 @@ def open_data(
         more_queries_per_label=sampling.more_queries_per_label,
         num_validation=num_validation,
         seed=seed,
+        corpus=corpus,
     )
     data.setup()
     return data
 
 
 def make_data(config: DictConfig) -> PrimeDataModule:
-    """Make the data module and open its data, prepared if need be."""
-    dataset = config.dataset
+    """Make the data module and open its data, prepared if need be; say in the log what follows their size.
+
+    Raises:
+        FileNotFoundError: If raw files are missing.
+        ValueError: If they are malformed, or settings do not fit them.
+    """
+    corpus = open_corpus(config)
+    fitted = fit_to_data(config, corpus)
+    if settings := fitted_settings(config, len(corpus.train), corpus.num_labels):
+        logger.info("following the size of the data: %s", "; ".join(map(str, settings)))
+    for doubt in find_doubts(len(corpus.train), fitted.dataset.num_validation):
+        logger.warning("%s", doubt)
+    if corpus.split_note is not None:
+        logger.info("%s", corpus.split_note)
     return open_data(
-        config,
-        config.encoder.source,
-        max_length=dataset.max_length,
-        num_validation=dataset.num_validation,
-        seed=config.seed,
+        fitted,
+        fitted.encoder.source,
+        prompts=prompts_of(fitted.encoder),
+        max_length=fitted.dataset.max_length,
+        num_validation=fitted.dataset.num_validation,
+        seed=fitted.seed,
+        corpus=corpus,
     )
+
+
+def fit_second_stage(config: DictConfig, data: PrimeDataModule) -> DictConfig:
+    """Return a copy of the configuration of a second stage, fitted to the data with the held-out queries of the first.
+
+    Raises:
+        ValueError: If given settings cannot work with so much data.
+    """
+    config = copy.deepcopy(config)
+    config.dataset.num_validation = len(data.validation_ids)
+    return fit_to_data(config, data.corpus)
+
+
+def announce(config: DictConfig, data: PrimeDataModule) -> None:
+    """Say in a line of the log what a training is about to do.
+
+    Args:
+        config: The configuration, fitted to the data.
+        data: The data.
+    """
+    line = outlook(
+        num_trained=len(data.sampler.query_ids),
+        num_held_out=len(data.validation_ids),
+        num_test=len(data.corpus.test) if config.test else 0,
+        num_labels=data.corpus.num_labels,
+        steps_per_epoch=len(data.sampler),
+        num_epochs=config.trainer.max_epochs,
+        validate_every=config.trainer.check_val_every_n_epoch,
+    )
+    logger.info("%s", line)
 
 
 def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
     """Make the untrained module for a data set.
 
     Raises:
-        ValueError: If texts may be longer than the encoder can read.
+        ValueError: If texts may be longer than the encoder can read, if the data may hold tokens that it does not
+            embed, or if settings do not fit the data.
     """
+    config = fit_to_data(config, data.corpus)
     torch.manual_seed(config.seed)
     encoder, make_bank = instantiate(config.encoder), instantiate(config.bank)
     if encoder.max_length is not None and data.max_length > encoder.max_length:
         raise ValueError(
             f"dataset.max_length={data.max_length} is above the {encoder.max_length} positions of the encoder "
             f"(max_position_embeddings in the config.json of {encoder.source}): lower it, or take another encoder"
+        )
+    num_tokens = data.corpus.manifest.get("vocab_size", 0)
+    if num_tokens > encoder.num_tokens:
+        raise ValueError(
+            f"the data are prepared with a tokenizer of {num_tokens} tokens, and the encoder {encoder.source} embeds "
+            f"{encoder.num_tokens}: prepare them with the encoder's own tokenizer"
         )
     return PrimeModule(
         encoder,
@@ -122,8 +296,8 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
     ).train()  # pre-trained encoders come in eval mode, and Lightning keeps it
 
 
-def make_trainer(config: DictConfig, callbacks: list[Any]) -> Any:
-    """Make the Trainer with the configured callbacks, those given, and the configured loggers."""
+def make_trainer(config: DictConfig, first: Sequence[Any] = (), last: Sequence[Any] = ()) -> Any:
+    """Make the Trainer with the configured loggers and callbacks, and those given before and after them."""
     configured = [c for c in instantiate(config.get("callbacks") or {}, _convert_="all").values() if c is not None]
     loggers = make_loggers(config.get("logger"))
     needless: list[type] = []
@@ -135,7 +309,7 @@ def make_trainer(config: DictConfig, callbacks: list[Any]) -> Any:
     checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in configured)
     return instantiate(
         config.trainer,
-        callbacks=[*configured, *callbacks],
+        callbacks=[*first, *configured, *last],
         logger=loggers or False,
         # otherwise Lightning adds a bar and a checkpoint of its own where callbacks.progress or checkpoint is null
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in configured),
@@ -179,10 +353,9 @@ def check_settings(config: DictConfig) -> None:
 
 
 def load_predictor(config: DictConfig) -> Predictor:
-    """Load the model that a configuration names, on its device in the fastest precision that this computes natively."""
+    """Load the model that a configuration names, on its device, in its precision or else in the model's own."""
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    precision = native_precision(torch.device(device).type)
-    return Predictor.load(config.model.dir, device=device, index=config.search, precision=precision)
+    return Predictor.load(config.model.dir, device=device, index=config.search, precision=config.get("precision"))
 
 
 def load_scorer(config: DictConfig) -> Predictor:
@@ -202,15 +375,21 @@ def load_scorer(config: DictConfig) -> Predictor:
 
 
 def model_corpus(config: DictConfig, predictor: Predictor) -> Corpus:
-    """Prepare the data set with the model's own tokenizer and length, and check that its labels are the model's.
+    """Prepare the data set with the model's own tokenizer, prompts and length, and check that it is the model's.
 
     Raises:
         FileNotFoundError: If raw files are missing.
-        ValueError: If the labels are others.
+        ValueError: If the labels are others, or the queries would be read from other fields than in training.
     """
+    source = raw_files(config.dataset, predictor.encoder.prompts)
+    if predictor.fields is not None and tuple(source.fields) != predictor.fields:
+        raise ValueError(
+            f"dataset.fields=[{','.join(source.fields)}], and the model {config.model.dir} was trained on "
+            f"[{','.join(predictor.fields)}]: give dataset.fields=[{','.join(predictor.fields)}]"
+        )
     corpus = Corpus.open(
         prepare(
-            raw_files(config.dataset),
+            source,
             predictor.tokenizer,
             tokenizer_name=str(config.model.dir),
             pad_token_id=predictor.config["pad_token_id"],
@@ -248,6 +427,7 @@ def make_classifier_data(config: DictConfig, predictor: Predictor) -> PrimeDataM
     return open_data(
         config,
         str(Path(config.model.dir).expanduser()),
+        prompts=predictor.encoder.prompts,
         max_length=predictor.config["max_length"],
         num_validation=num_validation,
         seed=seed,

@@ -13,12 +13,12 @@ from typing import Any
 
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from prime_xmc.export.folder import PROTOTYPES
 from prime_xmc.export.predictor import Predictor
-from prime_xmc.files import replace_folder, temporary_folder, write_json
+from prime_xmc.export.settings import portable
+from prime_xmc.files import publishing, save_tensors, write_json
 from prime_xmc.index.search import ExactSearch
 
 SCORERS = ("theta", "W", "ensemble")
@@ -76,7 +76,7 @@ def save_classifiers(
         directory: The folder; one that is there already is replaced.
         vectors: w_l of every label, unit vectors.
         digest: `encoder_digest` of the model that they are for.
-        settings: How they were made, as plain JSON.
+        settings: How they were made, as plain JSON; absolute paths are left out.
     """
     config = {
         "format_version": FORMAT_VERSION,
@@ -84,12 +84,11 @@ def save_classifiers(
         "num_labels": vectors.shape[0],
         "dim": vectors.shape[1],
         "encoder": digest,
-        "settings": dict(settings),
+        "settings": portable(settings),
     }
-    with temporary_folder(directory) as temporary:
+    with publishing(directory, replace=True) as temporary:
         write_json(temporary / CONFIG, config)
-        save_file({"classifiers": vectors.detach().cpu().contiguous()}, temporary / VECTORS)
-        replace_folder(temporary, directory)
+        save_tensors(temporary / VECTORS, {"classifiers": vectors})
 
 
 def load_classifiers(directory: Path, model: Path) -> Float[Tensor, "label d"]:

@@ -30,6 +30,12 @@ def debugging(config: DictConfig) -> str | None:
     return ", ".join(given) or None
 
 
+def mark_debugging(config: DictConfig) -> dict[str, str]:
+    """Return what metrics.json says of a run for debugging; empty for any other run."""
+    name = debugging(config)
+    return {} if name is None else {"debug": name}
+
+
 def _is_whole(value: object, whole: tuple[object, ...]) -> bool:
     return any(value == each and isinstance(value, float) >= isinstance(each, float) for each in whole)
 
