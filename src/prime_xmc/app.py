@@ -125,11 +125,7 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str) -> None:
 
 def compose(name: str, overrides: list[str]) -> DictConfig:
     """Return the configuration that conf/<name>.yaml and overrides make, within an entry point or without one."""
-    settings = prepare_settings(overrides, name, config_dir())
-    if GlobalHydra.instance().is_initialized():
-        return hydra.compose(name, settings)
-    with own_configs():
-        return hydra.compose(name, settings)
+    return _compose(name, prepare_settings(overrides, name, config_dir()))
 
 
 @contextmanager
@@ -184,10 +180,18 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
     settings = [each for each in overrides if each.key_or_group not in chosen and not each.is_delete()]
     if settings:
         choices = [str(each.input_line) for each in overrides if each.key_or_group in chosen]
-        reference = compose(hydra_config.job.config_name, choices)
+        reference = _compose(hydra_config.job.config_name, choices)
     else:
         reference = config
     check_values(config, reference, [each.key_or_group for each in settings])
+
+
+def _compose(name: str, overrides: list[str]) -> DictConfig:
+    """Return what the running application or, without one, this package has under a name."""
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose(name, overrides)
+    with own_configs():
+        return hydra.compose(name, overrides)
 
 
 def _answer_at_once(name: str, configs: Path) -> None:

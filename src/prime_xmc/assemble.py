@@ -333,7 +333,7 @@ def check_settings(config: DictConfig) -> None:
         InstantiationException: If one does not fit.
         ValueError: If the machine has no GPU but one is asked for, or the profiler is unknown.
     """
-    for key in ("loss", "index", "callbacks"):
+    for key in ("loss", "index"):
         if config.get(key) is not None:
             instantiate(config[key], _convert_="all")
     check_profiler(config.trainer.get("profiler"))
