@@ -223,6 +223,7 @@ def _make_job(
 
     def job(config: DictConfig) -> Any:
         folder = _RunFolder()
+        _follow_streams()
         with _environment(FULL_ERROR, "1" if complete else None):  # as it was, for processes that the job starts
             try:
                 check_config(config, OmegaConf.structured(HydraConfig.get()), name)
@@ -247,6 +248,27 @@ def _make_job(
 
     job.__module__ = f"{PACKAGE}.{name}"  # Hydra names the job after it
     return job
+
+
+class _CurrentStream:
+    """Standard output or error as it is at the time of writing, which a progress bar replaces while it is drawn."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def write(self, text: str) -> int:
+        return getattr(sys, self.name).write(text)
+
+    def flush(self) -> None:
+        getattr(sys, self.name).flush()
+
+
+def _follow_streams() -> None:
+    """Let the lines of the log appear above a progress bar rather than behind it."""
+    for handler in logging.getLogger().handlers:
+        for name in ("stdout", "stderr"):
+            if isinstance(handler, logging.StreamHandler) and handler.stream is getattr(sys, name):
+                handler.setStream(_CurrentStream(name))
 
 
 class _RunFolder:
