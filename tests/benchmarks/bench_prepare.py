@@ -25,7 +25,7 @@ from prime_xmc.data.tokenizer import load_tokenizer
 
 TARGETS = (
     Target("preparing titles: speed against tokenizers.encode_batch alone", "≥", 0.8, "x"),
-    # the bound allows for the 17 bytes that a label takes
+    # the bound allows for the 44 bytes that a label takes
     Target("preparing: memory for 1M titles / for 250k titles", "≤", 1.25, "x"),
 )
 SHARES = {"trn": 0.6, "tst": 0.2, "lbl": 0.2}

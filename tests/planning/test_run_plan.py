@@ -34,6 +34,14 @@ def test_files_are_as_large_as_planned(configure, tmp_path):
 
 
 class TestPlan:
+    def test_what_follows_the_size_of_the_data_is_planned_with_its_numbers(self, configure):
+        null = [f"dataset.{key}=null" for key in ("num_validation", "num_free_vectors", "batch_size")]
+        config = configure(*null, "sampling.batch_size=${dataset.batch_size}", "test=false", "probe_steps=0")
+        planned = plan(config)
+        assert planned["schedule"]["steps_per_epoch"] == -(-(240 - 24) // 16)
+        items = {item["name"]: item["nbytes"] for item in planned["phases"]["step"]}
+        assert items["free vectors"] == 8 * 32 * 4
+
     def test_measured(self, configure, tmp_path, capsys):
         planned = run(configure("probe_steps=2", f"output={tmp_path}/plan.json", "trainer.max_epochs=2"))
         content = json.loads((tmp_path / "plan.json").read_text())

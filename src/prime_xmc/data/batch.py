@@ -15,12 +15,12 @@ LossPositives = Literal["drawn", "any", "all"]
 
 
 class Texts(NamedTuple):
-    """Texts behind one another, without padding.
+    """Texts one after the other, without padding.
 
     Attributes:
-        ids: int64 [text], which queries or labels they are.
+        ids: int64 [text], ids of the queries or labels whose texts they are.
         token_ids: int64 [token].
-        lengths: int64 [text], tokens of each.
+        lengths: int64 [text], number of tokens of each text.
     """
 
     ids: Tensor
@@ -43,13 +43,13 @@ class MoreQueries(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a training step sees of some queries and of the labels drawn for them.
+    """Some queries and the labels drawn for them, as a training step needs them.
 
     Attributes:
         query_ids: int64 [query].
         label_ids: int64 [label], ascending, each once.
         token_ids: int64 [token], the texts of the queries, then of the labels.
-        lengths: int64 [query + label], tokens of each text.
+        lengths: int64 [query + label], number of tokens of each text.
         positives: bool [query, label], the pairs that the loss pulls together.
         negatives: bool [query, label], the pairs that it pushes apart.
         pair_rows: int64 [pair], the query's row in each (query, label) pair of the training data, also with labels

@@ -117,9 +117,9 @@ class Ragged:
         bound = 1 + max(int(ragged.values.max(initial=0)) for ragged in (self, other))
         keys, unwanted = (ragged.row_ids() * bound + ragged.values for ragged in (self, other))  # ascending
         first, end = np.searchsorted(keys, unwanted), np.searchsorted(keys, unwanted, side="right")
-        found = first[first < end]
-        lengths = self.lengths - np.bincount(keys[found] // bound, minlength=len(self))
-        return Ragged(np.delete(self.values, found), _offsets(lengths))
+        places = first[first < end]
+        lengths = self.lengths - np.bincount(keys[places] // bound, minlength=len(self))
+        return Ragged(np.delete(self.values, places), _offsets(lengths))
 
 
 def _offsets(lengths: Int64[np.ndarray, "row"]) -> Int64[np.ndarray, "bound"]:
@@ -154,8 +154,8 @@ class Corpus:
         train: Training queries.
         test: Test queries.
         label_tokens: Token ids of each label with special tokens, at most max_length.
-        directory: Where it lies.
-        manifest: What it was made from, how, its counts and its warnings; plain JSON.
+        directory: Folder of the prepared data.
+        manifest: Plain JSON with the sources, the settings, the counts and the warnings of the preparation.
     """
 
     train: Split
@@ -229,9 +229,9 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} {damaged} ({error})") from error
     if manifest.get("format_version") not in _READABLE:
-        found = manifest.get("format_version")
+        version = manifest.get("format_version")
         raise ValueError(
-            f"{path}: format_version is {found}, this version of the package reads {FORMAT_VERSION}; "
+            f"{path}: format_version is {version}, this version of the package reads {FORMAT_VERSION}; "
             f"delete {directory} and prepare the data set again"
         )
     for name, size in manifest["files"].items():

@@ -23,18 +23,20 @@ class PrimeDataModule(LightningDataModule):
 
     Args:
         source: The raw files.
-        tokenizer: The encoder's.
-        max_length: Tokens of a text, special tokens included; longer ones are cut.
-        cache_dir: Where prepared data are kept.
+        tokenizer: Tokenizer of the encoder.
+        max_length: Largest number of tokens of a text, special tokens included; longer texts are cut.
+        cache_dir: Folder in which prepared data are kept.
         propensity_a: A of the inverse propensity (Jain et al. 2016).
         propensity_b: B of the inverse propensity.
-        batch_size: Queries in a batch, over all devices.
-        num_positives: Labels drawn per query and epoch.
-        positive_weighting: Draw them in proportion to "inverse_propensity" (Appendix J), or "uniform"ly.
-        loss_positives: See `BatchBuilder`.
-        more_queries_per_label: Further training queries drawn for each label of a batch, which only move its centroid.
-        num_validation: Queries held out of the training queries for validation; None: as many as suit their number.
-        encode_chunk: Texts in a batch of the loaders that only encode.
+        batch_size: Number of queries in a batch, over all devices.
+        num_positives: Number of labels drawn for a query in each epoch.
+        positive_weighting: Probabilities of the draw: proportional to the "inverse_propensity" (Appendix J) or
+            "uniform".
+        loss_positives: Positives that the loss pulls to their query, see `BatchBuilder`.
+        more_queries_per_label: Number of further training queries drawn for each label of a batch; they move its
+            centroid and nothing else.
+        num_validation: Number of training queries held out for validation; None: as many as suit their number.
+        encode_chunk: Number of texts in a batch of the loaders that only encode.
         seed: Seed of the validation split and of the sampler.
         corpus: The data, where they are prepared and open already; they are then not looked for.
 

@@ -63,7 +63,7 @@ def prepare(
     `max_length` and the format. Where it exists already it is returned at once. It is built under a temporary name
     and renamed when complete, so that processes may prepare the same data at the same time, and a failure leaves
     nothing behind.
-    Memory does not grow with the queries, their positives and the texts: beyond a few chunks of them, it holds 50
+    Memory does not grow with the queries, their positives and the texts: beyond a few chunks of them, it holds 44
     bytes for each label, to find repeated texts, uids and tokens and to count queries, and the pairs of the filter that
     is being applied. Only where a test split is split off, it holds 40 bytes for each query besides.
 
@@ -266,12 +266,12 @@ class _Build:
                 positives.extend(kept)
                 filtered.extend(unwanted)
                 np.add.at(frequency, kept.values, 1)
-                for kind, found, count in (
+                for kind, oddities, count in (
                     ("own label among the positives", self.warnings, chunk.lengths - kept.lengths),
                     ("query without labels", without_labels, kept.lengths == 0),
                 ):
                     if count.any():
-                        found.add(path.name, kind, start + int(np.flatnonzero(count)[0]) + 1, int(count.sum()))
+                        oddities.add(path.name, kind, start + int(np.flatnonzero(count)[0]) + 1, int(count.sum()))
                 start += len(chunk)
         self.warnings.update(without_labels)
         for what, writer in (("positives", positives), ("filtered", filtered)):
@@ -406,10 +406,13 @@ def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
 def _repeats(hashes: array) -> Bool[np.ndarray, "value"]:
     """Say of each 64-bit integer whether it has occurred before."""
     values = np.frombuffer(hashes, dtype=np.int64)
-    order = np.argsort(values, kind="stable")
-    ascending = values[order]
     repeated = np.zeros(len(values), dtype=bool)
-    repeated[order[1:]] = ascending[1:] == ascending[:-1]
+    ascending = np.sort(values)
+    if (ascending[1:] == ascending[:-1]).any():
+        del ascending  # whose memory the order takes
+        order = np.argsort(values, kind="stable")
+        ascending = values[order]
+        repeated[order[1:]] = ascending[1:] == ascending[:-1]
     return repeated
 
 

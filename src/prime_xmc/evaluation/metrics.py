@@ -75,9 +75,9 @@ def hits(indices: Int[np.ndarray, "query k"], positives: Ragged) -> Bool[np.ndar
 
         wanted = answer_rows * labels_per_row + answers + 1
         place = np.searchsorted(row_labels, wanted)
-        found = place < row_labels.size
-        found[found] = row_labels[place[found]] == wanted[found]
-        result[start + answer_rows[found], columns[place[found]]] = True
+        is_hit = place < row_labels.size
+        is_hit[is_hit] = row_labels[place[is_hit]] == wanted[is_hit]
+        result[start + answer_rows[is_hit], columns[place[is_hit]]] = True
     return result
 
 

@@ -25,7 +25,7 @@ def save_predictions(path: Path, indices: Int[np.ndarray, "query k"], scores: Fl
     Uncompressed: ids and scores are close to random bits, which zip hardly shortens but takes a minute over.
 
     Args:
-        path: where to, by custom ``predictions.npz``.
+        path: the file, usually called ``predictions.npz``.
         indices: label ids, best first; -1 pads.
         scores: higher is closer; -inf where padded.
     """
