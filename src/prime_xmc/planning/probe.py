@@ -25,6 +25,7 @@ from prime_xmc.data.corpus import Corpus, Ragged, Split
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.evaluation.metrics import TOP_K
 from prime_xmc.index.clustering import balanced_clusters
+from prime_xmc.model.encoder_folder import Prompts
 from prime_xmc.planning.budget import NUM_SEARCHED, Measured, Memory
 from prime_xmc.planning.layout import count_processes, device_of
 from prime_xmc.planning.sizes import Sizes
@@ -54,8 +55,15 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
     small.sampling.batch_size = min(-(-config.sampling.batch_size // count_processes(config)), sizes.num_queries)
     corpus = make_up_corpus(small, sizes, num_queries=num_steps * small.sampling.batch_size)
     small.model.num_free_vectors = min(config.model.num_free_vectors, corpus.num_labels)
-    source, max_length, seed = config.encoder.source, config.dataset.max_length, config.seed
-    data = open_data(small, source, max_length=max_length, num_validation=0, seed=seed, corpus=corpus)
+    data = open_data(
+        small,
+        config.encoder.source,
+        prompts=Prompts(),
+        max_length=config.dataset.max_length,
+        num_validation=0,
+        seed=config.seed,
+        corpus=corpus,
+    )
     small.callbacks.initialise = small.callbacks.clusters = None  # nothing to fill banks from; zeros take as long
     module = make_module(small, data)
     if not config.probe_steps:
