@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., DictConfig]:
     """Composes the configuration of an entry point: compose("loss.gamma_min=0", name="train")."""
-    from prime_xmc import configs  # after the hook
+    from prime_xmc import app as configs
 
     return lambda *overrides, name="train": configs.compose(name, list(overrides))
 
@@ -101,8 +101,8 @@ def toy_settings(tiny_encoder_dir: Path, toy_dataset: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_dir: Path, toy_dataset: Path) -> Path:
     """An untrained model of the toy data set's labels, exported with a flat Faiss index; texts are cut at 16 tokens."""
-    from prime_xmc.bundle import save_bundle
     from prime_xmc.data.tokenizer import load_tokenizer
+    from prime_xmc.export.bundle import save_bundle
     from prime_xmc.index.search import FaissSearch
     from prime_xmc.model.encoder import TextEncoder
     from prime_xmc.model.prototypes import Prototypes

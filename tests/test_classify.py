@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prime_xmc import classify
-from prime_xmc.classify import run
+from prime_xmc.assemble import load_scorer
 from prime_xmc.evaluate import run as evaluate
-from prime_xmc.metrics import METRICS
-from prime_xmc.predict import load_scorer
-from prime_xmc.scorers import SCORERS, load_classifiers, read_prototypes, save_classifiers
+from prime_xmc.evaluation.metrics import METRICS
+from prime_xmc.export.scorers import SCORERS, load_classifiers, read_prototypes, save_classifiers
+from prime_xmc.stages import train_classifiers as run
 
 TIMES = {"train/seconds", "train/queries_per_second", "peak_rss_bytes"}
 
@@ -25,7 +24,7 @@ TIMES = {"train/seconds", "train/queries_per_second", "peak_rss_bytes"}
 @pytest.fixture(scope="module", autouse=True)
 def _full_precision():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prime_xmc.predict.native_precision", lambda _: "32-true")
+        patch.setattr("prime_xmc.assemble.native_precision", lambda _: "32-true")
         yield
 
 
@@ -144,7 +143,7 @@ def test_one_seed_gives_one_result_and_embeddings_are_made_once(complete, config
         raise AssertionError(f"embeds {what}")
 
     short = ["trainer.max_epochs=1", "test=false"]
-    monkeypatch.setattr(classify, "embed", refuse)
+    monkeypatch.setattr("prime_xmc.training.query_embeddings.embed", refuse)
     runs = {}
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
         metrics = run(configure(*short, f"seed={seed}", f"run_dir={tmp_path / name}")).metrics

@@ -7,7 +7,7 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
-from prime_xmc.configs import config_dir, native_precision
+from prime_xmc.app import config_dir, native_precision
 from prime_xmc.model.prototypes import Prototypes
 
 CONF = config_dir()

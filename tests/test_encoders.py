@@ -23,10 +23,10 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from prime_xmc.bundle import Predictor
 from prime_xmc.data.tokenizer import load_tokenizer
+from prime_xmc.export.predictor import Predictor
 from prime_xmc.model.encoder import TextEncoder
-from prime_xmc.train import run
+from prime_xmc.stages import train_prototypes as run
 
 TEXTS = [
     "a picture of red cat",

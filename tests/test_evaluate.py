@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from prime_xmc.bundle import Predictor
+from prime_xmc.assemble import open_corpus
 from prime_xmc.data.corpus import Ragged, Split
 from prime_xmc.data.propensity import inverse_propensity
-from prime_xmc.evaluate import rank, run
-from prime_xmc.metrics import METRICS, evaluate
-from prime_xmc.predictions import load_predictions, save_predictions
-from prime_xmc.prepare import open_corpus
+from prime_xmc.evaluate import run
+from prime_xmc.evaluation.metrics import METRICS, evaluate
+from prime_xmc.evaluation.predictions import load_predictions, save_predictions
+from prime_xmc.evaluation.rank import rank_split as rank
+from prime_xmc.export.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def brute_force(corpus, model):
 class TestModel:
     @pytest.fixture(autouse=True)
     def _full_precision(self, monkeypatch):
-        monkeypatch.setattr("prime_xmc.predict.native_precision", lambda _: "32-true")
+        monkeypatch.setattr("prime_xmc.assemble.native_precision", lambda _: "32-true")
 
     def test_equals_brute_force(self, toy_bundle, configure, corpus, tmp_path, capsys):
         output, predictions = tmp_path / "new" / "metrics.json", tmp_path / "predictions.npz"
@@ -90,7 +91,7 @@ class TestModel:
 
     @pytest.mark.parametrize("chunk", [7, 60])
     def test_rank_in_chunks(self, toy_bundle, corpus, monkeypatch, chunk):
-        monkeypatch.setattr("prime_xmc.evaluate._CHUNK", chunk)
+        monkeypatch.setattr("prime_xmc.evaluation.rank._CHUNK", chunk)
         indices, scores = rank(Predictor.load(toy_bundle), corpus.test, k=5)
         assert indices.tolist() == brute_force(corpus, toy_bundle)[:, :5].tolist()
         assert (np.diff(scores, axis=1) <= 0).all()

@@ -50,7 +50,7 @@ def files(folder: Path) -> dict[str, int]:
 
 
 def test_wheel_carries_the_configuration_and_the_data(environment, tmp_path):
-    code = "import prime_xmc.configs; print(prime_xmc.__file__); print(prime_xmc.configs.config_dir())"
+    code = "import prime_xmc.app; print(prime_xmc.__file__); print(prime_xmc.app.config_dir())"
     module, conf = map(Path, call(environment / "bin" / "python", "-c", code, cwd=tmp_path).splitlines())
     assert module.is_relative_to(environment)
     assert conf == module.parent / "conf"

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from prime_xmc import train
-from prime_xmc.budget import Sizes, memory_by_phase, prepared_bytes
-from prime_xmc.plan import count_processes, find_sizes, make_layout, plan, run, schedule_of
-from prime_xmc.probe import Measured
+from prime_xmc.assemble import make_data, make_module
+from prime_xmc.plan import run
+from prime_xmc.planning.budget import Sizes, memory_by_phase, prepared_bytes
+from prime_xmc.planning.layout import count_processes, make_layout, schedule_of
+from prime_xmc.planning.probe import Measured
+from prime_xmc.planning.run_plan import plan
+from prime_xmc.planning.sizes import find_sizes
+from prime_xmc.stages import train_prototypes
 
 TABLE_7 = {
     "amazontitles131k": (131_000, 294_800, 134_800, 2.29),
@@ -160,8 +164,8 @@ class TestConfiguration:
 def test_tables_are_as_large_as_planned(settings, configure):
     """Of a module that training makes: every bank, buffer and parameter, and where it is."""
     config = configure(*settings)
-    data = train.make_data(config)
-    module = train.make_module(config, data)
+    data = make_data(config)
+    module = make_module(config, data)
     sizes, _ = find_sizes(config)
     layout = make_layout(config, module)
     items = memory_by_phase(sizes, layout, schedule_of(config, sizes), Measured())["start"]
@@ -184,7 +188,7 @@ def test_files_are_as_large_as_planned(configure, tmp_path):
     """Of a run of two steps: what it prepares, caches, saves and exports."""
     settings = ["trainer.max_steps=2", f"run_dir={tmp_path}/run", f"cache_dir={tmp_path}/cache"]
     progress = ["callbacks.progress=null", "+trainer.enable_progress_bar=false"]
-    train.run(configure(*settings, *progress, name="train"))
+    train_prototypes(configure(*settings, *progress, name="train"))
     planned = plan(configure(*settings, "probe_steps=0"))
     (embeddings,) = (tmp_path / "cache").glob("embeddings-*")
     (prepared,) = (tmp_path / "cache").glob("custom-*")

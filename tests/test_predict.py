@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from prime_xmc.bundle import Prediction, Predictor, ScoredLabel
-from prime_xmc.predict import read_queries, run, to_json
+from prime_xmc.export.predictor import Prediction, Predictor, ScoredLabel
+from prime_xmc.export.queries import read_queries, to_json
+from prime_xmc.predict import run
 
 QUERIES = ["a red cat", "", "Ünï ≠ 語", "blue river"]
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prime_xmc.bundle import Predictor
-from prime_xmc.callbacks import RebuildClusters
 from prime_xmc.data.raw import read_records
-from prime_xmc.metrics import METRICS
-from prime_xmc.predictions import load_predictions
-from prime_xmc.train import run
+from prime_xmc.evaluation.metrics import METRICS
+from prime_xmc.evaluation.predictions import load_predictions
+from prime_xmc.export.predictor import Predictor
+from prime_xmc.stages import train_prototypes as run
+from prime_xmc.training.callbacks import RebuildClusters
 
 VARYING = {"train/seconds", "train/queries_per_second", "peak_rss_bytes", "git_commit"}  # between equal runs
 EPOCHS = 4

@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from prime_xmc.configs import run_app
+from prime_xmc.app import run_app
 from prime_xmc.files import write_text
-from prime_xmc.reporting.runs import DatasetRuns, find_configuration, find_runs, group_runs, read_runs
+from prime_xmc.reporting.run_folders import DatasetRuns, find_configuration, find_runs, group_runs, read_runs
 from prime_xmc.reporting.study import Study, make_study
 from prime_xmc.reporting.tables import Table, make_tables, to_csv, to_latex, to_markdown
 

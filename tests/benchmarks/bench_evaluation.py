@@ -37,7 +37,7 @@ def rows(scale: float) -> Iterator[Row]:
 
 def write_problem(directory: Path, num_queries: int, num_labels: int) -> None:
     """Write predictions and truth; about half of the positives are predicted."""
-    from prime_xmc.predictions import save_predictions
+    from prime_xmc.evaluation.predictions import save_predictions
 
     rng = np.random.default_rng(0)
     # An arithmetic progression with a step coprime to the number of labels never repeats within a row.
@@ -65,7 +65,7 @@ def evaluate_problem(directory: str, num_labels: int) -> dict[str, float]:
         Seconds of both, of the processor in the whole process, and the growth of memory in the evaluation, in bytes.
     """
     from prime_xmc.data.corpus import Ragged
-    from prime_xmc.metrics import evaluate
+    from prime_xmc.evaluation.metrics import evaluate
 
     start = time.perf_counter()
     with np.load(Path(directory, "predictions.npz")) as archive:

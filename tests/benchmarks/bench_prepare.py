@@ -17,11 +17,11 @@ from omegaconf import DictConfig
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from prime_xmc.configs import compose
-from prime_xmc.data.prepare import prepare
+from prime_xmc.app import compose
+from prime_xmc.assemble import raw_files
+from prime_xmc.data.preparation import prepare
 from prime_xmc.data.raw import RawFiles, read_records
 from prime_xmc.data.tokenizer import load_tokenizer
-from prime_xmc.prepare import raw_files
 
 TARGETS = (
     Target("preparing titles: speed against tokenizers.encode_batch alone", "≥", 0.8, "x"),

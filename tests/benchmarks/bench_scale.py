@@ -15,12 +15,12 @@ from common import ROOT, PeakMemory, Row, Target, fresh_process, interleave, mai
 from torch.nn.functional import normalize
 from training import Training, make_training, texts_of
 
-from prime_xmc.checkpoints import ShardedCheckpointIO
 from prime_xmc.data.batch import Batch
 from prime_xmc.index.clustering import balanced_clusters
 from prime_xmc.model.banks import BANKS, SHARD_BYTES, RowBank
-from prime_xmc.model.module import PrimeModule
 from prime_xmc.model.prototypes import fill_mean_centroids
+from prime_xmc.training.checkpoints import ShardedCheckpointIO
+from prime_xmc.training.module import PrimeModule
 
 TARGETS = (
     Target(

@@ -8,11 +8,11 @@ from hydra.utils import instantiate
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prime_xmc.configs import compose
+from prime_xmc.app import compose
+from prime_xmc.assemble import make_data, make_module
 from prime_xmc.data.batch import Batch
 from prime_xmc.data.datamodule import PrimeDataModule
-from prime_xmc.model.module import PrimeModule
-from prime_xmc.train import make_data, make_module
+from prime_xmc.training.module import PrimeModule
 
 
 @dataclass

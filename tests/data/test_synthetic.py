@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from prime_xmc.bundle import Predictor
+from prime_xmc.assemble import open_corpus
 from prime_xmc.data.raw import RawFiles, read_records
 from prime_xmc.data.synthetic import draw_positives, power_law_frequencies, write_synthetic
 from prime_xmc.data.tokenizer import load_tokenizer
-from prime_xmc.prepare import open_corpus
-from prime_xmc.train import run
+from prime_xmc.export.predictor import Predictor
+from prime_xmc.stages import train_prototypes as run
 
 SETTINGS = {
     "num_labels": 3000,

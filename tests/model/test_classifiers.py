@@ -10,8 +10,9 @@ from prime_xmc.data.corpus import Ragged, Split
 from prime_xmc.index.search import ExactSearch
 from prime_xmc.model import classifiers as module_under_test
 from prime_xmc.model.banks import RowBank
-from prime_xmc.model.classifiers import ClassifierModule, Classifiers, hardest_of_all, pair_similarity
+from prime_xmc.model.classifiers import Classifiers, hardest_of_all, pair_similarity
 from prime_xmc.model.losses import InfoNCE, Triplet
+from prime_xmc.training.classifier_module import ClassifierModule
 
 LABELS = [[1.0, 0.0], [0.0, 1.0], [0.28, 0.96]]
 QUERIES = [[1.0, 0.0], [0.0, 1.0]]

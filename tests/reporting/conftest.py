@@ -11,13 +11,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from prime_xmc.data.corpus import Corpus
-from prime_xmc.data.prepare import prepare
+from prime_xmc.data.preparation import prepare
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import RawFiles
 from prime_xmc.data.tokenizer import load_tokenizer
-from prime_xmc.metrics import evaluate
-from prime_xmc.predictions import save_predictions
-from prime_xmc.reporting.runs import find_runs, group_runs, read_runs
+from prime_xmc.evaluation.metrics import evaluate
+from prime_xmc.evaluation.predictions import save_predictions
+from prime_xmc.reporting.run_folders import find_runs, group_runs, read_runs
 from prime_xmc.reporting.study import Study, make_study
 
 EVIL = "</script><script>alert('label')</script> & <b>$1_000</b> | 50 %"

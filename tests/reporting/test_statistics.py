@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_xmc.data.corpus import Ragged
-from prime_xmc.metrics import hits
+from prime_xmc.evaluation.metrics import hits
 from prime_xmc.reporting.statistics import (
     BINS,
     bin_names,

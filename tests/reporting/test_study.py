@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from prime_xmc.data.corpus import Ragged
-from prime_xmc.metrics import SHOWN
-from prime_xmc.predictions import load_predictions, save_predictions
-from prime_xmc.reporting.runs import find_runs, group_runs, read_runs
+from prime_xmc.evaluation.metrics import SHOWN
+from prime_xmc.evaluation.predictions import load_predictions, save_predictions
+from prime_xmc.reporting.run_folders import find_runs, group_runs, read_runs
 from prime_xmc.reporting.study import make_study
 
 

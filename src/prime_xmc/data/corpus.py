@@ -164,7 +164,7 @@ class Corpus:
 
     @classmethod
     def open(cls, directory: Path) -> "Corpus":
-        """Open the folder that `prime_xmc.data.prepare.prepare` returned.
+        """Open the folder that `prime_xmc.data.preparation.prepare` returned.
 
         Raises:
             FileNotFoundError: when the folder or one of its files is not there.

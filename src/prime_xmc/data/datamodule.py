@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from prime_xmc.data.batch import BatchBuilder, LossPositives, TextChunks
 from prime_xmc.data.corpus import Corpus, Ragged, Split
-from prime_xmc.data.prepare import prepare
+from prime_xmc.data.preparation import prepare
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import RawFiles
 from prime_xmc.data.sampling import ClusterBatchSampler

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-BANKS = "banks"  # key of a checkpoint under which its banks are, see `prime_xmc.checkpoints`
+BANKS = "banks"  # key of a checkpoint under which its banks are, see `prime_xmc.training.checkpoints`
 PLACEMENTS = ("device", "host", "mmap")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 SHARD_BYTES = 2**28  # a checkpoint's extra memory where rows have to be brought from another device

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from prime_xmc.reporting.runs import Configuration, negative_pool
+from prime_xmc.reporting.run_folders import Configuration, negative_pool
 from prime_xmc.reporting.statistics import bin_names
 from prime_xmc.reporting.study import BINNED, COVERAGE_K, Study
 from prime_xmc.reporting.tables import summary

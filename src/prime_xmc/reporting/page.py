@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from prime_xmc.reporting import figures
 from prime_xmc.reporting.figures import Panel
-from prime_xmc.reporting.runs import Configuration
+from prime_xmc.reporting.run_folders import Configuration
 from prime_xmc.reporting.study import Study
 from prime_xmc.reporting.tables import Table
 

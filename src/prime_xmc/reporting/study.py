@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import read_records
-from prime_xmc.metrics import SHOWN, hits, metric_parts
-from prime_xmc.predictions import load_predictions
-from prime_xmc.reporting.runs import Configuration, DatasetRuns, Run
+from prime_xmc.evaluation.metrics import SHOWN, hits, metric_parts
+from prime_xmc.evaluation.predictions import load_predictions
+from prime_xmc.reporting.run_folders import Configuration, DatasetRuns, Run
 from prime_xmc.reporting.statistics import (
     BINS,
     Comparison,

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prime_xmc.metrics import METRICS, SHOWN
-from prime_xmc.reporting.runs import Configuration, differences, negative_pool
+from prime_xmc.evaluation.metrics import METRICS, SHOWN
+from prime_xmc.reporting.run_folders import Configuration, differences, negative_pool
 from prime_xmc.reporting.statistics import bin_names
 from prime_xmc.reporting.study import BINNED, COVERAGE_K, MACRO_K, Study
 

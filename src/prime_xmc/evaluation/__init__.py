@@ -1,0 +1,1 @@
+"""Ranking of labels, metrics, predictions and the table of results."""

@@ -1,0 +1,43 @@
+"""The table of results that is shown to people."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prime_xmc.evaluation.metrics import SHOWN
+
+_TABLE_WIDTH = 100  # characters that a line of the table of results needs
+
+
+def format_table(methods: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return a table for people: one row per method, in percent, the best of each column in bold.
+
+    Args:
+        methods: metrics as ``evaluate`` returns them, by the name of the method. A missing one is shown as a dash.
+    """
+    table = Table()
+    table.add_column("method")
+    for name in SHOWN:
+        table.add_column(name, justify="right")
+    # Compared as shown: methods that read the same are both the best.
+    percent = {method: {name: round(100 * value, 2) for name, value in row.items()} for method, row in methods.items()}
+    best = {name: max(row.get(name, -np.inf) for row in percent.values()) for name in SHOWN} if percent else {}
+    for method, row in percent.items():
+        cells = [
+            Text(f"{row[name]:.2f}", style="bold" if len(percent) > 1 and row[name] == best[name] else "")
+            if name in row
+            else Text("–")
+            for name in SHOWN
+        ]
+        table.add_row(Text(method), *cells)
+    return table
+
+
+def print_table(methods: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the table that ``format_table`` makes; one without rows is left out."""
+    if methods:
+        # Where there is less room, lines that wrap are better than numbers that are cut.
+        Console(width=max(Console().width, _TABLE_WIDTH)).print(format_table(methods))

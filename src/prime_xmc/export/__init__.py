@@ -1,0 +1,1 @@
+"""The exported model: writing it, opening it, and its classifiers."""

@@ -1,0 +1,193 @@
+"""The exported model: a folder of plain data that sentence-transformers and transformers open, and `Predictor` does.
+
+Nothing in it is pickled and no code in it is run: tensors are safetensors, settings JSON, the index is Faiss's own.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import transformers
+from jaxtyping import Float
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from prime_xmc.export.folder import CONFIG, FORMAT_VERSION, INDEX, LABELS, METRICS, PROTOTYPES, read_config
+from prime_xmc.export.model_card import model_card
+from prime_xmc.files import replace_folder, temporary_folder, write_json, write_text
+from prime_xmc.index.search import FaissSearch
+from prime_xmc.model.encoder import TextEncoder, quiet_transformers
+from prime_xmc.model.lora import merged
+from prime_xmc.model.prototypes import Prototypes
+
+logger = logging.getLogger(__name__)
+
+
+# The names that every version of sentence-transformers since 2.0 reads; the newest ones write others.
+_SENTENCE_TRANSFORMERS = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ],
+    "config_sentence_transformers.json": {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+    "2_Normalize/config.json": {},
+}
+
+_POOLING_MODES = {
+    "mean": "pooling_mode_mean_tokens",
+    "last": "pooling_mode_lasttoken",
+    "cls": "pooling_mode_cls_token",
+}
+
+
+def save_bundle(
+    directory: Path,
+    *,
+    encoder: TextEncoder,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    max_length: int,
+    prototypes: Prototypes,
+    label_emb: Float[Tensor, "label d"],
+    label_prototypes: Float[Tensor, "label d"],
+    labels: Iterable[tuple[str, str]],
+    index: object | None,
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None,
+) -> None:
+    """Write a trained model to a folder, which appears under its name only when it is complete.
+
+    An older export in its place is replaced.
+
+    Args:
+        directory: The folder; its parents are made if need be.
+        encoder: f_theta.
+        tokenizer: The encoder's; stays as it is.
+        max_length: Tokens of a text, special tokens included; longer ones are cut.
+        prototypes: g_phi and the banks.
+        label_emb: h_l of every label.
+        label_prototypes: z_l of every label.
+        labels: uid and text of every label, in order.
+        index: What the prototypes are searched with: a built `FaissSearch` goes into the folder, others need not.
+        settings: How the model was made, as plain JSON: data set, configuration, versions, commit.
+        metrics: Results, where there are any yet; see `update_metrics`.
+
+    Raises:
+        ValueError: If there is something else in the folder's place.
+    """
+    directory = directory.resolve()
+    if directory.exists() and not (directory / CONFIG).is_file() and any(directory.iterdir()):
+        raise ValueError(f"{directory} exists and holds no {CONFIG}: it is not overwritten; export to another folder")
+    with temporary_folder(directory) as temporary:
+        faiss_index = index if isinstance(index, FaissSearch) else None
+        config = _describe(encoder, tokenizer, max_length, prototypes, faiss_index, settings)
+        write_json(temporary / CONFIG, config)
+        _write_encoder(temporary, encoder, tokenizer, max_length)
+        save_file(_on_cpu({"centroids": prototypes.centroids.rows}), temporary / "centroids.safetensors")
+        save_file(_on_cpu(prototypes.state_dict()), temporary / "prototype_network.safetensors")
+        save_file(_on_cpu({"prototypes": label_prototypes, "label_emb": label_emb}), temporary / PROTOTYPES)
+        if faiss_index is not None:
+            faiss_index.save(temporary / INDEX)
+        num_written = _write_labels(temporary / LABELS, labels)
+        assert num_written == len(label_prototypes) == len(label_emb) == prototypes.num_labels
+        _write_results(temporary, config, metrics)
+        replace_folder(temporary, directory)
+
+
+def update_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
+    """Put results into an exported model: its metrics.json and the table of its model card.
+
+    Args:
+        directory: The folder that `save_bundle` wrote.
+        metrics: Plain JSON; what is called `test/<metric>` is shown in the table, as a fraction in [0, 1].
+
+    Raises:
+        FileNotFoundError: If the folder is no exported model.
+    """
+    _write_results(directory, read_config(directory), metrics)
+
+
+def _describe(
+    encoder: TextEncoder,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    max_length: int,
+    prototypes: Prototypes,
+    index: FaissSearch | None,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return all that it takes to build the parts again, and what is to be known of them."""
+    layer = None if prototypes.network is None else prototypes.network.layer
+    return {
+        "format_version": FORMAT_VERSION,
+        "package_version": version("prime_xmc"),
+        "dtype": "float32",
+        "max_length": max_length,
+        "pad_token_id": tokenizer.pad_token_id,
+        "encoder": {
+            "implementation": "transformers" if encoder.packed is None else "packed",
+            "attention": encoder.backbone.config._attn_implementation,
+            "pooling": encoder.pooling,
+        },
+        "prototypes": {
+            "num_labels": prototypes.num_labels,
+            "dim": encoder.dim,
+            # where none is used, here and below, any number makes the module again
+            "num_free_vectors": 1 if prototypes.free_vectors is None else len(prototypes.free_vectors),
+            "sources": list(prototypes.sources),
+            "num_heads": 1 if layer is None else layer.self_attn.num_heads,
+            "feedforward": 1 if layer is None else layer.linear1.out_features,
+        },
+        "index": None
+        if index is None
+        else {name: getattr(index, name) for name in ("kind", "m", "ef_construction", "ef_search")},
+        "settings": dict(settings),
+    }
+
+
+def _write_encoder(
+    directory: Path, encoder: TextEncoder, tokenizer: transformers.PreTrainedTokenizerFast, max_length: int
+) -> None:
+    with quiet_transformers():
+        merged(encoder.backbone).save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+    # Whoever opens the folder, with whichever library, cuts texts where training did.
+    backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    backend.no_padding()
+    backend.enable_truncation(max_length)
+    backend.save(str(directory / "tokenizer.json"))
+    tokenizer_config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    # Of earlier owners of the tokenizer: they would contradict model_max_length, replace the special tokens that
+    # tokenizer.json adds, or name a folder of this machine.
+    dropped = ("max_length", "truncation_strategy", "stride", "add_bos_token", "add_eos_token", "name_or_path")
+    tokenizer_config = {key: value for key, value in tokenizer_config.items() if key not in dropped}
+    tokenizer_config |= {"model_max_length": max_length, "padding_side": "right"}
+    write_json(directory / "tokenizer_config.json", tokenizer_config)
+    for name, content in _SENTENCE_TRANSFORMERS.items():
+        write_json(directory / name, content)
+    write_json(directory / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    modes = {name: mode == encoder.pooling for mode, name in _POOLING_MODES.items()}
+    pooling = {"word_embedding_dimension": encoder.dim} | modes
+    write_json(directory / "1_Pooling" / "config.json", pooling)
+
+
+def _write_labels(path: Path, labels: Iterable[tuple[str, str]]) -> int:
+    num_written = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for uid, text in labels:
+            file.write(json.dumps({"uid": uid, "text": text}, ensure_ascii=False) + "\n")
+            num_written += 1
+    return num_written
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write_results(directory: Path, config: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> None:
+    if metrics is not None:
+        write_json(directory / METRICS, dict(metrics))
+    write_text(directory / "README.md", model_card(config, metrics or {}))

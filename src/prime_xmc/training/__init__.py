@@ -1,0 +1,1 @@
+"""Training: Lightning modules, optimisers, callbacks, checkpoints, trackers and sweeps."""

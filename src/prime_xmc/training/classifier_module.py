@@ -1,0 +1,171 @@
+"""The LightningModule of the second stage, PRIME (W): one-vs-all classifiers on a frozen encoder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.functional import dropout, normalize
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from prime_xmc.data.batch import Batch, Texts
+from prime_xmc.data.corpus import Split
+from prime_xmc.evaluation.meter import XMCMetrics, log_metrics
+from prime_xmc.evaluation.metrics import TOP_K
+from prime_xmc.evaluation.rank import search_unfiltered
+from prime_xmc.model.banks import RowBank
+from prime_xmc.model.classifiers import Classifiers, hardest_of_all, pair_similarity
+from prime_xmc.model.losses import Contrast
+from prime_xmc.training.module import Searcher
+from prime_xmc.training.optimizers import with_warmup
+
+
+class ClassifierModule(LightningModule):
+    """Trains the classifiers on frozen embeddings of the training queries.
+
+    A query is pulled to its positives and pushed from its negatives:
+
+    - "sampled": the labels of the batch, drawn for its queries, as in the first stage. A step costs the same whatever
+      the number of labels: it reads and changes the rows of the batch's labels alone.
+    - "all": all positives, and of all other labels the `loss.num_negatives` most similar ones, which are those that
+      count in the loss. A step scores every label, in blocks: 2 * batch * labels * d operations, in memory that does
+      not grow with the labels; it changes the rows of positives and hardest negatives alone. Sensible up to some
+      100,000 labels on a CPU, a million on a GPU; the negatives are those that a batch seldom has.
+
+    Args:
+        classifiers: w_l.
+        query_memory: Embedding of every training query.
+        queries: The training queries: their positives, and the labels that are never an answer.
+        loss: Of cosines; the paper's is the triplet loss with a fixed margin, gamma_min = gamma_max.
+        searcher: For validation.
+        negatives: "sampled" or "all".
+        dropout: Share of the entries of a query embedding that a step leaves out.
+        inverse_propensity: Of every label, for the metrics.
+        optimizer: Makes the optimiser, which takes sparse gradients, from the parameters.
+        scheduler: Makes the learning rate schedule from optimiser, num_warmup_steps and num_training_steps.
+        warmup_fraction: Share of the steps in which the learning rate rises.
+        seed: Of the dropout of a step, together with its number.
+
+    Raises:
+        ValueError: If negatives is another, "all" comes without a number of negatives, or dropout is not in [0, 1).
+
+    Source: Section 4.3, Appendix C; NGAME, Dahiya et al. 2023a; values from the public code.
+    """
+
+    def __init__(
+        self,
+        classifiers: Classifiers,
+        query_memory: RowBank,
+        queries: Split,
+        loss: Contrast,
+        searcher: Searcher,
+        *,
+        negatives: str,
+        dropout: float,
+        inverse_propensity: np.ndarray,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        warmup_fraction: float,
+        seed: int,
+    ):
+        super().__init__()
+        if negatives not in ("sampled", "all"):
+            raise ValueError(f"expected negatives sampled or all, got {negatives!r}")
+        if negatives == "all" and loss.num_negatives is None:
+            raise ValueError("negatives=all looks for the hardest of all labels: expected a number loss.num_negatives")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"expected a dropout of at least 0 and below 1, got {dropout}")
+        self.classifiers = classifiers
+        self.query_memory = query_memory
+        self.queries = queries
+        self.loss = loss
+        self.searcher = searcher
+        self.negatives = negatives
+        self.dropout = dropout
+        self.metrics = XMCMetrics(inverse_propensity)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.warmup_fraction = warmup_fraction
+        self.seed = seed
+        self.num_trained = 0  # queries that went through training steps
+
+    def forward(self, query_ids: Int64[Tensor, " query"]) -> Float[Tensor, "query d"]:
+        """Return the embeddings of training queries, unit vectors."""
+        return normalize(self.query_memory.take(query_ids).float(), dim=-1)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Start the step's random numbers."""
+        torch.manual_seed(hash((self.seed, self.global_step)))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        loss, logs = self.batch_loss(batch)
+        size = len(batch.query_ids)
+        self.num_trained += size
+        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in logs.items()}, on_epoch=True, batch_size=size)
+        return loss
+
+    def batch_loss(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return the loss of a batch's queries against their labels, and what else to log."""
+        query_emb = normalize(dropout(self(batch.query_ids), self.dropout), dim=-1)
+        if self.negatives == "all":
+            return self.loss(*self._against_all(batch, query_emb))
+        return self.loss(query_emb @ self.classifiers(batch.label_ids).T, batch.positives, batch.negatives)
+
+    def _against_all(
+        self, batch: Batch, query_emb: Float[Tensor, "query d"]
+    ) -> tuple[Float[Tensor, "query c"], Bool[Tensor, "query c"], Bool[Tensor, "query c"]]:
+        """Return similarity, positives and negatives of each query and its own candidates.
+
+        The candidates are its positives, then its hardest negatives.
+        """
+        filtered = self.queries.filtered.take(batch.query_ids.cpu().numpy())
+        filtered_rows, filtered_labels = (
+            torch.from_numpy(ids.astype(np.int64)).to(self.device) for ids in (filtered.row_ids(), filtered.values)
+        )
+        assert self.loss.num_negatives is not None
+        hard, exists = hardest_of_all(
+            query_emb,
+            self.classifiers.weight,
+            torch.cat([batch.pair_rows, filtered_rows]),
+            torch.cat([batch.pair_labels, filtered_labels]),
+            self.loss.num_negatives,
+        )
+        num_positives = torch.bincount(batch.pair_rows, minlength=len(query_emb))
+        positives = torch.arange(int(num_positives.max()), device=self.device) < num_positives[:, None]
+        label_ids, places = torch.cat([batch.pair_labels, hard.flatten()]).unique(return_inverse=True)
+        rows = torch.arange(len(query_emb), device=self.device).repeat_interleave(hard.shape[1])
+        found = pair_similarity(query_emb, self.classifiers(label_ids), torch.cat([batch.pair_rows, rows]), places)
+        of_positives, of_negatives = found.split([len(batch.pair_rows), hard.numel()])
+        # pairs are in order of their rows, so they fill the places of the mask in its own order
+        table = query_emb.new_zeros(positives.shape).masked_scatter(positives, of_positives)
+        return (
+            torch.cat([table, of_negatives.view(hard.shape)], dim=1),
+            torch.cat([positives, torch.zeros_like(exists)], dim=1),
+            torch.cat([torch.zeros_like(positives), exists], dim=1),
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        """Search in the classifiers as they are now."""
+        self.searcher.build(self.classifiers.vectors())
+
+    def validation_step(self, batch: Texts, batch_idx: int) -> None:
+        """Rank the labels for a chunk of validation queries by the classifiers alone."""
+        ids = batch.ids.cpu().numpy()
+        found, _ = search_unfiltered(self.searcher.search, self(batch.ids), self.queries.filtered.take(ids), TOP_K)
+        self.metrics.update(found, self.queries.positives.take(ids))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation queries."""
+        log_metrics(self, self.metrics, "val/W")
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and its schedule by step."""
+        optimizer = self.optimizer(self.parameters())
+        steps = int(self.trainer.estimated_stepping_batches)
+        return with_warmup(optimizer, self.scheduler, num_steps=steps, warmup_fraction=self.warmup_fraction)

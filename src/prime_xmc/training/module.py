@@ -1,0 +1,287 @@
+"""The LightningModule: steps, logging and optimisers around encoder, prototypes and loss."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int, Int64
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from prime_xmc.data.batch import Batch, Texts
+from prime_xmc.evaluation.meter import XMCMetrics, log_metrics
+from prime_xmc.evaluation.metrics import TOP_K
+from prime_xmc.evaluation.rank import search_unfiltered
+from prime_xmc.model.banks import BANKS, RowBank
+from prime_xmc.model.encoder import TextEncoder
+from prime_xmc.model.losses import PrimeLoss
+from prime_xmc.model.prototypes import Prototypes
+from prime_xmc.training.optimizers import clip_gradients, with_warmup
+from prime_xmc.training.sharded import encode_sharded
+
+logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Searcher(Protocol):
+    """Finds the labels nearest to queries."""
+
+    def build(self, vectors: Float[Tensor, "label d"]) -> None:
+        """Take the vectors to search in."""
+
+    def search(
+        self, query_emb: Float[Tensor, "query d"], k: int
+    ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+        """Return scores, descending, and label ids."""
+
+
+class PrimeModule(LightningModule):
+    """PRIME.
+
+    Args:
+        encoder: f_theta.
+        prototypes: Banks and g_phi.
+        loss: Eq. 5.
+        searcher: For validation and test.
+        num_queries: Training queries of the data set, for the memory of their embeddings.
+        inverse_propensity: Of every label, for the metrics.
+        optimizer: Makes the optimiser from parameter groups.
+        scheduler: Makes the learning rate schedule from optimiser, num_warmup_steps and num_training_steps.
+        weight_decay: Of matrices; biases, norms and free vectors are not decayed (Appendix H).
+        warmup_fraction: Share of the steps in which the learning rate rises.
+        seed: Of the random numbers (dropout) of a step, together with its number, so that a step is the same whether
+            or not the run was interrupted before it.
+        make_bank: Makes tables with a row per query or label.
+
+    Source: section 3.3 and Appendix H.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        prototypes: Prototypes,
+        loss: PrimeLoss,
+        searcher: Searcher,
+        *,
+        num_queries: int,
+        inverse_propensity: np.ndarray,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        weight_decay: float = 0.01,
+        warmup_fraction: float = 0.1,
+        seed: int = 0,
+        make_bank: Callable[..., RowBank] = RowBank,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.prototypes = prototypes
+        self.loss = loss
+        self.searcher = searcher
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.weight_decay = weight_decay
+        self.warmup_fraction = warmup_fraction
+        self.seed = seed
+        self.metrics = XMCMetrics(inverse_propensity)
+        # what training itself last made of each query, for clusters without another encoding pass
+        self.query_memory = make_bank(num_queries, encoder.dim, dtype="float16")
+        self.make_bank = make_bank
+        self.test_predictions: tuple[np.ndarray, np.ndarray] | None = None
+        self.num_trained = 0  # queries that went through training steps of this process
+        self._index: tuple[Tensor, Tensor] | None = None
+        # every process changes its own tables, all in the same way: nothing is to be sent
+        tables = [name for name, _ in self.named_buffers() if name.startswith(("query_memory.", "prototypes."))]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [*tables, "prototypes.free_vectors"])
+
+    @property
+    def banks(self) -> dict[str, RowBank]:
+        """The tables that training changes by name."""
+        return {"centroids": self.prototypes.centroids, "query_memory": self.query_memory}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Hand over the banks, see `ShardedCheckpointIO`."""
+        checkpoint[BANKS] = self.banks
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read the banks, see `ShardedCheckpointIO`."""
+        for name, bank in self.banks.items():
+            bank.load(Path(checkpoint[BANKS][name]))
+
+    def forward(self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> Float[Tensor, "text d"]:
+        """Encode texts; the processes of a data-parallel run share the work and all get the whole."""
+        lengths = lengths.cpu()  # by them the host orders the texts and cuts chunks; the Trainer moves all of a batch
+        if self._trainer is None or self.trainer.world_size == 1:
+            return self.encoder(token_ids, lengths)
+        return encode_sharded(
+            self.encoder, token_ids, lengths, rank=self.trainer.global_rank, world_size=self.trainer.world_size
+        )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Start the step's random numbers: loaders draw from the same generator, at other times in a continued run."""
+        torch.manual_seed(hash((self.seed, self.global_step)))
+        self.discard_index()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss of a batch; move the centroids towards its queries and remember their embeddings.
+
+        Returns:
+            `loss`; and for callbacks, without gradient, `query_emb`, `label_emb` and `prototypes`.
+        """
+        embeddings = self(batch.token_ids, batch.lengths)
+        query_emb, label_emb = embeddings.split([len(batch.query_ids), len(batch.label_ids)])
+        prototypes = self.prototypes(batch.label_ids, label_emb)
+        seen = self._seen(batch, query_emb.detach())
+        # cosines near 1 differ by less than bf16 can tell
+        with torch.autocast(self.device.type, enabled=False):
+            loss, logs = self.loss(query_emb, label_emb, prototypes, batch.positives, batch.negatives)
+            drift = self.prototypes.update_centroids(*seen)
+        self.query_memory.put(batch.query_ids, query_emb)
+        size = len(batch.query_ids)
+        self.num_trained += size
+        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
+        logs = {f"train/{name}": value for name, value in logs.items()} | {"train/centroid_drift": drift}
+        self.log_dict(logs, on_step=True, on_epoch=True, batch_size=size)
+        embedded = {"query_emb": query_emb, "label_emb": label_emb, "prototypes": prototypes}
+        return {"loss": loss} | {name: emb.detach() for name, emb in embedded.items()}
+
+    @torch.no_grad()
+    def _seen(self, batch: Batch, query_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the embeddings that move centroids, and row and label id of their pairs."""
+        if batch.more is None:
+            return query_emb, batch.pair_rows, batch.pair_labels
+        texts = batch.more.texts
+        more_emb = self(texts.token_ids, texts.lengths)
+        self.query_memory.put(texts.ids, more_emb)
+        return (
+            torch.cat([query_emb, more_emb]),
+            torch.cat([batch.pair_rows, len(query_emb) + batch.more.pair_rows]),
+            torch.cat([batch.pair_labels, batch.more.pair_labels]),
+        )
+
+    def on_after_backward(self) -> None:
+        """Let the processes of a data-parallel run agree on the gradient of the free vectors.
+
+        DDP averages the others; it cannot handle sparse ones with every backend. The rows are the same everywhere.
+        """
+        free_vectors = self.prototypes.free_vectors
+        if self.trainer.world_size > 1 and free_vectors is not None and free_vectors.grad is not None:
+            free_vectors.grad = free_vectors.grad.coalesce()
+            values = free_vectors.grad._values()
+            dist.all_reduce(values)
+            values /= self.trainer.world_size
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as trainer.gradient_clip_val says, also the sparse gradient of the free vectors."""
+        if gradient_clip_val:
+            clip_gradients(self.parameters(), float(gradient_clip_val), gradient_clip_algorithm or "norm")
+
+    @torch.no_grad()
+    def embed(self, texts: Iterable[Texts], bank: RowBank) -> None:
+        """Encode all texts of a loader into the rows of their ids.
+
+        Args:
+            texts: Chunks of texts.
+            bank: Where the embeddings go; rows of ids that the loader does not have stay as they are.
+        """
+        for ids, emb in self._encoded(texts):
+            bank.put(ids, emb)
+
+    def _encoded(self, texts: Iterable[Texts]) -> Iterator[tuple[Int64[Tensor, " text"], Float[Tensor, "text d"]]]:
+        was_training = self.training
+        self.eval()
+        for chunk in texts:
+            with self.trainer.precision_plugin.forward_context():
+                emb = self(chunk.token_ids.to(self.device), chunk.lengths)
+            yield chunk.ids.to(self.device), emb
+        self.train(was_training)
+
+    @torch.no_grad()
+    def build_index(self) -> tuple[Float[Tensor, "label d"], Float[Tensor, "label d"]]:
+        """Encode all labels, let the searcher search their prototypes, and return h_l (float16) and z_l (float32).
+
+        Where no training step came in between, that is done already: validation, export and test share it.
+        """
+        if self._index is None:
+            num_labels = self.prototypes.num_labels
+            logger.info("encoding %d labels", num_labels)
+            label_emb = self.make_bank(num_labels, self.encoder.dim, dtype="float16")
+            prototypes = self.make_bank(num_labels, self.encoder.dim)
+            for bank in (label_emb, prototypes):
+                bank.to(self.device)
+            loader = self.trainer.datamodule.label_dataloader()  # type: ignore[attr-defined]
+            for ids, emb in self._encoded(loader):
+                label_emb.put(ids, emb)
+                prototypes.put(ids, self.prototypes(ids, emb))
+            self.searcher.build(prototypes.rows)
+            self._index = label_emb.rows, prototypes.rows
+        return self._index
+
+    def discard_index(self) -> None:
+        """Make the next `build_index` start anew, since a bank has changed or memory is needed."""
+        self._index = None
+
+    def on_validation_epoch_start(self) -> None:
+        """Bring the prototypes up to date."""
+        self.build_index()
+
+    def on_test_epoch_start(self) -> None:
+        """Bring the prototypes up to date."""
+        self.build_index()
+        self._found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def validation_step(self, batch: Texts, batch_idx: int) -> dict[str, np.ndarray]:
+        """Rank the labels for a chunk of validation queries; return `indices` and `scores` for callbacks."""
+        indices, scores = self._rank(batch, "val")
+        return {"indices": indices, "scores": scores}
+
+    def test_step(self, batch: Texts, batch_idx: int) -> None:
+        """Rank the labels for a chunk of test queries, and keep the top of the ranking."""
+        self._found.append((batch.ids.cpu().numpy(), *self._rank(batch, "test")))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation queries."""
+        log_metrics(self, self.metrics, "val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test queries and put their predictions in order."""
+        log_metrics(self, self.metrics, "test")
+        ids, indices, scores = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
+        order = np.argsort(ids)
+        self.test_predictions = indices[order], scores[order]
+
+    def _rank(self, batch: Texts, stage: Literal["val", "test"]) -> tuple[np.ndarray, np.ndarray]:
+        queries = self.trainer.datamodule.truth(stage)  # type: ignore[attr-defined]
+        ids = batch.ids.cpu().numpy()
+        query_emb = self(batch.token_ids, batch.lengths)
+        found, scores = search_unfiltered(self.searcher.search, query_emb, queries.filtered.take(ids), TOP_K)
+        self.metrics.update(found, queries.positives.take(ids))
+        return found, scores
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return matrices, which decay; biases and norms; and free vectors, whose gradient is sparse."""
+        parameters = [p for p in self.parameters() if p.requires_grad and p is not self.prototypes.free_vectors]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        if self.prototypes.free_vectors is not None:
+            groups.append({"params": [self.prototypes.free_vectors], "sparse": True})
+        return groups
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and its schedule by step."""
+        optimizer = self.optimizer(self.parameter_groups())
+        steps = int(self.trainer.estimated_stepping_batches)
+        return with_warmup(optimizer, self.scheduler, num_steps=steps, warmup_fraction=self.warmup_fraction)

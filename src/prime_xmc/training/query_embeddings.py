@@ -1,0 +1,53 @@
+"""Embeddings of a data set's queries by a trained model, computed once and kept in the cache for the second stage."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from prime_xmc.data.corpus import Ragged
+from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.export.predictor import Predictor
+from prime_xmc.files import replace_folder, temporary_folder
+from prime_xmc.model.banks import RowBank
+
+_CHUNK = 4096  # queries encoded at once
+
+
+def embed(predictor: Predictor, tokens: Ragged, what: str) -> Float[Tensor, "text d"]:
+    """Return the embeddings of a token store's texts, on the CPU."""
+    starts = track(range(0, len(tokens), _CHUNK), f"embed {what}", console=Console(stderr=True))
+    chunks = [
+        predictor.encode_tokens(tokens.take(np.arange(start, min(start + _CHUNK, len(tokens))))) for start in starts
+    ]
+    return torch.cat([torch.empty(0, predictor.encoder.dim), *chunks])
+
+
+def embed_training_queries(predictor: Predictor, data: PrimeDataModule, cache_dir: Path, digest: str) -> RowBank:
+    """Return the embeddings of the training queries, made once and kept under a fingerprint of all they depend on.
+
+    Args:
+        predictor: The model.
+        data: The data set.
+        cache_dir: Folder for them.
+        digest: Fingerprint of the encoder.
+    """
+    parts = (data.corpus.manifest["fingerprint"], digest, predictor.precision, predictor.config["encoder"])
+    fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
+    directory = cache_dir.expanduser() / f"queries-{fingerprint}"
+    tokens = data.corpus.train.tokens
+    # in the CPU's memory: a step needs a few of them
+    bank = RowBank(len(tokens), predictor.encoder.dim, dtype="float16", placement="host")
+    if directory.is_dir():
+        bank.load(directory)
+    else:
+        bank.put(torch.arange(len(tokens)), embed(predictor, tokens, "training queries"))
+        with temporary_folder(directory) as temporary:
+            bank.save(temporary / "queries")
+            replace_folder(temporary / "queries", directory)
+    return bank

@@ -1,0 +1,250 @@
+"""Jobs of a sweep: none runs twice, each keeps its folder, and one that fails does not end the others."""
+
+import fcntl
+import gc
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from prime_xmc.files import write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+RECORD = "job.json"  # in a job's folder: what the job is and how it ended
+METRICS = "metrics.json"  # in a job's folder once it is finished
+ERROR = "error.txt"  # the traceback, where it has failed
+OBJECTIVE = "val/P@1"
+# What changes no result: where files are, and what people watch a run by.
+IRRELEVANT = ("run_dir", "cache_dir", "logger")
+WATCHERS = ("progress", "learning_rate", "wandb", "predictions", "histograms")  # callbacks
+
+
+def in_sweep() -> bool:
+    """Return whether this is a job of a sweep (-m)."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def fingerprint(config: DictConfig) -> str:
+    """Return a hash of a configuration, resolved and without what changes no result.
+
+    A configuration that does not resolve, whose job is going to fail, is taken as it is written.
+    """
+    content = {key: value for key, value in _plain(config).items() if key != "hydra"}
+    content |= dict.fromkeys(IRRELEVANT)  # not left out: others may refer to them
+    content["callbacks"] = (content.get("callbacks") or {}) | dict.fromkeys(WATCHERS)
+    masked = OmegaConf.create(content)
+    try:
+        content = _plain(masked, resolve=True)
+    except OmegaConfBaseException:
+        content = _plain(masked)
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def job_folder(*, _root_: DictConfig) -> str:
+    """Return the name of a job's folder within its sweep.
+
+    In the configuration files: `${job_folder:}`. It is the folder that the same job had when the sweep was started
+    before, whatever its number was; else the job's number; where that is another job's, the number and a fingerprint.
+    """
+    hydra = _root_.hydra
+    sweep, number = Path(hydra.sweep.dir), str(hydra.job.num)
+    job = {"fingerprint": fingerprint(_root_), "overrides": list(hydra.overrides.task)}
+    for folder, record in _records(sweep).items():
+        if job.items() <= record.items():
+            return folder.name
+    taken = any((sweep / number / name).exists() for name in (RECORD, METRICS))
+    return f"{number}-{job['fingerprint'][:8]}" if taken else number
+
+
+# replace: a test process imports this module afresh for another copy of the package
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+
+
+def run_job(config: DictConfig, train: Callable[[DictConfig], Any]) -> float | None:
+    """Run a job of a sweep, unless a finished job of the sweep has the same configuration.
+
+    A job that was interrupted continues from its last checkpoint. What it raises is written to its folder and goes no
+    further: sweepers end with the first error that they see, and launchers that start processes cannot send them all.
+
+    Args:
+        config: Configuration of the job.
+        train: Trains by a configuration and leaves metrics.json in its run folder.
+
+    Returns:
+        Validation P@1 for sweepers that optimise it; None, which they count as a failed trial, if there is none.
+
+    Raises:
+        ValueError: If the folder is another job's.
+    """
+    folder, hydra = Path(config.run_dir), HydraConfig.get()
+    job: dict[str, Any] = {
+        "fingerprint": fingerprint(config),
+        "number": hydra.job.num,
+        "overrides": list(hydra.overrides.task),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder):
+        own = _records(folder.parent).get(folder, job)
+        if own["fingerprint"] != job["fingerprint"]:
+            raise ValueError(
+                f"{folder} is the folder of another job: give each its own by run_dir or hydra.sweep.subdir"
+            )
+        finished = _finished(folder, job["fingerprint"])
+        if finished is not None:
+            _record(folder, job, "skipped", results=os.path.relpath(finished, folder))
+            logger.info("skipped: %s has the same configuration and is finished", finished)
+            return _metrics(finished).get(OBJECTIVE)
+        _record(folder, job, "running")
+        _forget_peak_memory()
+        try:
+            train(_continued(config))
+        except Exception as error:
+            write_text(folder / ERROR, traceback.format_exc())
+            message = f"{type(error).__name__}: {error}"
+            _record(folder, job, "failed", message=message)
+            logger.error("failed: %s (traceback in %s)", message, folder / ERROR)
+            return None
+        (folder / ERROR).unlink(missing_ok=True)
+        _record(folder, job, "done", results=".")
+        return _metrics(folder).get(OBJECTIVE)
+
+
+def run_in_a_process(config: DictConfig) -> None:
+    """Run a configuration by a process of its own, whose errors go to stderr.txt in the run folder.
+
+    Lightning starts further processes of a data-parallel run by its command line; that of a sweep would start it whole.
+
+    Raises:
+        RuntimeError: If the process fails.
+    """
+    run_dir = Path(config.run_dir).absolute()
+    OmegaConf.save(config, run_dir / ".hydra" / "resolved.yaml", resolve=True)
+    quoted = str(run_dir).replace("'", r"\'")
+    command = [sys.executable, "-m", "prime_xmc.train", "--config-path", str(run_dir / ".hydra")]
+    command += ["--config-name", "resolved", f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+    with (run_dir / "stderr.txt").open("w+", encoding="utf-8") as file:
+        status = subprocess.run(command, stderr=file, check=False).returncode
+        file.seek(0)
+        if status != 0:
+            raise RuntimeError(f"the process of the run ended with status {status}:\n{file.read()}")
+
+
+class SweepTable(Callback):
+    """Prints the jobs of a sweep when it has ended, and ends the process with status 1 where not all are finished."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note the jobs of earlier starts of the sweep, which the table leaves out.
+
+        Raises:
+            SystemExit: If the sweeper looks for the worst validation P@1, as Optuna's does by default.
+        """
+        if "minimize" in str(config.hydra.sweeper.get("direction")):
+            sys.exit(
+                "the sweeper minimises validation P@1: take hydra/sweeper=tune, or hydra.sweeper.direction=maximize"
+            )
+        self.before = _stamps(Path(config.hydra.sweep.dir))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the table."""
+        sweep = Path(config.hydra.sweep.dir)
+        stamps = _stamps(sweep)
+        jobs = {
+            folder: record for folder, record in _records(sweep).items() if stamps[folder] != self.before.get(folder)
+        }
+        if not jobs:  # of an entry point that does not train
+            return
+        show(jobs, sweep)
+        if any(record["status"] not in ("done", "skipped") for record in jobs.values()):
+            sys.exit(1)
+
+
+def show(jobs: dict[Path, dict[str, Any]], sweep: Path) -> None:
+    """Print jobs, by number: what sets each apart, how it ended, its main metrics in percent and its folder."""
+    common = set.intersection(*(set(record["overrides"]) for record in jobs.values())) if len(jobs) > 1 else set()
+    table = Table(
+        Column("overrides", overflow="fold"), "status", "val P@1", "test P@1", "folder", title=Text(f"Jobs of {sweep}")
+    )
+    failures = []
+    for folder, record in sorted(jobs.items(), key=lambda item: item[1]["number"]):
+        metrics = _metrics(folder / record["results"]) if "results" in record else {}
+        shown = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for name in (OBJECTIVE, "test/P@1")]
+        apart = " ".join(override for override in record["overrides"] if override not in common)
+        where = folder.name if record.get("results", ".") == "." else f"{folder.name} as {record['results']}"
+        table.add_row(Text(apart), record["status"], *shown, Text(where))
+        if record["status"] == "failed":
+            failures.append(f"{folder / ERROR}: {record['message']}")
+    console = Console()
+    console.print(table)
+    for failure in failures:
+        console.print(Text(failure))
+    if failures:
+        console.print(Text(f"The same command with hydra.sweep.dir='{sweep}' runs the unfinished jobs again."))
+
+
+def _plain(config: DictConfig, resolve: bool = False) -> dict[str, Any]:
+    content = OmegaConf.to_container(config, resolve=resolve)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def _records(sweep: Path) -> dict[Path, dict[str, Any]]:
+    return {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(sweep.glob(f"*/{RECORD}"))}
+
+
+def _record(folder: Path, job: dict[str, Any], status: str, **more: str) -> None:
+    write_json(folder / RECORD, job | {"status": status} | more)
+
+
+def _stamps(sweep: Path) -> dict[Path, int]:
+    return {path.parent: path.stat().st_mtime_ns for path in sweep.glob(f"*/{RECORD}")}
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / METRICS).read_text(encoding="utf-8"))
+
+
+def _finished(folder: Path, wanted: str) -> Path | None:
+    """Return a finished job with a configuration, in this folder or beside it."""
+    same = [path for path, record in _records(folder.parent).items() if record["fingerprint"] == wanted]
+    return next((path for path in sorted(same, key=lambda path: path != folder) if (path / METRICS).is_file()), None)
+
+
+def _continued(config: DictConfig) -> DictConfig:
+    """Return a configuration that goes on from the last checkpoint in its run folder, if there is one."""
+    checkpoint = Path(config.run_dir) / "checkpoints" / "last.ckpt"
+    if config.ckpt_path is not None or not checkpoint.is_file():
+        return config
+    logger.info("continuing from %s", checkpoint)
+    return OmegaConf.merge(config, {"ckpt_path": str(checkpoint)})  # type: ignore[return-value]
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process runs the job of a folder; sweepers that draw at random draw some jobs twice."""
+    with (folder / "job.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file, which the end of a process does too, gives it back
+        yield
+
+
+def _forget_peak_memory() -> None:
+    """Start the peak memory of this process anew, which earlier jobs would otherwise set."""
+    gc.collect()
+    with suppress(OSError):  # not on Linux: the peak is that of all jobs so far
+        Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,88 @@
+import json
+import re
+
+import pytest
+
+from prime_xmc.export.model_card import model_card
+
+CONFIG = {
+    "package_version": "7.1",
+    "max_length": 24,
+    "encoder": {"implementation": "packed"},
+    "prototypes": {"num_labels": 17_953, "dim": 384, "sources": ["text", "centroid", "free_vector"]},
+    "settings": {"dataset": "Wörter {1}", "seed": 3},
+}
+
+
+def section(card, heading):
+    return re.search(rf"## {heading}\n\n(.*?)(\n\n## |\Z)", card, re.DOTALL)[1]
+
+
+def test_test_metrics_in_percent_and_nothing_else_in_the_table():
+    metrics = {"test/P@1": 0.71234, "val/P@1": 0.9, "test/PSP@5": 0.46, "train/seconds": 12.5, "git_commit": None}
+    assert section(model_card(CONFIG, metrics), "Results").splitlines() == [
+        "| metric (test split) | percent |",
+        "|---|---:|",
+        "| P@1 | 71.23 |",
+        "| PSP@5 | 46.00 |",
+    ]
+
+
+@pytest.mark.parametrize("metrics", [{}, {"val/P@1": 0.9}])
+def test_without_results(metrics):
+    assert section(model_card(CONFIG, metrics), "Results") == "Not evaluated yet."
+
+
+def test_says_what_the_model_is():
+    card = model_card(CONFIG, {})
+    assert "# PRIME on Wörter {1}\n" in card
+    assert "Ranks 17,953 labels for a text." in card
+    assert "mean pooling, 384 dimensions" in card
+    assert "it reads the first 24 tokens" in card
+    made = section(card, "How it was made")
+    assert made.startswith("With prime_xmc 7.1 on Wörter {1}:")
+    assert json.loads(re.search(r"```json\n(.*?)```", made, re.DOTALL)[1]) == CONFIG["settings"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        (["text"], "prototype, the embedding of its text."),
+        (["centroid"], "from the centroid of its training queries."),
+        (["text", "centroid"], "from the label's text and the centroid of its training queries."),
+        (
+            ["text", "centroid", "free_vector"],
+            "from the label's text, the centroid of its training queries and a vector that it shares with similar",
+        ),
+    ],
+)
+def test_says_what_a_prototype_is_made_of(sources, said):
+    card = model_card(CONFIG | {"prototypes": CONFIG["prototypes"] | {"sources": sources}}, {})
+    assert said in card
+    assert ("Label Prototype Network" in card) == (sources != ["text"])
+
+
+@pytest.mark.parametrize(
+    ("pooling", "said"), [("mean", "mean pooling, 384"), ("last", "last-token pooling"), ("cls", "first-token pooling")]
+)
+def test_says_what_is_pooled(pooling, said):
+    assert said in model_card(CONFIG | {"encoder": {"pooling": pooling}}, {})
+
+
+def test_data_set_without_a_name():
+    assert "# PRIME on an unnamed data set\n" in model_card(CONFIG | {"settings": {}}, {})
+
+
+def test_front_matter_for_the_hub():
+    yaml = pytest.importorskip("yaml")
+    front_matter = yaml.safe_load(model_card(CONFIG, {}).split("---")[1])
+    assert front_matter["license"] == "apache-2.0"
+    assert front_matter["library_name"] == "sentence-transformers"
+    assert "extreme-classification" in front_matter["tags"]
+
+
+def test_lines_that_load_it_run(toy_bundle, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (toy_bundle / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(toy_bundle)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("terminal multiplexer with tabs [('")

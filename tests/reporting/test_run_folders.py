@@ -1,0 +1,187 @@
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from prime_xmc.export import bundle
+from prime_xmc.reporting import run_folders as module
+from prime_xmc.reporting.run_folders import (
+    Configuration,
+    differences,
+    find_configuration,
+    find_runs,
+    group_runs,
+    negative_pool,
+    read_runs,
+)
+
+
+def grouped(folder, *cache_dirs):
+    return group_runs([run for path in find_runs([f"{folder}/**"]) for run in read_runs(path)], cache_dirs)
+
+
+def test_the_export_is_where_the_bundle_writes_it():
+    assert module._EXPORT.name == bundle.CONFIG
+
+
+class TestFind:
+    def test_in_natural_order_and_each_once(self, runs_dir):
+        found = find_runs([f"{runs_dir}/**", f"{runs_dir}/*"])
+        assert [path.name for path in found] == ["0", "1", "2", "3", "4", "5", "10", "11"]
+
+    def test_none(self, tmp_path):
+        with pytest.raises(ValueError, match="no run folder matches"):
+            find_runs([f"{tmp_path}/**"])
+
+
+class TestRead:
+    def test_settings_leave_out_seed_and_paths_and_what_the_machine_answers(self, tmp_path, write_run):
+        (run,) = read_runs(write_run(tmp_path / "run", seed=3, overrides=("++loss.gamma_min=0.1", "cache_dir=x")))
+        assert run.seed == 3
+        assert run.settings["sampling.batch_size"] == 64
+        assert run.settings["encoder.source"] == "<package:some_package/model>"
+        assert not {"seed", "run_dir", "cache_dir"} & run.settings.keys()
+        assert run.overrides == {"loss.gamma_min": "0.1"}
+        assert run.epochs[0] == {"epoch": 0, "step": 5, "lr": 1e-4, "train/loss": 0.5, "train/violators": 0.9}
+        assert run.fingerprint() == read_runs(write_run(tmp_path / "other", seed=4))[0].fingerprint()
+
+    def test_a_resolver_of_another_version_stays_as_it_is(self, tmp_path, write_run):
+        (run,) = read_runs(write_run(tmp_path / "run", loss__gamma_min="${long_gone:1}"))
+        assert run.settings["loss.gamma_min"] == "<long_gone:1>"
+
+    @pytest.mark.parametrize(
+        ("file", "content", "message"),
+        [
+            ("metrics.json", "{", "metrics.json: not readable as JSON"),
+            ("metrics.json", "[]", "metrics.json: expected a JSON object, got list"),
+            ("metrics.csv", "epoch,train/loss\n0,0.5\n1,much\n", "metrics.csv, line 3: expected numbers"),
+            (".hydra/config.yaml", "a: [", "config.yaml: not readable as YAML"),
+            (".hydra/config.yaml", "seed: 1", "config.yaml: not the configuration of a training run"),
+            ("model/prime_config.json", "", "prime_config.json: not readable as JSON"),
+        ],
+    )
+    def test_a_damaged_file_is_named(self, tmp_path, write_run, file, content, message):
+        path = write_run(tmp_path / "run")
+        (path / file).write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_runs(path)
+
+    def test_a_run_of_classifiers_is_one_for_each_scorer(self, tmp_path, write_run):
+        path = write_run(tmp_path / "run")
+        metrics = {"test/theta/P@1": 0.1, "test/W/P@1": 0.2, "train/seconds": 5}
+        (path / "metrics.json").write_text(json.dumps(metrics))
+        (path / "predictions.npz").rename(path / "predictions_W.npz")
+        theta, weights = read_runs(path)
+        assert theta.metrics == {"test/P@1": 0.1, "train/seconds": 5}
+        assert weights.metrics == {"test/P@1": 0.2, "train/seconds": 5}
+        assert (theta.predictions, weights.predictions) == (None, path / "predictions_W.npz")
+        assert weights.overrides["scorer"] == "W"
+        assert theta.fingerprint() != weights.fingerprint()
+
+    def test_a_run_with_a_second_stage_is_also_one_for_each_of_its_scorers(self, tmp_path, write_run):
+        path = write_run(tmp_path / "run", overrides=("classify=[]",))
+        metrics = {"test/P@1": 0.1, "test/W/P@1": 0.2, "test/ensemble/P@1": 0.3}
+        times = {"train/seconds": 5, "classify/seconds": 2}
+        (path / "metrics.json").write_text(json.dumps(metrics | times))
+        (path / "classify").mkdir()
+        (path / "classify" / "predictions_W.npz").write_bytes((path / "predictions.npz").read_bytes())
+        (path / "classify" / "metrics.csv").write_text("epoch,train/loss,val/W/P@1\n0,0.5,0.25\n")
+        first, weights, ensemble = read_runs(path)
+        assert first.metrics == {"test/P@1": 0.1, **times}
+        assert weights.metrics == {"test/P@1": 0.2, "train/seconds": 7, "classify/seconds": 2}
+        assert ensemble.metrics == {"test/P@1": 0.3, "train/seconds": 7, "classify/seconds": 2}
+        assert first.predictions == path / "predictions.npz"
+        assert (weights.predictions, ensemble.predictions) == (path / "classify" / "predictions_W.npz", None)
+        assert first.epochs[0]["train/violators"] == 0.9
+        assert weights.epochs == [{"epoch": 0, "train/loss": 0.5, "val/P@1": 0.25}]
+        assert [run.overrides.get("scorer") for run in (first, weights, ensemble)] == [None, "W", "ensemble"]
+
+    def test_classifiers_of_models_that_differ_in_their_seed_are_of_one_configuration(self, tmp_path, write_run):
+        paths = []
+        for number, (seed, gamma_min) in enumerate([(1, 0.1), (2, 0.1), (1, 0.3)]):
+            path = write_run(tmp_path / str(number), model__dir=f"run{number}/model")
+            (path / "metrics.json").write_text(json.dumps({"test/W/P@1": 0.5}))
+            (path / "model" / "prime_config.json").unlink()
+            (path / "classifiers").mkdir()
+            model = {"seed": seed, "loss": {"gamma_min": gamma_min}, "run_dir": f"run{number}"}
+            model["callbacks"] = {"clusters": {"seed": seed}, "table": {"path": f"run{number}/metrics.csv"}}
+            settings = {"settings": {"config": {}, "model": model}}
+            (path / "classifiers" / "classifiers.json").write_text(json.dumps(settings))
+            paths.append(path)
+        first, other_seed, other_margin = (read_runs(path)[0] for path in paths)
+        assert [run.seed for run in (first, other_seed, other_margin)] == [1, 2, 1]
+        assert first.fingerprint() == other_seed.fingerprint() != other_margin.fingerprint()
+        assert first.settings["model.loss.gamma_min"] == 0.1
+
+
+class TestGroup:
+    def test_by_configuration_and_seed(self, runs_dir, cache_dir):
+        (group,) = grouped(runs_dir, cache_dir)
+        assert group.name == "evil"
+        assert group.corpus is not None
+        assert [c.name for c in group.configurations] == ["batch_size=64", "batch_size=128"]
+        assert [[run.seed for run in c.runs] for c in group.configurations] == [[0, 1, 2], [0, 1, 2]]
+        assert [run.status for run in group.unfinished] == ["failed: ValueError: <no>"]
+        assert negative_pool(group.configurations[1]) == 256
+
+    def test_of_a_seed_the_newest_counts(self, runs_dir, write_run):
+        again = write_run(runs_dir / "again", seed=1, overrides=("dataset.batch_size=64",), dataset__batch_size=64)
+        (group,) = grouped(runs_dir)
+        assert [run.path.name for run in group.configurations[0].runs] == ["0", again.name, "2"]
+        assert [run.path.name for run in group.repeated] == ["1"]
+
+    def test_data_sets_apart_and_a_run_without_a_model_with_the_others(self, runs_dir, write_run, cache_dir):
+        write_run(runs_dir / "20", dataset__name="other", overrides=("dataset=other",))
+        (write_run(runs_dir / "21", loss__gamma_min=0.3) / "model" / "prime_config.json").unlink()
+        evil, other = grouped(runs_dir, cache_dir)
+        assert (evil.name, other.name, other.corpus) == ("evil", "other", None)
+        assert [c.name for c in other.configurations] == ["default"]
+        assert len(evil.configurations) == 3
+
+    def test_names_are_short_and_unique(self, tmp_path, write_run):
+        given = [
+            (("experiment=table6/prime",), {}),
+            (("experiment=table6/prime", "loss.gamma_min=0.3"), {"loss__gamma_min": 0.3}),
+            (("dataset.lr=1", "optimizer.lr=2"), {"loss__gamma_min": 0.4}),
+            ((), {"loss__gamma_min": 0.5}),
+            ((), {"loss__gamma_min": 0.6}),
+        ]
+        for number, (overrides, settings) in enumerate(given):
+            write_run(tmp_path / str(number), overrides=("dataset=evil", *overrides), **settings)
+        (group,) = grouped(tmp_path)
+        assert [c.name for c in group.configurations] == [
+            "table6/prime",
+            "table6/prime, gamma_min=0.3",
+            "dataset.lr=1, optimizer.lr=2",
+            "default",
+            "default (2)",
+        ]
+
+    def test_differences_leave_out_what_repeats_another_key(self, runs_dir):
+        (group,) = grouped(runs_dir)
+        assert differences(group.configurations) == {"dataset.batch_size": [64, 128]}
+
+    def test_a_configuration_is_found_by_name_or_folder(self, runs_dir, monkeypatch):
+        (group,) = grouped(runs_dir)
+        first, second = group.configurations
+        monkeypatch.chdir(runs_dir)
+        assert find_configuration(group.configurations, "batch_size=128") is second
+        assert find_configuration(group.configurations, "1") is first
+        assert find_configuration(group.configurations, "9") is None
+
+
+def test_metrics_that_only_some_runs_have(tmp_path, write_run):
+    runs = [read_runs(write_run(tmp_path / str(seed), seed=seed))[0] for seed in range(2)]
+    assert runs[1].metrics.pop("test/P@1") > 0
+    configuration = Configuration("both", tuple(runs))
+    assert configuration.final("test/P@1") == [runs[0].metrics["test/P@1"]]
+    assert configuration.final("test/nothing") == []
+
+
+def test_reading_runs_no_code(tmp_path, write_run):
+    path = write_run(tmp_path / "run")
+    content = OmegaConf.to_yaml(OmegaConf.load(path / ".hydra" / "config.yaml"))
+    Path(path, ".hydra", "config.yaml").write_text(content + "evil: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(ValueError, match="not readable as YAML"):
+        read_runs(path)
