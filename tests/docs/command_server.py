@@ -12,29 +12,8 @@ import signal
 import socket
 import sys
 import traceback
-from pathlib import Path
 
 COMMANDS = ("train", "classify", "evaluate", "predict", "prepare", "plan", "report")
-
-# A client, written as an executable for each command: the shell blocks call it under the command's name.
-CLIENT = """#!{python} -SI
-import json, os, socket, sys
-request = {{"command": {command!r}, "arguments": sys.argv[1:], "directory": os.getcwd(), "environment": dict(os.environ)}}
-with socket.socket(socket.AF_UNIX) as connection:
-    connection.connect({address!r})
-    socket.send_fds(connection, [b"x"], [0, 1, 2])
-    connection.sendall(json.dumps(request).encode() + b"\\n")
-    answer = connection.makefile().readline()
-sys.exit(int(answer or 1))
-"""
-
-
-def write_clients(folder: Path, address: Path) -> None:
-    """Write an executable `prime-xmc-<command>` for each command, and `run-python`, which runs the file it is given."""
-    for command in (*COMMANDS, "python"):
-        path = folder / ("run-python" if command == "python" else f"prime-xmc-{command}")
-        path.write_text(CLIENT.format(python=sys.executable, command=command, address=str(address)))
-        path.chmod(0o755)
 
 
 def serve(address: str) -> None:

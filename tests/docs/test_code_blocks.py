@@ -5,11 +5,10 @@ A block in `bash` or `python` is run as it stands. Before a block there can be a
     <!-- composed: needs a GPU -->      it is not run; its commands compose, so that the keys that they set exist
     <!-- file: my_conf/loss/a.yaml -->  it is written to this file, which later blocks of the page use
 
-Blocks in `json` and `yaml` are parsed, blocks in `text` are not code. A block in anything else is an error. The pages run
-in a folder where the tutorial has been followed, with less data and shorter training than a reader has.
+Blocks in `json` and `yaml` are parsed, blocks in `text` are not code, and a block in anything else is an error. The pages
+run in a folder where the tutorial has been followed, with less data and shorter training than a reader has.
 """
 
-import importlib.util
 import itertools
 import json
 import os
@@ -19,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +97,7 @@ def commands(text: str) -> list[list[str]]:
 
 def test_there_are_blocks_of_every_class():
     assert {block.mark for block in BLOCKS} == {None, "composed", "file"}
-    assert TUTORIAL in RUN_PAGES and ROOT / "README.md" in RUN_PAGES
+    assert {TUTORIAL, ROOT / "README.md"} <= set(RUN_PAGES)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
@@ -116,7 +115,9 @@ def test_block_is_run_or_says_why_not(block):
 
 def test_an_unmarked_block_in_an_unknown_language_is_found(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("```console\n$ make\n```\n\n```bash\nmake\n```\n\n<!-- skipped: no reason -->\n```bash\nmake\n```\n")
+    page.write_text(
+        "```console\n$ make\n```\n\n```bash\nmake\n```\n\n<!-- skipped: no reason -->\n```bash\nmake\n```\n"
+    )
     assert [(block.mark, is_known(block)) for block in blocks(page)] == [
         (None, False),
         (None, True),
@@ -143,8 +144,7 @@ def combinations(overrides: list[str]) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("block", COMPOSED, ids=lambda block: block.place)
 def test_block_that_is_not_run_composes(block, compose):
-    from prime_xmc.app import expand_globs, expand_model
-    from prime_xmc.assemble import config_dir
+    from prime_xmc.app import config_dir, expand_globs, expand_model
 
     for program, *arguments in commands(block.text):
         if program == "make":
@@ -159,6 +159,112 @@ def test_block_that_is_not_run_composes(block, compose):
             jobs = list(combinations(arguments))
             assert jobs
             for overrides in jobs:
-                compose(*[o for o in overrides if not o.startswith("hydra/")], name=name)
+                compose(*overrides, name=name)
         else:
             assert program in OTHER_PROGRAMS, f"{block.place}: {program} is neither run nor checked"
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs blocks in a folder, with the package's commands answered by the server."""
+
+    programs: Path
+
+    def run(self, block: Block, folder: Path) -> None:
+        text = block.text.replace(*LESS_DATA)
+        if block.mark == "file":
+            path = folder / block.value
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            return
+        if block.language == "python":
+            script = folder / f"{block.page.stem}_{block.line}.py"
+            script.write_text(text, encoding="utf-8")
+            arguments = ["run-python", script.name]
+        else:
+            arguments = ["bash", "-eo", "pipefail", "-c", text]
+        path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            arguments, cwd=folder, env=environment() | {"PATH": path}, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, (
+            f"{block.place} ended with {done.returncode}:\n{block.text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
+
+    def run_page(self, page: Path, folder: Path) -> None:
+        for block in BLOCKS:
+            is_run = block.mark is None and block.language in ("bash", "python")
+            if block.page == page and (is_run or block.mark == "file"):
+                self.run(block, folder)
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("PRIME_XMC_CACHE", "HYDRA_FULL_ERROR")}
+    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+
+
+CLIENT = """#!{python} -SI
+import json, os, socket, sys
+arguments = [*sys.argv[1:], *{added!r}]
+request = {{"command": {command!r}, "arguments": arguments, "directory": os.getcwd(), "environment": dict(os.environ)}}
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect({address!r})
+    socket.send_fds(connection, [b"x"], [0, 1, 2])
+    connection.sendall(json.dumps(request).encode() + b"\\n")
+    answer = connection.makefile().readline()
+sys.exit(int(answer or 1))
+"""
+
+
+def write_clients(folder: Path, address: Path) -> None:
+    """Write an executable for each command, and `run-python`, all of which ask the server to do the work."""
+    names = ("train", "classify", "evaluate", "predict", "prepare", "plan", "report", "python")
+    for name in names:
+        added = list(QUICK_TRAINING) if name == "train" else []
+        path = folder / ("run-python" if name == "python" else f"prime-xmc-{name}")
+        path.write_text(CLIENT.format(python=sys.executable, command=name, address=str(address), added=added))
+        path.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    folder = tmp_path_factory.mktemp("server")
+    address, programs = folder / "socket", folder / "bin"
+    programs.mkdir()
+    write_clients(programs, address)
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("command_server.py"), address],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        deadline = time.monotonic() + 120
+        while not address.exists():
+            assert server.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.1)
+        yield Shell(programs)
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def first_use(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of somebody who has followed the tutorial."""
+    folder = tmp_path_factory.mktemp("first_use")
+    shell.run_page(TUTORIAL, folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_blocks_of_the_page_run(shell, first_use, tmp_path, page):
+    if page == TUTORIAL:
+        return  # first_use has done so
+    folder = tmp_path / "work"
+    shutil.copytree(first_use, folder, copy_function=os.link)  # files are replaced, never changed
+    if page.name == "README.md":
+        shutil.rmtree(folder / "first")
+    shell.run_page(page, folder)
