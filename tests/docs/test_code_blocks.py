@@ -5,8 +5,8 @@ A block in `bash` or `python` is run as it stands. Before a block there can be a
     <!-- composed: needs a GPU -->      it is not run; its commands compose, so that the keys that they set exist
     <!-- file: my_conf/loss/a.yaml -->  it is written to this file, which later blocks of the page use
 
-Blocks in `json` and `yaml` are parsed, blocks in `text` are not code, and a block in anything else is an error. The pages
-run in a folder where the tutorial has been followed, with less data and shorter training than a reader has.
+Blocks in `json` and `yaml` are parsed, and blocks in `text` are not code. A block in anything else is an error. The
+pages run in a folder where the tutorial has been followed, with less data and shorter training than a reader has.
 """
 
 import itertools
@@ -35,9 +35,9 @@ PAGES = [
 ]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 # What makes the blocks quick: less data in the tutorial, and a smaller encoder trained for one epoch.
-LESS_DATA = ("[:1500]", "[:150]")
+LESS_DATA = ("[:1500]", "[:100]")
 QUICK_TRAINING = ("encoder.num_layers=1", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1")
-OTHER_PROGRAMS = ("cd", "git", "source", "tensorboard", "wandb")
+OTHER_PROGRAMS = ("cd", "export", "git", "source", "tensorboard", "wandb")
 
 FENCE = re.compile(
     r"(?:^<!-- (?P<mark>[a-z]+): (?P<value>[^\n]*) -->\n)?"
@@ -205,7 +205,9 @@ def environment() -> dict[str, str]:
 
 CLIENT = """#!{python} -SI
 import json, os, socket, sys
-arguments = [*sys.argv[1:], *{added!r}]
+arguments = sys.argv[1:]
+first = next((i for i, argument in enumerate(arguments) if "=" in argument), len(arguments))
+arguments[first:first] = {added!r}  # before the block's own settings, which win
 request = {{"command": {command!r}, "arguments": arguments, "directory": os.getcwd(), "environment": dict(os.environ)}}
 with socket.socket(socket.AF_UNIX) as connection:
     connection.connect({address!r})
