@@ -16,6 +16,12 @@ from sphinx.application import Sphinx
 CONF = Path(__file__).resolve().parents[2] / "conf"
 PLACE = re.compile(r"^<!-- configuration: (?P<name>\S+) -->$", re.MULTILINE)
 HIDDEN = ("hydra",)  # what a file sets of Hydra's own: where runs go and how they log
+HYDRA_KEYS = {
+    "_target_": "class or function that is built from the keys beside it",
+    "_partial_": "true: it is built later, with arguments that only the run knows",
+    "_convert_": "all: lists and dictionaries become plain Python objects",
+    "_recursive_": "false: parts within it are not built",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ def _entries(key: yaml.ScalarNode, value: yaml.Node, prefix: str, text: str, lin
     else:
         default = value.value.strip() if folded else text[value.start_mark.index : value.end_mark.index]
     comment = "" if folded else _comment_after(lines[end.line][end.column :])
-    yield Entry(name, default, comment or _comment_above(lines, key.start_mark.line))
+    comment = comment or _comment_above(lines, key.start_mark.line) or HYDRA_KEYS.get(key.value, "")
+    yield Entry(name, default, comment)
     if is_block and is_mapping:
         for child, grandchild in value.value:
             yield from _entries(child, grandchild, f"{name}.", text, lines)

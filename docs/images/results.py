@@ -4,12 +4,7 @@ from pathlib import Path
 
 IMAGES = Path(__file__).resolve().parent
 METRICS = ("P@1", "P@5", "PSP@1", "PSP@5", "R@10", "R@100")
-# The first row of the table whose command contains the text, and how the figure names it.
-SYSTEMS = {
-    "`make train`": ("prototypes", "#1f5fbf"),
-    "debian18k_best": ("one-vs-all classifiers", "#c06a12"),
-    "prototypes and classifiers": ("both", "#12796a"),
-}
+SYSTEMS = {"prototypes": "#1f5fbf", "one-vs-all classifiers": "#c06a12", "both together": "#12796a"}  # rows, colours
 STYLE = """<style>
 text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;font-size:14px;fill:#1c2733}
 .value{font-size:11px;fill:#4a5a6a}
@@ -22,20 +17,20 @@ BAR, GAP = 40, 4
 
 def read_table(page: Path) -> dict[str, dict[str, float]]:
     """Return the metrics of each system in `SYSTEMS`, in percent, by the name of the metric."""
-    rows = [line.split("|")[1:-1] for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    header = next([cell.strip() for cell in row] for row in rows if row[0].strip() == "command")
-    results = {}
-    for text in SYSTEMS:
-        row = next(row for row in rows if text in row[0])
-        cells = dict(zip(header, (cell.strip(" *") for cell in row), strict=True))
-        results[text] = {metric: float(cells[metric]) for metric in METRICS}
-    return results
+    rows = [
+        [cell.strip(" *") for cell in line.split("|")[1:-1]]
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
+    header = next(row for row in rows if row[0] == "run")
+    table = {row[0]: dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)}
+    return {name: {metric: float(table[name][metric]) for metric in METRICS} for name in SYSTEMS}
 
 
 def draw(results: dict[str, dict[str, float]]) -> str:
     """Return the figure: a group of bars for each metric, a bar for each system, from 0 to 100 percent."""
     parts = [f'<rect class="ground" x="1" y="1" width="{WIDTH - 2}" height="{HEIGHT - 2}" rx="12"/>']
-    for position, (name, colour) in enumerate(SYSTEMS.values()):
+    for position, (name, colour) in enumerate(SYSTEMS.items()):
         x = LEFT + 10 + position * 220
         parts.append(f'<rect x="{x}" y="20" width="14" height="14" rx="3" fill="{colour}"/>')
         parts.append(f'<text x="{x + 22}" y="32">{name}</text>')
@@ -44,8 +39,8 @@ def draw(results: dict[str, dict[str, float]]) -> str:
     for group, metric in enumerate(METRICS):
         middle = LEFT + (group + 0.5) * group_width
         parts.append(f'<text x="{middle:g}" y="{BOTTOM + 24}" text-anchor="middle">{metric}</text>')
-        for position, (text, (_, colour)) in enumerate(SYSTEMS.items()):
-            value = results[text][metric]
+        for position, (name, colour) in enumerate(SYSTEMS.items()):
+            value = results[name][metric]
             height = value / 100 * (BOTTOM - TOP)
             x = middle - bars_width / 2 + position * (BAR + GAP)
             area = f'x="{x:g}" y="{BOTTOM - height:.1f}" width="{BAR}" height="{height:.1f}"'

@@ -150,6 +150,9 @@ def test_block_that_is_not_run_composes(block, compose):
         if program == "make":
             targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert arguments[0] in targets, block.place
+            settings = [each.removeprefix("ARGS=") for each in arguments[1:]]
+            if arguments[0] == "train" and settings:
+                compose(*shlex.split(settings[0]))
         elif program.startswith("prime-xmc-"):
             name = program.removeprefix("prime-xmc-")
             arguments = [argument.replace("<run>", "run") for argument in arguments if argument != "-m"]
