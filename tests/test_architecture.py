@@ -18,7 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "app": {"files"},
     "data": {"files"},
     "index": {"files"},
-    "model": set(),
+    "model": {"files"},
     "evaluation": {"files", "data", "index"},
     "export": {"files", "data", "index", "model"},
     "training": {"files", "data", "index", "model", "evaluation", "export"},
@@ -41,8 +41,7 @@ ALLOWED = {
     },
     "hydra": {"app.py", "assemble.py", "stages.py", "planning/layout.py", "training/sweeps.py"},
     "wandb": {"training/tracking.py"},
-    "plotly": {"reporting/figures.py", "reporting/page.py"},  # of an extra
-    "jinja2": {"reporting/page.py"},
+    "jinja2": {"reporting/page.py"},  # of an extra
     "pickle": {"training/checkpoints.py"},  # the name of the error with which torch refuses one
 }
 

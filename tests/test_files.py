@@ -1,9 +1,14 @@
 import json
+import multiprocessing
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from prime_xmc.files import replace_folder, replacing, temporary_folder, write_json, write_text
+from prime_xmc.files import locked, publishing, replacing, save_tensors, write_json, write_text
 
 
 def names(directory):
@@ -17,79 +22,151 @@ def write_half(path):
 
 class TestReplacing:
     def test_file_appears_when_it_is_complete(self, tmp_path):
-        path = tmp_path / "found.txt"
+        path = tmp_path / "a.txt"
         path.write_text("old")
         with replacing(path) as temporary:
             temporary.write_text("new")
             assert temporary.parent == tmp_path
             assert path.read_text() == "old"
         assert path.read_text() == "new"
-        assert names(tmp_path) == ["found.txt"]
+        assert names(tmp_path) == ["a.txt"]
 
     def test_failure_leaves_the_older_file_and_nothing_else(self, tmp_path):
-        path = tmp_path / "found.txt"
+        path = tmp_path / "a.txt"
         path.write_text("old")
         with pytest.raises(OSError, match="no space left"), replacing(path) as temporary:
             write_half(temporary)
         assert path.read_text() == "old"
-        assert names(tmp_path) == ["found.txt"]
+        assert names(tmp_path) == ["a.txt"]
 
     def test_failure_before_the_first_byte(self, tmp_path):
-        with pytest.raises(ValueError, match="nothing to write"), replacing(tmp_path / "found.txt"):
+        with pytest.raises(ValueError, match="nothing to write"), replacing(tmp_path / "a.txt"):
             raise ValueError("nothing to write")
         assert names(tmp_path) == []
 
     def test_two_writers_do_not_meet(self, tmp_path):
-        path = tmp_path / "found.txt"
+        path = tmp_path / "a.txt"
         with replacing(path) as first, replacing(path) as second:
             first.write_text("first")
             second.write_text("second")
         assert path.read_text() == "first"  # the outer block ends last
-        assert names(tmp_path) == ["found.txt"]
+        assert names(tmp_path) == ["a.txt"]
 
     def test_folder_is_made(self, tmp_path):
-        write_text(tmp_path / "a" / "b" / "found.txt", "text")
-        assert (tmp_path / "a" / "b" / "found.txt").read_text() == "text"
+        write_text(tmp_path / "a" / "b" / "a.txt", "text")
+        assert (tmp_path / "a" / "b" / "a.txt").read_text() == "text"
 
 
-class TestTemporaryFolder:
-    def test_renamed_folder_stays(self, tmp_path):
-        with temporary_folder(tmp_path / "a" / "data") as temporary:
-            assert temporary.parent == tmp_path / "a"
+class TestPublishing:
+    @pytest.mark.parametrize("replace", [True, False])
+    def test_folder_appears_when_it_is_complete(self, tmp_path, replace):
+        directory = tmp_path / "a" / "model"
+        with publishing(directory, replace=replace) as temporary:
             write_text(temporary / "x", "1")
-            temporary.rename(tmp_path / "a" / "data")
-        assert names(tmp_path / "a") == ["data"]
-        assert names(tmp_path / "a" / "data") == ["x"]
+            assert temporary.parent == directory.parent
+            assert not directory.exists()
+        assert names(tmp_path / "a") == ["model"]
+        assert names(directory) == ["x"]
 
-    def test_other_one_goes(self, tmp_path):
-        with pytest.raises(OSError, match="no space left"), temporary_folder(tmp_path / "data") as temporary:
+    @pytest.mark.parametrize("replace", [True, False])
+    def test_failure_leaves_the_older_folder_and_nothing_else(self, tmp_path, replace):
+        directory = tmp_path / "model"
+        write_text(directory / "y", "old")
+        with pytest.raises(OSError, match="no space left"), publishing(directory, replace=replace) as temporary:
             write_half(temporary / "x")
-        assert names(tmp_path) == []
-
-
-class TestReplaceFolder:
-    @pytest.fixture
-    def new(self, tmp_path):
-        write_text(tmp_path / "new" / "x", "new")
-        return tmp_path / "new"
-
-    def test_name_that_is_free(self, new, tmp_path):
-        replace_folder(new, tmp_path / "model")
         assert names(tmp_path) == ["model"]
-        assert (tmp_path / "model" / "x").read_text() == "new"
+        assert names(directory) == ["y"]
 
-    def test_older_folder_goes_with_all_its_files(self, new, tmp_path):
-        write_text(tmp_path / "model" / "y", "old")
-        replace_folder(new, tmp_path / "model")
+    def test_older_folder_is_replaced_with_all_its_files(self, tmp_path):
+        directory = tmp_path / "model"
+        write_text(directory / "y", "old")
+        with publishing(directory, replace=True) as temporary:
+            write_text(temporary / "x", "new")
         assert names(tmp_path) == ["model"]
-        assert names(tmp_path / "model") == ["x"]
+        assert names(directory) == ["x"]
 
-    def test_failure_leaves_the_older_folder(self, tmp_path):
-        write_text(tmp_path / "model" / "y", "old")
-        with pytest.raises(FileNotFoundError):
-            replace_folder(tmp_path / "nowhere", tmp_path / "model")
+    def test_folder_that_another_process_published_first_stays(self, tmp_path):
+        directory = tmp_path / "cache"
+        with publishing(directory, replace=False) as second:
+            write_text(second / "x", "second")
+            with publishing(directory, replace=False) as first:
+                write_text(first / "x", "first")
+        assert names(tmp_path) == ["cache"]
+        assert (directory / "x").read_text() == "first"
+
+    def test_file_of_that_name_is_not_overwritten(self, tmp_path):
+        path = tmp_path / "model"
+        path.write_text("a file")
+        with pytest.raises(NotADirectoryError), publishing(path, replace=True) as temporary:
+            write_text(temporary / "x", "new")
+        assert path.read_text() == "a file"
         assert names(tmp_path) == ["model"]
-        assert names(tmp_path / "model") == ["y"]
+
+    def test_many_writers_at_once_all_succeed(self, tmp_path):
+        directory = tmp_path / "model"
+
+        def publish(number):
+            for _ in range(20):
+                with publishing(directory, replace=True) as temporary:
+                    write_text(temporary / "x", str(number))
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(publish, range(4)))  # raises what a writer raised
+        assert names(tmp_path) == ["model"]
+        assert names(directory) == ["x"]
+
+    @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+    def test_files_have_the_mode_that_the_umask_gives(self, tmp_path, umask, mode):
+        before = os.umask(umask)
+        try:
+            with publishing(tmp_path / "model", replace=True) as temporary:
+                save_file({"a": torch.ones(2)}, temporary / "model.safetensors")  # writes 0600
+                write_text(temporary / "tokenizer" / "x", "1")
+        finally:
+            os.umask(before)
+        paths = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+        assert [path.stat().st_mode & 0o777 for path in paths] == [mode, mode]
+
+
+class TestLocked:
+    def test_one_process_at_a_time(self, tmp_path):
+        context = multiprocessing.get_context("spawn")
+        processes = [context.Process(target=note_twice, args=(tmp_path / "a" / "job.lock",)) for _ in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0]
+        first, again, second, at_last = (tmp_path / "a" / "notes").read_text().split()
+        assert first == again
+        assert second == at_last
+        assert first != second
+
+
+def note_twice(lock):
+    with locked(lock):
+        for _ in range(2):
+            with (lock.parent / "notes").open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            time.sleep(0.2)
+
+
+class TestSaveTensors:
+    def test_contents_are_read_back(self, tmp_path):
+        tensors = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.ones(2, requires_grad=True)}
+        save_tensors(tmp_path / "a.safetensors", tensors)
+        restored = load_file(tmp_path / "a.safetensors")
+        assert restored.keys() == tensors.keys()
+        assert all(torch.equal(restored[name], tensor) for name, tensor in tensors.items())
+
+    @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+    def test_mode_is_what_the_umask_gives(self, tmp_path, umask, mode):
+        before = os.umask(umask)
+        try:
+            save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)})
+        finally:
+            os.umask(before)
+        assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == mode
 
 
 def test_json_is_for_people_and_utf_8(tmp_path):

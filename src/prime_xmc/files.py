@@ -1,13 +1,16 @@
-"""Files and folders that appear under their name only when they are complete."""
+"""Files and folders that appear under their name only when they are complete, and locks between processes."""
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from filelock import FileLock
 
 
 @contextmanager
@@ -30,29 +33,40 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder(directory: Path) -> Iterator[Path]:
-    """Yield a new, empty folder beside `directory`, to be renamed when it is complete; otherwise it goes at the end."""
+def publishing(directory: Path, *, replace: bool) -> Iterator[Path]:
+    """Yield a new, empty folder beside `directory`, which takes that name at the end of the block.
+
+    Where the block raises, the new folder goes and what was at `directory` stays. Of several processes that publish
+    the same name at once, none fails.
+
+    Args:
+        directory: Name of the folder; its parents are made if need be.
+        replace: Whether the new folder takes the place of one that is there at the end of the block. If not, the
+            folder that was published first stays, which suits a cache whose name is a fingerprint of its content.
+
+    Example:
+        with publishing(directory, replace=True) as temporary:
+            write_json(temporary / "config.json", config)
+    """
     temporary = _name_beside(directory)
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        _set_modes(temporary)
+        _rename_folder(temporary, directory, replace)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def replace_folder(new: Path, directory: Path) -> None:
-    """Give a complete folder its name; a folder that has it already goes, but not before."""
-    if not directory.exists():
-        os.replace(new, directory)
-        return
-    old = _name_beside(directory)
-    os.replace(directory, old)
-    try:
-        os.replace(new, directory)
-    except OSError:
-        os.replace(old, directory)
-        raise
-    shutil.rmtree(old)
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of this name during the block, after waiting until no other process holds it.
+
+    The system gives the lock of a process back when the process ends. The lock's file stays, and is empty.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path):
+        yield
 
 
 def write_text(path: Path, content: str) -> None:
@@ -66,6 +80,51 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write tensors to a safetensors file that those may read who may read the user's other files.
+
+    Args:
+        path: Name of the file, which is written in place: the folder around it is what becomes visible when complete.
+        tensors: Tensors by name, on any device.
+    """
+    from safetensors.torch import save_file  # it imports torch, which takes seconds
+
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(mode)  # safetensors lets only the owner read its files
+
+
 def _name_beside(path: Path) -> Path:
     """Return a hidden name in the same folder, which no other process takes."""
     return path.with_name(f".{path.name}.{uuid4().hex}")
+
+
+def _set_modes(directory: Path) -> None:
+    """Give files that a library made for the owner alone the mode that the user's umask asks for."""
+    mode = directory.stat().st_mode & 0o666
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
+def _rename_folder(new: Path, directory: Path, replace: bool) -> None:
+    """Rename a complete folder; one that has the name already stays, or goes once the new one is in its place."""
+    outdated: list[Path] = []
+    while not _renamed(new, directory) and replace:
+        outdated.append(_name_beside(directory))
+        with suppress(FileNotFoundError):  # another process has moved it for its own new folder
+            os.replace(directory, outdated[-1])
+    for folder in outdated:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _renamed(new: Path, directory: Path) -> bool:
+    """Rename a folder and return True, or return False where the name is taken."""
+    try:
+        os.replace(new, directory)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    return True

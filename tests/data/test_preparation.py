@@ -328,15 +328,6 @@ class TestCache:
         folders.append(run(raw))
         assert len(set(folders)) == 7
 
-    def test_slower_of_two_processes_keeps_the_others_folder(self, tmp_path):
-        first, second, final = tmp_path / "first", tmp_path / "second", tmp_path / "final"
-        for folder in (first, second):
-            folder.mkdir()
-            (folder / MANIFEST).write_text(folder.name)
-        module._publish(first, final)
-        module._publish(second, final)
-        assert (final / MANIFEST).read_text() == "first"
-
     def test_two_processes_at_once(self, raw):
         source = RawFiles(raw, "toy")
         arguments = {"tokenizer_name": "words", "pad_token_id": PAD, "max_length": 5, "cache_dir": raw.parent / "cache"}

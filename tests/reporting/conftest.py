@@ -17,7 +17,8 @@ from prime_xmc.data.raw import RawFiles
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.evaluation.metrics import evaluate
 from prime_xmc.evaluation.predictions import save_predictions
-from prime_xmc.reporting.run_folders import find_runs, group_runs, read_runs
+from prime_xmc.reporting.configurations import DatasetRuns, group_runs
+from prime_xmc.reporting.run_folders import find_runs, read_runs
 from prime_xmc.reporting.study import Study, make_study
 
 EVIL = "</script><script>alert('label')</script> & <b>$1_000</b> | 50 %"
@@ -81,6 +82,7 @@ def write_run(corpus):
         skill: float = 0.5,
         overrides: tuple[str, ...] = (),
         finished: bool = True,
+        epochs: tuple[tuple[float, ...], ...] = ((0, 5, 1e-4, 0.5, 0.9), (1, 10, 0, 0.25, 0.5, 0.5)),
         **given,
     ) -> Path:
         config = {
@@ -95,14 +97,15 @@ def write_run(corpus):
         }
         config = OmegaConf.create(config)
         for key, value in given.items():
-            OmegaConf.update(config, key.replace("__", "."), value)
+            OmegaConf.update(config, key.replace("__", "."), value, force_add=True)
         (path / ".hydra").mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, path / ".hydra" / "config.yaml")
         OmegaConf.save(OmegaConf.create([*overrides, f"seed={seed}"]), path / ".hydra" / "overrides.yaml")
         with (path / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["epoch", "step", "lr", "train/loss", "train/violators", "val/P@1"])
-            writer.writerows([[0, 5, 1e-4, 0.5, 0.9, ""], [1, 10, 0, 0.25 + seed, 0.5, 0.5]])
+            for epoch, step, rate, loss, *more in epochs:
+                writer.writerow([epoch, step, rate, loss + epoch * seed, *more, *[""] * (2 - len(more))])
         if not finished:
             return path
         rng = np.random.default_rng(seed)
@@ -120,6 +123,11 @@ def write_run(corpus):
         return path
 
     return write
+
+
+def grouped(folder: Path, *cache_dirs: Path) -> list[DatasetRuns]:
+    """The runs below a folder, by data set."""
+    return group_runs([run for path in find_runs([f"{folder}/**"]) for run in read_runs(path)], cache_dirs)
 
 
 def write_sweep(sweep: Path, write_run) -> Path:
@@ -141,6 +149,18 @@ def write_sweep(sweep: Path, write_run) -> Path:
 
 
 @pytest.fixture
+def study_of(cache_dir):
+    """Makes the study of the runs below a folder: study_of(path)."""
+
+    def make(folder: Path) -> Study:
+        (group,) = grouped(folder, cache_dir)
+        first = group.configurations[0] if group.configurations else None
+        return make_study(group, first, num_resamples=300, num_examples=2, seed=0)
+
+    return make
+
+
+@pytest.fixture
 def runs_dir(tmp_path, write_run) -> Path:
     """A sweep that a test may change."""
     return write_sweep(tmp_path / "sweep", write_run)
@@ -150,6 +170,5 @@ def runs_dir(tmp_path, write_run) -> Path:
 def study(tmp_path_factory, write_run, cache_dir) -> Study:
     """The study of such a sweep."""
     sweep = write_sweep(tmp_path_factory.mktemp("sweep"), write_run)
-    runs = [run for path in find_runs([f"{sweep}/**"]) for run in read_runs(path)]
-    (group,) = group_runs(runs, [cache_dir])
+    (group,) = grouped(sweep, cache_dir)
     return make_study(group, group.configurations[0], num_resamples=300, num_examples=60, seed=0)

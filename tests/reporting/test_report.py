@@ -1,4 +1,5 @@
 import importlib.util
+import sys
 
 import pytest
 
@@ -14,36 +15,25 @@ def config(compose, runs_dir, cache_dir, tmp_path):
     return make
 
 
-def test_page_and_tables_are_written(config, tmp_path, capsys):
-    (study,) = report.run(config("baseline='batch_size=128'"))
+def test_runs_become_a_page(config, tmp_path, capsys):
+    (study,) = report.run(config("baseline='batch_size=128'", "title=Batches"), command="the command")
     assert study.baseline.name == "batch_size=128"
     assert {name for name, _ in study.comparisons} == {"batch_size=64"}
-    output = tmp_path / "report"
-    assert capsys.readouterr().out == f"{output / 'index.html'}\n"
-    assert sorted(path.name for path in output.iterdir()) == ["evil", "index.html", "report.md"]
-    names = {path.name for path in (output / "evil").iterdir()}
-    assert {"results.csv", "results.tex", "bins_PSP5.csv", "runs.csv", "examples.csv"} <= names
-    markdown = (output / "report.md").read_text(encoding="utf-8")
-    assert "## evil" in markdown
-    assert "of 100 resamples" in markdown
-    assert "| batch\\_size=128 (baseline) | 3 |" in markdown
+    page = tmp_path / "report" / "index.html"
+    assert capsys.readouterr().out == f"{page}\n"
+    html = page.read_text(encoding="utf-8")
+    assert "<title>Batches</title>" in html
+    assert "the command" in html
+    assert "with 100 resamples" in html
 
 
-def test_the_baseline_may_be_the_folder_of_a_run(config, runs_dir):
-    (study,) = report.run(config(f"baseline={runs_dir / '4'}"))
-    assert study.baseline.name == "batch_size=128"
-
-
-def test_the_first_configuration_with_predictions_is_the_baseline(config, runs_dir):
-    for number in range(3):
-        (runs_dir / str(number) / "predictions.npz").unlink()
-    (study,) = report.run(config())
-    assert study.baseline.name == "batch_size=128"
-
-
-def test_an_unknown_baseline_lists_the_names(config):
-    with pytest.raises(ValueError, match=r"(?s)baseline=nothing is no configuration.*batch_size=64\n  batch_size=128"):
-        report.run(config("baseline=nothing"))
+def test_the_page_names_the_command_that_made_it(compose, runs_dir, cache_dir, tmp_path, monkeypatch):
+    given = [f"runs={runs_dir}/**", f"output={tmp_path}", f"cache_dir={cache_dir}", "num_resamples=10"]
+    monkeypatch.setattr(sys, "argv", ["report.py", *given])
+    monkeypatch.setattr(report, "run_app", lambda task, name: task(compose(*given, name="report")))
+    report.main()
+    html = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert f"python -m prime_xmc.report &#39;runs={runs_dir}/**&#39; output={tmp_path}" in html
 
 
 def test_several_patterns(config, runs_dir):

@@ -6,19 +6,7 @@ from omegaconf import OmegaConf
 
 from prime_xmc.export import bundle
 from prime_xmc.reporting import run_folders as module
-from prime_xmc.reporting.run_folders import (
-    Configuration,
-    differences,
-    find_configuration,
-    find_runs,
-    group_runs,
-    negative_pool,
-    read_runs,
-)
-
-
-def grouped(folder, *cache_dirs):
-    return group_runs([run for path in find_runs([f"{folder}/**"]) for run in read_runs(path)], cache_dirs)
+from prime_xmc.reporting.run_folders import find_runs, read_runs
 
 
 def test_the_export_is_where_the_bundle_writes_it():
@@ -31,7 +19,7 @@ class TestFind:
         assert [path.name for path in found] == ["0", "1", "2", "3", "4", "5", "10", "11"]
 
     def test_none(self, tmp_path):
-        with pytest.raises(ValueError, match="no run folder matches"):
+        with pytest.raises(ValueError, match=r"no run folder matches.*\.hydra/config\.yaml"):
             find_runs([f"{tmp_path}/**"])
 
 
@@ -114,69 +102,51 @@ class TestRead:
         assert first.fingerprint() == other_seed.fingerprint() != other_margin.fingerprint()
         assert first.settings["model.loss.gamma_min"] == 0.1
 
+    def test_callbacks_and_options_that_only_watch_are_no_settings(self, tmp_path, write_run):
+        given = {
+            "callbacks__histograms": {"_target_": "prime_xmc.training.tracking.LogHistograms", "gamma_min": 0.1},
+            "callbacks__checkpoint": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "save_top_k": 3},
+            "callbacks__memory": None,
+            "trainer__log_every_n_steps": 1,
+        }
+        overrides = ("callbacks.histograms.every_n_steps=5", "trainer.log_every_n_steps=1")
+        (plain,) = read_runs(write_run(tmp_path / "plain"))
+        (watched,) = read_runs(write_run(tmp_path / "watched", overrides=overrides, **given))
+        assert plain.fingerprint() == watched.fingerprint()
+        assert watched.overrides == {}
+        stopping = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val/P@1"}
+        (stopped,) = read_runs(write_run(tmp_path / "stopped", callbacks__stop=stopping))
+        assert stopped.fingerprint() != plain.fingerprint()
 
-class TestGroup:
-    def test_by_configuration_and_seed(self, runs_dir, cache_dir):
-        (group,) = grouped(runs_dir, cache_dir)
-        assert group.name == "evil"
-        assert group.corpus is not None
-        assert [c.name for c in group.configurations] == ["batch_size=64", "batch_size=128"]
-        assert [[run.seed for run in c.runs] for c in group.configurations] == [[0, 1, 2], [0, 1, 2]]
-        assert [run.status for run in group.unfinished] == ["failed: ValueError: <no>"]
-        assert negative_pool(group.configurations[1]) == 256
+    def test_an_object_that_moved_within_the_package_is_the_same(self, tmp_path, write_run):
+        targets = ("prime_xmc.callbacks.Rebuild", "prime_xmc.training.callbacks.Rebuild", "other.callbacks.Rebuild")
+        old, new, other = (
+            read_runs(write_run(tmp_path / str(place), callbacks__clusters___target_=target))[0]
+            for place, target in enumerate(targets)
+        )
+        assert old.fingerprint() == new.fingerprint() != other.fingerprint()
 
-    def test_of_a_seed_the_newest_counts(self, runs_dir, write_run):
-        again = write_run(runs_dir / "again", seed=1, overrides=("dataset.batch_size=64",), dataset__batch_size=64)
-        (group,) = grouped(runs_dir)
-        assert [run.path.name for run in group.configurations[0].runs] == ["0", again.name, "2"]
-        assert [run.path.name for run in group.repeated] == ["1"]
-
-    def test_data_sets_apart_and_a_run_without_a_model_with_the_others(self, runs_dir, write_run, cache_dir):
-        write_run(runs_dir / "20", dataset__name="other", overrides=("dataset=other",))
-        (write_run(runs_dir / "21", loss__gamma_min=0.3) / "model" / "prime_config.json").unlink()
-        evil, other = grouped(runs_dir, cache_dir)
-        assert (evil.name, other.name, other.corpus) == ("evil", "other", None)
-        assert [c.name for c in other.configurations] == ["default"]
-        assert len(evil.configurations) == 3
-
-    def test_names_are_short_and_unique(self, tmp_path, write_run):
-        given = [
-            (("experiment=table6/prime",), {}),
-            (("experiment=table6/prime", "loss.gamma_min=0.3"), {"loss__gamma_min": 0.3}),
-            (("dataset.lr=1", "optimizer.lr=2"), {"loss__gamma_min": 0.4}),
-            ((), {"loss__gamma_min": 0.5}),
-            ((), {"loss__gamma_min": 0.6}),
-        ]
-        for number, (overrides, settings) in enumerate(given):
-            write_run(tmp_path / str(number), overrides=("dataset=evil", *overrides), **settings)
-        (group,) = grouped(tmp_path)
-        assert [c.name for c in group.configurations] == [
-            "table6/prime",
-            "table6/prime, gamma_min=0.3",
-            "dataset.lr=1, optimizer.lr=2",
-            "default",
-            "default (2)",
-        ]
-
-    def test_differences_leave_out_what_repeats_another_key(self, runs_dir):
-        (group,) = grouped(runs_dir)
-        assert differences(group.configurations) == {"dataset.batch_size": [64, 128]}
-
-    def test_a_configuration_is_found_by_name_or_folder(self, runs_dir, monkeypatch):
-        (group,) = grouped(runs_dir)
-        first, second = group.configurations
-        monkeypatch.chdir(runs_dir)
-        assert find_configuration(group.configurations, "batch_size=128") is second
-        assert find_configuration(group.configurations, "1") is first
-        assert find_configuration(group.configurations, "9") is None
-
-
-def test_metrics_that_only_some_runs_have(tmp_path, write_run):
-    runs = [read_runs(write_run(tmp_path / str(seed), seed=seed))[0] for seed in range(2)]
-    assert runs[1].metrics.pop("test/P@1") > 0
-    configuration = Configuration("both", tuple(runs))
-    assert configuration.final("test/P@1") == [runs[0].metrics["test/P@1"]]
-    assert configuration.final("test/nothing") == []
+    @pytest.mark.parametrize(
+        ("given", "is_debugging"),
+        [
+            ({}, False),
+            ({"debug": None}, False),
+            ({"debug": "profile"}, True),
+            ({"trainer__fast_dev_run": True}, True),
+            ({"trainer__fast_dev_run": False}, False),
+            ({"trainer__overfit_batches": 2}, True),
+            ({"trainer__overfit_batches": 0.0}, False),
+            ({"trainer__limit_train_batches": 0.1}, True),
+            ({"trainer__limit_train_batches": 1.0}, False),
+            ({"trainer__limit_test_batches": 1}, True),
+            ({"trainer__limit_val_batches": None}, False),
+            ({"trainer__limit_val_batches": 0}, False),
+        ],
+    )
+    def test_debugging_runs_are_recognised(self, tmp_path, write_run, given, is_debugging):
+        (run,) = read_runs(write_run(tmp_path / "run", **given))
+        assert run.is_debugging == is_debugging
+        assert "debug" not in run.settings
 
 
 def test_reading_runs_no_code(tmp_path, write_run):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.evaluation.metrics import hits
@@ -14,6 +15,7 @@ from prime_xmc.reporting.statistics import (
     compare,
     holm,
     macro_metrics,
+    summary,
 )
 
 
@@ -77,11 +79,15 @@ class TestCompare:
         assert 1 <= np.sum(np.array(p) < 0.05) <= 11
 
 
-def test_holm_never_exceeds_one_and_keeps_the_order():
-    p = np.array([0.5, 0.001, 0.9, 0.02])
-    adjusted = holm(p)
-    assert adjusted.tolist() == pytest.approx([1.0, 0.004, 1.0, 0.06])
-    assert holm(np.array([0.03])).tolist() == [0.03]
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_equals_statsmodels(p_values):
+    _, expected, _, _ = multipletests(p_values, method="holm")
+    assert holm(np.array(p_values)) == pytest.approx(expected)
+
+
+def test_one_seed_has_no_deviation():
+    assert summary([0.25]) == (0.25, None)
+    assert summary([0.0, 1.0]) == (0.5, pytest.approx(0.5**0.5))
 
 
 class TestBins:

@@ -4,8 +4,9 @@ import pytest
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.evaluation.metrics import SHOWN
 from prime_xmc.evaluation.predictions import load_predictions, save_predictions
-from prime_xmc.reporting.run_folders import find_runs, group_runs, read_runs
-from prime_xmc.reporting.study import make_study
+from prime_xmc.reporting.configurations import group_runs
+from prime_xmc.reporting.run_folders import find_runs, read_runs
+from prime_xmc.reporting.study import make_studies, make_study
 
 
 def group(folder, *cache_dirs):
@@ -102,3 +103,33 @@ def test_queries_without_labels_are_no_examples(runs_dir, cache_dir):
     assert isinstance(found.corpus.test.positives, Ragged)
     rows = [example.row for example in study(found, num_examples=1000).examples]
     assert rows == np.flatnonzero(found.corpus.test.positives.lengths).tolist()
+
+
+def test_debugging_runs_are_mentioned(runs_dir, cache_dir, write_run):
+    write_run(runs_dir / "20", debug="fast")
+    assert study(group(runs_dir, cache_dir)).notes == [
+        "1 debugging run is left out of everything here, because debug, trainer.fast_dev_run, trainer.overfit_batches "
+        "or trainer.limit_..._batches is set."
+    ]
+
+
+class TestBaseline:
+    def chosen(self, runs_dir, cache_dir, baseline):
+        options = {"num_resamples": 10, "num_examples": 0, "seed": 0}
+        (result,) = make_studies([group(runs_dir, cache_dir)], baseline, **options)
+        return result.baseline.name
+
+    def test_is_found_by_name_or_by_the_folder_of_a_run(self, runs_dir, cache_dir):
+        assert self.chosen(runs_dir, cache_dir, "batch_size=128") == "batch_size=128"
+        assert self.chosen(runs_dir, cache_dir, str(runs_dir / "4")) == "batch_size=128"
+
+    def test_is_the_first_configuration_that_has_predictions(self, runs_dir, cache_dir):
+        assert self.chosen(runs_dir, cache_dir, None) == "batch_size=64"
+        for number in range(3):
+            (runs_dir / str(number) / "predictions.npz").unlink()
+        assert self.chosen(runs_dir, cache_dir, None) == "batch_size=128"
+
+    def test_an_unknown_one_lists_the_names(self, runs_dir, cache_dir):
+        message = r"(?s)baseline=nothing is no configuration.*batch_size=64\n  batch_size=128"
+        with pytest.raises(ValueError, match=message):
+            self.chosen(runs_dir, cache_dir, "nothing")

@@ -1,22 +1,16 @@
 import csv
 import io
-import re
 
 import pytest
 
-from prime_xmc.reporting.tables import Cell, Table, make_tables, summary, to_csv, to_latex, to_markdown
+from prime_xmc.reporting.formats import to_csv
+from prime_xmc.reporting.statistics import summary
+from prime_xmc.reporting.tables import Table, make_tables
 
 
 @pytest.fixture
 def tables(study) -> dict[str, Table]:
     return {table.name: table for table in make_tables(study)}
-
-
-@pytest.fixture
-def odd() -> Table:
-    cell = Cell("12.34", "0.50", "better", best=True)
-    rows = [(Cell("a_b|c & 50 % <i>"), cell), (Cell("–"), Cell("−1.00", mark="worse"))]
-    return Table("odd", "Odd", "p < 0.05 ▲", ("name", "P@1"), rows, [{"name": 'say "hi", x', "P@1": 0.1234}])
 
 
 def records(table):
@@ -47,11 +41,6 @@ def test_results_are_means_and_deviations_over_seeds(tables, study):
     assert tables["results"].rows[0][0].text == "batch_size=64 (baseline)"
 
 
-def test_one_seed_has_no_deviation():
-    assert summary([0.25]) == (0.25, None)
-    assert summary([0.0, 1.0]) == (0.5, pytest.approx(0.5**0.5))
-
-
 def test_cost(tables):
     row = dict(zip(tables["cost"].header, tables["cost"].rows[1], strict=True))
     assert [row[name].text for name in ("negative pool", "epochs", "minutes", "peak GiB", "million parameters")] == [
@@ -66,33 +55,27 @@ def test_unfinished_runs_say_how_they_stand(tables):
     assert status.text == "failed: ValueError: <no>"
 
 
-def test_markdown(odd):
-    assert to_markdown(odd) == (
-        "### Odd\n\np < 0.05 ▲\n\n"
-        "| name | P@1 |\n| --- | ---: |\n"
-        "| a\\_b\\|c & 50 % \\<i\\> | **12.34 ± 0.50** ▲ |\n"
-        "| – | −1.00 ▼ |\n"
-    )
+def test_intervals_are_apart_from_the_differences(tables, study):
+    column = tables["comparison"].header.index("P@5")
+    ((*cells,),) = tables["comparison"].rows
+    comparison = study.comparisons["batch_size=128", "P@5"]
+    assert cells[column].text == f"{100 * comparison.difference:+.2f}"
+    assert cells[column].interval == f"[{100 * comparison.low:+.2f}, {100 * comparison.high:+.2f}]"
+    assert cells[column].mark == "better"
 
 
-def test_latex(odd):
-    text = to_latex(odd)
-    assert r"a\_b|c \& 50 \% \textless{}i\textgreater{} & \textbf{12.34} {\scriptsize $\pm$ 0.50}$^{+}$ \\" in text
-    assert r"-- & $-$1.00$^{-}$ \\" in text
-    assert r"\begin{tabular}{lr}" in text
-    assert re.findall(r"\\(?:top|mid|bottom)rule", text) == [r"\toprule", r"\midrule", r"\bottomrule"]
-    assert r"\caption{p \textless{} 0.05 $^{+}$}" in text
+def test_runs_without_an_epoch_share_a_row(runs_dir, write_run, study_of):
+    for number in range(20, 23):
+        write_run(runs_dir / str(number), finished=False, epochs=())
+    table = next(table for table in make_tables(study_of(runs_dir)) if table.name == "unfinished")
+    assert [row[0].text.rpartition("/")[2] for row in table.rows] == ["10", "3 runs have no epoch yet"]
+    assert len(table.records) == 4
 
 
-def test_latex_of_a_study_is_ascii_and_its_groups_close(tables):
-    for table in tables.values():
-        text = to_latex(table)
-        assert not set(re.findall(r"[^\x00-\x7f]", text)) - set("“”"), table.name
-        bare = re.sub(r"\\[{}]", "", text)
-        assert bare.count("{") == bare.count("}")
-        body = text.partition(r"\midrule")[2].partition(r"\bottomrule")[0].strip().splitlines()
-        assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {len(table.header) - 1}
-
-
-def test_csv(odd):
-    assert to_csv(odd) == 'name,P@1\n"say ""hi"", x",0.1234\n'
+def test_the_longer_side_of_the_differences_goes_down(tmp_path, write_run, study_of):
+    for number in range(3):
+        write_run(tmp_path / str(number), loss__gamma_min=number, overrides=(f"loss.gamma_min={number}",))
+    table = next(table for table in make_tables(study_of(tmp_path)) if table.name == "differences")
+    assert table.header == ("configuration", "loss.gamma_min")
+    assert [[cell.text for cell in row] for row in table.rows] == [[f"gamma_min={n}", str(n)] for n in range(3)]
+    assert table.records == [{"key": "loss.gamma_min"} | {f"gamma_min={n}": str(n) for n in range(3)}]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import time
 from array import array
 from bisect import bisect_left
@@ -22,7 +21,7 @@ from tokenizers import Tokenizer
 
 from prime_xmc.data.corpus import FORMAT_VERSION, LABELS, MANIFEST, Corpus, Ragged, RaggedWriter
 from prime_xmc.data.raw import RawFiles, Record, read_filter, read_records
-from prime_xmc.files import temporary_folder, write_json
+from prime_xmc.files import publishing, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +105,10 @@ def prepare(
         manifest |= {"fingerprint": fingerprint, "tokenizer": tokenizer_name, "raw_directory": str(source.directory)}
 
         tokenizer.enable_truncation(max_length)
-        with temporary_folder(directory) as temporary:
+        with publishing(directory, replace=False) as temporary:
             manifest |= _Build(paths, manifest, tokenizer, temporary, progress).run()
             manifest["files"] = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
             write_json(temporary / MANIFEST, manifest)
-            _publish(temporary, directory)
     for warning in manifest["warnings"]:
         logger.warning("%s", _sentence(warning))
     return directory
@@ -363,15 +361,6 @@ def _hash(blocks: Iterable[bytes]) -> str:
     for block in blocks:
         digest.update(block)
     return digest.hexdigest()
-
-
-def _publish(temporary: Path, directory: Path) -> None:
-    """Give the finished folder its name, unless another process has been faster; then its folder stays."""
-    try:
-        os.replace(temporary, directory)
-    except OSError:
-        if not (directory / MANIFEST).is_file():
-            raise
 
 
 def _progress() -> Progress:

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -18,7 +17,7 @@ from rich.progress import track
 from tokenizers import Tokenizer
 
 from prime_xmc.data.corpus import Ragged
-from prime_xmc.files import temporary_folder, write_json
+from prime_xmc.files import publishing, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ def write_synthetic(
         raise ValueError(f"{folder} exists but holds no {SETTINGS}; delete it and start again")
 
     rng = np.random.default_rng(seed)
-    with temporary_folder(folder) as temporary:
+    with publishing(folder, replace=False) as temporary:
         logger.info("writing synthetic data to %s", folder)
         lengths = np.minimum(rng.geometric(1 / labels_per_query, num_queries), num_labels)
         frequencies = rng.permutation(power_law_frequencies(num_labels, int(lengths.sum())))
@@ -109,8 +108,6 @@ def write_synthetic(
         for split in ("train", "test"):
             (temporary / f"filter_labels_{split}.txt").touch()
         write_json(temporary / SETTINGS, settings)
-        if not (folder / SETTINGS).is_file():  # unless another process has been faster
-            os.replace(temporary, folder)
     return folder
 
 

@@ -12,13 +12,12 @@ from typing import Any
 
 import transformers
 from jaxtyping import Float
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from prime_xmc.export.folder import CONFIG, FORMAT_VERSION, INDEX, LABELS, METRICS, PROTOTYPES, read_config
 from prime_xmc.export.model_card import model_card
-from prime_xmc.files import replace_folder, temporary_folder, write_json, write_text
+from prime_xmc.files import publishing, save_tensors, write_json, write_text
 from prime_xmc.index.search import FaissSearch
 from prime_xmc.model.encoder import TextEncoder, quiet_transformers
 from prime_xmc.model.lora import merged
@@ -82,20 +81,19 @@ def save_bundle(
     directory = directory.resolve()
     if directory.exists() and not (directory / CONFIG).is_file() and any(directory.iterdir()):
         raise ValueError(f"{directory} exists and holds no {CONFIG}: it is not overwritten; export to another folder")
-    with temporary_folder(directory) as temporary:
+    with publishing(directory, replace=True) as temporary:
         faiss_index = index if isinstance(index, FaissSearch) else None
         config = _describe(encoder, tokenizer, max_length, prototypes, faiss_index, settings)
         write_json(temporary / CONFIG, config)
         _write_encoder(temporary, encoder, tokenizer, max_length)
-        save_file(_on_cpu({"centroids": prototypes.centroids.rows}), temporary / "centroids.safetensors")
-        save_file(_on_cpu(prototypes.state_dict()), temporary / "prototype_network.safetensors")
-        save_file(_on_cpu({"prototypes": label_prototypes, "label_emb": label_emb}), temporary / PROTOTYPES)
+        save_tensors(temporary / "centroids.safetensors", {"centroids": prototypes.centroids.rows})
+        save_tensors(temporary / "prototype_network.safetensors", prototypes.state_dict())
+        save_tensors(temporary / PROTOTYPES, {"prototypes": label_prototypes, "label_emb": label_emb})
         if faiss_index is not None:
             faiss_index.save(temporary / INDEX)
         num_written = _write_labels(temporary / LABELS, labels)
         assert num_written == len(label_prototypes) == len(label_emb) == prototypes.num_labels
         _write_results(temporary, config, metrics)
-        replace_folder(temporary, directory)
 
 
 def update_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
@@ -181,10 +179,6 @@ def _write_labels(path: Path, labels: Iterable[tuple[str, str]]) -> int:
             file.write(json.dumps({"uid": uid, "text": text}, ensure_ascii=False) + "\n")
             num_written += 1
     return num_written
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _write_results(directory: Path, config: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> None:

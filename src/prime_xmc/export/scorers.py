@@ -13,12 +13,11 @@ from typing import Any
 
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from prime_xmc.export.folder import PROTOTYPES
 from prime_xmc.export.predictor import Predictor
-from prime_xmc.files import replace_folder, temporary_folder, write_json
+from prime_xmc.files import publishing, save_tensors, write_json
 from prime_xmc.index.search import ExactSearch
 
 SCORERS = ("theta", "W", "ensemble")
@@ -86,10 +85,9 @@ def save_classifiers(
         "encoder": digest,
         "settings": dict(settings),
     }
-    with temporary_folder(directory) as temporary:
+    with publishing(directory, replace=True) as temporary:
         write_json(temporary / CONFIG, config)
-        save_file({"classifiers": vectors.detach().cpu().contiguous()}, temporary / VECTORS)
-        replace_folder(temporary, directory)
+        save_tensors(temporary / VECTORS, {"classifiers": vectors})
 
 
 def load_classifiers(directory: Path, model: Path) -> Float[Tensor, "label d"]:

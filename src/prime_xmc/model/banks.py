@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int64
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from prime_xmc.files import save_tensors
 
 BANKS = "banks"  # key of a checkpoint under which its banks are, see `prime_xmc.training.checkpoints`
 PLACEMENTS = ("device", "host", "mmap")
@@ -73,15 +74,15 @@ class RowBank(nn.Module):
         self.rows[ids.to(self.rows.device)] = rows.detach().to(self.rows.device, self.rows.dtype)
 
     def save(self, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-        """Write the rows to a new folder, in shards: rows-00000.safetensors and so on, and an index.
+        """Write the rows to a folder, in shards: rows-00000.safetensors and so on, and an index.
 
         Memory beyond the bank is at most one shard, and none where the rows are on the CPU.
         """
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         per_shard = max(1, shard_bytes // (self.rows.shape[1] * self.rows.element_size()))
         shards = self.rows.split(per_shard)
         for number, shard in enumerate(shards):
-            save_file({"rows": shard.cpu()}, directory / _shard_name(number))
+            save_tensors(directory / _shard_name(number), {"rows": shard})
         index = {"num_rows": len(self), "dim": self.rows.shape[1], "num_shards": len(shards)}
         (directory / "index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
 

@@ -1,1 +1,1 @@
-"""What training runs left behind, read, compared, and written as tables and as a page."""
+"""Reports: what training runs have left, read, compared, and written as a page and as tables."""

@@ -1,63 +1,89 @@
-"""The figures of a report: small panels, a trace for each configuration, in the same colour in all of them."""
+"""The charts of a report as plain values: one series for each configuration, without any drawing."""
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
-import plotly.graph_objects as go
 
-from prime_xmc.reporting.run_folders import Configuration, negative_pool
-from prime_xmc.reporting.statistics import bin_names
+from prime_xmc.reporting.configurations import Configuration, negative_pool
+from prime_xmc.reporting.statistics import bin_names, summary
 from prime_xmc.reporting.study import BINNED, COVERAGE_K, Study
-from prime_xmc.reporting.tables import summary
 
-# Each reads on white and on near black; then the same again with other dashes and patterns.
-COLOURS = ("#3b82f6", "#e8710a", "#16a34a", "#d6409f", "#8b5cf6", "#0d9488", "#b08900", "#ef4444")
-_DASHES = ("solid", "dash", "dot", "dashdot")
-_SYMBOLS = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲"}
-_HOVER = "%{{fullData.name}}<br>{}<extra></extra>"
 _LEARNING = ("train/loss", "val/P@1", "val/P@5", "val/PSP@1", "val/PSP@5", "val/R@100")
-_AGAINST_COST = ("test/P@1", "test/PSP@5")
-_NOT_DIAGNOSTIC = ("train/loss",)
+_AGAINST_COST = ("P@1", "PSP@5")
+_SHARES = ("train/violators", "train/clipped_margins")  # between 0 and 1 for every loss, so they share a scale
+_OTHER_SCALE = 10.0  # configurations whose losses differ by more than this factor get charts of their own
+_WIDE_RANGE = 50.0  # an axis is logarithmic if the largest value is more than so many times the smallest
+_NAMES = {"lr": "learning rate", "loss": "training loss"}
 
 
 @dataclass(frozen=True)
-class Panel:
-    """A figure.
+class Point:
+    """A value of a configuration.
 
     Attributes:
-        title: What the vertical axis shows.
-        figure: Its traces; `meta` of each is the place of its configuration. Colours of text and grid, and the size,
-            are the page's.
+        x: Horizontal place; in a chart of bars the number of the group, in a chart of rows the value.
+        y: Vertical place; unused in a chart of rows.
+        low: Lower end of its bar or band; equal to the value where nothing is known of its spread.
+        high: Upper end.
+        note: Text for a reader who points at it.
+    """
+
+    x: float
+    y: float
+    low: float
+    high: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """What a chart shows of one configuration.
+
+    Attributes:
+        place: The configuration's place in the study, which chooses its colour, marker and dashes.
+        name: The configuration's name.
+        points: Its values from left to right.
+        radius: Radius of its markers in pixels.
+    """
+
+    place: int
+    name: str
+    points: tuple[Point, ...]
+    radius: float = 3.5
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart.
+
+    Attributes:
+        title: What it shows, with the unit of the values.
+        kind: Lines with bands, points with error bars, bars side by side, or a row with one value for each series.
+        series: One for each configuration that has values.
+        x_title: Meaning of the horizontal axis.
+        x_ticks: Places and texts of its ticks; empty: chosen by the values.
+        x_log: Whether the horizontal axis is logarithmic.
+        y_log: Whether the axis of the values is logarithmic.
     """
 
     title: str
-    figure: go.Figure
+    kind: Literal["lines", "points", "bars", "rows"]
+    series: tuple[Series, ...]
+    x_title: str
+    x_ticks: tuple[tuple[float, str], ...] = ()
+    x_log: bool = False
+    y_log: bool = False
 
 
-def line_style(place: int) -> str:
-    """Return what CSS calls the lines of a configuration."""
-    return _cycle(("solid", "dashed", "dotted", "double"), place)
-
-
-def colour(place: int) -> str:
-    """Return the colour of a configuration."""
-    return COLOURS[place % len(COLOURS)]
-
-
-def symbol(place: int) -> str:
-    """Return the character that looks like the markers of a configuration."""
-    return list(_SYMBOLS.values())[place % len(_SYMBOLS)]
-
-
-def learning_curves(study: Study) -> list[Panel]:
+def learning_curves(study: Study) -> list[Chart]:
     """Return loss and validation metrics by epoch: means over seeds, and the band from the lowest to the highest."""
-    return [panel for name in _LEARNING if (panel := _by_epoch(study, name)) is not None]
+    return [chart for name in _LEARNING for chart in _by_epoch(study, name)]
 
 
-def diagnostics(study: Study) -> list[Panel]:
+def diagnostics(study: Study) -> list[Chart]:
     """Return the terms of the loss, violators, clipped margins, centroid drift and learning rate by epoch."""
     logged = [
         name
@@ -66,162 +92,176 @@ def diagnostics(study: Study) -> list[Panel]:
         for row in run.epochs
         for name in row
     ]
-    names = [name for name in dict.fromkeys(logged) if name.startswith("train/") and name not in _NOT_DIAGNOSTIC]
-    return [panel for name in (*names, "lr") if (panel := _by_epoch(study, name)) is not None]
+    names = [name for name in dict.fromkeys(logged) if name.startswith("train/") and name not in _LEARNING]
+    return [chart for name in (*names, "lr") for chart in _by_epoch(study, name)]
 
 
-def cost(study: Study) -> list[Panel]:
-    """Return accuracy against training time, and against negatives with blobs of the size of the batch (Fig. 1)."""
-    panels = []
+def cost(study: Study) -> list[Chart]:
+    """Return accuracy against training time and, where configurations differ in it, against the pool of negatives."""
+    configurations = study.runs.configurations
+    minutes = [_minutes(configuration) for configuration in configurations]
+    pools = [negative_pool(configuration) for configuration in configurations]
+    distinct = sorted({pool for pool in pools if pool is not None})
+    pool_ticks = tuple((float(pool), f"{pool:,}") for pool in distinct)
+    charts = []
     for metric in _AGAINST_COST:
-        shown = metric.removeprefix("test/")
-        for title, axis, kind in (
-            (f"{shown} against training time", "minutes", "train/seconds"),
-            (f"{shown} against negatives", "negative pool of a query", "pool"),
-        ):
-            figure = _figure(axis, f"{shown} (%)")
-            for place, configuration in enumerate(study.runs.configurations):
-                values, at = configuration.final(metric), _at(configuration, kind)
-                if values and at is not None:
-                    _add_point(figure, place, configuration, at, values, sized=kind == "pool")
-            if figure.data:
-                if kind == "pool":
-                    pools = sorted({point for trace in figure.data for point in trace.x})
-                    figure.update_xaxes(type="log", tickvals=pools, ticktext=[f"{pool:,.0f}" for pool in pools])
-                panels.append(Panel(title, figure))
-    return panels
+        of_time, of_pool = [], []
+        for place, configuration in enumerate(configurations):
+            values, time, pool = configuration.final(f"test/{metric}"), minutes[place], pools[place]
+            if values and time is not None:
+                of_time.append(_at(place, configuration, values, time, "minutes", radius=5.5))
+            if values and pool is not None:
+                of_pool.append(_at(place, configuration, values, float(pool), "negatives", radius=_blob(configuration)))
+        if of_time:
+            charts.append(
+                Chart(f"{metric} (%) against training time", "points", tuple(of_time), x_title="minutes of training")
+            )
+        if of_pool and len(distinct) > 1:
+            charts.append(
+                Chart(
+                    f"{metric} (%) against negatives",
+                    "points",
+                    tuple(of_pool),
+                    x_title="negative pool of a query",
+                    x_ticks=pool_ticks,
+                    x_log=True,
+                )
+            )
+    return charts
 
 
-def label_frequency(study: Study) -> list[Panel]:
+def label_frequency(study: Study) -> list[Chart]:
     """Return what each bin of labels contributes to P@5 and PSP@5."""
-    panels = []
+    charts = []
     for metric in BINNED:
-        figure = _figure("training queries of the label", f"contribution to {metric} (points)")
+        series = []
         for place, configuration in enumerate(study.runs.configurations):
             if evaluations := study.evaluations.get(configuration.name):
                 by_bin = 100 * np.stack([evaluation.by_bin[metric] for evaluation in evaluations])
-                means, deviations = zip(*(summary(column) for column in by_bin.T), strict=True)
-                figure.add_bar(
-                    x=bin_names(),
-                    y=means,
-                    error_y=_error_bars(deviations),
-                    name=html.escape(configuration.name),
-                    meta=place,
-                    marker={"color": colour(place), "pattern": {"shape": _pattern(place)}},
-                    hovertemplate=_HOVER.format("%{x} training queries: %{y:.2f}"),
+                points = []
+                for group, (column, bin_name) in enumerate(zip(by_bin.T, bin_names(), strict=True)):
+                    mean, deviation = summary(column)
+                    spread = deviation or 0.0
+                    note = f"labels with {bin_name} training queries: {_with_deviation(mean, deviation)} points"
+                    points.append(Point(float(group), mean, mean - spread, mean + spread, note))
+                series.append(Series(place, configuration.name, tuple(points)))
+        if series:
+            charts.append(
+                Chart(
+                    f"Contribution to {metric} (points)",
+                    "bars",
+                    tuple(series),
+                    x_title="training queries of the label",
+                    x_ticks=tuple((float(group), name) for group, name in enumerate(bin_names())),
                 )
-        if figure.data:
-            figure.update_xaxes(type="category")
-            panels.append(Panel(f"{metric} by label frequency", figure))
-    return panels
+            )
+    return charts
 
 
-def coverage(study: Study) -> list[Panel]:
+def coverage(study: Study) -> list[Chart]:
     """Return the share of labels that are found at least once among the first k."""
-    figure = _figure("k", "labels found (%)")
+    series = []
     for place, configuration in enumerate(study.runs.configurations):
         if evaluations := study.evaluations.get(configuration.name):
-            found = 100 * np.array([[run.macro[f"coverage@{k}"] for k in COVERAGE_K] for run in evaluations])
-            _add_curve(figure, place, configuration.name, COVERAGE_K, found)
-    if not figure.data:
+            by_run = 100 * np.array([[run.macro[f"coverage@{k}"] for k in COVERAGE_K] for run in evaluations])
+            points = [_over_runs(k, column, f"k = {k}", " %") for k, column in zip(COVERAGE_K, by_run.T, strict=True)]
+            series.append(Series(place, configuration.name, tuple(points)))
+    if not series:
         return []
-    figure.update_xaxes(type="log", tickvals=COVERAGE_K)
-    return [Panel("Coverage at k", figure)]
+    ticks = tuple((float(k), str(k)) for k in COVERAGE_K)
+    return [Chart("Coverage at k (%)", "lines", tuple(series), x_title="k", x_ticks=ticks, x_log=True)]
 
 
-def _by_epoch(study: Study, name: str) -> Panel | None:
-    scale, unit = (100, " (%)") if name.startswith("val/") else (1, "")
-    shown = name.removeprefix("val/").removeprefix("train/").replace("_", " ")
-    shown = {"lr": "learning rate", "loss": "training loss"}.get(shown, shown)
-    figure, longest = _figure("epoch", f"{shown}{unit}"), 0.0
+def _by_epoch(study: Study, name: str) -> list[Chart]:
+    """Return the charts of one logged value: several if the scales of the configurations are far apart."""
+    is_metric = name.startswith("val/")
+    scale, unit = (100, " %") if is_metric else (1, "")
+    series = []
     for place, configuration in enumerate(study.runs.configurations):
         by_run = [
-            {row["epoch"] + 1: scale * row[name] for row in run.epochs if name in row} for run in configuration.runs
+            {int(row["epoch"]) + 1: scale * row[name] for row in run.epochs if name in row}
+            for run in configuration.runs
         ]
         by_run = [values for values in by_run if values]
         epochs = sorted(set.intersection(*(set(values) for values in by_run))) if by_run else []
-        if epochs:
-            _add_curve(figure, place, configuration.name, epochs, np.array([[v[e] for e in epochs] for v in by_run]))
-            longest = max(longest, *epochs)
-    figure.update_xaxes(tick0=0, dtick=max(1, round(longest / 6)))  # whole epochs
-    return Panel(f"validation {shown}" if name.startswith("val/") else shown, figure) if figure.data else None
+        points = [
+            _over_runs(epoch, np.array([values[epoch] for values in by_run]), f"epoch {epoch}", unit)
+            for epoch in epochs
+        ]
+        if points:
+            series.append(Series(place, configuration.name, tuple(points)))
+    if not series:
+        return []
+    shown = name.removeprefix("val/").removeprefix("train/").replace("_", " ")
+    title = f"Validation {shown} (%)" if is_metric else _NAMES.get(shown, shown).capitalize()
+    groups = [series] if is_metric or name in _SHARES else _by_scale(series)
+    charts = []
+    for group in groups:
+        highest = max(point.high for member in group for point in member.points)
+        shown = f"{highest:,.0f}" if highest >= 100 else f"{highest:.3g}"
+        suffix = "" if len(groups) == 1 else f", values up to {shown}"
+        charts.append(_curves(f"{title}{suffix}", group, may_be_log=not is_metric))
+    return charts
 
 
-def _add_curve(figure: go.Figure, place: int, name: str, x: Sequence[float | int], by_run: np.ndarray) -> None:
-    """Add the mean over runs and, of several, the band between lowest and highest."""
-    if len(by_run) > 1:
-        figure.add_scatter(
-            x=[*x, *reversed(x)],
-            y=[*by_run.max(axis=0), *by_run.min(axis=0)[::-1]],
-            fill="toself",
-            fillcolor=_transparent(colour(place)),
-            mode="none",
-            hoverinfo="skip",
-            meta=place,
-        )
-    figure.add_scatter(
-        x=list(x),
-        y=by_run.mean(axis=0).tolist(),
-        name=html.escape(name),  # plotly reads tags
-        meta=place,
-        mode="lines+markers",
-        line={"color": colour(place), "dash": _cycle(_DASHES, place), "width": 2},
-        marker={"symbol": list(_SYMBOLS)[place % len(_SYMBOLS)], "size": 6},
-        hovertemplate=_HOVER.format("%{y:.4~g}"),
+def _curves(title: str, series: Sequence[Series], *, may_be_log: bool) -> Chart:
+    """Return curves by epoch, or rows with one value each where no configuration has a second epoch."""
+    points = [point for member in series for point in member.points]
+    lowest, highest = min(point.low for point in points), max(point.high for point in points)
+    is_log = may_be_log and lowest > 0 and highest > _WIDE_RANGE * lowest
+    if any(len(member.points) > 1 for member in series):
+        return Chart(title, "lines", tuple(series), x_title="epoch", y_log=is_log)
+    epochs = {int(point.x) for point in points}
+    when = f"after epoch {epochs.pop()}" if len(epochs) == 1 else "after the only epoch that has a value"
+    rows = tuple(
+        Series(member.place, member.name, tuple(Point(p.y, 0.0, p.low, p.high, p.note) for p in member.points), 5.0)
+        for member in series
     )
+    return Chart(f"{title} {when}", "rows", rows, x_title="", y_log=is_log)
 
 
-def _add_point(
-    figure: go.Figure, place: int, configuration: Configuration, at: float, values: Sequence[float], *, sized: bool
-) -> None:
+def _by_scale(series: Sequence[Series]) -> list[list[Series]]:
+    """Divide curves into groups of similar size; within a group they keep the order of the configurations."""
+
+    def size(member: Series) -> float:
+        return float(np.median([abs(point.y) for point in member.points]))
+
+    ordered = sorted(series, key=size)
+    groups = [[ordered[0]]]
+    for smaller, larger in pairwise(ordered):
+        if 0 < _OTHER_SCALE * size(smaller) < size(larger):
+            groups.append([])
+        groups[-1].append(larger)
+    return [sorted(group, key=lambda member: member.place) for group in groups]
+
+
+def _over_runs(x: int, values: np.ndarray, at: str, unit: str) -> Point:
+    """Return the mean over runs, with the band from the lowest to the highest."""
+    mean, low, high = float(values.mean()), float(values.min()), float(values.max())
+    spread = f" (seeds: {low:.4g} to {high:.4g})" if len(values) > 1 else ""
+    return Point(float(x), mean, low, high, f"{at}: {mean:.4g}{unit}{spread}")
+
+
+def _at(
+    place: int, configuration: Configuration, values: Sequence[float], x: float, unit: str, *, radius: float
+) -> Series:
     mean, deviation = summary([100 * value for value in values])
+    spread = deviation or 0.0
     batch = configuration.settings.get("sampling.batch_size")
-    size = 6 + np.sqrt(batch) / 2 if sized and isinstance(batch, int) else 11
-    figure.add_scatter(
-        x=[at],
-        y=[mean],
-        error_y=_error_bars([deviation]),
-        name=html.escape(configuration.name),
-        meta=place,
-        mode="markers",
-        marker={
-            "color": colour(place),
-            "symbol": list(_SYMBOLS)[place % len(_SYMBOLS)],
-            "size": float(size),
-            "opacity": 0.85,
-        },
-        hovertemplate=_HOVER.format("%{y:.2f} % at %{x:,.1f}" + ("" if batch is None else f", batch of {batch}")),
-    )
+    note = f"{_with_deviation(mean, deviation)} % at {x:,.4g} {unit}" + ("" if batch is None else f", batch of {batch}")
+    return Series(place, configuration.name, (Point(x, mean, mean - spread, mean + spread, note),), radius)
 
 
-def _at(configuration: Configuration, kind: str) -> float | None:
-    if kind == "pool":
-        pool = negative_pool(configuration)
-        return None if pool is None else float(pool)
-    seconds = configuration.final(kind)
+def _with_deviation(mean: float, deviation: float | None) -> str:
+    return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def _minutes(configuration: Configuration) -> float | None:
+    seconds = configuration.final("train/seconds")
     return summary(seconds)[0] / 60 if seconds else None
 
 
-def _figure(x_title: str, y_title: str) -> go.Figure:
-    figure = go.Figure()
-    figure.update_layout(template="none", showlegend=False, barmode="group", hovermode="closest")
-    figure.update_xaxes(title=x_title, automargin=True)
-    figure.update_yaxes(title=y_title, automargin=True, exponentformat="e")
-    return figure
-
-
-def _error_bars(deviations: Sequence[float | None]) -> dict[str, Any]:
-    return {"array": [deviation or 0.0 for deviation in deviations], "visible": any(deviations), "thickness": 1.2}
-
-
-def _cycle(options: Sequence[str], place: int) -> str:
-    return options[place // len(COLOURS) % len(options)]
-
-
-def _pattern(place: int) -> str:
-    return _cycle(("", "/", ".", "x"), place)
-
-
-def _transparent(hexadecimal: str) -> str:
-    red, green, blue = (int(hexadecimal[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.18)"
+def _blob(configuration: Configuration) -> float:
+    """Return a radius that grows with the batch, as in Figure 1 of the paper."""
+    batch = configuration.settings.get("sampling.batch_size")
+    return 3 + float(np.sqrt(batch)) / 4 if isinstance(batch, int) else 5.5

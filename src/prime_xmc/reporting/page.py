@@ -2,92 +2,92 @@
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from omegaconf import OmegaConf
-from plotly.offline import get_plotlyjs
 
-from prime_xmc.reporting import figures
-from prime_xmc.reporting.figures import Panel
-from prime_xmc.reporting.run_folders import Configuration
-from prime_xmc.reporting.study import Study
-from prime_xmc.reporting.tables import Table
+from prime_xmc.reporting import figures, svg
+from prime_xmc.reporting.configurations import Configuration
+from prime_xmc.reporting.contents import Chapter, Report
+from prime_xmc.reporting.figures import Chart
 
 _FOLDER = Path(__file__).parent
-_LEARNING = "By epoch: the mean over seeds, and the band from the lowest to the highest of them."
-_COST = (
-    "Final test metrics, a point a configuration, bars of a standard deviation over seeds. Blobs grow with the batch; "
-    "the negative pool is what a batch draws, queries times positives (Fig. 1 and Table 5 of the paper)."
+_LEARNING = "By epoch: the mean over seeds, with a band from the lowest to the highest seed."
+_SCALES = " Losses that are more than ten times apart are on charts of their own."
+_COST = "Final test metrics, one point for each configuration, with bars of one standard deviation over seeds."
+_NEGATIVES = (
+    " The negative pool is what a batch draws, queries times positives, and points grow with the batch, as in Figure 1 "
+    "and Table 5 of the paper."
 )
-_FREQUENCY = "Which labels the metrics owe their height to, from those that training has never seen to frequent ones."
+_FREQUENCY = (
+    "Which labels the metrics come from, from labels that training has never seen to frequent ones. Bars show one "
+    "standard deviation over seeds."
+)
 _DIAGNOSTICS = (
-    "By epoch, as logged in training: the terms of the loss, violators (triplets with a loss above 0), clipped margins "
-    "(those cut at gamma_min or gamma_max) and centroid drift."
+    "By epoch, as logged during training: the terms of the loss, violators (the share of triplets with a loss above "
+    "0), clipped margins (the share cut off at gamma_min or gamma_max) and centroid drift."
 )
-_EXAMPLES = "Test queries drawn at random, their labels, and the first five of each configuration (its first seed)."
-_CONFIGURATIONS = "Resolved, without seed, paths and loggers; in angle brackets what the machine answers."
+_EXAMPLES = (
+    "Test queries drawn at random, with their labels and the first five labels that the first run of each "
+    "configuration predicts."
+)
+_CONFIGURATIONS = (
+    "Resolved, without seed, paths and loggers. Angle brackets hold expressions whose values come from the machine."
+)
+_NUMBER = re.compile(r"([-+−]?\d[\d.,]*(?:e[-+]?\d+)?)")
+_BREAK = re.compile(r"(?<=[/_.])")  # a line may end here within a name such as loss.gamma_min=0.3
+_TOGETHER = re.compile(r"(?<=\d) (?=%)|(?<=\bp) (?=<)|(?<=[<>]) (?=\d)")
 
 
-def render(studies: Sequence[Study], tables: Sequence[Sequence[Table]], *, title: str, method: Sequence[str]) -> str:
+def render(report: Report) -> str:
     """Return the page.
 
-    Everything from the runs is escaped; beyond that, the page's policy lets no script run whose hash it does not name,
-    and nothing be loaded.
-
-    Args:
-        studies: The data sets.
-        tables: The tables of each.
-        title: Of the page.
-        method: Paragraphs on how to read it.
+    All text from the runs is escaped. Beyond that, the policy of the page allows no script whose hash it does not name,
+    and allows nothing to be loaded.
     """
-    charts: list[dict[str, Any]] = []
-    shown = [_study(place, study, own, charts) for place, (study, own) in enumerate(zip(studies, tables, strict=True))]
-    plotly, script = get_plotlyjs(), (_FOLDER / "page.js").read_text(encoding="utf-8")
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
     environment.filters["breakable"] = _breakable
+    environment.filters["together"] = _together
     return environment.get_template("page.html.j2").render(
-        title=title,
-        summary=_summary(studies),
-        studies=shown,
-        method=method,
-        figures=Markup(_json(charts)),
-        plotly=Markup(plotly),
+        report=report,
+        studies=[_chapter(place, chapter) for place, chapter in enumerate(report.chapters)],
         script=Markup(script),
         style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
-        script_hashes=Markup(" ".join(map(_source_hash, (plotly, script)))),
+        script_hash=Markup(_source_hash(script)),
     )
 
 
-def _study(place: int, study: Study, tables: Sequence[Table], charts: list[dict[str, Any]]) -> dict[str, Any]:
+def _chapter(place: int, chapter: Chapter) -> dict[str, Any]:
     identifier = f"dataset-{place + 1}"
-    by_name = {table.name: table for table in tables}
+    study = chapter.study
+    by_name = {table.name: table for table in chapter.tables}
 
     def section(
         name: str,
         title: str,
         text: str = "",
         *,
-        panels: Sequence[Panel] = (),
+        charts: Sequence[Chart] = (),
         names: Sequence[str] = (),
         **more: Any,
     ) -> dict[str, Any]:
-        shown_panels = []
-        for panel in panels:
-            shown_panels.append({"id": len(charts), "title": panel.title})
-            charts.append({"study": identifier, **json.loads(panel.figure.to_json())})
         return {
             "id": f"{identifier}-{name}",
             "title": title,
             "text": text,
-            "panels": shown_panels,
+            "charts": [{"title": chart.title, "svg": Markup(svg.draw(chart))} for chart in charts],
             "tables": [
-                {"anchor": f"{identifier}-{name}-{table}", "content": by_name[table]}
+                {
+                    "anchor": f"{identifier}-{name}-{table}",
+                    "content": by_name[table],
+                    "is_folded": table == "unfinished",
+                }
                 for table in names
                 if table in by_name
             ],
@@ -96,18 +96,22 @@ def _study(place: int, study: Study, tables: Sequence[Table], charts: list[dict[
         }
 
     configurations = study.runs.configurations
+    learning, cost = figures.learning_curves(study), figures.cost(study)
+    of_loss = [chart for chart in learning if chart.title.startswith("Training loss")]
+    about_learning = _LEARNING + (_SCALES if len(of_loss) > 1 else "")
+    about_cost = _COST + (_NEGATIVES if any(chart.x_log for chart in cost) else "")
     sections = [
         section("results", "Results", names=("results", "comparison", "validation")),
-        section("learning", "Learning curves", _LEARNING, panels=figures.learning_curves(study)),
-        section("cost", "Accuracy and cost", _COST, panels=figures.cost(study), names=("cost",)),
+        section("learning", "Learning curves", about_learning, charts=learning),
+        section("cost", "Accuracy and cost", about_cost, charts=cost, names=("cost",)),
         section(
             "frequency",
             "Rare and frequent labels",
             _FREQUENCY,
-            panels=[*figures.label_frequency(study), *figures.coverage(study)],
+            charts=[*figures.label_frequency(study), *figures.coverage(study)],
             names=("bins_P5", "bins_PSP5", "macro", "coverage"),
         ),
-        section("diagnostics", "Inside the loss", _DIAGNOSTICS, panels=figures.diagnostics(study)),
+        section("diagnostics", "Inside the loss", _DIAGNOSTICS, charts=figures.diagnostics(study)),
         section("examples", "Predictions", _EXAMPLES, examples=study.examples),
         section(
             "configurations",
@@ -118,29 +122,18 @@ def _study(place: int, study: Study, tables: Sequence[Table], charts: list[dict[
         ),
         section("runs", "Runs", names=("runs", "unfinished")),
     ]
-    filled = ("panels", "tables", "examples", "configurations")
+    filled = ("charts", "tables", "examples", "configurations")
     return {
         "id": identifier,
         "name": study.runs.name,
+        "headline": chapter.headline,
         "notes": study.notes,
         "legend": [
-            {"name": c.name, "colour": figures.colour(i), "symbol": figures.symbol(i), "line": figures.line_style(i)}
+            {"name": c.name, "colour": svg.colour(i), "symbol": svg.symbol(i), "line": svg.line_style(i)}
             for i, c in enumerate(configurations)
         ],
         "sections": [section for section in sections if any(section[key] for key in filled)],
     }
-
-
-def _summary(studies: Sequence[Study]) -> str:
-    def count(number: int, what: str) -> str:
-        return f"{number} {what}{'' if number == 1 else 's'}"
-
-    finished = sum(len(c.runs) for study in studies for c in study.runs.configurations)
-    unfinished = sum(len(study.runs.unfinished) for study in studies)
-    configurations = sum(len(study.runs.configurations) for study in studies)
-    text = f"{count(finished, 'finished run')} of {count(configurations, 'configuration')}"
-    text += f" on {count(len(studies), 'data set')}."
-    return text + (f" {count(unfinished, 'unfinished run')}, listed at the end." if unfinished else "")
 
 
 def _yaml(configuration: Configuration) -> str:
@@ -155,13 +148,19 @@ def _yaml(configuration: Configuration) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """Return a text whose lines may end within names such as loss.gamma_min=0.3."""
-    return Markup("<wbr>").join(re.split(r"(?<=[/_.=])", text))
+    """Return a text whose lines may end within names such as loss.gamma_min=0.3, but never within a number."""
+    parts = _NUMBER.split(text)  # every second part is a number
+    return Markup().join(
+        Markup('<span class="whole">{}</span>').format(part)
+        if place % 2
+        else Markup("<wbr>").join(map(escape, _BREAK.split(part)))
+        for place, part in enumerate(parts)
+    )
 
 
-def _json(content: Any) -> str:
-    r"""Return JSON for a script element: < is written as \u003c, so that no text in it can end the element."""
-    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(content, ensure_ascii=False))
+def _together(text: str) -> str:
+    """Return a text whose lines do not end within expressions such as 62.2 % and p < 0.05."""
+    return _TOGETHER.sub("\N{NO-BREAK SPACE}", text)
 
 
 def _source_hash(script: str) -> str:

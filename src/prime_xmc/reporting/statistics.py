@@ -1,5 +1,6 @@
-"""What a report computes: bootstrap over seeds and queries, label-frequency bins, macro metrics and coverage."""
+"""The statistics of a report: a bootstrap over seeds and queries, bins of label frequency, macro metrics, coverage."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -7,19 +8,19 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 
 from prime_xmc.data.corpus import Ragged
 
-# Training queries of a label, bounds included; the last bin has no upper one.
+# Numbers of training queries of a label, both bounds included; the last bin has no upper bound.
 BINS = ((0, 0), (1, 1), (2, 5), (6, 20), (21, 100), (101, None))
-_CELLS = 4_000_000  # queries x resamples that are drawn at once
+_CELLS = 4_000_000  # queries times resamples that are drawn at once, to bound the memory
 
 
 class Comparison(NamedTuple):
     """A difference between two configurations.
 
     Attributes:
-        difference: Of the first less the second.
+        difference: The first minus the second.
         low: 2.5 % quantile of the resampled differences.
-        high: 97.5 % quantile of them.
-        p: Two-sided, of no difference.
+        high: 97.5 % quantile of the resampled differences.
+        p: Two-sided p-value of the hypothesis that there is no difference.
     """
 
     difference: float
@@ -37,18 +38,19 @@ def bootstrap(
 ) -> Float64[np.ndarray, "resample configuration metric"]:
     """Resample queries and seeds; return each configuration's metrics in every resample.
 
-    A resample draws as many queries as there are, with replacement, the same ones for all runs, so that configurations
-    are compared on the same queries (paired). A metric is the quotient of its sums over the drawn queries. Of each
-    configuration it draws as many runs as there are, too, independently of the others, and takes their mean; deviations
-    from the mean over all runs are scaled by sqrt(S / (S - 1)), without which the variance between S seeds would come
-    out too small by (S - 1) / S. A configuration of one run has no variance between seeds to draw from.
+    A resample draws as many queries as there are, with replacement. All runs get the same draw, so that configurations
+    are compared on the same queries (a paired bootstrap). A metric is the quotient of its sums over the drawn queries.
+    For each configuration, the resample also draws as many runs as there are, independently of the other
+    configurations, and takes their mean. Deviations from the mean over all S runs are scaled by sqrt(S / (S - 1));
+    without this factor the variance between seeds would come out too small by (S - 1) / S. A configuration with a
+    single run has no variance between seeds to draw from.
 
     Args:
-        numerators: Each query's part in the numerator of a metric, by run.
-        denominators: Each query's part in the denominator, which all runs share.
-        configuration_of_run: 0 to configurations - 1, each at least once.
-        num_resamples: Resamples.
-        seed: Of the draws.
+        numerators: Contribution of each query to the numerator of each metric, by run.
+        denominators: Contribution of each query to the denominator, which is the same for all runs.
+        configuration_of_run: Configuration of each run, 0 to configurations - 1, each at least once.
+        num_resamples: Number of resamples.
+        seed: Seed of the draws.
 
     Source:
         Sellam et al. 2022, The MultiBERTs, section 3 (the Multi-Bootstrap); the scale is that of Rao and Wu 1988,
@@ -77,7 +79,7 @@ def bootstrap(
 def compare(
     resampled: Float64[np.ndarray, "resample"], resampled_baseline: Float64[np.ndarray, "resample"], difference: float
 ) -> Comparison:
-    """Return what resamples of two configurations say of the difference that was observed between them.
+    """Return the interval and the p-value of a difference, from resamples of two configurations.
 
     p = min(1, 2 (min(resamples at or below 0, at or above 0) + 1) / (resamples + 1))
 
@@ -92,7 +94,7 @@ def compare(
 
 
 def holm(p_values: Float[np.ndarray, "test"]) -> Float64[np.ndarray, "test"]:
-    """Return p-values that hold for all tests together.
+    """Return p-values corrected for several tests by the method of Holm.
 
     Example:
         >>> holm(np.array([0.04, 0.01, 0.03])).round(3)
@@ -108,13 +110,18 @@ def holm(p_values: Float[np.ndarray, "test"]) -> Float64[np.ndarray, "test"]:
     return adjusted
 
 
+def summary(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
+    """Return the mean and the sample standard deviation; the latter is None for a single value."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
 def bin_names() -> list[str]:
-    """Return how the bins of label frequency are called."""
+    """Return the names of the bins of label frequency."""
     return [str(low) if low == high else f"> {low - 1}" if high is None else f"{low}–{high}" for low, high in BINS]
 
 
 def bin_of_label(label_frequency: Int64[np.ndarray, "label"]) -> Int64[np.ndarray, "label"]:
-    """Return the place in `BINS` of each label.
+    """Return the index into `BINS` for each label.
 
     Example:
         >>> bin_of_label(np.array([0, 1, 5, 6, 1000]))
@@ -130,14 +137,14 @@ def binned_precision(
     weights: Float64[np.ndarray, "label"],
     attainable: float,
 ) -> Float64[np.ndarray, "bin"]:
-    """Return what the labels of each bin contribute to P@k or PSP@k; the contributions add up to the metric.
+    """Return the contribution of each bin of labels to P@k or PSP@k; the contributions add up to the metric.
 
     Args:
         hit: Whether the label at each rank is a positive.
-        indices: Label ids at each rank, -1 pads.
+        indices: Label ids at each rank, padded with -1.
         bins: Bin of each label.
-        weights: What a hit counts: 1 for P@k, the inverse propensity for PSP@k.
-        attainable: The metric's denominator: k queries for P@k, the sum over the best ranking for PSP@k.
+        weights: Weight of a hit: 1 for P@k, the inverse propensity of the label for PSP@k.
+        attainable: Denominator of the metric: k times the queries for P@k, the sum over the best ranking for PSP@k.
     """
     labels = indices[hit]
     return np.bincount(bins[labels], weights=weights[labels], minlength=len(BINS)) / max(attainable, 1e-300)
@@ -150,32 +157,32 @@ def macro_metrics(
     num_labels: int,
     k: int,
 ) -> dict[str, float]:
-    """Return precision, recall and F1 at k by label, averaged over labels, and the coverage at k.
+    """Return precision, recall and F1 at k of each label, averaged over labels, and the coverage at k.
 
-    The first k labels of a query are what is predicted for it. Averages are over the labels that have a positive among
-    these queries; the precision of one that is never predicted is 0. Coverage is the fraction of those labels that are
-    found for at least one query.
+    The first k labels of a query count as predicted. The averages are over the labels that are a positive of at least
+    one query; a label that is never predicted has a precision of 0. Coverage is the fraction of those labels that are
+    predicted correctly for at least one query.
 
     Args:
         hit: Whether the label at each rank is a positive.
-        indices: Label ids at each rank, -1 pads.
-        positives: The true labels of each query.
+        indices: Label ids at each rank, padded with -1.
+        positives: True labels of each query.
         num_labels: Number of labels.
-        k: Ranks looked at.
+        k: Number of ranks that count.
 
     Returns:
-        `macro-P@k`, `macro-R@k`, `macro-F1@k` and `coverage@k`, fractions in [0, 1], 0 without labels.
+        `macro-P@k`, `macro-R@k`, `macro-F1@k` and `coverage@k` as fractions in [0, 1]; 0 if no label is a positive.
 
     Source:
         Schultheis et al. 2023, Generalized test utilities for long-tail performance in extreme multi-label
-        classification; there averages are over all labels.
+        classification; their averages are over all labels.
     """
-    top, found = indices[:, :k], hit[:, :k]
+    top, hit_top = indices[:, :k], hit[:, :k]
     true = np.bincount(positives.values, minlength=num_labels)
     predicted = np.bincount(top[top >= 0], minlength=num_labels)
-    correct = np.bincount(top[found], minlength=num_labels)
-    there = true > 0
-    true, predicted, correct = true[there], predicted[there], correct[there]
+    correct = np.bincount(top[hit_top], minlength=num_labels)
+    occurs = true > 0
+    true, predicted, correct = true[occurs], predicted[occurs], correct[occurs]
     by_label = {
         f"macro-P@{k}": correct / np.maximum(predicted, 1),
         f"macro-R@{k}": correct / true,
@@ -186,7 +193,7 @@ def macro_metrics(
 
 
 def _seed_weights(num_runs: int, num_resamples: int, rng: np.random.Generator) -> Float64[np.ndarray, "resample run"]:
-    """Return the weights, which sum to 1, of a configuration's runs in each resample."""
+    """Return the weight of each run of a configuration in each resample; the weights of a resample sum to 1."""
     if num_runs == 1:
         return np.ones((num_resamples, 1))
     counts = rng.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=num_resamples)

@@ -1,4 +1,4 @@
-"""The runs of one data set, evaluated again query by query, and compared with a baseline."""
+"""The runs of a data set, evaluated again query by query and compared with a baseline."""
 
 import logging
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import read_records
 from prime_xmc.evaluation.metrics import SHOWN, hits, metric_parts
 from prime_xmc.evaluation.predictions import load_predictions
-from prime_xmc.reporting.run_folders import Configuration, DatasetRuns, Run
+from prime_xmc.reporting.configurations import Configuration, DatasetRuns, find_configuration
+from prime_xmc.reporting.run_folders import RunRecord
 from prime_xmc.reporting.statistics import (
     BINS,
     Comparison,
@@ -31,20 +32,20 @@ logger = logging.getLogger(__name__)
 BINNED = ("P@5", "PSP@5")
 MACRO_K = (1, 3, 5)
 COVERAGE_K = (1, 3, 5, 10, 100)
-_DEPTH = 5  # labels of a query that are binned and shown
-_TOLERANCE = 1e-4  # between a metric of metrics.json, in single precision, and the same from predictions.npz
+_DEPTH = 5  # labels of a query that are counted in bins and shown as examples
+_TOLERANCE = 1e-4  # metrics.json holds single precision, so a metric computed again from predictions.npz differs a bit
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What the predictions of a run come to.
+    """The predictions of a run, evaluated.
 
     Attributes:
-        numerators: Each query's part in the numerator of the metrics `SHOWN`.
-        by_bin: What each bin of labels contributes to the metrics `BINNED`.
+        numerators: Contribution of each query to the numerator of each metric in `SHOWN`.
+        by_bin: Contribution of each bin of labels to the metrics in `BINNED`.
         macro: Macro metrics and coverage by name.
-        top: The first five labels of each query, -1 where there are fewer.
-        hit: Whether they are positives.
+        top: First five labels of each query, padded with -1.
+        hit: Whether each of them is a positive.
     """
 
     numerators: Float32[np.ndarray, "query metric"]
@@ -59,10 +60,10 @@ class Example:
     """A test query with its labels and what each configuration predicts for it.
 
     Attributes:
-        row: Place of the query in the test split.
-        text: Of the query; None where the raw file is not there any more.
+        row: Row of the query in the test split.
+        text: Text of the query; None if the raw file is gone.
         positives: Texts of its labels.
-        predictions: By the name of the configuration (its first run): text of a label, and whether it is a positive.
+        predictions: Predicted labels by configuration (its first run): the text, and whether it is a positive.
     """
 
     row: int
@@ -76,14 +77,15 @@ class Study:
     """A data set's configurations, compared.
 
     Attributes:
-        runs: The runs.
-        baseline: What the others are compared with; None where the one asked for is not among them.
-        evaluations: Of the runs of each configuration whose predictions and data are there, by its name.
-        comparisons: With the baseline, by configuration and metric; `p` holds for all configurations together (Holm).
+        runs: Runs of the data set.
+        baseline: Configuration that the others are compared with; None if this data set does not have it.
+        evaluations: Evaluated runs by the name of their configuration, where predictions and data are available.
+        comparisons: Comparisons with the baseline, by configuration and metric; the p-values are corrected for the
+            number of configurations (Holm).
         labels_of_bin: Number of labels in each bin.
         positives_of_bin: Number of test positives in each bin.
-        examples: Some test queries.
-        notes: What is missing, and how to have it.
+        examples: Test queries with their predictions.
+        notes: Sentences on what is missing and how to get it.
     """
 
     runs: DatasetRuns
@@ -96,22 +98,61 @@ class Study:
     notes: list[str] = field(default_factory=list)
 
 
+def make_studies(
+    groups: Sequence[DatasetRuns], baseline: str | None, *, num_resamples: int, num_examples: int, seed: int
+) -> list[Study]:
+    """Evaluate and compare the runs of several data sets.
+
+    Args:
+        groups: Runs by data set.
+        baseline: Name of the configuration to compare with, or the folder of one of its runs; None: in each data set
+            the first configuration that has predictions.
+        num_resamples: Number of resamples of the bootstrap.
+        num_examples: Number of test queries of each data set to show with their predictions.
+        seed: Seed of the bootstrap and of the choice of examples.
+
+    Raises:
+        ValueError: If no data set has the baseline, or predictions are not readable or not those of their run.
+    """
+    if baseline is not None and not any(find_configuration(group.configurations, baseline) for group in groups):
+        names = "\n".join(f"  {configuration.name}" for group in groups for configuration in group.configurations)
+        raise ValueError(
+            f"baseline={baseline} is no configuration of these runs, expected one of\n{names}\n"
+            "or the folder of a run. A name with = or a comma takes two pairs of quotes: "
+            "baseline='\"lr=1e-4, seed=1\"'"
+        )
+    studies = []
+    for group in groups:
+        if baseline is None:
+            chosen = next((c for c in group.configurations if c.has_predictions), None)
+        else:
+            chosen = find_configuration(group.configurations, baseline)
+        studies.append(make_study(group, chosen, num_resamples=num_resamples, num_examples=num_examples, seed=seed))
+    return studies
+
+
 def make_study(
     runs: DatasetRuns, baseline: Configuration | None, *, num_resamples: int, num_examples: int, seed: int
 ) -> Study:
     """Evaluate the predictions of all runs and compare configurations with the baseline.
 
     Args:
-        runs: The runs of a data set.
-        baseline: One of its configurations, or None.
-        num_resamples: Of the bootstrap.
-        num_examples: Test queries to show with their predictions.
-        seed: Of the bootstrap and of the choice of examples.
+        runs: Runs of the data set.
+        baseline: One of its configurations, or None to compare nothing.
+        num_resamples: Number of resamples of the bootstrap.
+        num_examples: Number of test queries to show with their predictions.
+        seed: Seed of the bootstrap and of the choice of examples.
 
     Raises:
         ValueError: If predictions are not readable, or do not give the metrics that their run has recorded.
     """
     study = Study(runs, baseline)
+    if runs.debugging:
+        number = len(runs.debugging)
+        study.notes.append(
+            f"{number} debugging {'run is' if number == 1 else 'runs are'} left out of everything here, because debug, "
+            "trainer.fast_dev_run, trainer.overfit_batches or trainer.limit_..._batches is set."
+        )
     with_predictions = [
         (configuration, [run for run in configuration.runs if run.predictions is not None])
         for configuration in runs.configurations
@@ -120,12 +161,13 @@ def make_study(
     if lacking:
         study.notes.append(
             f"{len(lacking)} of {len(with_predictions)} configurations have no predictions (test=false), so they are "
-            "not in what is computed from them: differences from the baseline, rare and frequent labels, examples."
+            "missing wherever predictions are needed: in the differences from the baseline, in the tables of rare and "
+            "frequent labels, and in the examples."
         )
     if runs.corpus is None:
         study.notes.append(
-            "The prepared data set was not found (model/ of a run names it), so what needs the true labels is missing: "
-            "give the folder that has it by cache_dir=, or prepare it again with python -m prime_xmc.prepare."
+            "The prepared data set was not found, so everything that needs the true labels is missing. Give the folder "
+            "that holds it with cache_dir=, or prepare it again with python -m prime_xmc.prepare."
         )
         return study
     corpus = runs.corpus
@@ -139,7 +181,7 @@ def make_study(
             evaluation, denominators = _evaluate(run, corpus, frequency, bins)
             study.evaluations.setdefault(configuration.name, []).append(evaluation)
     if len(study.evaluations) > 1 and (baseline is None or baseline.name not in study.evaluations):
-        study.notes.append("The baseline is not here, or has no predictions: nothing is compared with it.")
+        study.notes.append("Nothing is compared, because the baseline has no runs on this data set or no predictions.")
     if denominators is not None:
         study.comparisons.update(_compare(study, denominators, num_resamples, seed))
         study.examples.extend(_examples(study, corpus, num_examples, seed))
@@ -147,7 +189,7 @@ def make_study(
 
 
 def _evaluate(
-    run: Run, corpus: Corpus, frequency: Int64[np.ndarray, "label"], bins: Int64[np.ndarray, "label"]
+    run: RunRecord, corpus: Corpus, frequency: Int64[np.ndarray, "label"], bins: Int64[np.ndarray, "label"]
 ) -> tuple[Evaluation, Float32[np.ndarray, "query metric"]]:
     assert run.predictions is not None
     constants = (float(run.settings[f"dataset.propensity.{name}"]) for name in "ab")
@@ -161,14 +203,14 @@ def _evaluate(
         raise ValueError(f"{run.predictions}: {error}") from error
     for name in SHOWN:
         recorded = (run.metrics or {}).get(f"test/{name}")
-        found = float(parts[name][:, 0].sum() / max(parts[name][:, 1].sum(), 1e-300))
-        if recorded is not None and abs(found - recorded) > _TOLERANCE:
+        computed = float(parts[name][:, 0].sum() / max(parts[name][:, 1].sum(), 1e-300))
+        if recorded is not None and abs(computed - recorded) > _TOLERANCE:
             raise ValueError(
-                f"{run.predictions}: {name} is {found:.5f} on {corpus.directory}, but metrics.json of the run says "
-                f"{recorded:.5f}: the predictions are not those of this run, or the data set has changed since"
+                f"{run.predictions}: {name} is {computed:.5f} on {corpus.directory}, but metrics.json of the run says "
+                f"{recorded:.5f}. Either the predictions are not those of this run, or the data set has changed since."
             )
     top, hit_top = indices[:, :_DEPTH], hit[:, :_DEPTH]
-    counted = {"P@5": np.ones_like(weights), "PSP@5": weights}
+    weight_of_hit = {"P@5": np.ones_like(weights), "PSP@5": weights}
     macro: dict[str, float] = {}
     for k in COVERAGE_K:
         values = macro_metrics(hit, indices, positives, corpus.num_labels, k)
@@ -176,7 +218,8 @@ def _evaluate(
     evaluation = Evaluation(
         numerators=np.stack([parts[name][:, 0] for name in SHOWN], axis=1).astype(np.float32),
         by_bin={
-            name: binned_precision(hit_top, top, bins, counted[name], float(parts[name][:, 1].sum())) for name in BINNED
+            name: binned_precision(hit_top, top, bins, weight_of_hit[name], float(parts[name][:, 1].sum()))
+            for name in BINNED
         },
         macro=macro,
         top=top.copy(),
@@ -202,7 +245,7 @@ def _compare(
     others = [place for place in range(len(names)) if place != base]
     result = {}
     for column, metric in enumerate(SHOWN):
-        found = [
+        comparisons = [
             compare(
                 resampled[:, place, column],
                 resampled[:, base, column],
@@ -210,8 +253,8 @@ def _compare(
             )
             for place in others
         ]
-        adjusted = holm(np.array([comparison.p for comparison in found]))
-        for place, comparison, p in zip(others, found, adjusted, strict=True):
+        adjusted = holm(np.array([comparison.p for comparison in comparisons]))
+        for place, comparison, p in zip(others, comparisons, adjusted, strict=True):
             result[names[place], metric] = comparison._replace(p=float(p))
     return result
 
@@ -244,7 +287,7 @@ def _examples(study: Study, corpus: Corpus, num_examples: int, seed: int) -> lis
 
 
 def _query_texts(corpus: Corpus, rows: Sequence[int]) -> dict[int, str]:
-    """Return the texts of some test queries, from the raw file if it is still the one that was prepared."""
+    """Return the texts of some test queries; nothing if the raw file is no longer the one that was prepared."""
     manifest = corpus.manifest
     name = next(name for name in manifest["source"] if name.startswith("tst"))
     path = Path(manifest["raw_directory"], name)

@@ -1,48 +1,32 @@
-"""The tables of a report, and how they read in Markdown, LaTeX and CSV."""
+"""The tables of a report."""
 
-import csv
-import io
 import json
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from prime_xmc.evaluation.metrics import METRICS, SHOWN
-from prime_xmc.reporting.run_folders import Configuration, differences, negative_pool
-from prime_xmc.reporting.statistics import bin_names
+from prime_xmc.reporting.configurations import Configuration, differences, negative_pool
+from prime_xmc.reporting.statistics import bin_names, summary
 from prime_xmc.reporting.study import BINNED, COVERAGE_K, MACRO_K, Study
 
-LEVEL = 0.05  # of the tests
+LEVEL = 0.05  # p-values below it count as significant
 _DASH = "–"
-_TEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "–": "--",
-    "−": "$-$",
-    "±": r"$\pm$",
-    "✓": r"$\surd$",
-}
-_MARKS = {"better": "▲", "worse": "▼"}
-_TEX_MARKS = {"better": "$^{+}$", "worse": "$^{-}$"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell.
+    """A cell of a table.
 
     Attributes:
-        text: What it says.
-        deviation: What comes after ±; empty: nothing.
-        mark: Significantly better or worse than the baseline.
-        best: The best of its column.
-        note: What else there is to know, for who points at it.
+        text: Text or number.
+        deviation: Number after the sign ±; empty for none.
+        mark: Whether the value is significantly better or worse than that of the baseline.
+        best: Whether it is the best value of its column.
+        note: Further information, shown to a reader who points at the cell.
+        interval: Interval, which may stand in a second line; empty for none.
     """
 
     text: str
@@ -50,6 +34,7 @@ class Cell:
     mark: Literal["", "better", "worse"] = ""
     best: bool = False
     note: str = ""
+    interval: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,13 +42,13 @@ class Table:
     """A table.
 
     Attributes:
-        name: Of its files.
-        title: A few words.
-        caption: What the numbers are.
-        header: A name for each column.
-        rows: Cells, as many as the header has names.
-        records: The same for machines: fractions rather than percent, seconds, bytes.
-        num_text_columns: Columns at the left that are text; the others are numbers.
+        name: Name of its files.
+        title: Title of a few words.
+        caption: Explanation of the numbers.
+        header: Name of each column.
+        rows: Cells of each row, one for each column.
+        records: The same content for machines, in fractions rather than percent, seconds and bytes.
+        num_text_columns: Number of columns at the left that hold text; the others hold numbers.
     """
 
     name: str
@@ -76,12 +61,12 @@ class Table:
 
     @property
     def marked(self) -> bool:
-        """Whether a cell is marked."""
+        """Whether at least one cell is marked as better or worse."""
         return any(cell.mark for row in self.rows for cell in row)
 
 
 def make_tables(study: Study) -> list[Table]:
-    """Return the tables of a data set, those without a row left out."""
+    """Return the tables of a data set; a table without rows is left out."""
     tables = [
         _results(study, "test"),
         _comparison(study),
@@ -96,66 +81,6 @@ def make_tables(study: Study) -> list[Table]:
         _unfinished(study),
     ]
     return [table for table in tables if table.rows]
-
-
-def to_markdown(table: Table) -> str:
-    """Return a table in Markdown, its title as a heading."""
-
-    def cell(content: Cell) -> str:
-        text = content.text + (f" ± {content.deviation}" if content.deviation else "")
-        text = re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", text).replace("\n", " ")
-        return (f"**{text}**" if content.best else text) + (f" {_MARKS[content.mark]}" if content.mark else "")
-
-    def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cells)} |"
-
-    aligned = ["---" if place < table.num_text_columns else "---:" for place in range(len(table.header))]
-    lines = [line(cell(Cell(name)) for name in table.header), line(aligned)]
-    lines += [line(map(cell, row)) for row in table.rows]
-    return f"### {table.title}\n\n{table.caption}\n\n" + "\n".join(lines) + "\n"
-
-
-def to_latex(table: Table) -> str:
-    r"""Return a table in LaTeX, which needs \usepackage{booktabs}."""
-
-    def cell(content: Cell) -> str:
-        text = _tex(content.text)
-        text = rf"\textbf{{{text}}}" if content.best else text
-        text += rf" {{\scriptsize $\pm$ {_tex(content.deviation)}}}" if content.deviation else ""
-        return text + (_TEX_MARKS[content.mark] if content.mark else "")
-
-    columns = "l" * table.num_text_columns + "r" * (len(table.header) - table.num_text_columns)
-    caption = _tex(table.caption).replace("▲", _TEX_MARKS["better"]).replace("▼", _TEX_MARKS["worse"])
-    lines = [
-        r"\begin{table}",
-        r"  \centering",
-        rf"  \caption{{{caption}}}",
-        rf"  \label{{tab:{table.name}}}",
-        rf"  \begin{{tabular}}{{{columns}}}",
-        r"    \toprule",
-        f"    {' & '.join(map(_tex, table.header))} \\\\",
-        r"    \midrule",
-        *(f"    {' & '.join(map(cell, row))} \\\\" for row in table.rows),
-        r"    \bottomrule",
-        r"  \end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def to_csv(table: Table) -> str:
-    """Return the records of a table in CSV."""
-    names = list(dict.fromkeys(name for record in table.records for name in record))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table.records)
-    return text.getvalue()
-
-
-def summary(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
-    """Return mean and sample standard deviation, None for the latter of a single value."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def _results(study: Study, stage: Literal["test", "val"]) -> Table:
@@ -173,7 +98,7 @@ def _results(study: Study, stage: Literal["test", "val"]) -> Table:
             comparison = study.comparisons.get((configuration.name, name)) if stage == "test" else None
             if comparison is not None and comparison.p < LEVEL:
                 mark: Literal["better", "worse"] = "better" if comparison.difference > 0 else "worse"
-                cell = Cell(cell.text, cell.deviation, mark, cell.best, f"p = {comparison.p:.2g} against the baseline")
+                cell = replace(cell, mark=mark, note=f"p = {comparison.p:.2g} against the baseline")
             cells.append(cell)
         rows.append((_name(study, configuration), Cell(str(len(configuration.runs))), *cells))
         for name in METRICS:
@@ -184,17 +109,19 @@ def _results(study: Study, stage: Literal["test", "val"]) -> Table:
     marks = ""
     if stage == "test" and study.comparisons and study.baseline is not None:
         marks = (
-            f" ▲ and ▼: significantly better and worse than “{study.baseline.name}” (paired bootstrap, "
-            f"p < {LEVEL} after Holm's correction)."
+            f" ▲ and ▼ mark values that are significantly better and worse than those of “{study.baseline.name}” "
+            f"(paired bootstrap, p < {LEVEL} after Holm's correction)."
         )
     if stage == "test":
-        title, split = "Test metrics", "the test split"
+        title, split = "Test metrics", "on the test split"
     else:
-        title, split = "Validation metrics", "the queries held out of the training split, after the last epoch"
+        title, split = "Validation metrics", "on the queries held out of the training split, after the last epoch"
     return Table(
         name="results" if stage == "test" else "validation",
         title=title,
-        caption=f"Percent, on {split}; mean ± standard deviation over seeds. Best of each column in bold.{marks}",
+        caption=(
+            f"Percent {split}, as mean ± standard deviation over seeds. The best value of each column is bold.{marks}"
+        ),
         header=("configuration", "seeds", *SHOWN),
         rows=rows,
         records=records,
@@ -207,21 +134,22 @@ def _comparison(study: Study) -> Table:
     for name in names:
         cells = []
         for metric in SHOWN:
-            found = study.comparisons[name, metric]
-            text = f"{_signed(found.difference)} [{_signed(found.low)}, {_signed(found.high)}]"
+            comparison = study.comparisons[name, metric]
+            interval = f"[{_signed(comparison.low)}, {_signed(comparison.high)}]"
             mark: Literal["", "better", "worse"] = ""
-            if found.p < LEVEL:
-                mark = "better" if found.difference > 0 else "worse"
-            cells.append(Cell(text, mark=mark, note=f"p = {found.p:.2g}"))
-            records.append({"configuration": name, "metric": metric, **found._asdict()})
+            if comparison.p < LEVEL:
+                mark = "better" if comparison.difference > 0 else "worse"
+            note = f"p = {comparison.p:.2g}"
+            cells.append(Cell(_signed(comparison.difference), interval=interval, mark=mark, note=note))
+            records.append({"configuration": name, "metric": metric, **comparison._asdict()})
         rows.append((Cell(name), *cells))
     baseline = "" if study.baseline is None else study.baseline.name
     return Table(
         name="comparison",
         title="Differences from the baseline",
         caption=(
-            f"Percentage points above “{baseline}”, with 95 % intervals of the paired bootstrap over queries and "
-            f"seeds. ▲ and ▼: p < {LEVEL} after Holm's correction over the configurations."
+            f"Percentage points above “{baseline}”, with the 95 % interval of a paired bootstrap over queries and "
+            f"seeds. ▲ and ▼ mark differences with p < {LEVEL} after Holm's correction over the configurations."
         ),
         header=("configuration", *SHOWN),
         rows=rows,
@@ -259,8 +187,9 @@ def _bins(study: Study, metric: str) -> Table:
         name=f"bins_{metric.replace('@', '')}",
         title=f"{metric} by label frequency",
         caption=(
-            f"What labels contribute to {metric}, in percentage points that add up to it, by the number of their "
-            f"training queries; mean ± standard deviation over seeds. Labels (test positives) of each bin: {sizes}."
+            f"Contribution of labels to {metric} by the number of their training queries, in percentage points that "
+            f"add up to {metric}; mean ± standard deviation over seeds. Labels in each bin, with their test positives "
+            f"in parentheses: {sizes}."
         ),
         header=("configuration", *bin_names(), "all"),
         rows=rows,
@@ -275,8 +204,8 @@ def _macro(study: Study) -> Table:
         name="macro",
         title="Macro metrics",
         caption=(
-            "Precision, recall and F1 of each label, when the first k labels are what is predicted for a query, "
-            "averaged over the labels with a test positive; percent, mean ± standard deviation over seeds."
+            "Precision, recall and F1 of each label if the first k labels of a query count as predicted, averaged "
+            "over the labels that occur in the test split. Percent, as mean ± standard deviation over seeds."
         ),
     )
 
@@ -288,20 +217,20 @@ def _coverage(study: Study) -> Table:
         name="coverage",
         title="Coverage",
         caption=(
-            "Labels with a test positive that are found among the first k for at least one query; percent, mean ± "
-            "standard deviation over seeds."
+            "Share of the labels of the test split that are found among the first k for at least one query that has "
+            "them. Percent, as mean ± standard deviation over seeds."
         ),
     )
 
 
 def _of_labels(study: Study, metrics: Sequence[str], *, name: str, title: str, caption: str) -> Table:
-    there = [c for c in study.runs.configurations if c.name in study.evaluations]
-    found = {c.name: {m: [run.macro[m] for run in study.evaluations[c.name]] for m in metrics} for c in there}
-    means = {m: [round(100 * summary(found[c.name][m])[0], 2) for c in there] for m in metrics}
+    evaluated = [c for c in study.runs.configurations if c.name in study.evaluations]
+    measured = {c.name: {m: [run.macro[m] for run in study.evaluations[c.name]] for m in metrics} for c in evaluated}
+    means = {m: [round(100 * summary(measured[c.name][m])[0], 2) for c in evaluated] for m in metrics}
     rows, records = [], []
-    for configuration in there:
-        values = found[configuration.name]
-        cells = [_percent(values[m], best=len(there) > 1 and _is_best(values[m], means[m])) for m in metrics]
+    for configuration in evaluated:
+        values = measured[configuration.name]
+        cells = [_percent(values[m], best=len(evaluated) > 1 and _is_best(values[m], means[m])) for m in metrics]
         rows.append((_name(study, configuration), *cells))
         for metric in metrics:
             mean, deviation = summary(values[metric])
@@ -337,9 +266,9 @@ def _cost(study: Study) -> Table:
         name="cost",
         title="Cost",
         caption=(
-            "Means ± standard deviation over seeds. Negative pool: labels that a batch draws, among which a query "
-            "finds its negatives. Minutes are of training alone, memory is the highest of the process, parameters "
-            "those that are trained, in millions."
+            "Mean ± standard deviation over seeds. The negative pool is the number of labels that a batch draws, among "
+            "which each query finds its negatives. Minutes are those of training alone, memory is the peak of the "
+            "process, and parameters are those that are trained."
         ),
         header=("configuration", "negative pool", "epochs", "minutes", "queries/s", "peak GiB", "million parameters"),
         rows=rows,
@@ -349,27 +278,37 @@ def _cost(study: Study) -> Table:
 
 def _differences(study: Study) -> Table:
     configurations = study.runs.configurations
-    found = differences(configurations) if len(configurations) > 1 else {}
+    differing = differences(configurations) if len(configurations) > 1 else {}
+    header = ["key", *(configuration.name for configuration in configurations)]
+    rows = [
+        [
+            Cell(key),
+            *(
+                Cell(_setting(value) if key in c.settings else _DASH)
+                for c, value in zip(configurations, values, strict=True)
+            ),
+        ]
+        for key, values in differing.items()
+    ]
+    if len(configurations) > len(rows) > 0:  # the longer side goes down the page, so that the table is not too wide
+        header, rows = (
+            ["configuration", *differing],
+            [[Cell(name), *(row[column] for row in rows)] for column, name in enumerate(header[1:], start=1)],
+        )
     return Table(
         name="differences",
-        title="What configurations differ in",
-        caption=f"Settings whose values differ, those that repeat another one left out. {_DASH}: there is no such key.",
-        header=("key", *(configuration.name for configuration in configurations)),
-        rows=[
-            (
-                Cell(key),
-                *(
-                    Cell(_setting(value) if key in c.settings else _DASH)
-                    for c, value in zip(configurations, values, strict=True)
-                ),
-            )
-            for key, values in found.items()
-        ],
+        title="How the configurations differ",
+        caption=(
+            "Settings whose values differ, without those that are computed from other settings or that only watch a "
+            f"run. {_DASH} means that the configuration has no such key."
+        ),
+        header=tuple(header),
+        rows=[tuple(row) for row in rows],
         records=[
             {"key": key} | {c.name: _setting(value) for c, value in zip(configurations, values, strict=True)}
-            for key, values in found.items()
+            for key, values in differing.items()
         ],
-        num_text_columns=1 + len(configurations),
+        num_text_columns=len(header),
     )
 
 
@@ -394,7 +333,10 @@ def _examples(study: Study) -> Table:
     return Table(
         name="examples",
         title="Predictions",
-        caption="Test queries drawn at random, and the first five labels of each configuration's first seed; ✓: a hit.",
+        caption=(
+            "Test queries drawn at random, with the first five labels that the first run of each configuration "
+            "predicts. ✓ marks a label of the query."
+        ),
         header=("query", "labels", "configuration", "predicted"),
         rows=rows,
         records=records,
@@ -433,8 +375,8 @@ def _run_list(study: Study) -> Table:
         name="runs",
         title="Finished runs",
         caption=(
-            "Finished runs and the machines they ran on. Of several with the same configuration and seed the newest "
-            "counts."
+            "Finished runs and the machines they ran on. Where several have the same configuration and seed, only the "
+            "newest counts."
         ),
         header=(
             *("run", "configuration", "seed", "machine", "precision"),
@@ -447,18 +389,27 @@ def _run_list(study: Study) -> Table:
 
 
 def _unfinished(study: Study) -> Table:
-    rows, records = [], []
+    rows, records, early = [], [], 0
     for run in study.runs.unfinished:
         epochs = int(run.epochs[-1].get("epoch", -1)) + 1 if run.epochs else 0
         given = ", ".join(f"{key}={value}" for key, value in run.overrides.items()) or "default"
-        rows.append((Cell(str(run.path)), Cell(given), Cell(str(run.seed)), Cell(run.status), Cell(str(epochs))))
+        if epochs or run.status != "unfinished":
+            rows.append((Cell(str(run.path)), Cell(given), Cell(str(run.seed)), Cell(run.status), Cell(str(epochs))))
+        else:
+            early += 1
         records.append(
             {"run": str(run.path), "overrides": given, "seed": run.seed, "status": run.status, "epochs": epochs}
         )
+    if early:
+        name = f"{early} run{' has' if early == 1 else 's have'} no epoch yet"
+        rows.append((Cell(name), Cell(_DASH), Cell(_DASH), Cell("unfinished"), Cell("0")))
     return Table(
         name="unfinished",
         title="Unfinished runs",
-        caption="Runs without metrics.json: still running, interrupted or failed. They count nowhere else.",
+        caption=(
+            "Runs without metrics.json: still running, interrupted or failed. They count nowhere else. Those that "
+            "ended before their first epoch, such as mistyped commands, share a row; unfinished.csv lists each of them."
+        ),
         header=("run", "overrides", "seed", "status", "epochs done"),
         rows=rows,
         records=records,
@@ -483,12 +434,8 @@ def _is_best(values: Sequence[float], means: Sequence[float]) -> bool:
 
 
 def _signed(difference: float) -> str:
-    return f"{100 * difference:+.2f}".replace("-", "−")
+    return f"{round(100 * difference, 2) + 0.0:+.2f}".replace("-", "−")  # + 0.0: without it, −0 would be shown
 
 
 def _setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from prime_xmc.data.batch import Texts
 from prime_xmc.data.sampling import cluster_size_at
-from prime_xmc.files import replace_folder, replacing, temporary_folder
+from prime_xmc.files import publishing, replacing
 from prime_xmc.index.clustering import balanced_clusters
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.prototypes import fill_mean_centroids
@@ -61,10 +61,9 @@ class InitialisePrototypes(Callback):
             for name, bank in embedded.items():
                 module.embed(_with_progress(loaders[name], name), bank)
             if trainer.is_global_zero:
-                with temporary_folder(directory) as temporary:
+                with publishing(directory, replace=False) as temporary:
                     for name, bank in embedded.items():
                         bank.save(temporary / name)
-                    replace_folder(temporary, directory)
         prototypes = module.prototypes
         fill_mean_centroids(prototypes.centroids, module.query_memory, labels, *_train_pairs(data, pl_module))
         if prototypes.free_vectors is not None:

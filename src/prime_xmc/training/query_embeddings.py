@@ -13,7 +13,7 @@ from torch import Tensor
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.export.predictor import Predictor
-from prime_xmc.files import replace_folder, temporary_folder
+from prime_xmc.files import publishing
 from prime_xmc.model.banks import RowBank
 
 _CHUNK = 4096  # queries encoded at once
@@ -47,7 +47,6 @@ def embed_training_queries(predictor: Predictor, data: PrimeDataModule, cache_di
         bank.load(directory)
     else:
         bank.put(torch.arange(len(tokens)), embed(predictor, tokens, "training queries"))
-        with temporary_folder(directory) as temporary:
-            bank.save(temporary / "queries")
-            replace_folder(temporary / "queries", directory)
+        with publishing(directory, replace=False) as temporary:
+            bank.save(temporary)
     return bank

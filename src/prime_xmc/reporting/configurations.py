@@ -1,0 +1,217 @@
+"""Run folders put together by data set and by configuration."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prime_xmc.data.corpus import Corpus
+from prime_xmc.reporting.run_folders import RunRecord, comparable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Configuration:
+    """Finished runs that differ in their seeds alone.
+
+    Attributes:
+        name: Short name, unique within the data set.
+        runs: One run for each seed, in the order of the seeds.
+    """
+
+    name: str
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the runs have in common."""
+        return self.runs[0].settings
+
+    @property
+    def has_predictions(self) -> bool:
+        """Whether at least one run has left predictions."""
+        return any(run.predictions is not None for run in self.runs)
+
+    def final(self, metric: str) -> list[float]:
+        """Return the value of a metric in metrics.json for each run that has it."""
+        return [float(run.metrics[metric]) for run in self.runs if run.metrics and metric in run.metrics]
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetRuns:
+    """The runs of one data set.
+
+    Attributes:
+        name: Name of the data set, with a fingerprint where several share the name.
+        corpus: The prepared data set; None where it was not found.
+        configurations: The finished runs, in the order of the first run of each configuration.
+        unfinished: Runs without metrics.json.
+        repeated: Finished runs that do not count, because a newer one has the same configuration and seed.
+        debugging: Runs that saw only part of the data on purpose. They count nowhere.
+    """
+
+    name: str
+    corpus: Corpus | None
+    configurations: tuple[Configuration, ...]
+    unfinished: tuple[RunRecord, ...]
+    repeated: tuple[RunRecord, ...]
+    debugging: tuple[RunRecord, ...]
+
+
+def group_runs(runs: Iterable[RunRecord], cache_dirs: Sequence[Path]) -> list[DatasetRuns]:
+    """Put runs together by data set, and within it by configuration.
+
+    Two prepared data sets count as the same one if they were made from the same raw files, because the tokenizer does
+    not change which labels are true. A run whose data set is not found is put with the others of that name.
+
+    Args:
+        runs: The runs, in the order in which the configurations are to be listed.
+        cache_dirs: Folders that may hold prepared data sets.
+
+    Raises:
+        ValueError: If all runs are for debugging.
+    """
+    runs = list(runs)
+    if all(run.is_debugging for run in runs):
+        raise ValueError(
+            f"all {len(runs)} runs are for debugging (debug, trainer.fast_dev_run, trainer.overfit_batches or "
+            "trainer.limit_..._batches is set), so there is nothing to report; expected at least one complete run"
+        )
+    corpora = {run.path: _find_corpus(run, cache_dirs) for run in runs}
+    sources = {path: _hash(corpus.manifest["source"]) for path, corpus in corpora.items() if corpus is not None}
+    known: dict[str, list[str]] = {}
+    for run in runs:
+        if run.path in sources and sources[run.path] not in known.setdefault(run.dataset, []):
+            known[run.dataset].append(sources[run.path])
+    by_dataset: dict[tuple[str, str], list[RunRecord]] = {}
+    for run in runs:
+        source = sources.get(run.path, known.get(run.dataset, [""])[0])
+        by_dataset.setdefault((run.dataset, source), []).append(run)
+    names = Counter(name for name, _ in by_dataset)
+    result = []
+    for (name, source), members in by_dataset.items():
+        corpus = next((corpora[run.path] for run in members if corpora[run.path] is not None), None)
+        shown = name if names[name] == 1 else f"{name}-{source[:6]}"
+        result.append(_group(shown, corpus, members))
+    return result
+
+
+def differences(configurations: Sequence[Configuration]) -> dict[str, list[Any]]:
+    """Return the settings in which configurations differ: by key, one value for each, None where it has no such key.
+
+    A key is left out if all configurations that have it compute it from other keys in the same way.
+    """
+    keys = dict.fromkeys(key for configuration in configurations for key in configuration.settings)
+    return {
+        key: [configuration.settings.get(key) for configuration in configurations]
+        for key in keys
+        if len({_compared(key, configuration) for configuration in configurations}) > 1
+        and not _is_derived(key, configurations)
+    }
+
+
+def find_configuration(configurations: Sequence[Configuration], name: str) -> Configuration | None:
+    """Return the configuration with this name, or the one with a run in this folder."""
+    for configuration in configurations:
+        folders = {run.path.absolute() for run in configuration.runs}
+        if configuration.name == name or Path(name).expanduser().absolute() in folders:
+            return configuration
+    return None
+
+
+def negative_pool(configuration: Configuration) -> int | None:
+    """Return how many labels a batch draws: the pool of a query's negatives, as in Table 5 of the paper."""
+    settings = configuration.settings
+    try:
+        return int(settings["sampling.batch_size"]) * int(settings["sampling.num_positives"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _compared(key: str, configuration: Configuration) -> str:
+    if key not in configuration.settings:
+        return ""
+    return json.dumps(comparable(key, configuration.settings[key]), sort_keys=True)
+
+
+def _is_derived(key: str, configurations: Sequence[Configuration]) -> bool:
+    expressions = {c.runs[0].derived.get(key) for c in configurations if key in c.settings}
+    return len(expressions) == 1 and None not in expressions
+
+
+def _group(name: str, corpus: Corpus | None, runs: Sequence[RunRecord]) -> DatasetRuns:
+    debugging = tuple(run for run in runs if run.is_debugging)
+    runs = [run for run in runs if not run.is_debugging]
+    newest: dict[tuple[str, int], RunRecord] = {}
+    repeated = []
+    for run in sorted((run for run in runs if run.metrics is not None), key=_finished_at):
+        older = newest.pop((run.fingerprint(), run.seed), None)
+        newest[run.fingerprint(), run.seed] = run
+        repeated += [] if older is None else [older]
+    counted = set(map(id, newest.values()))
+    by_configuration: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        if id(run) in counted:
+            by_configuration.setdefault(run.fingerprint(), []).append(run)
+    members = list(by_configuration.values())
+    configurations = [
+        Configuration(shown, tuple(sorted(same, key=lambda run: run.seed)))
+        for shown, same in zip(_names(members), members, strict=True)
+    ]
+    # A job that a sweep skipped has a folder, but its results are in the folder of another job.
+    unfinished = tuple(run for run in runs if run.metrics is None and run.status != "skipped")
+    return DatasetRuns(name, corpus, tuple(configurations), unfinished, tuple(repeated), debugging)
+
+
+def _names(configurations: Sequence[Sequence[RunRecord]]) -> list[str]:
+    """Return a short name for each configuration: its experiment, and the overrides that not all of them share.
+
+    The choice of the data set is left out, because it is the same for all.
+    """
+    given = [min((run.overrides for run in runs), key=len) for runs in configurations]
+    shared = set.intersection(*(set(overrides.items()) for overrides in given)) if len(given) > 1 else set()
+    keys = {key for overrides in given for key in overrides}
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    names = []
+    for overrides in given:
+        parts = []
+        for key, value in overrides.items():
+            if (key, value) in shared or key == "dataset":
+                continue
+            short = key.rpartition(".")[2]
+            parts.append(value if key == "experiment" else f"{short if last[short] == 1 else key}={value}")
+        names.append(", ".join(parts) or "default")
+    counts: Counter[str] = Counter()
+    for place, name in enumerate(names):
+        if names.count(name) > 1 or counts[name]:
+            counts[name] += 1
+            names[place] = f"{name} ({counts[name]})" if counts[name] > 1 else name
+    return names
+
+
+def _find_corpus(run: RunRecord, cache_dirs: Sequence[Path]) -> Corpus | None:
+    fingerprint = run.export.get("data_fingerprint")
+    if fingerprint is None:
+        return None
+    recorded = run.export.get("config", {}).get("cache_dir")
+    for cache_dir in (*cache_dirs, *([Path(recorded).expanduser()] if recorded else [])):
+        directory = cache_dir / f"{run.dataset}-{fingerprint[:12]}"
+        if directory.is_dir():
+            try:
+                return Corpus.open(directory)
+            except (FileNotFoundError, ValueError) as error:  # an older version may have prepared it
+                logger.warning("%s", error)
+    return None
+
+
+def _finished_at(run: RunRecord) -> float:
+    return (run.path / "metrics.json").stat().st_mtime
+
+
+def _hash(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

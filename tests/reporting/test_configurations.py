@@ -1,0 +1,108 @@
+import pytest
+
+from prime_xmc.reporting.configurations import (
+    Configuration,
+    differences,
+    find_configuration,
+    group_runs,
+    negative_pool,
+)
+from prime_xmc.reporting.run_folders import find_runs, read_runs
+
+
+def grouped(folder, *cache_dirs):
+    return group_runs([run for path in find_runs([f"{folder}/**"]) for run in read_runs(path)], cache_dirs)
+
+
+class TestGroup:
+    def test_by_configuration_and_seed(self, runs_dir, cache_dir):
+        (group,) = grouped(runs_dir, cache_dir)
+        assert group.name == "evil"
+        assert group.corpus is not None
+        assert [c.name for c in group.configurations] == ["batch_size=64", "batch_size=128"]
+        assert [[run.seed for run in c.runs] for c in group.configurations] == [[0, 1, 2], [0, 1, 2]]
+        assert [run.status for run in group.unfinished] == ["failed: ValueError: <no>"]
+        assert negative_pool(group.configurations[1]) == 256
+
+    def test_of_a_seed_the_newest_counts(self, runs_dir, write_run):
+        again = write_run(runs_dir / "again", seed=1, overrides=("dataset.batch_size=64",), dataset__batch_size=64)
+        (group,) = grouped(runs_dir)
+        assert [run.path.name for run in group.configurations[0].runs] == ["0", again.name, "2"]
+        assert [run.path.name for run in group.repeated] == ["1"]
+
+    def test_data_sets_apart_and_a_run_without_a_model_with_the_others(self, runs_dir, write_run, cache_dir):
+        write_run(runs_dir / "20", dataset__name="other", overrides=("dataset=other",))
+        (write_run(runs_dir / "21", loss__gamma_min=0.3) / "model" / "prime_config.json").unlink()
+        evil, other = grouped(runs_dir, cache_dir)
+        assert (evil.name, other.name, other.corpus) == ("evil", "other", None)
+        assert [c.name for c in other.configurations] == ["default"]
+        assert len(evil.configurations) == 3
+
+    def test_names_are_short_and_unique(self, tmp_path, write_run):
+        given = [
+            (("experiment=table6/prime",), {}),
+            (("experiment=table6/prime", "loss.gamma_min=0.3"), {"loss__gamma_min": 0.3}),
+            (("dataset.lr=1", "optimizer.lr=2"), {"loss__gamma_min": 0.4}),
+            ((), {"loss__gamma_min": 0.5}),
+            ((), {"loss__gamma_min": 0.6}),
+        ]
+        for number, (overrides, settings) in enumerate(given):
+            write_run(tmp_path / str(number), overrides=("dataset=evil", *overrides), **settings)
+        (group,) = grouped(tmp_path)
+        assert [c.name for c in group.configurations] == [
+            "table6/prime",
+            "table6/prime, gamma_min=0.3",
+            "dataset.lr=1, optimizer.lr=2",
+            "default",
+            "default (2)",
+        ]
+
+    def test_differences_leave_out_what_repeats_another_key(self, runs_dir):
+        (group,) = grouped(runs_dir)
+        assert differences(group.configurations) == {"dataset.batch_size": [64, 128]}
+
+    def test_a_configuration_is_found_by_name_or_folder(self, runs_dir, monkeypatch):
+        (group,) = grouped(runs_dir)
+        first, second = group.configurations
+        monkeypatch.chdir(runs_dir)
+        assert find_configuration(group.configurations, "batch_size=128") is second
+        assert find_configuration(group.configurations, "1") is first
+        assert find_configuration(group.configurations, "9") is None
+
+    def test_settings_computed_from_others_are_no_differences_of_their_own(self, tmp_path, write_run):
+        for number in range(2):
+            write_run(
+                tmp_path / str(number),
+                loss__gamma_min=number,
+                callbacks__clusters__gamma="${oc.select:loss.gamma_min,null}",
+                callbacks__clusters__label="${dataset.name}-${loss.gamma_min}",
+            )
+        (group,) = grouped(tmp_path)
+        assert differences(group.configurations) == {"loss.gamma_min": [0, 1]}
+
+    def test_settings_computed_in_different_ways_are_differences(self, tmp_path, write_run):
+        write_run(tmp_path / "0", loss__gamma_min="${sampling.num_positives}")
+        write_run(tmp_path / "1", loss__gamma_min="${sampling.batch_size}")
+        (group,) = grouped(tmp_path)
+        assert differences(group.configurations) == {"loss.gamma_min": [2, 64]}
+
+    def test_debugging_runs_count_nowhere(self, runs_dir, write_run):
+        write_run(runs_dir / "20", skill=0.1, trainer__fast_dev_run=True)
+        write_run(runs_dir / "21", debug="overfit", finished=False)
+        (group,) = grouped(runs_dir)
+        assert [run.path.name for run in group.debugging] == ["20", "21"]
+        assert [len(c.runs) for c in group.configurations] == [3, 3]
+        assert [run.path.name for run in group.unfinished] == ["10"]
+
+    def test_debugging_runs_alone_are_an_error(self, tmp_path, write_run):
+        write_run(tmp_path / "0", debug="fast")
+        with pytest.raises(ValueError, match="all 1 runs are for debugging"):
+            grouped(tmp_path)
+
+
+def test_metrics_that_only_some_runs_have(tmp_path, write_run):
+    runs = [read_runs(write_run(tmp_path / str(seed), seed=seed))[0] for seed in range(2)]
+    assert runs[1].metrics.pop("test/P@1") > 0
+    configuration = Configuration("both", tuple(runs))
+    assert configuration.final("test/P@1") == [runs[0].metrics["test/P@1"]]
+    assert configuration.final("test/nothing") == []
