@@ -15,8 +15,8 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 # circle. A room is a folder or a file at the top.
 ROOMS: dict[str, set[str]] = {
     "files": set(),
-    "app": {"files"},
     "data": {"files"},
+    "app": {"files", "data"},
     "index": {"files"},
     "model": {"files"},
     "evaluation": {"files", "data", "index"},

@@ -1,5 +1,6 @@
 """Every file under conf/ composes, and what it names can be built."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ BENCHMARKS = {
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_its_targets_exist(option, compose):
     given = ["dataset.dir=data"] if option == "dataset=custom" else []
+    given += ["dataset.name=none"] if option == "dataset=base/benchmark" else []
     given += ["encoder.source=folder"] if option in ("encoder=local", "encoder=decoder") else []
 
     def targets(node):
@@ -79,12 +81,23 @@ def test_benchmarks_have_the_settings_of_table_10(dataset, compose):
     assert (config.loss.gamma_min, config.loss.gamma_max, config.model.momentum) == (0.1, 0.3, 0.95)
 
 
+def test_data_sets_keep_their_settings(compose):
+    """Against a snapshot: files that share a base change together, also by mistake."""
+    snapshot = json.loads((Path(__file__).parent / "fixtures" / "datasets.json").read_text())
+    assert set(BENCHMARKS) < set(snapshot)
+    for name, expected in snapshot.items():
+        composed = OmegaConf.to_container(compose(f"dataset={name}", "run_dir=run").dataset, resolve=True)
+        expected.setdefault("dir", composed["dir"])  # that of LF-Debian-18K is where the package lies
+        assert composed == expected
+
+
 def test_prime_lite_draws_one_positive_in_half_the_batch(compose):
     full, lite = (
         compose("dataset=amazontitles131k", f"model={model}", "run_dir=run") for model in ("prime", "prime_lite")
     )
     assert (full.sampling.num_positives, full.sampling.batch_size) == (2, 3200)
     assert (lite.sampling.num_positives, lite.sampling.batch_size) == (1, 1600)
+    assert compose("dataset=custom", "model=prime_lite").sampling.batch_size is None, "half of what is still open"
 
 
 def test_the_model_group_builds_prototypes(compose):

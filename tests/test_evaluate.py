@@ -19,6 +19,7 @@ from prime_xmc.evaluation.metrics import METRICS, evaluate
 from prime_xmc.evaluation.predictions import load_predictions, save_predictions
 from prime_xmc.evaluation.rank import rank_split as rank
 from prime_xmc.export.predictor import Predictor
+from prime_xmc.predict import run as predict
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,32 @@ class TestPredictions:
     def test_missing_file(self, configure):
         with pytest.raises(FileNotFoundError, match=r"predictions=nowhere.npz: there is no such file"):
             run(configure("predictions=nowhere.npz"))
+
+
+@pytest.fixture(scope="module")
+def lines(compose, toy_bundle, toy_dataset, tmp_path_factory):
+    """What `prime_xmc.predict` writes for the test file."""
+    output = tmp_path_factory.mktemp("predicted") / "predicted.jsonl"
+    given = (f"model.dir={toy_bundle}", f"input={toy_dataset}/tst.json.gz", f"output={output}", "device=cpu")
+    predict(compose(*given, "top_k=48", name="predict"))
+    return output.read_text().splitlines(keepends=True)
+
+
+class TestPredictedLines:
+    def test_they_are_ranked_as_the_model_itself_does(self, lines, configure, toy_bundle, tmp_path):
+        (tmp_path / "a.jsonl").write_text("".join(lines))
+        alone = run(configure(f"model.dir={toy_bundle}"))
+        assert run(configure(f"predictions={tmp_path}/a.jsonl")) == pytest.approx(alone, abs=1e-3)
+
+    def test_another_order(self, lines, configure, tmp_path):
+        (tmp_path / "a.jsonl").write_text("".join(lines[::-1]))
+        with pytest.raises(ValueError, match=r"a\.jsonl, line 1: the query is .*, and the test query of this line is"):
+            run(configure(f"predictions={tmp_path}/a.jsonl"))
+
+    def test_another_number(self, lines, configure, tmp_path):
+        (tmp_path / "a.jsonl").write_text("".join(lines[:7]))
+        with pytest.raises(ValueError, match=r"has 7 rows, the test split has 60 queries"):
+            run(configure(f"predictions={tmp_path}/a.jsonl"))
 
 
 @pytest.mark.parametrize(("given", "word"), [([], "neither"), (["model.dir=a", "predictions=b.npz"], "both")])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from prime_xmc.assemble import make_data, make_module
+from prime_xmc.assemble import fit_to_data, make_data, make_module
 from prime_xmc.plan import run
 from prime_xmc.planning.budget import Sizes, memory_by_phase, prepared_bytes
 from prime_xmc.planning.layout import count_processes, make_layout, schedule_of
@@ -165,6 +165,7 @@ def test_tables_are_as_large_as_planned(settings, configure):
     """Of a module that training makes: every bank, buffer and parameter, and where it is."""
     config = configure(*settings)
     data = make_data(config)
+    config = fit_to_data(config, data.corpus)
     module = make_module(config, data)
     sizes, _ = find_sizes(config)
     layout = make_layout(config, module)

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prime_xmc.data.corpus import Ragged
+from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import read_records
-from prime_xmc.evaluation.metrics import METRICS
+from prime_xmc.evaluation.metrics import METRICS, evaluate
 from prime_xmc.evaluation.predictions import load_predictions
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.stages import train_prototypes as run
@@ -189,6 +191,72 @@ def test_classifiers_are_trained_on_the_model_of_the_run(complete, overrides, tm
     assert metrics["val/ensemble/P@1"] == second["val/ensemble/P@1"]
     # the same queries were held out; the first stage searches with faiss, the second with torch
     assert second["val/theta/P@1"] == pytest.approx(alone["val/P@1"], abs=0.03)
+
+
+class TestSmallData:
+    """Data of 20 queries and 3 labels, and nothing set for them."""
+
+    @pytest.fixture
+    def small(self, overrides, compose, tmp_path):
+        """Composes the configuration for such data, with the given test queries or without a test file."""
+
+        def write(name, lines):
+            (tmp_path / f"{name}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+        def configure(*more, test=None):
+            rows = [{"title": f"red cat {row}", "target_ind": [row % 3]} for row in range(20)]
+            for name, lines in (("trn", rows), ("lbl", rows[:3]), ("tst", test)):
+                if lines is not None:
+                    write(name, lines)
+            numbers = ("dataset.num_validation", "dataset.num_free_vectors", "sampling.batch_size", "dataset.clusters")
+            kept = [override for override in overrides if not override.startswith(numbers)]
+            paths = [f"dataset.dir={tmp_path}", f"cache_dir={tmp_path}/cache", f"run_dir={tmp_path}/run"]
+            return compose(*kept, *paths, "trainer.max_epochs=2", "trainer.log_every_n_steps=1", *more)
+
+        return configure
+
+    def test_without_a_test_file_a_split_is_split_off(self, small, tmp_path, capsys, caplog):
+        caplog.set_level("INFO")
+        metrics, _, data, _ = run(small())
+        assert (len(data.train_ids), len(data.validation_ids), len(data.corpus.test)) == (16, 0, 4)
+        assert 0 <= metrics["test/P@1"] <= 1
+        assert "4 of the 20 queries of trn.json" in metrics["note/test_split"]
+        assert "4 of the 20 queries of trn.json" in " ".join(capsys.readouterr().out.split())
+        line = "16 queries to train on, 0 held out, 4 to test on, 3 labels, 1 step an epoch, 2 epochs, no validation"
+        assert line in caplog.text
+        settings = json.loads((tmp_path / "run" / "model" / "prime_config.json").read_text())["settings"]["config"]
+        assert settings["dataset"]["batch_size"] == 16
+        assert settings["dataset"]["num_validation"] == 0
+        assert settings["model"]["num_free_vectors"] == 1
+
+    def test_a_test_split_without_labels_has_no_metrics(self, small, tmp_path, capsys):
+        metrics = run(small(test=[{"title": "red cat", "target_ind": []}] * 2)).metrics
+        assert not [name for name in metrics if name.startswith("test/")]
+        assert metrics["note/test"] == "none of the 2 test queries has a label, so there are no metrics of them"
+        assert metrics["note/test"] in " ".join(capsys.readouterr().out.split())
+        assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
+        assert (tmp_path / "run" / "predictions.npz").is_file()
+
+    def test_labels_that_some_test_queries_lack_are_counted(self, small):
+        test = [{"title": "red cat", "target_ind": labels} for labels in ([0], [], [1])]
+        metrics = run(small(test=test)).metrics
+        assert metrics["note/test"] == "1 of 3 test queries has no label and counts as a miss in P, nDCG and R"
+        assert "test/P@1" in metrics
+
+    def test_too_few_queries_to_test(self, small):
+        metrics = run(small("dataset.num_test=1", "test=false")).metrics
+        assert not [name for name in metrics if name.startswith(("test/", "note/test"))]
+
+
+def test_metrics_are_those_that_evaluation_gives_to_the_last_digit(complete, toy_dataset):
+    run_dir, metrics = complete
+    queries = list(read_records(toy_dataset / "tst.json.gz", ["title"], 48))
+    trained = list(read_records(toy_dataset / "trn.json.gz", ["title"], 48))
+    frequency = np.bincount([label for record in trained for label in record.positives], minlength=48)
+    positives = Ragged.from_rows([sorted(record.positives) for record in queries])
+    weights = inverse_propensity(frequency, len(trained), a=0.55, b=1.5)
+    expected = evaluate(load_predictions(run_dir / "predictions.npz")[0], positives, weights)
+    assert {name: metrics[f"test/{name}"] for name in METRICS} == expected
 
 
 def test_gradients_can_be_clipped(overrides, compose, tmp_path):

@@ -73,17 +73,13 @@ def native_precision(accelerator: str) -> str:
 
 
 def default_free_vectors(num_labels: int) -> int:
-    """Return a number of free vectors: the largest power of two up to a quarter of the labels, at most 131,072.
+    """Return the number of free vectors for some labels, which configurations of version 0.1.0 ask for.
 
-    In the configuration files: `${free_vectors:${dataset.num_labels}}`.
-
-    Example:
-        >>> default_free_vectors(20_000), default_free_vectors(1_300_000)
-        (4096, 131072)
-
-    Source: Table 10 has 131,072 at 1.3 million labels.
+    They write `${free_vectors:${dataset.num_labels}}`; today's leave the key null.
     """
-    return min(131_072, 1 << max(num_labels // 4, 1).bit_length() - 1)
+    from prime_xmc.data.fitting import free_vectors  # not before it is needed: commands start faster
+
+    return free_vectors(num_labels)
 
 
 # Where version 0.1.0 had what a configuration names by `_target_`: run folders of that version can be run again.
@@ -119,7 +115,7 @@ def _nodes(node: Any) -> Iterator[DictConfig | ListConfig]:
 OmegaConf.register_new_resolver("package", package_folder, replace=True)
 OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
 OmegaConf.register_new_resolver("free_vectors", default_free_vectors, replace=True)
-OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)
+OmegaConf.register_new_resolver("half", lambda number: None if number is None else number // 2, replace=True)
 
 
 def run_app(task: Callable[[DictConfig], Any], name: str) -> None:

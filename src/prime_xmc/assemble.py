@@ -1,33 +1,56 @@
 """A configuration becomes objects: raw files, prepared data, modules, the Trainer and predictors."""
 
+import copy
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from prime_xmc.app import native_precision
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.data.fitting import Setting, find_doubts, find_problems, fit, outlook
 from prime_xmc.data.preparation import prepare
-from prime_xmc.data.raw import RawFiles
+from prime_xmc.data.raw import RawFiles, Record, read_records
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import use_classifiers
 from prime_xmc.training.module import PrimeModule
 
+logger = logging.getLogger(__name__)
+
 
 def raw_files(dataset: DictConfig) -> RawFiles:
-    """Return the raw files that a dataset configuration names, generated if its `dir` says how and need be."""
+    """Return the raw files that a dataset configuration names, generated if its `dir` says how and need be.
+
+    Raises:
+        ValueError: If the configuration names no fields, or a number is out of range.
+    """
     dataset = instantiate(dataset)
     return RawFiles(
         directory=dataset.dir,
         name=dataset.name,
-        fields=tuple(dataset.fields),
-        label_fields=None if dataset.label_fields is None else tuple(dataset.label_fields),
+        fields=dataset.fields or (),
+        label_fields=dataset.label_fields,
         hint=dataset.hint,
+        num_test=dataset.get("num_test", 0),
     )
+
+
+def raw_test_queries(config: DictConfig, corpus: Corpus) -> Iterator[Record]:
+    """Yield the queries of the test split in order, as the raw files have them."""
+    source = raw_files(config.dataset)
+    rows = corpus.test_rows
+    if rows is None:
+        yield from read_records(source.paths()["tst"], source.fields, corpus.num_labels)
+    else:
+        wanted = set(rows.tolist())
+        records = read_records(source.paths()["trn"], source.fields, corpus.num_labels)
+        yield from (record for row, record in enumerate(records) if row in wanted)
 
 
 def open_corpus(config: DictConfig) -> Corpus:
@@ -44,8 +67,91 @@ def open_corpus(config: DictConfig) -> Corpus:
     return Corpus.open(directory)
 
 
+def fit_to_data(config: DictConfig, corpus: Corpus) -> DictConfig:
+    """Return a copy of a configuration in which what follows the size of the data has its number.
+
+    See `fit_to_size`.
+    """
+    return fit_to_size(config, len(corpus.train), corpus.num_labels)
+
+
+def fit_to_size(config: DictConfig, num_queries: int, num_labels: int) -> DictConfig:
+    """Return a copy of a configuration in which what follows the size of the data has its number.
+
+    What follows the size of the data is null in `dataset`, from where the other groups take it. A configuration
+    without null comes back as it is.
+
+    Args:
+        config: The configuration of a training.
+        num_queries: Training queries, those to be held out included.
+        num_labels: Labels.
+
+    Raises:
+        ValueError: If given settings cannot work with so much data; it names them all.
+    """
+    fitted = copy.deepcopy(config)
+    for setting in fitted_settings(config, num_queries, num_labels):
+        OmegaConf.update(fitted, setting.key, setting.value)
+    for own, shared in _shared(config):
+        if OmegaConf.select(fitted, own) is None:
+            OmegaConf.update(fitted, own, OmegaConf.select(fitted, shared))
+        if OmegaConf.select(fitted, shared) is None:
+            OmegaConf.update(fitted, shared, OmegaConf.select(fitted, own))
+    problems = find_problems(
+        num_queries,
+        num_labels,
+        num_validation=fitted.dataset.num_validation,
+        num_free_vectors=fitted.model.num_free_vectors if "num_free_vectors" in fitted.model else None,
+        batch_size=fitted.sampling.batch_size,
+        initial_size=fitted.sampling.clusters.initial_size,
+        free_vectors_key=_given_key(config, "model.num_free_vectors", "dataset.num_free_vectors"),
+        batch_size_key=_given_key(config, "sampling.batch_size", "dataset.batch_size"),
+    )
+    if len(problems) == 1:
+        raise ValueError(problems[0])
+    if problems:
+        size = f"{num_queries:,} training queries and {num_labels:,} labels"
+        listed = "".join(f"\n- {problem}" for problem in problems)
+        raise ValueError(f"{len(problems)} settings do not fit {config.dataset.name}, which has {size}:{listed}")
+    return fitted
+
+
+def fitted_settings(config: DictConfig, num_queries: int, num_labels: int) -> list[Setting]:
+    """Return the settings that a configuration leaves to the size of the data, with their reasons."""
+    names = ("num_free_vectors", "batch_size", "clusters.initial_size")
+    given = {name.rpartition(".")[2]: OmegaConf.select(config.dataset, name) for name in ("num_validation", *names)}
+    for own, shared in _shared(config):
+        if (value := OmegaConf.select(config, own)) is not None:
+            given[shared.rpartition(".")[2]] = value
+    return fit(num_queries, num_labels, given)
+
+
+def _shared(config: DictConfig) -> list[tuple[str, str]]:
+    """Return the keys of other groups that take their value from a key of `dataset` unless they have one themselves."""
+    pairs = [
+        ("sampling.batch_size", "dataset.batch_size"),
+        ("sampling.clusters.initial_size", "dataset.clusters.initial_size"),
+    ]
+    if "num_free_vectors" in config.model:  # not in the configuration of the second stage
+        pairs.append(("model.num_free_vectors", "dataset.num_free_vectors"))
+    return pairs
+
+
+def _given_key(config: DictConfig, own: str, shared: str) -> str:
+    """Return that of two keys by which a value was given."""
+    group, _, name = own.rpartition(".")
+    node = OmegaConf.select(config, group)
+    return shared if name not in node or OmegaConf.is_interpolation(node, name) else own
+
+
 def open_data(
-    config: DictConfig, tokenizer: str, *, max_length: int, num_validation: int, seed: int
+    config: DictConfig,
+    tokenizer: str,
+    *,
+    max_length: int,
+    num_validation: int,
+    seed: int,
+    corpus: Corpus | None = None,
 ) -> PrimeDataModule:
     """Make the data module of `dataset` and `sampling` and open its data, prepared if need be.
 
@@ -53,8 +159,9 @@ def open_data(
         config: The configuration.
         tokenizer: Folder or hub id.
         max_length: Most tokens of a text.
-        num_validation: Training queries that are held out.
-        seed: Of the split and of sampling.
+        num_validation: Number of training queries that are held out.
+        seed: Seed of the split and of sampling.
+        corpus: The data, where they are open already.
     """
     dataset, sampling = config.dataset, config.sampling
     data = PrimeDataModule(
@@ -71,29 +178,74 @@ def open_data(
         more_queries_per_label=sampling.more_queries_per_label,
         num_validation=num_validation,
         seed=seed,
+        corpus=corpus,
     )
     data.setup()
     return data
 
 
 def make_data(config: DictConfig) -> PrimeDataModule:
-    """Make the data module and open its data, prepared if need be."""
-    dataset = config.dataset
+    """Make the data module and open its data, prepared if need be; say in the log what follows their size.
+
+    Raises:
+        FileNotFoundError: If raw files are missing.
+        ValueError: If they are malformed, or settings do not fit them.
+    """
+    corpus = open_corpus(config)
+    fitted = fit_to_data(config, corpus)
+    if settings := fitted_settings(config, len(corpus.train), corpus.num_labels):
+        logger.info("following the size of the data: %s", "; ".join(map(str, settings)))
+    for doubt in find_doubts(len(corpus.train), fitted.dataset.num_validation):
+        logger.warning("%s", doubt)
+    if corpus.split_note is not None:
+        logger.info("%s", corpus.split_note)
     return open_data(
-        config,
-        config.encoder.source,
-        max_length=dataset.max_length,
-        num_validation=dataset.num_validation,
-        seed=config.seed,
+        fitted,
+        fitted.encoder.source,
+        max_length=fitted.dataset.max_length,
+        num_validation=fitted.dataset.num_validation,
+        seed=fitted.seed,
+        corpus=corpus,
     )
+
+
+def fit_second_stage(config: DictConfig, data: PrimeDataModule) -> DictConfig:
+    """Return a copy of the configuration of a second stage, fitted to the data with the held-out queries of the first.
+
+    Raises:
+        ValueError: If given settings cannot work with so much data.
+    """
+    config = copy.deepcopy(config)
+    config.dataset.num_validation = len(data.validation_ids)
+    return fit_to_data(config, data.corpus)
+
+
+def announce(config: DictConfig, data: PrimeDataModule) -> None:
+    """Say in a line of the log what a training is about to do.
+
+    Args:
+        config: The configuration, fitted to the data.
+        data: The data.
+    """
+    line = outlook(
+        num_trained=len(data.sampler.query_ids),
+        num_held_out=len(data.validation_ids),
+        num_test=len(data.corpus.test) if config.test else 0,
+        num_labels=data.corpus.num_labels,
+        steps_per_epoch=len(data.sampler),
+        num_epochs=config.trainer.max_epochs,
+        validate_every=config.trainer.check_val_every_n_epoch,
+    )
+    logger.info("%s", line)
 
 
 def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
     """Make the untrained module for a data set.
 
     Raises:
-        ValueError: If texts may be longer than the encoder can read.
+        ValueError: If texts may be longer than the encoder can read, or settings do not fit the data.
     """
+    config = fit_to_data(config, data.corpus)
     torch.manual_seed(config.seed)
     encoder, make_bank = instantiate(config.encoder), instantiate(config.bank)
     if encoder.max_length is not None and data.max_length > encoder.max_length:

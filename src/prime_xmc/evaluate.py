@@ -6,13 +6,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from prime_xmc.app import expand_model, run_app
-from prime_xmc.assemble import load_scorer, model_corpus, open_corpus
+from prime_xmc.assemble import load_scorer, model_corpus, open_corpus, raw_test_queries
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.evaluation.metrics import evaluate
 from prime_xmc.evaluation.predictions import save_predictions
 from prime_xmc.evaluation.rank import rank_split
 from prime_xmc.evaluation.rankings import read_rankings
-from prime_xmc.evaluation.table import print_table
+from prime_xmc.evaluation.table import describe_unlabelled, print_notes, print_table
 from prime_xmc.files import write_json
 
 
@@ -28,7 +28,7 @@ def run(config: DictConfig) -> dict[str, float]:
     """
     if (config.model.dir is None) == (config.predictions is None):
         given = "neither" if config.model.dir is None else "both"
-        raise ValueError(f"expected one of model=<run>/model and predictions=<file.npz>, got {given}")
+        raise ValueError(f"expected one of model=<run>/model and predictions=<file>, got {given}")
     if config.classifiers is not None and config.model.dir is None:
         raise ValueError(
             f"classifiers={config.classifiers} need the model that they were trained on: model=<run>/model"
@@ -41,12 +41,13 @@ def run(config: DictConfig) -> dict[str, float]:
     else:
         name = str(config.predictions)
         corpus = open_corpus(config)
-        indices, scores = read_rankings(Path(name).expanduser(), corpus)
+        indices, scores = read_rankings(Path(name).expanduser(), corpus, raw_test_queries(config, corpus))
     constants = config.dataset.propensity
     weights = inverse_propensity(corpus.label_frequency, len(corpus.train), constants.a, constants.b)
     metrics = evaluate(indices, corpus.test.positives, weights)
     shown = Path(name).name if config.classifiers is None else f"{Path(name).name}, {config.scorer}"
-    print_table({shown: metrics})
+    print_table({shown: metrics} if metrics else {})
+    print_notes([corpus.split_note, describe_unlabelled(corpus.test.positives, "test queries")])
     results = {f"test/{metric}": value for metric, value in metrics.items()}
     if config.output is not None:
         write_json(Path(config.output).expanduser(), results)

@@ -13,12 +13,21 @@ from rich.console import Console
 from torch import Tensor
 
 from prime_xmc.app import compose
-from prime_xmc.assemble import load_predictor, make_classifier_data, make_data, make_module, make_trainer
+from prime_xmc.assemble import (
+    announce,
+    fit_second_stage,
+    fit_to_data,
+    load_predictor,
+    make_classifier_data,
+    make_data,
+    make_module,
+    make_trainer,
+)
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.evaluation.metrics import evaluate
 from prime_xmc.evaluation.predictions import save_predictions
 from prime_xmc.evaluation.rank import rank_by
-from prime_xmc.evaluation.table import print_table
+from prime_xmc.evaluation.table import describe_unlabelled, print_notes, print_table
 from prime_xmc.export.bundle import save_bundle, update_metrics
 from prime_xmc.export.scorers import SCORERS, encoder_digest, label_vectors, read_prototypes, save_classifiers
 from prime_xmc.files import write_json
@@ -53,6 +62,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     data = make_data(config)
+    config = fit_to_data(config, data.corpus)
     module = make_module(config, data)
     settings = describe_run(config, data)
     export = ExportModel(
@@ -63,6 +73,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         raise FileNotFoundError(f"ckpt_path={config.ckpt_path}: not found; expected <run>/checkpoints/last.ckpt")
     for each in trainer.loggers:
         each.log_hyperparams(settings["config"])
+    announce(config, data)
     start = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     seconds = time.perf_counter() - start
@@ -75,14 +86,16 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
     metrics: dict[str, Any] = {
         name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
     }
-    if config.test:
+    if config.test and len(data.corpus.test):
         metrics |= trainer.test(module, datamodule=data, verbose=False)[0]
+    metrics |= describe_splits(config, data)
     metrics |= describe_training(trainer, module, seconds, settings)
     if trainer.is_global_zero:
         update_metrics(run_dir / "model", metrics)
         if module.test_predictions is not None:
             save_predictions(run_dir / "predictions.npz", *module.test_predictions)
         show_prototypes(metrics, run_dir)
+        print_notes(note for name, note in metrics.items() if name.startswith("note/"))
         if config.classify is not None:
             metrics |= second_stage(config, run_dir)
         write_json(run_dir / "metrics.json", metrics)  # last: it says that the run is finished
@@ -171,6 +184,7 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
     run_dir.mkdir(parents=True, exist_ok=True)
     predictor = load_predictor(config)
     data = make_classifier_data(config, predictor)
+    config = fit_second_stage(config, data)
     settings = describe_run(config, data) | {"model": predictor.config["settings"]["config"]}
     digest, prototypes = encoder_digest(model), read_prototypes(model)
     module = ClassifierModule(
@@ -204,16 +218,18 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
         for scorer, vectors in scorers.items():
             indices, _ = rank_by(vectors, query_emb, train.filtered.take(ids))
             metrics |= _named("val", scorer, evaluate(indices, train.positives.take(ids), data.inverse_propensity))
-    if config.test:
+    if config.test and len(data.corpus.test):
         test = data.corpus.test
         query_emb = embed(predictor, test.tokens, "test queries")
         for scorer, vectors in scorers.items():
             indices, scores = rank_by(vectors, query_emb, test.filtered)
             save_predictions(run_dir / f"predictions_{scorer}.npz", indices, scores)
             metrics |= _named("test", scorer, evaluate(indices, test.positives, data.inverse_propensity))
+    metrics |= describe_splits(config, data)
     metrics |= describe_training(trainer, module, seconds, settings)
     write_json(run_dir / "metrics.json", metrics)
     show_classifiers(metrics, run_dir)
+    print_notes(note for name, note in metrics.items() if name.startswith("note/"))
     return TrainedClassifiers(metrics, module, data)
 
 
@@ -228,6 +244,21 @@ def show_classifiers(metrics: Mapping[str, Any], run_dir: Path) -> None:
                 rows[f"{shown}, {scorer}"] = row
         print_table(rows)  # a table a stage: the best of a column is among rows of the same queries
     Console().print(f"{metrics['train/epochs']} epochs in {metrics['train/seconds']:.0f} s. Run folder: {run_dir}")
+
+
+def describe_splits(config: DictConfig, data: PrimeDataModule) -> dict[str, str]:
+    """Return what has to be known about the queries of a run's metrics, as sentences: `note/test`, `note/val`, ...
+
+    Args:
+        config: Whose `test` says whether there are test metrics.
+        data: The data.
+    """
+    train, test = data.corpus.train, data.corpus.test
+    notes = {"note/val": describe_unlabelled(train.positives.take(data.validation_ids), "validation queries")}
+    if config.test:
+        notes["note/test_split"] = data.corpus.split_note
+        notes["note/test"] = describe_unlabelled(test.positives, "test queries")
+    return {name: note for name, note in notes.items() if note is not None}
 
 
 def _named(stage: str, scorer: str, metrics: Mapping[str, float]) -> dict[str, float]:

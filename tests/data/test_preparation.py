@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.normalizers import Replace
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from prime_xmc.data import preparation as module
-from prime_xmc.data.corpus import MANIFEST, Corpus
+from prime_xmc.data.corpus import MANIFEST, TEST_ROWS, Corpus
 from prime_xmc.data.preparation import describe, prepare
 from prime_xmc.data.raw import RawFiles
 
@@ -26,7 +27,7 @@ TRAIN = [
     {"uid": "b", "title": "green green", "content": "dog", "target_ind": [1]},
     {"uid": "c", "title": "blue house red cat dog", "content": "x", "target_ind": [2]},
 ]
-TEST = [{"uid": "d", "title": "zebra", "content": "red", "target_ind": [0]}]
+TEST = [{"uid": "d", "title": "dog", "content": "red", "target_ind": [0]}]
 
 
 def make_tokenizer(words=WORDS):
@@ -82,7 +83,7 @@ class TestContent:
             [CLS, GREEN, GREEN, SEP],
             [CLS, BLUE, HOUSE, RED, SEP],  # truncated to five with its special tokens
         ]
-        assert as_lists(corpus.test.tokens) == [[CLS, UNK, SEP]]
+        assert as_lists(corpus.test.tokens) == [[CLS, DOG, SEP]]
         assert as_lists(corpus.label_tokens) == [[CLS, RED, CAT, SEP], [CLS, GREEN, DOG, SEP], [CLS, HOUSE, SEP]]
         assert as_lists(corpus.train.positives) == [[0, 1], [1], [2]]
         assert as_lists(corpus.test.positives) == [[0]]
@@ -96,13 +97,13 @@ class TestContent:
         manifest = Corpus.open(directory).manifest
         assert directory.name == f"toy-{manifest['fingerprint'][:12]}"
         assert manifest["counts"] == {
-            "labels": {"texts": 3, "tokens": 11, "truncated": 0},
-            "train": {"texts": 3, "tokens": 12, "truncated": 1, "positives": 4, "filtered": 1},
-            "test": {"texts": 1, "tokens": 3, "truncated": 0, "positives": 1, "filtered": 1},
+            "labels": {"texts": 3, "tokens": 11, "truncated": 0, "unknown": 0},
+            "train": {"texts": 3, "tokens": 12, "truncated": 1, "unknown": 0, "positives": 4, "filtered": 1},
+            "test": {"texts": 1, "tokens": 3, "truncated": 0, "unknown": 0, "positives": 1, "filtered": 1},
         }
         assert manifest["statistics"]["labels per training query"] == pytest.approx(4 / 3)
         assert manifest["statistics"]["share of labels with at most 3 training queries"] == 1
-        assert manifest["warnings"] == []
+        assert manifest["warnings"] == manifest["notes"] == []
         assert (manifest["tokenizer"], manifest["max_length"], manifest["pad_token_id"]) == ("words", 5, PAD)
         assert manifest["vocab_size"] == 10
         assert manifest["source"]["trn.json.gz"]["bytes"] == (raw / "trn.json.gz").stat().st_size
@@ -169,7 +170,7 @@ class TestOddData:
         assert warnings_of(directory) == {("trn.json.gz", "empty text"): (2, 4)}
         records = [record for record in caplog.records if record.levelno == logging.WARNING]
         assert [record.getMessage() for record in records] == [
-            "trn.json.gz: empty text (2, the first in line 4): kept, as its special tokens alone"
+            "trn.json.gz: empty text (2, the first in line 4): kept, although it consists of special tokens alone"
         ]
 
     def test_repeated_label_of_a_query_is_dropped(self, tmp_path):
@@ -205,7 +206,7 @@ class TestOddData:
             ("tst.json.gz", "own label among the positives"): (1, 1),
             ("tst.json.gz", "query without labels"): (1, 1),
         }
-        message = "trn.json.gz: own label among the positives (3, the first in line 4): dropped, as the filter says"
+        message = "trn.json.gz: own label among the positives (3, the first in line 4): dropped, as the filter demands"
         assert message in caplog.messages
 
     def test_label_without_training_queries_is_kept(self, tmp_path):
@@ -216,22 +217,78 @@ class TestOddData:
 
     def test_repeated_label_text_is_counted(self, tmp_path):
         labels = [{"title": title} for title in ("cat", "dog", "dog", "cat", "dog")]
-        train = [{"title": "x", "target_ind": [0, 1, 2, 3, 4]}]
+        train = [{"title": "cat", "target_ind": [0, 1, 2, 3, 4]}]
         directory = self.prepared(tmp_path, labels=labels, train=train, train_filter="")
         assert warnings_of(directory) == {("lbl.json.gz", "repeated label text"): (3, 3)}
         assert next(Corpus.open(directory).labels()) == ("0", "cat")
 
-    def test_no_filter_file(self, tmp_path):
+    def test_without_filter_files_a_quiet_note(self, tmp_path, caplog):
+        caplog.set_level(logging.INFO)
+        directory = self.prepared(tmp_path, train_filter=None, test_filter=None)
+        corpus = Corpus.open(directory)
+        assert as_lists(corpus.train.filtered) == [[], [], []]
+        assert warnings_of(directory) == {}
+        assert [record.levelno for record in caplog.records if "filter" in record.message] == [logging.INFO]
+        assert ("note", "there are no filter files, so no label is filtered") in describe(corpus)
+
+    def test_one_filter_file_without_the_other_is_a_warning(self, tmp_path):
         directory = self.prepared(tmp_path, train_filter=None)
         assert as_lists(Corpus.open(directory).train.filtered) == [[], [], []]
         assert warnings_of(directory) == {("filter_labels_train.txt", "no filter file"): (1, None)}
+
+    def test_label_with_a_relevance_of_zero_is_dropped(self, tmp_path):
+        train = [*TRAIN, {"title": "dog", "target_ind": [2, 0, 1], "target_rel": [0, 0.5, 0.0]}]
+        directory = self.prepared(tmp_path, train=train)
+        corpus = Corpus.open(directory)
+        assert corpus.train.positives[3].tolist() == [0]
+        assert corpus.label_frequency.tolist() == [2, 2, 1]
+        assert warnings_of(directory) == {("trn.json.gz", "label with a relevance of 0"): (2, 4)}
+
+    def test_labels_that_share_a_uid(self, tmp_path, caplog):
+        labels = [{"uid": uid, "title": title} for uid, title in (("a", "cat"), ("b", "dog"), ("b", "red"))]
+        directory = self.prepared(tmp_path, labels=labels)
+        assert warnings_of(directory) == {("lbl.json.gz", "repeated label uid"): (1, 3)}
+        assert "give each label its own" in caplog.text
+
+    def test_labels_whose_tokens_are_the_same(self, tmp_path):
+        """Those whose text is repeated are counted as such, and only as such."""
+        titles = ("dog", "\N{GRINNING FACE}", "\N{ROCKET}", "dog", "\N{FIRE}")
+        labels = [{"uid": f"l{row}", "title": title} for row, title in enumerate(titles)]
+        train = [{"title": "cat", "target_ind": [0, 1, 2, 3, 4]}]
+        directory = self.prepared(tmp_path, labels=labels, train=train, train_filter="")
+        assert warnings_of(directory) == {
+            ("lbl.json.gz", "text of unknown tokens alone"): (3, 2),
+            ("lbl.json.gz", "many unknown tokens"): (3, None),
+            ("lbl.json.gz", "repeated label text"): (1, 4),
+            ("lbl.json.gz", "label whose tokens are those of another"): (2, 3),
+        }
+        rows = dict(describe(Corpus.open(directory)))
+        assert rows["labels: tokens"] == "15, 0 texts truncated, 3 unknown"
+
+    def test_share_of_unknown_tokens(self, tmp_path, caplog):
+        train = [{"title": "red " * 18 + "zebra", "target_ind": [0]}] * 3
+        rare = self.prepared(tmp_path, train=train, train_filter="")
+        assert ("trn.json.gz", "many unknown tokens") not in warnings_of(rare)  # truncated before the zebra
+        write_raw(tmp_path / "raw", train=[{"title": "red dog zebra", "target_ind": [0]}] * 3, train_filter="")
+        assert warnings_of(run(tmp_path / "raw"))["trn.json.gz", "many unknown tokens"] == (3, None)
+        assert "many unknown tokens (3, 33 % of all)" in caplog.text
+
+    def test_text_of_which_the_tokenizer_leaves_nothing(self, tmp_path):
+        tokenizer = make_tokenizer()
+        tokenizer.normalizer = Replace("dog", "")
+        write_raw(tmp_path / "raw", train=[*TRAIN, {"title": "dog", "target_ind": [0]}])
+        directory = run(tmp_path / "raw", tokenizer=tokenizer)
+        assert warnings_of(directory)["trn.json.gz", "text without tokens"] == (1, 4)
+        assert ("lbl.json.gz", "text without tokens") not in warnings_of(directory)
 
     def test_describe_tells_counts_and_warnings(self, tmp_path):
         rows = describe(Corpus.open(self.prepared(tmp_path, train_filter=None)))
         assert ("training queries", "3") in rows
         assert ("training queries: tokens", "12, 1 texts truncated") in rows
         assert ("labels per training query", "1.33") in rows
-        assert rows[-1] == ("warning", "filter_labels_train.txt: no filter file: no label is filtered")
+        name, warning = rows[-1]
+        assert name == "warning"
+        assert warning.startswith("filter_labels_train.txt: no filter file: no label is filtered in this split")
 
     def test_chunks_do_not_show_in_warnings(self, tmp_path, monkeypatch):
         labels = [{"title": title} for title in ("cat", "dog", "house", "red", "cat", "red", "cat")]
@@ -253,6 +310,77 @@ class TestOddData:
             ("label without training queries", 2, 3),
         ]
         assert pieces.manifest == whole.manifest
+
+
+SPLIT = [{"title": f"{word} cat", "target_ind": [row % 3]} for row, word in enumerate(["red", "dog", "blue"] * 5)]
+
+
+class TestSplitOff:
+    """Data without a test file."""
+
+    def prepared(self, tmp_path, num_test=None, **raw):
+        write_raw(tmp_path / "raw", **({"train": SPLIT, "train_filter": "0 1\n4 2\n", "test_filter": None} | raw))
+        (tmp_path / "raw" / "tst.json.gz").unlink(missing_ok=True)
+        return prepare(
+            RawFiles(tmp_path / "raw", "toy", num_test=num_test),
+            make_tokenizer(),
+            tokenizer_name="words",
+            pad_token_id=PAD,
+            max_length=5,
+            cache_dir=tmp_path / "cache",
+        )
+
+    @pytest.mark.parametrize("chunk", [8192, 4])
+    def test_every_query_is_in_one_split(self, tmp_path, monkeypatch, chunk):
+        monkeypatch.setattr(module, "_CHUNK_TEXTS", chunk)
+        corpus = Corpus.open(self.prepared(tmp_path))
+        rows = corpus.test_rows
+        assert (len(corpus.train), len(corpus.test), len(rows)) == (12, 3, 3)
+        others = np.delete(np.arange(15), rows)
+        for split, members in ((corpus.test, rows), (corpus.train, others)):
+            for place, row in enumerate(members):
+                assert split.positives[place].tolist() == SPLIT[row]["target_ind"]
+                assert split.tokens[place][1] == WORDS.index(SPLIT[row]["title"].split()[0])
+                assert split.filtered[place].tolist() == {0: [1], 4: [2]}.get(int(row), [])
+        assert not list(corpus.directory.glob("all_*"))
+        counts = corpus.manifest["counts"]
+        assert counts["test"] == {
+            "texts": 3, "unknown": 0, "tokens": 12, "positives": 3, "truncated": 0,
+            "filtered": sum(row in (0, 4) for row in rows),
+        }  # fmt: skip
+        assert counts["train"]["positives"] == corpus.label_frequency.sum() == 12
+        assert corpus.manifest["statistics"]["labels per training query"] == 1
+
+    def test_it_is_said(self, tmp_path):
+        corpus = Corpus.open(self.prepared(tmp_path))
+        assert "there is no test file: 3 of the 15 queries of trn.json.gz" in corpus.split_note
+        assert ("note", corpus.split_note) in describe(corpus)
+
+    def test_the_same_data_are_split_alike(self, tmp_path):
+        first = Corpus.open(self.prepared(tmp_path))
+        (tmp_path / "cache").rename(tmp_path / "first")
+        second = Corpus.open(self.prepared(tmp_path))
+        assert first.directory.name == second.directory.name
+        assert second.test_rows.tolist() == np.load(tmp_path / "first" / first.directory.name / TEST_ROWS).tolist()
+
+    def test_number_that_is_asked_for(self, tmp_path):
+        automatic, asked = self.prepared(tmp_path), self.prepared(tmp_path, num_test=5)
+        assert automatic != asked
+        assert len(Corpus.open(asked).test) == 5
+
+    def test_truncated_texts_are_counted_where_they_are(self, tmp_path):
+        train = [*SPLIT[:-1], {"title": "red dog cat blue house", "target_ind": [2]}]
+        counts = Corpus.open(self.prepared(tmp_path, train=train)).manifest["counts"]
+        assert counts["train"]["truncated"] + counts["test"]["truncated"] == 1
+
+    def test_too_few_queries(self, tmp_path):
+        corpus = Corpus.open(self.prepared(tmp_path, train=SPLIT[:4], train_filter=""))
+        assert (len(corpus.train), len(corpus.test)) == (4, 0)
+        assert "too few queries" in corpus.split_note
+
+    def test_a_filter_without_its_test_file(self, tmp_path):
+        with pytest.raises(ValueError, match=r"filter_labels_test\.txt names rows of a test file"):
+            self.prepared(tmp_path, test_filter="0 1\n")
 
 
 class TestMemory:
@@ -295,6 +423,16 @@ class TestErrors:
     def test_missing_files(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"toy: trn\.json\.gz, tst\.json\.gz, lbl\.json\.gz not found"):
             run(tmp_path / "raw")
+
+    def test_a_cache_that_cannot_be_written(self, raw):
+        (raw.parent / "cache").touch()  # a file where the folder should be: even root cannot write into it
+        with pytest.raises(ValueError, match=r"cache_dir=.*cache: prepared data cannot be written there"):
+            run(raw)
+
+    def test_a_prepared_folder_is_only_read(self, raw, monkeypatch):
+        directory = run(raw)
+        monkeypatch.setattr(module, "_check_writable", lambda _: pytest.fail("nothing has to be written"))
+        assert run(raw) == directory
 
     def test_no_room_for_text(self, raw):
         with pytest.raises(ValueError, match="max_length is 2; 2 special tokens and some text"):

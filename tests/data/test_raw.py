@@ -1,3 +1,4 @@
+import codecs
 import gzip
 import json
 from importlib.resources import files
@@ -40,6 +41,21 @@ class TestReadRecords:
         path = write(tmp_path / "trn.json.gz", '{"title": "Überblick 数\\u00e9", "target_ind": []}\n'.encode())
         assert read(path)[0].text == "Überblick 数é"
 
+    def test_labels_with_a_relevance_of_zero_are_no_positives(self, tmp_path):
+        path = write(tmp_path / "trn.json", b'{"title": "a", "target_ind": [2, 0, 1], "target_rel": [1, 0.0, 0.25]}\n')
+        assert read(path) == [Record("0", "a", "a", (2, 1), 1)]
+
+    @pytest.mark.parametrize("name", ["trn.json.gz", "trn.json"])
+    def test_byte_order_mark(self, tmp_path, name):
+        assert read(write(tmp_path / name, codecs.BOM_UTF8 + GOOD)) == [Record("q0", "first", "first", (2, 0))]
+        with pytest.raises(ValueError, match=r"line 1: the file begins with the mark of UTF-16; convert it to UTF-8"):
+            read(write(tmp_path / name, GOOD.decode().encode("utf-16")))
+
+    def test_blank_lines_at_the_end(self, tmp_path):
+        assert len(read(write(tmp_path / "trn.json", GOOD + b"\n  \n\n"))) == 1
+        with pytest.raises(ValueError, match="line 2: not JSON"):
+            read(write(tmp_path / "trn.json", GOOD + b"\n\n" + GOOD))
+
     def test_open_stream_is_followed_and_left_open(self, tmp_path):
         path = write(tmp_path / "trn.json.gz", GOOD)
         with path.open("rb") as stream:
@@ -63,6 +79,11 @@ class TestReadRecords:
             (b'{"title": "t", "target_ind": [1.0]}', r"label id 1\.0 in target_ind is not an integer"),
             (b'{"title": "t", "target_ind": ["1"]}', "label id '1' in target_ind is not an integer"),
             (b'{"title": "t", "target_ind": [true]}', "label id True in target_ind is not an integer"),
+            (b'{"title": "t", "target_ind": [1], "target_rel": [1, 0]}', "target_rel is 2 numbers for 1 labels"),
+            (b'{"title": "t", "target_ind": [1], "target_rel": 1}', "target_rel is 1 for 1 labels"),
+            (b'{"title": "t", "target_ind": [1], "target_rel": [-1]}', "-1 in target_rel is no relevance"),
+            (b'{"title": "t", "target_ind": [1], "target_rel": ["1"]}', "'1' in target_rel is no relevance"),
+            (b'{"title": "t", "target_ind": [1], "target_rel": [NaN]}', "nan in target_rel is no relevance"),
             ('{"title": "café", "target_ind": [1]}'.encode("latin-1"), r"b'\\xe9' is not valid UTF-8; convert"),
             (b'{"title": "half \\ud83d", "target_ind": [1]}', r"'\\ud83d' is not valid UTF-8"),
         ],
@@ -117,6 +138,8 @@ class TestReadFilter:
             (b"3 1\n", [[3, 1]]),  # np.loadtxt would return one dimension
             (b"3\t1", [[3, 1]]),
             (b"", []),
+            (b"\n", []),
+            (codecs.BOM_UTF8 + b"0 2\n\n", [[0, 2]]),
         ],
     )
     def test_pairs(self, tmp_path, content, pairs):
@@ -147,8 +170,8 @@ class TestReadFilter:
 
 
 class TestRawFiles:
-    def test_compressed_files_go_first(self, tmp_path):
-        for name in ("trn.json.gz", "trn.json", "tst.json", "lbl.json.gz", "filter_labels_test.txt"):
+    def test_files_of_either_kind(self, tmp_path):
+        for name in ("trn.json.gz", "tst.json", "lbl.json.gz", "filter_labels_test.txt"):
             (tmp_path / name).touch()
         assert RawFiles(str(tmp_path), "toy").paths() == {
             "trn": tmp_path / "trn.json.gz",
@@ -156,6 +179,36 @@ class TestRawFiles:
             "lbl": tmp_path / "lbl.json.gz",
             "filter_labels_test": tmp_path / "filter_labels_test.txt",
         }
+
+    def test_a_file_that_is_there_twice(self, tmp_path):
+        for name in ("trn.json.gz", "trn.json", "tst.json", "lbl.json.gz"):
+            (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=r"both trn\.json\.gz and trn\.json are in .*; remove or rename"):
+            RawFiles(tmp_path, "toy").paths()
+
+    def test_a_test_file_may_be_missing_where_a_split_may_be_split_off(self, tmp_path):
+        for name in ("trn.json", "lbl.json"):
+            (tmp_path / name).touch()
+        assert set(RawFiles(tmp_path, "toy", num_test=None).paths()) == {"trn", "lbl"}
+        with pytest.raises(FileNotFoundError, match=r"tst\.json\.gz not found"):
+            RawFiles(tmp_path, "toy").paths()
+
+    def test_fields(self):
+        assert RawFiles("", "toy", fields="text").fields == ("text",)
+        assert RawFiles("", "toy", ["title", "text"], label_fields="name").label_fields == ("name",)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"fields": []}, r"dataset\.fields is empty; expected the fields that make up a text"),
+            ({"fields": ""}, r"dataset\.fields is empty"),
+            ({"label_fields": []}, r"dataset\.label_fields is empty"),
+            ({"num_test": -1}, r"dataset\.num_test of at least 0, or null, got -1"),
+        ],
+    )
+    def test_settings_that_make_no_sense(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            RawFiles("", "toy", **settings)
 
     def test_all_missing_files_are_listed_with_the_hint(self, tmp_path):
         (tmp_path / "tst.json").touch()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_xmc.data.corpus import Ragged
-from prime_xmc.evaluation.meter import XMCMetrics
+from prime_xmc.evaluation.meter import XMCMetrics, log_metrics
 from prime_xmc.evaluation.metrics import evaluate
 
 
@@ -62,3 +62,34 @@ class TestXMCMetrics:
         for row in range(300):
             metric.update(indices[row : row + 1], ragged(rows[row : row + 1]))
         assert metric.compute() == pytest.approx(evaluate(indices, ragged(rows), weight), abs=1e-12)
+
+
+class Log:
+    """Takes what a LightningModule would log."""
+
+    def __init__(self):
+        self.values = {}
+
+    def log(self, name, value, **_):
+        self.values[name] = value
+
+    def log_dict(self, values):
+        self.values |= values
+
+
+class TestLogMetrics:
+    def test_what_is_logged_keeps_its_precision(self):
+        """0.58 in float32 is 0.5799999833106995, which `evaluate` would not say of the same predictions."""
+        indices, rows, weight = random_problem(8, 50, 110, 100)
+        metric, module = XMCMetrics(weight), Log()
+        metric.update(indices, ragged(rows))
+        log_metrics(module, metric, "val")
+        logged = {name.removeprefix("val/"): float(value) for name, value in module.values.items()}
+        assert logged == evaluate(indices, ragged(rows), weight)
+        assert {value.dtype for value in module.values.values()} == {torch.float64}
+
+    def test_without_any_label_nothing_is_logged(self):
+        metric, module = XMCMetrics(np.ones(3)), Log()
+        metric.update(np.array([[0, 1, 2]]), ragged([[]]))
+        log_metrics(module, metric, "test")
+        assert module.values == {}

@@ -75,6 +75,14 @@ class TestSparse:
         assert top.tolist() == [[2, 0, 3], [-1, -1, -1], [2, 1, -1]]
         assert scores.tolist() == np.array([[0.9, 0.1, 0.1], [-INF] * 3, [-1, -2, -INF]], dtype=np.float32).tolist()
 
+    @pytest.mark.parametrize("num_labels", [3, 5])
+    def test_another_number_of_columns_than_labels(self, tmp_path, num_labels):
+        write_csr(tmp_path / "a.npz", np.ones((2, 4)))
+        assert load_predictions(tmp_path / "a.npz", 2, num_labels=4)[0].shape == (2, 2)
+        message = f"the matrix has 4 columns, and the data set has {num_labels} labels"
+        with pytest.raises(ValueError, match=message):
+            load_predictions(tmp_path / "a.npz", 2, num_labels=num_labels)
+
     def test_scipy_file(self, tmp_path):
         sparse = pytest.importorskip("scipy.sparse")
         matrix = sparse.random(30, 50, density=0.2, format="csr", rng=np.random.default_rng(0))

@@ -13,8 +13,10 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from numpy.typing import DTypeLike
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # of what is written; version 2 took labels with a relevance of 0 for positives
+_READABLE = (2, FORMAT_VERSION)
 MANIFEST = "manifest.json"
+TEST_ROWS = "test_rows.npy"
 LABELS = "labels.jsonl"
 
 
@@ -171,7 +173,7 @@ class Corpus:
             ValueError: when a file is damaged or was written in another format; it names the file.
         """
         manifest = _read_manifest(directory)
-        arrays = {name: _open_ragged(directory, name, shape) for name, shape in manifest["arrays"].items()}
+        arrays = {name: open_ragged(directory, name, shape) for name, shape in manifest["arrays"].items()}
         train, test = (
             Split(arrays[f"{split}_tokens"], arrays[f"{split}_positives"], arrays[f"{split}_filtered"])
             for split in ("train", "test")
@@ -182,6 +184,27 @@ class Corpus:
     def num_labels(self) -> int:
         """Number of labels."""
         return len(self.label_tokens)
+
+    @property
+    def test_rows(self) -> Int64[np.ndarray, "query"] | None:
+        """Rows of the test queries in the raw training file, None where they have a file of their own."""
+        path = self.directory / TEST_ROWS
+        return np.load(path, allow_pickle=False) if path.is_file() else None
+
+    @property
+    def split_note(self) -> str | None:
+        """A sentence on the test split where it was split off the training queries, None elsewhere."""
+        split = self.manifest.get("split_off")
+        if split is None:
+            return None
+        if split["queries"] == 0:
+            return (
+                f"there is no test file, and {split['file']} has too few queries to split some off: nothing is tested"
+            )
+        return (
+            f"there is no test file: {split['queries']:,} of the {split['of']:,} queries of {split['file']}, drawn at "
+            "random, are the test split and are not trained on"
+        )
 
     @property
     def label_frequency(self) -> Int64[np.ndarray, "label"]:
@@ -205,7 +228,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} {damaged} ({error})") from error
-    if manifest.get("format_version") != FORMAT_VERSION:
+    if manifest.get("format_version") not in _READABLE:
         found = manifest.get("format_version")
         raise ValueError(
             f"{path}: format_version is {found}, this version of the package reads {FORMAT_VERSION}; "
@@ -220,8 +243,18 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _open_ragged(directory: Path, name: str, shape: dict[str, Any]) -> Ragged:
-    values, offsets = _ragged_paths(directory, name)
+def open_ragged(directory: Path, name: str, shape: dict[str, Any]) -> Ragged:
+    """Map the array that a `RaggedWriter` has written.
+
+    Args:
+        directory: The folder of the data set.
+        name: Name of the array.
+        shape: What `RaggedWriter.shape` returned.
+
+    Raises:
+        ValueError: when its offsets are damaged.
+    """
+    values, offsets = ragged_paths(directory, name)
     dtype, total = np.dtype(shape["dtype"]), shape["values"]
     # An empty file cannot be mapped. Views as plain arrays: results of indexing np.memmap would stay np.memmap.
     mapped = np.asarray(np.memmap(values, dtype=dtype, mode="r", shape=(total,))) if total else np.empty(0, dtype)
@@ -231,7 +264,8 @@ def _open_ragged(directory: Path, name: str, shape: dict[str, Any]) -> Ragged:
         raise ValueError(f"{offsets} is damaged; delete {directory}, prepare the data set again ({error})") from error
 
 
-def _ragged_paths(directory: Path, name: str) -> tuple[Path, Path]:
+def ragged_paths(directory: Path, name: str) -> tuple[Path, Path]:
+    """Return the files of an array: values and offsets."""
     return directory / f"{name}.bin", directory / f"{name}.offsets.npy"
 
 
@@ -250,7 +284,7 @@ class RaggedWriter:
     def __init__(self, directory: Path, name: str, dtype: DTypeLike) -> None:
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._num_rows = self._num_values = 0
-        values, offsets = _ragged_paths(directory, name)
+        values, offsets = ragged_paths(directory, name)
         self._values, self._offsets = values.open("wb"), offsets.open("wb")
         self._write_header()
         self._offsets.write(np.zeros(1, dtype="<i8").tobytes())

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from prime_xmc.data.batch import BatchBuilder, LossPositives, TextChunks
 from prime_xmc.data.corpus import Corpus, Ragged, Split
+from prime_xmc.data.fitting import hold_out
 from prime_xmc.data.preparation import prepare
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import RawFiles
@@ -32,9 +33,10 @@ class PrimeDataModule(LightningDataModule):
         positive_weighting: Draw them in proportion to "inverse_propensity" (Appendix J), or "uniform"ly.
         loss_positives: See `BatchBuilder`.
         more_queries_per_label: Further training queries drawn for each label of a batch, which only move its centroid.
-        num_validation: Queries held out of the training queries for validation.
+        num_validation: Queries held out of the training queries for validation; None: as many as suit their number.
         encode_chunk: Texts in a batch of the loaders that only encode.
-        seed: Of the validation split and of the sampler.
+        seed: Seed of the validation split and of the sampler.
+        corpus: The data, where they are prepared and open already; they are then not looked for.
 
     Source: section 4.2, Appendix J.
     """
@@ -56,9 +58,10 @@ class PrimeDataModule(LightningDataModule):
         positive_weighting: Literal["inverse_propensity", "uniform"] = "inverse_propensity",
         loss_positives: LossPositives = "all",
         more_queries_per_label: int = 0,
-        num_validation: int = 1000,
+        num_validation: int | None = None,
         encode_chunk: int = 1024,
         seed: int = 0,
+        corpus: Corpus | None = None,
     ):
         super().__init__()
         if positive_weighting not in ("inverse_propensity", "uniform"):
@@ -80,10 +83,12 @@ class PrimeDataModule(LightningDataModule):
         self.num_validation = num_validation
         self.encode_chunk = encode_chunk
         self.seed = seed
+        self._opened = corpus
 
     def prepare_data(self) -> None:
         """Prepare the raw files, unless that has been done before."""
-        self._prepare()
+        if self._opened is None:
+            self._prepare()
 
     def _prepare(self) -> Path:
         return prepare(
@@ -103,8 +108,12 @@ class PrimeDataModule(LightningDataModule):
         """
         if hasattr(self, "corpus"):
             return
-        corpus = Corpus.open(self._prepare())
+        if self._opened is None:
+            self._opened = Corpus.open(self._prepare())
+        corpus = self._opened
         num_train = len(corpus.train)
+        if self.num_validation is None:
+            self.num_validation = hold_out(num_train)
         if not 0 <= self.num_validation < num_train:
             raise ValueError(
                 f"expected dataset.num_validation below the {num_train} training queries, got {self.num_validation}"

@@ -5,7 +5,6 @@ import json
 import logging
 import time
 from array import array
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,13 +13,26 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
-from prime_xmc.data.corpus import FORMAT_VERSION, LABELS, MANIFEST, Corpus, Ragged, RaggedWriter
+from prime_xmc.data.corpus import (
+    FORMAT_VERSION,
+    LABELS,
+    MANIFEST,
+    TEST_ROWS,
+    Corpus,
+    Ragged,
+    RaggedWriter,
+    open_ragged,
+    ragged_paths,
+)
+from prime_xmc.data.fitting import size_of_test_split
+from prime_xmc.data.oddities import Oddities, sentence
 from prime_xmc.data.raw import RawFiles, Record, read_filter, read_records
+from prime_xmc.data.splitting import choose_test_queries
 from prime_xmc.files import publishing, write_json
 
 logger = logging.getLogger(__name__)
@@ -31,15 +43,8 @@ _CHUNK_TEXTS = 8192
 _CHUNK_CHARACTERS = 1 << 23
 _HASH_BYTES = 1 << 22
 
-HANDLING = {
-    "empty text": "kept, as its special tokens alone",
-    "repeated label in a query": "the repetition is dropped",
-    "own label among the positives": "dropped, as the filter says",
-    "query without labels": "kept; training and evaluation skip it",
-    "label without training queries": "kept; only its text says what it is",
-    "repeated label text": "kept as a label of its own; text does not tell it from the first one",
-    "no filter file": "no label is filtered",
-}
+_MANY_UNKNOWN = 0.05  # share of unknown tokens from which on they are worth a warning
+_SPLIT_SEED = 0  # of the test split that is split off; it belongs to the data, whatever the seed of a run
 
 
 def prepare(
@@ -56,11 +61,13 @@ def prepare(
     The folder's name carries a fingerprint of the raw files' content, the fields, the tokenizer, `max_length` and the
     format. Where it exists already it is returned at once. It is built under a temporary name and renamed when
     complete, so that processes may prepare the same data at the same time, and a failure leaves nothing behind.
-    Memory does not grow with the queries, their positives and the texts: beyond a few chunks of them, it holds 17
-    bytes for each label, to find repeated texts and count queries, and the pairs of the filter that is being applied.
+    Memory does not grow with the queries, their positives and the texts: beyond a few chunks of them, it holds 50
+    bytes for each label, to find repeated texts, uids and tokens and to count queries, and the pairs of the filter that
+    is being applied. Only where a test split is split off, it holds 40 bytes for each query besides.
 
-    What is odd but harmless (the keys of `HANDLING`) is handled as the values say, logged as a warning once each and
-    listed in the manifest's `warnings`.
+    Where the source has no test file, some training queries become the test split (see `choose_test_queries`); which
+    ones depends on the data alone. What is odd but harmless is handled as `prime_xmc.data.oddities.HANDLING` says,
+    logged as a warning once each and listed in the manifest's `warnings`.
 
     Args:
         source: The raw files.
@@ -73,7 +80,8 @@ def prepare(
     Raises:
         FileNotFoundError: when raw files are missing.
         ValueError: when a raw file is malformed (see `read_records`, `read_filter`) or has no line at all, when
-            `max_length` leaves no room for a text, or when the folder exists but is not complete.
+            `max_length` leaves no room for a text, when `cache_dir` cannot be written to, or when the folder exists
+            but is not complete.
     """
     paths = source.paths()
     # A copy: the caller's tokenizer keeps its settings. They are removed before the fingerprint is taken.
@@ -96,12 +104,15 @@ def prepare(
             "tokenizer_hash": _hash([tokenizer.to_str().encode()]),
             "source": {path.name: _describe_file(path, progress) for path in paths.values()},
         }
+        if "tst" not in paths:
+            manifest |= {"num_test": source.num_test, "split_seed": _SPLIT_SEED}
         fingerprint = _hash([json.dumps(manifest, sort_keys=True).encode()])
         directory = Path(cache_dir).expanduser() / f"{source.name}-{fingerprint[:12]}"
         if (directory / MANIFEST).is_file():
             return directory
         if directory.exists():
             raise ValueError(f"{directory} exists but holds no {MANIFEST}; delete it and prepare again")
+        _check_writable(directory.parent)
         manifest |= {"fingerprint": fingerprint, "tokenizer": tokenizer_name, "raw_directory": str(source.directory)}
 
         tokenizer.enable_truncation(max_length)
@@ -110,7 +121,9 @@ def prepare(
             manifest["files"] = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
             write_json(temporary / MANIFEST, manifest)
     for warning in manifest["warnings"]:
-        logger.warning("%s", _sentence(warning))
+        logger.warning("%s", sentence(warning))
+    for note in manifest["notes"]:
+        logger.info("%s", note)
     return directory
 
 
@@ -123,35 +136,13 @@ def describe(corpus: Corpus) -> list[tuple[str, str]]:
     for part in ("train", "test", "labels"):
         name = {"train": "training queries", "test": "test queries", "labels": "labels"}[part]
         rows.append((name, f"{counts[part]['texts']:,}"))
-        rows.append((f"{name}: tokens", f"{counts[part]['tokens']:,}, {counts[part]['truncated']:,} texts truncated"))
+        unknown = f", {counts[part]['unknown']:,} unknown" if counts[part].get("unknown") else ""
+        tokens = f"{counts[part]['tokens']:,}, {counts[part]['truncated']:,} texts truncated{unknown}"
+        rows.append((f"{name}: tokens", tokens))
     rows += [(name, f"{value:.2f}") for name, value in statistics.items()]
-    rows += [("warning", _sentence(warning)) for warning in manifest["warnings"]]
+    rows += [("warning", sentence(warning)) for warning in manifest["warnings"]]
+    rows += [("note", note) for note in (corpus.split_note, *manifest.get("notes", [])) if note is not None]
     return rows
-
-
-class _Warnings:
-    """What was odd in the raw files: how often, and in which line first."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[str, str], dict[str, Any]] = {}
-
-    def add(self, file: str, kind: str, line: int | None, count: int = 1) -> None:
-        entry = {"file": file, "kind": kind, "count": 0, "first_line": line, "handling": HANDLING[kind]}
-        self._found.setdefault((file, kind), entry)["count"] += count
-
-    def update(self, later: "_Warnings") -> None:
-        """Append warnings of other files or kinds."""
-        self._found |= later._found
-
-    def to_list(self) -> list[dict[str, Any]]:
-        return list(self._found.values())
-
-
-def _sentence(warning: dict[str, Any]) -> str:
-    where = (
-        "" if warning["first_line"] is None else f" ({warning['count']:,}, the first in line {warning['first_line']})"
-    )
-    return f"{warning['file']}: {warning['kind']}{where}: {warning['handling']}"
 
 
 class _Build:
@@ -167,20 +158,28 @@ class _Build:
     ) -> None:
         self.paths = paths
         self.fields, self.label_fields = manifest["fields"], manifest["label_fields"]
+        self.num_test: int | None = manifest.get("num_test", 0)
         self.token_dtype = np.uint16 if manifest["vocab_size"] <= 1 << 16 else np.int32
         self.tokenizer = tokenizer
+        self.num_special = tokenizer.num_special_tokens_to_add(is_pair=False)
+        self.unknown_id = _unknown_id(tokenizer)
         self.directory = directory
         self.progress = progress
-        self.warnings = _Warnings()
+        self.warnings = Oddities()
         self.arrays: dict[str, Any] = {}
         self.counts: dict[str, dict[str, int]] = {}
+        self.truncated_rows = array("q")  # of the queries that a test split is split off
+        self.split_off: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
         """Write all files; return what the manifest records of them."""
         self._write_labels()
         num_labels = self.counts["labels"]["texts"]
-        frequency = self._write_queries("train", "trn", num_labels)
-        self._write_queries("test", "tst", num_labels)
+        if "tst" in self.paths:
+            frequency = self._write_queries("train", "trn", num_labels)
+            self._write_queries("test", "tst", num_labels)
+        else:
+            frequency = self._split_off(self._write_queries("all", "trn", num_labels))
         unseen = np.flatnonzero(frequency == 0)
         if len(unseen):
             file = self.paths["lbl"].name
@@ -196,21 +195,34 @@ class _Build:
                 "share of labels with at most 3 training queries": float((frequency <= 3).mean()),
             },
             "warnings": self.warnings.to_list(),
+            "notes": self._notes(),
             "arrays": self.arrays,
-        }
+        } | self.split_off
+
+    def _notes(self) -> list[str]:
+        """Return what is worth a sentence but no warning."""
+        has_filter = any(name.startswith("filter_labels") for name in self.paths)
+        return [] if has_filter else ["there are no filter files, so no label is filtered"]
 
     def _write_labels(self) -> None:
         path = self.paths["lbl"]
-        hashes = array("q")  # 8 bytes a label; the texts themselves need not fit in memory
+        # 8 bytes a label each; the texts themselves need not fit in memory
+        texts, uids, label_tokens = array("q"), array("q"), array("q")
         with (self.directory / LABELS).open("w", encoding="utf-8", newline="\n") as file:
-            for _, records in self._tokenised("labels", path, self.label_fields, None, "label_tokens"):
+            for _, records, tokens in self._tokenised("labels", path, self.label_fields, None, "label_tokens"):
                 for record in records:
                     file.write(json.dumps({"uid": record.uid, "text": record.title}, ensure_ascii=False) + "\n")
-                hashes.extend(hash(record.text) for record in records)
-        values = np.frombuffer(hashes, dtype=np.int64)
-        if count := _count_repeated(values):
-            first_line = bisect_left(range(len(values) + 1), 1, key=lambda line: _count_repeated(values[:line]))
-            self.warnings.add(path.name, "repeated label text", first_line, count)
+                texts.extend(hash(record.text) for record in records)
+                uids.extend(hash(record.uid) for record in records)
+                label_tokens.extend(hash(tokens[row].tobytes()) for row in range(len(tokens)))
+        same_text = _repeats(texts)
+        for kind, repeated in (
+            ("repeated label text", same_text),
+            ("label whose tokens are those of another", _repeats(label_tokens) & ~same_text),
+            ("repeated label uid", _repeats(uids)),
+        ):
+            if repeated.any():
+                self.warnings.add(path.name, kind, int(repeated.argmax()) + 1, int(repeated.sum()))
 
     def _write_queries(self, split: str, source: str, num_labels: int) -> Int64[np.ndarray, "label"]:
         """Write tokens, positives and filter of a split; return the number of queries of each label."""
@@ -218,11 +230,13 @@ class _Build:
         # A filter can only be checked when the number of queries is known. Until then what the file lists waits on
         # disk, in chunks: it need not fit in memory.
         with TemporaryFile(dir=self.directory) as listed:
-            for first_line, records in self._tokenised(split, path, self.fields, num_labels, f"{split}_tokens"):
+            for first_line, records, _ in self._tokenised(split, path, self.fields, num_labels, f"{split}_tokens"):
                 rows = [sorted(set(record.positives)) for record in records]
                 for line, (record, row) in enumerate(zip(records, rows, strict=True), first_line):
                     if len(row) < len(record.positives):
                         self.warnings.add(path.name, "repeated label in a query", line)
+                    if record.num_irrelevant:
+                        self.warnings.add(path.name, "label with a relevance of 0", line, record.num_irrelevant)
                 _save(listed, Ragged.from_rows(rows, np.int32))
             listed.seek(0)
             return self._write_filtered(split, path, listed, num_labels)
@@ -233,7 +247,7 @@ class _Build:
         pairs = self._read_filter(split, num_queries, num_labels)
         rows = pairs[:, 0].copy()
         frequency = np.zeros(num_labels, dtype=np.int64)
-        without_labels = _Warnings()  # listed last, whichever comes first in the file
+        without_labels = Oddities()  # listed last, whichever comes first in the file
         names = f"{split}_positives", f"{split}_filtered"
         positives, filtered = (RaggedWriter(self.directory, name, np.int32) for name in names)
         with positives, filtered:
@@ -261,52 +275,108 @@ class _Build:
 
     def _read_filter(self, split: str, num_queries: int, num_labels: int) -> Int64[np.ndarray, "pair 2"]:
         """Return (query, label) pairs by ascending query."""
-        name = f"filter_labels_{split}"
+        name = "filter_labels_test" if split == "test" else "filter_labels_train"
         if name not in self.paths:
-            self.warnings.add(f"{name}.txt", "no filter file", None)
+            # Data without any filter are common; one filter without the other is more likely a mistake.
+            if any(other.startswith("filter_labels") for other in self.paths):
+                self.warnings.add(f"{name}.txt", "no filter file", None)
             return np.empty((0, 2), dtype=np.int64)
         pairs = read_filter(self.paths[name], num_queries, num_labels)
         return pairs[pairs[:, 0].argsort()]
 
+    def _split_off(self, frequency: Int64[np.ndarray, "label"]) -> Int64[np.ndarray, "label"]:
+        """Divide the queries that were written as "all"; return the number of training queries of each label."""
+        counts = self.counts.pop("all")
+        num_queries, file = counts["texts"], self.paths["trn"].name
+        shapes = {name: self.arrays.pop(f"all_{name}") for name in ("tokens", "positives", "filtered")}
+        queries = {name: open_ragged(self.directory, f"all_{name}", shape) for name, shape in shapes.items()}
+        num_test = size_of_test_split(num_queries) if self.num_test is None else self.num_test
+        test_rows = choose_test_queries(queries["positives"], frequency, num_test, _SPLIT_SEED)
+        np.save(self.directory / TEST_ROWS, test_rows)
+        is_test, is_truncated = np.zeros((2, num_queries), dtype=bool)
+        is_test[test_rows] = True
+        is_truncated[np.frombuffer(self.truncated_rows, dtype=np.int64)] = True
+        frequency = frequency.copy()
+        for split, wanted in (("train", ~is_test), ("test", is_test)):
+            self.counts[split] = {"texts": int(wanted.sum()), "unknown": 0}
+            for name, ragged in queries.items():
+                with RaggedWriter(self.directory, f"{split}_{name}", shapes[name]["dtype"]) as writer:
+                    for start in range(0, num_queries, _CHUNK_TEXTS):
+                        rows = ragged.take(start + np.flatnonzero(wanted[start : start + _CHUNK_TEXTS]))
+                        writer.extend(rows)
+                        if name == "tokens" and self.unknown_id is not None:
+                            self.counts[split]["unknown"] += int((rows.values == self.unknown_id).sum())
+                        if name == "positives" and split == "test":
+                            np.subtract.at(frequency, rows.values, 1)
+                self._record(writer, f"{split}_{name}")
+                self.counts[split][name] = writer.shape()["values"]
+            self.counts[split]["truncated"] = int((wanted & is_truncated).sum())
+        queries.clear()
+        for name in shapes:
+            for path in ragged_paths(self.directory, f"all_{name}"):
+                path.unlink()
+        self.split_off = {"split_off": {"file": file, "queries": len(test_rows), "of": num_queries}}
+        return frequency
+
     def _tokenised(
         self, part: str, path: Path, fields: Sequence[str], num_labels: int | None, array_name: str
-    ) -> Iterator[tuple[int, list[Record]]]:
-        """Write the tokens of a file; yield its records in chunks, each with the line of its first record."""
+    ) -> Iterator[tuple[int, list[Record], Ragged]]:
+        """Write the tokens of a file; yield its records in chunks, each with the line of its first and the tokens."""
         task = self.progress.add_task(f"tokenise {path.name}", total=path.stat().st_size, rate="")
-        started, texts, truncated = time.perf_counter(), 0, 0
+        started, texts, truncated, unknown = time.perf_counter(), 0, 0, 0
         with path.open("rb") as stream, RaggedWriter(self.directory, array_name, self.token_dtype) as writer:
             chunks = _chunks(read_records(path, fields, num_labels, stream=stream))
-            for records, tokens, num_truncated in self._encoded(chunks):
+            for records, tokens, is_truncated in self._encoded(chunks):
                 writer.extend(tokens)
-                truncated += num_truncated
+                truncated += int(is_truncated.sum())
+                if part == "all":
+                    self.truncated_rows.extend((texts + np.flatnonzero(is_truncated)).tolist())
+                unknown += self._note_odd_texts(path.name, texts + 1, records, tokens)
                 first_line = texts + 1
-                for line, record in enumerate(records, first_line):
-                    if not record.text.strip():
-                        self.warnings.add(path.name, "empty text", line)
                 texts += len(records)
                 rate = f"{texts / (time.perf_counter() - started):,.0f} texts/s"
                 self.progress.update(task, completed=stream.tell(), rate=rate)
-                yield first_line, records
+                yield first_line, records, tokens
         if texts == 0:
             raise ValueError(f"{path} is empty; it needs a line for each text")
         self._record(writer, array_name)
-        self.counts[part] = {"texts": texts, "tokens": writer.shape()["values"], "truncated": truncated}
+        num_tokens = writer.shape()["values"]
+        self.counts[part] = {"texts": texts, "tokens": num_tokens, "truncated": truncated, "unknown": unknown}
+        share = unknown / max(1, num_tokens - self.num_special * texts)
+        if share > _MANY_UNKNOWN:
+            self.warnings.add(path.name, "many unknown tokens", None, unknown, share)
 
-    def _encoded(self, chunks: Iterable[list[Record]]) -> Iterator[tuple[list[Record], Ragged, int]]:
+    def _note_odd_texts(self, file: str, first_line: int, records: list[Record], tokens: Ragged) -> int:
+        """Note texts of which the encoder sees nothing; return the number of unknown tokens."""
+        num_own = tokens.lengths - self.num_special  # tokens of each text, without the special ones
+        unknown = tokens.values == (-1 if self.unknown_id is None else self.unknown_id)
+        num_unknown = np.bincount(tokens.row_ids()[unknown], minlength=len(tokens))
+        is_blank = np.array([not record.text.strip() for record in records])
+        for row in np.flatnonzero(is_blank | (num_own <= num_unknown)):
+            if is_blank[row]:
+                kind = "empty text"
+            else:
+                kind = "text of unknown tokens alone" if num_own[row] > 0 else "text without tokens"
+            self.warnings.add(file, kind, first_line + int(row))
+        return int(unknown.sum())
+
+    def _encoded(
+        self, chunks: Iterable[list[Record]]
+    ) -> Iterator[tuple[list[Record], Ragged, Bool[np.ndarray, "text"]]]:
         """Yield what `_encode` returns of each chunk; it runs in a thread while the next chunk is read."""
         with ThreadPoolExecutor(max_workers=1) as pool:
-            jobs: deque[Future[tuple[list[Record], Ragged, int]]] = deque()
+            jobs: deque[Future[tuple[list[Record], Ragged, Bool[np.ndarray, "text"]]]] = deque()
             for records in chunks:
                 jobs.append(pool.submit(self._encode, records))
                 if len(jobs) == 2:
                     yield jobs.popleft().result()
             yield from (job.result() for job in jobs)
 
-    def _encode(self, records: list[Record]) -> tuple[list[Record], Ragged, int]:
-        """Return the records, their tokens, and how many texts were truncated."""
+    def _encode(self, records: list[Record]) -> tuple[list[Record], Ragged, Bool[np.ndarray, "text"]]:
+        """Return the records, their tokens, and which texts were truncated."""
         encodings = self.tokenizer.encode_batch_fast([record.text for record in records])
         tokens = Ragged.from_rows([encoding.ids for encoding in encodings], self.token_dtype)
-        return records, tokens, sum(bool(encoding.overflowing) for encoding in encodings)
+        return records, tokens, np.array([bool(encoding.overflowing) for encoding in encodings])
 
     def _record(self, writer: RaggedWriter, name: str) -> None:
         self.arrays[name] = writer.shape()
@@ -325,10 +395,35 @@ def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield chunk
 
 
-def _count_repeated(values: Int64[np.ndarray, "value"]) -> int:
-    """Return how many of the values have been there before."""
-    ascending = np.sort(values)
-    return int((ascending[1:] == ascending[:-1]).sum())
+def _repeats(hashes: array) -> Bool[np.ndarray, "value"]:
+    """Say of each 64-bit integer whether it has occurred before."""
+    values = np.frombuffer(hashes, dtype=np.int64)
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    repeated = np.zeros(len(values), dtype=bool)
+    repeated[order[1:]] = ascending[1:] == ascending[:-1]
+    return repeated
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Return the id of the token that stands for what the tokenizer does not know, None where it has none."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if model.get("unk_token") is not None:
+        token_id: int | None = tokenizer.token_to_id(model["unk_token"])
+        return token_id
+    return model.get("unk_id")
+
+
+def _check_writable(cache_dir: Path) -> None:
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=cache_dir):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"cache_dir={cache_dir}: prepared data cannot be written there ({error}); give another folder with "
+            "cache_dir=, or prepare the data set where the folder can be written"
+        ) from error
 
 
 def _save(file: IO[bytes], rows: Ragged) -> None:

@@ -1,7 +1,9 @@
 """The Extreme Classification Repository's raw text files, read line by line and checked."""
 
+import codecs
 import gzip
 import json
+import math
 import re
 import zlib
 from array import array
@@ -26,12 +28,14 @@ class Record(NamedTuple):
         title: Its first field.
         text: Its fields, joined by a space.
         positives: Its label ids as the file lists them, repetitions included; empty in a file of labels.
+        num_irrelevant: Label ids that the file lists with a relevance of 0; they are not among the positives.
     """
 
     uid: str
     title: str
     text: str
     positives: tuple[int, ...]
+    num_irrelevant: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,15 @@ class RawFiles:
     Attributes:
         directory: The folder; `~` is expanded.
         name: Name of the data set, used for the folder of the prepared data.
-        fields: Fields of a query that make up its text, in this order.
-        label_fields: The same of a label; None: as `fields`.
+        fields: Fields of a query that make up its text, in this order; kept as a tuple, also where a single name is
+            given.
+        label_fields: Fields of a label that make up its text; None: those of a query.
         hint: Where to get the files, for the message of the error when they are missing.
+        num_test: Queries to split off the training queries where the folder has no test file; None: as many as suit
+            the size of the data; 0: a missing test file is an error.
+
+    Raises:
+        ValueError: when no field is named, or `num_test` is negative.
     """
 
     directory: str | Path
@@ -51,30 +61,55 @@ class RawFiles:
     fields: Sequence[str] = ("title",)
     label_fields: Sequence[str] | None = None
     hint: str = ""
+    num_test: int | None = 0
+
+    def __post_init__(self) -> None:
+        for key in ("fields", "label_fields"):
+            fields = getattr(self, key)
+            if fields is not None:
+                if len(fields) == 0:
+                    raise ValueError(f"dataset.{key} is empty; expected the fields that make up a text, as in [title]")
+                object.__setattr__(self, key, (fields,) if isinstance(fields, str) else tuple(fields))
+        if self.num_test is not None and self.num_test < 0:
+            raise ValueError(f"expected dataset.num_test of at least 0, or null, got {self.num_test}")
 
     def paths(self) -> dict[str, Path]:
-        """Return the files that are there, by their names without extensions.
+        """Return the files that exist, by their names without extensions.
 
-        `trn`, `tst` and `lbl` are there always, `filter_labels_train` and `filter_labels_test` only if the folder has
-        them. A compressed file goes before an uncompressed one of the same name.
+        `trn` and `lbl` are always among them, and so is `tst` unless a test split may be split off; the two filters
+        only if the folder has them.
 
         Raises:
-            FileNotFoundError: when one of the first three is missing; it lists all that are, and the hint.
+            FileNotFoundError: when a file is missing that has to be there; it lists all that are, and the hint.
+            ValueError: when a file is there both compressed and uncompressed, since nothing says which one is meant,
+                or the filter of a test split has no test split.
         """
         directory = Path(self.directory).expanduser()
-        found, missing = {}, []
+        paths, missing = {}, []
         for name in ("trn", "tst", "lbl"):
-            candidates = [directory / f"{name}.json.gz", directory / f"{name}.json"]
-            path = next(filter(Path.is_file, candidates), None)
-            if path is None:
-                missing.append(candidates[0].name)
-            else:
-                found[name] = path
+            candidates = [
+                path for path in (directory / f"{name}.json.gz", directory / f"{name}.json") if path.is_file()
+            ]
+            if len(candidates) > 1:
+                raise ValueError(
+                    f"{self.name}: both {candidates[0].name} and {candidates[1].name} are in {directory.absolute()}, "
+                    "and they need not hold the same; remove or rename the one that you do not mean"
+                )
+            if candidates:
+                paths[name] = candidates[0]
+            elif name != "tst" or self.num_test == 0:
+                missing.append(f"{name}.json.gz")
         if missing:
             message = f"{self.name}: {', '.join(missing)} not found in {directory.absolute()}"
             raise FileNotFoundError(f"{message}. {self.hint}" if self.hint else message)
         filters = {name: directory / f"{name}.txt" for name in ("filter_labels_train", "filter_labels_test")}
-        return found | {name: path for name, path in filters.items() if path.is_file()}
+        paths |= {name: path for name, path in filters.items() if path.is_file()}
+        if "filter_labels_test" in paths and "tst" not in paths:
+            raise ValueError(
+                f"{self.name}: {paths['filter_labels_test']} names rows of a test file, but there is neither "
+                "tst.json.gz nor tst.json; add the test file, or remove the filter"
+            )
+        return paths
 
 
 def read_records(
@@ -82,8 +117,9 @@ def read_records(
 ) -> Iterator[Record]:
     """Yield the records of a raw file: one JSON object a line, UTF-8, gzip where the name ends in `.gz`.
 
-    Odd but harmless records are yielded as they are (an empty text, no label, a repeated label): it is for the caller
-    to count and handle them.
+    A byte-order mark at the beginning and blank lines at the end are passed over. A label whose `target_rel` is 0 is
+    not a positive. Odd but harmless records are yielded as they are (an empty text, no label, a repeated label): it is
+    for the caller to count and handle them.
 
     Args:
         path: The file.
@@ -95,8 +131,9 @@ def read_records(
     Raises:
         FileNotFoundError: when the file is not there.
         ValueError: with file, line and value, for gzip data that end early or are damaged, bytes that are not UTF-8,
-            a line that is not a JSON object (a blank one too), a missing field, a field of the wrong type, a label id
-            that is no integer or out of range.
+            a line that is not a JSON object (a blank one too, unless only blank ones follow), a missing field, a field
+            of the wrong type, a label id that is no integer or out of range, a `target_rel` that does not fit the
+            labels.
     """
     for number, line in _lines(path, stream):
         try:
@@ -141,16 +178,30 @@ def read_filter(path: Path, num_rows: int, num_labels: int) -> Int64[np.ndarray,
 
 
 def _lines(path: Path, stream: BinaryIO | None) -> Iterator[tuple[int, bytes]]:
+    """Yield number and content of each line, without a byte-order mark and without the blank lines at the end."""
     number = 0
+    blank: list[tuple[int, bytes]] = []  # they are only yielded, and then refused, if something follows
     with path.open("rb") if stream is None else nullcontext(stream) as raw:
         reader = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
         try:
             for number, line in enumerate(reader, start=1):
-                yield number, line
+                content = _without_mark(path, line) if number == 1 else line
+                if not content.strip():
+                    blank = blank or [(number, content)]
+                    continue
+                yield from blank
+                yield number, content
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(
                 f"{path}, line {number + 1}: the gzip data are truncated or damaged ({error}); get the file again"
             ) from error
+
+
+def _without_mark(path: Path, line: bytes) -> bytes:
+    """Return the first line of a file without the byte-order mark of UTF-8."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path}, line 1: the file begins with the mark of UTF-16; convert it to UTF-8")
+    return line.removeprefix(codecs.BOM_UTF8)
 
 
 def _parse(line: bytes, row: int, fields: Sequence[str], num_labels: int | None) -> Record:
@@ -164,7 +215,8 @@ def _parse(line: bytes, row: int, fields: Sequence[str], num_labels: int | None)
     for name, text in zip(fields, texts, strict=True):
         if not isinstance(text, str):
             raise ValueError(f"field {name!r} is {text!r}; a string is expected")
-    record = Record(str(uid), texts[0], " ".join(texts), () if num_labels is None else _positives(item, num_labels))
+    positives, num_irrelevant = ((), 0) if num_labels is None else _positives(item, num_labels)
+    record = Record(str(uid), texts[0], " ".join(texts), positives, num_irrelevant)
     # JSON can escape half a character ("\ud800"), which no tokenizer takes: fail here, where the line is known.
     (record.uid + record.text).encode("utf-8")
     return record
@@ -185,7 +237,8 @@ def _field(item: dict[str, Any], name: str) -> Any:
     return item[name]
 
 
-def _positives(item: dict[str, Any], num_labels: int) -> tuple[int, ...]:
+def _positives(item: dict[str, Any], num_labels: int) -> tuple[tuple[int, ...], int]:
+    """Return the label ids of a query, and how many others have a relevance of 0."""
     positives = _field(item, "target_ind")
     if not isinstance(positives, list):
         raise ValueError(f"target_ind is {positives!r}; a list of label ids is expected")
@@ -197,7 +250,19 @@ def _positives(item: dict[str, Any], num_labels: int) -> tuple[int, ...]:
                 f"label id {label} in target_ind is outside 0..{num_labels - 1}; "
                 "ids are the 0-based lines of the file of labels"
             )
-    return tuple(positives)
+    relevance = item.get("target_rel")
+    if relevance is None:
+        return tuple(positives), 0
+    if not isinstance(relevance, list) or len(relevance) != len(positives):
+        given = f"{len(relevance)} numbers" if isinstance(relevance, list) else repr(relevance)
+        raise ValueError(f"target_rel is {given} for {len(positives)} labels in target_ind; expected one for each")
+    if relevance.count(1) == len(relevance):  # as in all published files
+        return tuple(positives), 0
+    for value in relevance:
+        if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
+            raise ValueError(f"{value!r} in target_rel is no relevance; expected a number of at least 0")
+    relevant = [label for label, value in zip(positives, relevance, strict=True) if value > 0]
+    return tuple(relevant), len(positives) - len(relevant)
 
 
 def _shorten(line: bytes) -> str:

@@ -43,13 +43,17 @@ class XMCMetrics(Metric):
 def log_metrics(module: Any, metrics: XMCMetrics, prefix: str) -> None:
     """Log what the metrics of a LightningModule come to, P@1 in the progress bar too, and start them anew.
 
+    Where no query has a label there are no metrics, and nothing is logged.
+
     Args:
-        module: What logs.
-        metrics: Of the queries of an epoch.
-        prefix: Of their names, such as "val".
+        module: The module that logs.
+        metrics: Metrics of the queries of an epoch.
+        prefix: Prefix of their names, such as "val".
     """
-    values = {f"{prefix}/{name}": value for name, value in metrics.compute().items()}
+    # Lightning would round a Python float to float32; a tensor keeps what `evaluate` gives for the same predictions.
+    values = {f"{prefix}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in metrics.compute().items()}
     metrics.reset()
-    shown = f"{prefix}/P@1"
-    module.log(shown, values.pop(shown), prog_bar=True)
-    module.log_dict(values)
+    if values:
+        shown = f"{prefix}/P@1"
+        module.log(shown, values.pop(shown), prog_bar=True)
+        module.log_dict(values)

@@ -3,7 +3,7 @@
 Each ``*_at_k`` function returns every query's part in the two sums whose quotient is the metric, so that chunks,
 batches and processes are added up before anything is divided, and queries can be drawn again for a confidence interval.
 A query without positives counts in the mean and gains nothing, as in the Extreme Classification Repository's own
-evaluation.
+evaluation. Where no query has any, there are no metrics: a 0 would look like a measurement.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,8 @@ METRICS = (
     *(f"{name}@{k}" for name in ("nDCG", "PSP", "PSnDCG") for k in (1, 3, 5)),
     *(f"R@{k}" for k in (10, TOP_K)),
 )
-SHOWN = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@3", "PSP@5", "R@10", "R@100")
+SHOWN = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@3", "PSP@5", "R@10", f"R@{TOP_K}")
+_DECIMALS = 12  # of a metric
 _DEEPEST_GAIN = 5  # the largest k of the metrics that look at gains
 
 # Queries whose predictions are sorted at once: the keys (8 bytes each) stay in the processor's cache.
@@ -241,12 +242,12 @@ def evaluate(
 
     Args:
         indices: the labels predicted for each query, best first, filtered pairs already removed; -1 pads. At least
-            100 columns, or as many as there are labels.
+            `TOP_K` columns, or as many as there are labels.
         positives: the true labels of each query, unique within a row.
         inverse_propensity: weight of each label, >= 1.
 
     Returns:
-        Fractions in [0, 1] by name; 0 where the denominator is 0 (no queries, no positives).
+        Fractions in [0, 1] by name; nothing where no query has a positive.
 
     Raises:
         ValueError: for too few columns, another number of queries than ``positives`` has, a label id out of range, or a
@@ -301,9 +302,15 @@ def metric_parts(
 
 
 def quotients(sums: Float64[np.ndarray, "metric 2"]) -> dict[str, float]:
-    """Divide, with 0 for an empty denominator."""
+    """Divide the sums of `metric_sums`; nothing comes of them where no query has a positive.
+
+    Inverse propensities are at least 1, so the denominator of PSP@1 is 0 only then. What is beyond the twelfth decimal
+    depends on the order in which queries were added up, and is cut off, so that training and evaluation agree.
+    """
+    if sums[METRICS.index("PSP@1"), 1] == 0:
+        return {}
     return {
-        name: float(numerator / denominator) if denominator > 0 else 0.0
+        name: round(float(numerator / denominator), _DECIMALS)
         for name, (numerator, denominator) in zip(METRICS, sums, strict=True)
     }
 

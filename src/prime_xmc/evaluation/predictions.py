@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int32
 
+from prime_xmc.evaluation.metrics import TOP_K
 from prime_xmc.files import replacing
 
 _LOG = logging.getLogger(__name__)
 _CHUNK = 8192  # queries sorted at once
 _EXPECTED = (
     "expected an .npz with `indices` (integer) and `scores` (float), both [queries, k], or a CSR matrix of scores "
-    "[queries, labels] as scipy.sparse.save_npz writes it"
+    "[queries, labels] as scipy.sparse.save_npz writes it; the JSON lines of prime_xmc.predict are read, too"
 )
 
 
@@ -32,7 +33,9 @@ def save_predictions(path: Path, indices: Int[np.ndarray, "query k"], scores: Fl
         np.savez(file, indices=indices.astype(np.int32), scores=scores.astype(np.float32))
 
 
-def load_predictions(path: Path, k: int = 100) -> tuple[Int32[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+def load_predictions(
+    path: Path, k: int = TOP_K, num_labels: int | None = None
+) -> tuple[Int32[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
     """Read the k best labels of each query from our own predictions or from another tool's sparse score matrix.
 
     Rows of a sparse matrix, and others whose scores do not descend, are sorted by score, ties by label id.
@@ -40,6 +43,7 @@ def load_predictions(path: Path, k: int = 100) -> tuple[Int32[np.ndarray, "query
     Args:
         path: an .npz file, one row per query, in the order of the split. Nothing in it is executed.
         k: columns to return.
+        num_labels: labels of the data set, which is how many columns a matrix of scores has to have; None: unknown.
 
     Returns:
         Label ids and scores, best first, always k columns: where the file offers fewer labels, -1 and -inf.
@@ -59,7 +63,7 @@ def load_predictions(path: Path, k: int = 100) -> tuple[Int32[np.ndarray, "query
         raise ValueError(f"{path}: not readable as predictions ({error}); {_EXPECTED}") from error
 
     if {"indptr", "indices", "data", "shape", "format"} <= arrays.keys():
-        indices, scores = _from_csr(path, arrays, k)
+        indices, scores = _from_csr(path, arrays, k, num_labels)
     elif {"indices", "scores"} <= arrays.keys():
         indices, scores = _from_top_k(path, arrays, k)
     else:
@@ -82,13 +86,20 @@ def _from_top_k(path: Path, arrays: dict[str, np.ndarray], k: int) -> tuple[np.n
     return top_indices, top_scores
 
 
-def _from_csr(path: Path, arrays: dict[str, np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+def _from_csr(
+    path: Path, arrays: dict[str, np.ndarray], k: int, num_labels: int | None
+) -> tuple[np.ndarray, np.ndarray]:
     kind = arrays["format"].item()
     kind = kind.decode(errors="replace") if isinstance(kind, bytes) else str(kind)
     if kind != "csr":
         raise ValueError(f"{path}: a sparse matrix of format {kind!r}; {_EXPECTED}")
     offsets, values, data = arrays["indptr"].astype(np.int64), arrays["indices"], arrays["data"]
-    num_rows = int(arrays["shape"][0])
+    num_rows, num_columns = (int(size) for size in arrays["shape"])
+    if num_labels is not None and num_columns != num_labels:
+        raise ValueError(
+            f"{path}: the matrix has {num_columns} columns, and the data set has {num_labels} labels; expected a "
+            "column for each label, in their order"
+        )
     lengths = np.diff(offsets)
     sizes = (len(offsets) - 1, len(values), len(data))
     if offsets[0] != 0 or (lengths < 0).any() or sizes != (num_rows, offsets[-1], offsets[-1]):

@@ -106,7 +106,12 @@ def rank_split(
         predictor: The model, whose tokenizer has made the split's token ids.
         split: The queries.
         k: Labels per query; where there are fewer, -1 and -inf fill up.
+
+    Raises:
+        ValueError: If the split has no queries.
     """
+    if len(split) == 0:
+        raise ValueError("the split has no queries to rank the labels for: add a test file, tst.json, to the raw files")
 
     def search(query_emb: Float[Tensor, "query d"], top_k: int) -> tuple[Tensor, Tensor]:
         return predictor.search(query_emb, min(top_k, predictor.num_labels))
@@ -121,7 +126,7 @@ def rank_split(
 
 
 def rank_by(vectors: Float[Tensor, "label d"], query_emb: Float[Tensor, "query d"], filtered: Ragged) -> Ranking:
-    """Return ids and scores of the 100 best labels of every query, filtered pairs left out."""
+    """Return ids and scores of the `TOP_K` best labels of every query, filtered pairs left out."""
     search = ExactSearch()
     search.build(vectors)
     return search_unfiltered(search.search, query_emb, filtered, TOP_K)

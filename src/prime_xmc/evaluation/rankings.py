@@ -1,25 +1,32 @@
 """The rankings of any tool, read and checked against the test split that they are meant for."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int
 
 from prime_xmc.data.corpus import Corpus
+from prime_xmc.data.raw import Record
 from prime_xmc.evaluation.metrics import TOP_K
+from prime_xmc.evaluation.predicted_lines import is_json_lines, load_predicted_lines
 from prime_xmc.evaluation.predictions import load_predictions
 from prime_xmc.evaluation.rank import remove_filtered
 
 logger = logging.getLogger(__name__)
 
 
-def read_rankings(path: Path, corpus: Corpus) -> tuple[Int[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
-    """Return label ids and scores of the 100 best labels of each test query, filtered pairs removed.
+def read_rankings(
+    path: Path, corpus: Corpus, queries: Iterable[Record]
+) -> tuple[Int[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+    """Return label ids and scores of the `TOP_K` best labels of each test query, filtered pairs removed.
 
     Args:
-        path: A file that `load_predictions` reads, with a row for each test query in the order of the split.
+        path: A file that `load_predictions` or `load_predicted_lines` reads, with a row for each test query in the
+            order of the split.
         corpus: The data set.
+        queries: The test queries in order, with which predictions that name their query are compared.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -29,7 +36,10 @@ def read_rankings(path: Path, corpus: Corpus) -> tuple[Int[np.ndarray, "query k"
         raise FileNotFoundError(f"predictions={path}: there is no such file")
     split = corpus.test
     wanted = TOP_K + int(split.filtered.lengths.max(initial=0))
-    indices, scores = load_predictions(path, k=wanted)
+    if is_json_lines(path):
+        indices, scores = load_predicted_lines(path, corpus.labels(), queries, wanted)
+    else:
+        indices, scores = load_predictions(path, wanted, corpus.num_labels)
     if len(indices) != len(split):
         raise ValueError(
             f"{path} has {len(indices)} rows, the test split has {len(split)} queries: expected a row for each, in "

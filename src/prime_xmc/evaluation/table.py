@@ -1,12 +1,13 @@
 """The table of results that is shown to people."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prime_xmc.data.corpus import Ragged
 from prime_xmc.evaluation.metrics import SHOWN
 
 _TABLE_WIDTH = 100  # characters that a line of the table of results needs
@@ -41,3 +42,30 @@ def print_table(methods: Mapping[str, Mapping[str, float]]) -> None:
     if methods:
         # Where there is less room, lines that wrap are better than numbers that are cut.
         Console(width=max(Console().width, _TABLE_WIDTH)).print(format_table(methods))
+
+
+def print_notes(notes: Iterable[str | None]) -> None:
+    """Print sentences that belong to a table of results, a line each; None stands for none."""
+    for note in notes:
+        if note is not None:
+            Console().print(note, highlight=False, markup=False)
+
+
+def describe_unlabelled(positives: Ragged, queries: str) -> str | None:
+    """Return a sentence on the queries without labels, which shape the metrics; None where there are none of them.
+
+    Args:
+        positives: The true labels of each query.
+        queries: What the queries are called, such as "test queries".
+
+    Example:
+        >>> describe_unlabelled(Ragged.from_rows([[3], [], [1]]), "test queries")
+        '1 of 3 test queries has no label and counts as a miss in P, nDCG and R'
+    """
+    num_without = int((positives.lengths == 0).sum())
+    if num_without == 0:
+        return None
+    if num_without == len(positives):
+        return f"none of the {len(positives):,} {queries} has a label, so there are no metrics of them"
+    rest = "has no label and counts as a miss" if num_without == 1 else "have no label and count as misses"
+    return f"{num_without:,} of {len(positives):,} {queries} {rest} in P, nDCG and R"

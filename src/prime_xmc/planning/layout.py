@@ -108,6 +108,7 @@ def probe(config: DictConfig, sizes: Sizes, batch_size: int) -> tuple[PrimeModul
     )
     data.corpus, data.inverse_propensity = corpus, np.ones(num_labels)
     small = config.copy()
+    small.dataset.num_validation = 0
     small.model.num_free_vectors = min(config.model.num_free_vectors, num_labels)
     module = make_module(small, data)
     if not num_steps:

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from prime_xmc.assemble import fit_to_size
 from prime_xmc.planning.budget import (
     PLACES,
     Item,
@@ -73,6 +74,7 @@ def plan(config: DictConfig) -> Plan:
         ValueError: If sizes are unknown, or training would refuse the configuration.
     """
     sizes, notes = find_sizes(config)
+    config = fit_to_size(config, sizes.num_queries, sizes.num_labels)
     num_processes = count_processes(config)
     module, measured = probe(config, sizes, -(-config.sampling.batch_size // num_processes))
     layout, schedule = make_layout(config, module), schedule_of(config, sizes)

@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from prime_xmc.assemble import open_corpus, raw_files
+from prime_xmc.assemble import fit_to_size, open_corpus, raw_files
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.planning.budget import Sizes
 
@@ -106,14 +106,6 @@ def _check(sizes: Sizes, config: DictConfig) -> None:
     for name, value in sizes._asdict().items():
         if name != "prepared" and value < 1:
             raise ValueError(f"expected {name} of at least 1, got {value}")
-    num_free_vectors, num_validation = config.model.num_free_vectors, config.dataset.num_validation
-    if not 1 <= num_free_vectors <= sizes.num_labels:
-        raise ValueError(
-            f"expected model.num_free_vectors between 1 and the {sizes.num_labels} labels, got {num_free_vectors}"
-        )
-    if not 0 <= num_validation < sizes.num_queries:
-        raise ValueError(
-            f"expected dataset.num_validation below the {sizes.num_queries} training queries, got {num_validation}"
-        )
+    fit_to_size(config, sizes.num_queries, sizes.num_labels)
     if config.probe_steps < 0:
         raise ValueError(f"expected probe_steps of at least 0, got {config.probe_steps}")

@@ -22,6 +22,8 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # a batch is built in a thousandth of the time of a step: workers would only cost memory
     warnings.filterwarnings("ignore", message="The .* does not have many workers")
+    # small data have no validation queries, which is said before training
+    warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
     # what is lost then is which checkpoint was the best: here it is the last one
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated", category=FutureWarning)

@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from prime_xmc.data.corpus import Ragged
+from prime_xmc.data.splitting import choose_test_queries
+
+
+def choose(rows, num_labels, num_test, seed=0):
+    positives = Ragged.from_rows(rows)
+    frequency = np.bincount(positives.values, minlength=num_labels)
+    return choose_test_queries(positives, frequency, num_test, seed).tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_label_keeps_a_training_query_where_there_are_enough_others(seed):
+    rng = np.random.default_rng(seed)
+    rows = [[int(label)] for label in rng.integers(6, size=60)] + [[6], [7, 0]]
+    chosen = choose(rows, 8, 12, seed)
+    assert len(set(chosen)) == 12
+    assert chosen == sorted(chosen)
+    trained = {label for row, labels in enumerate(rows) if row not in chosen for label in labels}
+    assert trained == set(range(8))
+
+
+def test_queries_that_a_label_cannot_spare_come_last():
+    assert choose([[0], [1], [2], [3], [3]], 4, 1) in ([3], [4])
+    assert len(choose([[0], [1], [2], [3]], 4, 2)) == 2
+
+
+def test_queries_without_labels_are_never_chosen_and_one_with_labels_is_left():
+    assert choose([[], [], []], 1, 2) == []
+    assert len(choose([[], [0], [0], []], 1, 4)) == 1
+
+
+def test_seed():
+    rows = [[0]] * 100
+    assert choose(rows, 1, 20) == choose(rows, 1, 20)
+    assert choose(rows, 1, 20) != choose(rows, 1, 20, seed=1)
