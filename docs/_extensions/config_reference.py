@@ -106,7 +106,7 @@ def starts_from(path: Path) -> list[str]:
             named.append(each)
         else:
             named += [f"{key}: {'null' if option is None else option}" for key, option in each.items()]
-    return [each for each in named if each != "_self_"]
+    return [each.removesuffix("@_here_") for each in named if each != "_self_"]
 
 
 def markdown(name: str, level: int) -> str:

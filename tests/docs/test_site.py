@@ -128,10 +128,11 @@ def known_keys(reference) -> set[str]:
 
 
 def is_known(key: str, value: str, keys: set[str]) -> bool:
-    option = value.strip("'\"").split(",")[0]
     if (CONF / key).is_dir():
-        group = CONF / key
-        return "<" in option or (group / option).is_dir() or (group / f"{option}.yaml").is_file()
+        options = value.strip("'\"[]").split(",")
+        return "<" in value or all(
+            (CONF / key / each).is_dir() or (CONF / key / f"{each}.yaml").is_file() for each in options
+        )
     in_flow = any(key.startswith(f"{each}.") for each in keys)  # a key of {a: 1, b: 2}
     return key in keys or in_flow or key.startswith("hydra")
 
