@@ -34,6 +34,7 @@ def test_every_option_composes_and_its_targets_exist(option, compose):
     given = ["dataset.dir=data"] if option == "dataset=custom" else []
     given += ["dataset.name=none"] if option == "dataset=base/benchmark" else []
     given += ["encoder.source=folder"] if option in ("encoder=local", "encoder=decoder") else []
+    given += ["loss.contrast._target_=prime_xmc.model.losses.InfoNCE"] if option == "loss=custom" else []
 
     def targets(node):
         if isinstance(node, dict):

@@ -684,8 +684,21 @@ class TestPrimeLoss:
         assert instantiate(compose("run_dir=run", *changes).loss).contrast == Triplet(**ALL_CHANGED)
 
     def test_setting_that_there_is_not(self):
-        with pytest.raises(TypeError, match="gamma_mim"):
+        with pytest.raises(ValueError, match=r"Triplet has no loss\.gamma_mim; it takes .*gamma_min"):
             PrimeLoss(gamma_mim=0.1)
+
+    def test_a_loss_from_outside_has_its_own_keys(self, compose):
+        other = "loss.contrast._target_=prime_xmc.model.losses.InfoNCE"
+        config = compose("run_dir=run", "loss=custom", other, "+loss.contrast.temperature=0.3")
+        assert instantiate(config.loss).contrast == InfoNCE(temperature=0.3)
+
+    def test_keys_of_another_loss_are_named_with_how_to_remove_them(self, compose):
+        other = "loss.contrast._target_=prime_xmc.model.losses.InfoNCE"
+        with pytest.raises(Exception, match=r"InfoNCE has no loss\.gamma_min, .*~loss\.gamma_min ~loss\.gamma_max"):
+            instantiate(compose("run_dir=run", other).loss)
+        keys = ("gamma_min", "gamma_max", "weighting", "detach_weights", "invert_uncertain")
+        config = compose("run_dir=run", other, *(f"~loss.{key}" for key in keys))
+        assert instantiate(config.loss).contrast == InfoNCE(temperature=0.1, num_negatives=100)
 
     @pytest.mark.parametrize(
         ("changes", "message"),

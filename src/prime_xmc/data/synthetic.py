@@ -1,4 +1,4 @@
-"""Synthetic raw files of any size, for experiments on scale alone: what training costs, not how good it gets."""
+"""Synthetic raw files of any size, for experiments on the cost of training, not on its quality."""
 
 import gzip
 import hashlib
@@ -26,11 +26,11 @@ _FORMAT_VERSION = 1  # counts up when the same settings give other files
 _CHUNK = 1 << 16  # texts written at once
 _MIN_WORDS = 1000
 _TAIL = 0.9  # exponent of the labels' frequencies
-_HEAD = 10  # the most frequent labels are about as frequent as the one of this rank
-_NEIGHBOURS = 64  # queries of a rare label lie among those of this many others,
-_SPREAD = 8  # those of a frequent one among those of this many others per query
-_LENGTH_SPREAD = 0.5  # standard deviation of the logarithm of a text's words
-_OWN_WORDS = 0.5  # share of a query's words that no label of it has
+_HEAD = 10  # offset of the rank, which keeps the most frequent labels from standing out
+_NEIGHBOURS = 64  # number of labels among whose queries those of a rare label are spread
+_SPREAD = 8  # the same for a frequent label, per query of it
+_LENGTH_SPREAD = 0.5  # standard deviation of the logarithm of a text's number of words
+_OTHER_WORDS = 0.5  # share of a query's words that do not come from its labels
 
 
 def write_synthetic(
@@ -45,31 +45,31 @@ def write_synthetic(
     vocabulary: str | Path,
     seed: int,
 ) -> Path:
-    """Write raw files that `RawFiles` reads into a folder and return the folder.
+    """Write raw files that `RawFiles` reads to a new folder and return the folder.
 
-    A few labels have many queries and most have a few: frequencies follow a power law, and every label has a training
-    query where there are as many pairs as labels. Labels of a query are mostly close to one another by id. Words follow
-    Zipf's law; half of a query's are words of its labels. A test query is another text for the labels of a training
-    query. The numbers of words are log-normal.
+    The frequencies of labels follow a power law: a few labels have many queries, most have a few, and every label has
+    a training query if there are at least as many pairs as labels. The labels of a query mostly have close ids. Words
+    follow Zipf's law, and half of a query's words come from its labels. The number of words is log-normal. A test
+    query is another text for the labels of some training query.
 
-    The folder's name carries a fingerprint of the settings; where it exists already it is returned at once. It is
-    built under a temporary name and renamed when complete. The same settings give the same bytes, with the same
-    versions of NumPy and zlib. Memory grows with the labels' words and the pairs, not with the queries' texts.
+    The folder's name carries a fingerprint of the settings; a folder that exists already is returned at once. It is
+    written under a temporary name and renamed when it is complete. The same settings give the same bytes, given the
+    same versions of NumPy and zlib. Memory grows with the labels' words and the pairs, not with the queries' texts.
 
     Args:
-        directory: Folder for such folders; made if need be.
-        num_labels: L.
-        num_queries: Training queries.
-        num_test_queries: Test queries.
-        labels_per_query: Mean, at least 1.
-        mean_label_words: Mean words of a label, at least 1.
-        mean_query_words: Mean words of a query, at least 1.
-        vocabulary: A tokenizer.json; its tokens of two and more letters are the words, the most frequent first.
-        seed: Of everything random.
+        directory: Parent of the new folder; made if need be.
+        num_labels: Number of labels.
+        num_queries: Number of training queries.
+        num_test_queries: Number of test queries.
+        labels_per_query: Mean number of labels per query, at least 1.
+        mean_label_words: Mean number of words per label, at least 1.
+        mean_query_words: Mean number of words per query, at least 1.
+        vocabulary: Path of a tokenizer.json, whose tokens of at least two letters are the words, most frequent first.
+        seed: Seed of everything random.
 
     Raises:
-        FileNotFoundError: when there is no such tokenizer.json.
-        ValueError: when a number is too small, the vocabulary has too few words, or the folder exists but is not
+        FileNotFoundError: If there is no such tokenizer.json.
+        ValueError: If a number is too small, the vocabulary has too few words, or the folder exists but is not
             complete.
     """
     words = _read_words(Path(vocabulary))
@@ -112,14 +112,16 @@ def write_synthetic(
 
 
 def power_law_frequencies(num_labels: int, num_pairs: int) -> Int64[np.ndarray, "label"]:
-    """Return frequencies of labels that sum to `num_pairs`: 1, where that suffices, plus ∝ (rank + 10)^-0.9.
+    """Return label frequencies that sum to `num_pairs`: a power law of the rank, ∝ (rank + 10)^-0.9.
+
+    Every label has a frequency of at least 1 if there are enough pairs for that.
 
     Args:
-        num_labels: L.
-        num_pairs: Pairs of query and label.
+        num_labels: Number of labels.
+        num_pairs: Number of (query, label) pairs.
 
     Returns:
-        About descending: fractions are rounded so that their sum stays right.
+        Frequencies in nearly descending order: their cumulative sums are rounded, which keeps the total exact.
     """
     least = int(num_pairs >= num_labels)
     ends = np.cumsum((np.arange(num_labels) + _HEAD) ** -_TAIL)
@@ -130,26 +132,27 @@ def power_law_frequencies(num_labels: int, num_pairs: int) -> Int64[np.ndarray, 
 def draw_positives(
     frequencies: Int64[np.ndarray, "label"], lengths: Int64[np.ndarray, "query"], rng: np.random.Generator
 ) -> Ragged:
-    """Hand every label to as many queries as it is frequent, to similar ones where it is rare.
+    """Draw the labels of queries such that labels have given frequencies and a rare label has similar queries.
 
     Args:
-        frequencies: Queries of each label.
-        lengths: Labels of each query; their sum is that of the frequencies.
-        rng: Where the queries come from.
+        frequencies: Number of queries of each label.
+        lengths: Number of labels of each query; the sum of these is that of the frequencies.
+        rng: Generator of random numbers.
 
     Returns:
-        int32, ascending rows of at least one label. A label that a query would have twice it has once.
+        int32, ascending rows of at least one label. A label that was drawn twice for a query counts once.
     """
     num_labels = len(frequencies)
     labels = np.repeat(np.arange(num_labels, dtype=np.int32), frequencies)
-    # a line of labels, on which each pair moves on by a random way, the longer the more of its label there are
+    # Pairs are put in a line by label and each is then shifted by a random distance, which may be longer for frequent
+    # labels. Neighbours in the line thus belong to labels with close ids.
     reach = np.maximum(_SPREAD * frequencies, _NEIGHBOURS).astype(np.float32)
     places = rng.random(len(labels), dtype=np.float32)
     places *= reach[labels]
     places += labels
     places %= num_labels
-    labels = labels[places.argsort(kind="stable")]  # stable: ties fall alike on every processor
-    # queries, in random order, take their labels from that line, one after the other
+    labels = labels[places.argsort(kind="stable")]  # stable: ties have the same order on every processor
+    # The queries take their labels from that line in a random order, one query after the other.
     order = rng.permutation(len(lengths))
     pairs = np.repeat(order, lengths[order]) * num_labels + labels
     pairs.sort()
@@ -162,9 +165,9 @@ class _Writer:
     """Makes up texts and writes them.
 
     Args:
-        directory: Where the files go.
-        words: The most frequent first.
-        rng: Where texts come from.
+        directory: Folder of the files.
+        words: Vocabulary, most frequent word first.
+        rng: Generator of random numbers.
     """
 
     def __init__(self, directory: Path, words: list[str], rng: np.random.Generator) -> None:
@@ -194,8 +197,8 @@ class _Writer:
             lengths = self._draw_lengths(len(rows), mean_words)
             sources = self._draw_from(labels, np.repeat(np.arange(len(rows)), lengths))
             words = self._draw_from(label_words, sources)
-            own = self.rng.random(len(words)) < _OWN_WORDS
-            words[own] = self._draw_words(int(own.sum()))
+            is_other = self.rng.random(len(words)) < _OTHER_WORDS
+            words[is_other] = self._draw_words(int(is_other.sum()))
             titles = self._titles(_ragged(words, lengths))
             for row, title, ids in zip(rows, titles, _lists(labels.values, labels), strict=True):
                 yield f'{{"uid": "{name}{row}", "title": "{title}", "target_ind": {ids}}}\n'
@@ -207,7 +210,7 @@ class _Writer:
         return np.maximum(np.rint(lengths).astype(np.int64), 1)
 
     def _draw_words(self, count: int) -> Int32[np.ndarray, "word"]:
-        # a uniform number is below 1, the last of the cumulative shares
+        # a place in the vocabulary: uniform numbers are below 1, which is the last cumulative share
         return np.searchsorted(self.zipf, self.rng.random(count), side="right").astype(np.int32)
 
     def _draw_from(self, ragged: Ragged, rows: Integer[np.ndarray, "draw"]) -> Int32[np.ndarray, "draw"]:
@@ -222,7 +225,7 @@ class _Writer:
         """Write the lines of `num_texts` rows, a chunk of rows at a time."""
         path = self.directory / f"{name}.json.gz"
         starts = track(range(0, num_texts, _CHUNK), f"write {path.name}", console=Console(stderr=True))
-        # neither a name nor a time in the header: the same settings give the same bytes
+        # no name and no time in the header, so that the same settings give the same bytes
         with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
             for start in starts:
                 rows = np.arange(start, min(start + _CHUNK, num_texts))
@@ -234,7 +237,7 @@ def _ragged(values: Int32[np.ndarray, "total"], lengths: Int64[np.ndarray, "row"
 
 
 def _lists(values: Shaped[np.ndarray, "total"], rows: Ragged) -> Iterator[list[Any]]:
-    """Yield the values as lists, cut into rows as those of `rows` are."""
+    """Yield the values of each row of `rows` as a list."""
     flat = values.tolist()
     return (flat[start:end] for start, end in pairwise(rows.offsets.tolist()))
 

@@ -20,31 +20,31 @@ def balanced_clusters(
 ) -> Int64[Tensor, " n"]:
     """Cluster rows by cosine similarity into clusters whose sizes differ by at most 1.
 
-    Nodes are split in two until they hold one cluster. A split puts a fixed number of rows on each side and maximises
-    the sum over rows of the cosine similarity with the centroid of their side; for two centroids the best such sides
-    are the rows ranked by the difference of their similarities, cut at that number. All nodes of a level are
-    processed together, in blocks that fit the processor's cache; nodes larger than a block find their centroids on
-    an even sample of their rows.
+    Nodes are split in two until each holds one cluster. A split puts a fixed number of rows on each side and maximises
+    the sum over rows of the cosine similarity to the centroid of their side. Given two centroids, the best sides are
+    found by ranking the rows by the difference of their similarities and cutting the ranking at that number. All nodes
+    of a level are processed together, in blocks that fit the processor's cache. Nodes larger than a block find their
+    centroids on an even sample of their rows.
 
-    The result depends on the arguments alone, not on torch's global generators. It may differ between devices, whose
-    arithmetic rounds differently.
+    The result depends only on the arguments, not on torch's global generators. It may differ between devices, whose
+    arithmetic rounds differently. Beyond `embeddings`, memory is a block of rows and a few integers per row.
 
     Args:
-        embeddings: of any norm and floating type, on any device. Rows of zeros are similar to nothing and fill up
-            clusters. Memory beyond `embeddings` is a block of rows and a few integers per row.
-        num_clusters: from 1 to n, not necessarily a power of two.
-        seed: of the first centroids.
-        num_starts: pairs of first centroids tried per split; a single one is at times caught with two groups of
-            equal size cut in half.
-        max_iterations: of 2-means per split.
-        tolerance: a block of nodes is done when no node's objective grew by more than this fraction in an iteration.
-        on_progress: is called with the fraction of the work done, often; with 1.0 at the end.
+        embeddings: Rows of any norm and floating type, on any device. Rows of zeros are similar to nothing and fill up
+            clusters.
+        num_clusters: Number of clusters from 1 to n, not necessarily a power of two.
+        seed: Seed of the first centroids.
+        num_starts: Pairs of first centroids that are tried per split. A single pair sometimes ends with two groups of
+            equal size that are both cut in half.
+        max_iterations: Most iterations of 2-means per split.
+        tolerance: Relative growth of the objective in an iteration below which a block of nodes is finished.
+        on_progress: Callback that is often called with the fraction of the work done, and with 1.0 at the end.
 
     Returns:
         Cluster id in [0, num_clusters) of each row. Clusters with close ids are close in the tree.
 
     Raises:
-        ValueError: if num_clusters is not in [1, n].
+        ValueError: If num_clusters is not in [1, n].
 
     Source: paper, section 3.2; NGAME, Dahiya et al. 2023a.
     """
@@ -85,10 +85,10 @@ def balanced_clusters(
 
 
 def _bounds(n: int, num_clusters: int, level: int) -> Int64[Tensor, " bounds"]:
-    """Return where the 2^level nodes of a level begin and end in the order.
+    """Return the bounds of a level's 2^level nodes in the order of rows.
 
-    Rounding down the even division of clusters, then of rows, makes nodes differ by at most one cluster and clusters
-    by at most one row, and puts every bound of a level among those of the next.
+    Clusters are divided evenly among nodes, then rows among clusters, both rounded down. Nodes then differ by at most
+    one cluster, clusters by at most one row, and every bound of a level is also one of the next level.
     """
     clusters_before = torch.arange(2**level + 1) * num_clusters // 2**level
     return clusters_before * n // num_clusters
@@ -107,7 +107,7 @@ def _split_scores(
     max_iterations: int,
     tolerance: float,
 ) -> Float[Tensor, "node size"]:
-    """Return scores of which the `num_left` highest of a node are its left side."""
+    """Return scores of each node's rows; the `num_left` rows with the highest scores are its left side."""
     size = rows.shape[1]
     if size <= block:
         scores, _ = _two_means(_unit_rows(embeddings, rows), num_left, first, max_iterations, tolerance)
@@ -126,10 +126,10 @@ def _two_means(
     max_iterations: int,
     tolerance: float,
 ) -> tuple[Float[Tensor, "node size"], Float[Tensor, "node d"]]:
-    """Return c_left - c_right of each node, from the best of its starts, and its inner products with the rows.
+    """Return the inner products of each node's rows with c_left - c_right of its best start, and that difference.
 
-    The centroid of a side is S / |S| with S the sum of its rows, and the objective |S_left| + |S_right|. Everything
-    needed follows from the products of rows with S_left: x x^T m, with m the indicator of the left side.
+    The centroid of a side is S / |S|, where S is the sum of its rows, and the objective is |S_left| + |S_right|. All
+    of this follows from the products of rows with S_left: x x^T m, where m is the indicator of the left side.
     """
     node = torch.arange(len(x), device=x.device)
     if x.shape[1] <= x.shape[2]:

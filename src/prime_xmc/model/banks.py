@@ -16,27 +16,27 @@ from prime_xmc.files import save_tensors
 BANKS = "banks"  # key of a checkpoint under which its banks are, see `prime_xmc.training.checkpoints`
 PLACEMENTS = ("device", "host", "mmap")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-SHARD_BYTES = 2**28  # a checkpoint's extra memory where rows have to be brought from another device
+SHARD_BYTES = 2**28  # extra memory that a checkpoint takes where rows are on another device
 
 
 class RowBank(nn.Module):
-    """A table of vectors of which a training step reads and writes a few rows. It has no gradient.
+    """A table of vectors without gradient, of which a training step reads and writes a few rows.
 
-    The rows are in no state dict, which would be copied whole: `save` and `load` stream them. Wherever they lie, the
-    results are the same.
+    The rows are not in the state dict, which would be copied as a whole; `save` and `load` stream them. Results do not
+    depend on the placement.
 
     Args:
-        num_rows: One per label or query.
-        dim: d.
-        dtype: "float32" or "float16". bfloat16 is refused: it has too few digits for a running average, whose steps
-            it rounds away.
-        placement: "device": beside the module, moved with it. "host": in the memory of the CPU, from where rows are
-            sent as they are needed. "mmap": in a nameless temporary file, for tables beyond the memory; the file goes
-            when the process ends.
-        directory: Where the file of "mmap" is; None: the system's temporary directory.
+        num_rows: Number of labels or queries.
+        dim: Size d of embeddings.
+        dtype: "float32" or "float16". bfloat16 is refused, since it has too few digits for a running average and
+            would round its steps away.
+        placement: "device": with the module, which moves them. "host": in the memory of the CPU, from where rows are
+            sent as they are needed. "mmap": in a nameless temporary file, for tables larger than the memory; the file
+            disappears when the process ends.
+        directory: Folder for the file of "mmap"; None for the system's temporary directory.
 
     Raises:
-        ValueError: If dtype or placement is another.
+        ValueError: If dtype or placement is not one of these.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ def _shard_name(number: int) -> str:
 
 
 def _mapped(num_rows: int, dim: int, dtype: torch.dtype, directory: str | None) -> Tensor:
-    """Return a tensor of zeros in a file that has no name any more, so that nothing is left of it afterwards."""
+    """Return a tensor of zeros in a file whose name is already removed, so that nothing is left of it afterwards."""
     if directory is not None:
         Path(directory).mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix="prime_xmc-bank-", dir=directory)

@@ -9,12 +9,12 @@ _GATHERED = 2**26  # bytes of label vectors that are gathered at once, see `pair
 
 
 class Classifiers(nn.Module):
-    """w_l: a vector per label, of which a step reads, and changes, those of some labels.
+    """A vector w_l per label, of which a training step reads and changes those of some labels.
 
     Args:
-        initial: Where they start: the label prototypes.
+        initial: Initial vectors, the label prototypes.
 
-    Source: Section 4.3 and Appendix C; initialisation, cosine and sparse gradient from the public code.
+    Source: section 4.3 and Appendix C; initialisation, cosine and sparse gradient as in the public code.
     """
 
     def __init__(self, initial: Float[Tensor, "label d"]):
@@ -22,7 +22,7 @@ class Classifiers(nn.Module):
         self.weight = nn.Parameter(initial.detach().clone())
 
     def forward(self, label_ids: Int64[Tensor, " label"]) -> Float[Tensor, "label d"]:
-        """Return the unit vectors of some labels; the gradient of the table is sparse, with their rows alone."""
+        """Return the unit vectors of some labels; the gradient of the table is sparse and has only their rows."""
         return normalize(embedding(label_ids, self.weight, sparse=True), dim=-1)
 
     @torch.no_grad()
@@ -41,18 +41,19 @@ def hardest_of_all(
     *,
     label_block: int = 8192,
 ) -> tuple[Int64[Tensor, "query k"], Bool[Tensor, "query k"]]:
-    """Return the labels with the highest cosine for each query among all labels that are not excluded.
+    """Return the labels with the highest cosine similarity for each query, among those that are not excluded.
 
     Args:
-        query_emb: Unit vectors.
+        query_emb: Unit vectors of the queries.
         weight: Label vectors of any norm.
-        excluded_rows: The query's row in each excluded (query, label) pair.
-        excluded_labels: The label in each excluded pair.
-        k: Labels per query; all of them where there are fewer.
-        label_block: Labels scored at once; their scores are query * label_block * 4 bytes.
+        excluded_rows: Row of the query in each excluded (query, label) pair.
+        excluded_labels: Label id in each excluded pair.
+        k: Labels per query, or fewer where there are fewer labels.
+        label_block: Labels scored at once; their scores take 4 bytes per query and label.
 
     Returns:
-        Label ids, best first, and which of them exist: a query with fewer than k labels left has others at the end.
+        Label ids, best first, and which of them count: a query with fewer than k labels left has excluded ones at the
+        end.
     """
     best = query_emb.new_empty(len(query_emb), 0)
     ids = torch.empty_like(best, dtype=torch.int64)
@@ -75,8 +76,8 @@ def pair_similarity(
 ) -> Float[Tensor, " pair"]:
     """Return the inner product of each pair (query_emb[rows], vectors[places]).
 
-    For few pairs of each query, where the whole matrix of products would be wasted. Pairs are gathered in chunks, so
-    that memory beyond the gradient of `vectors` does not grow with them.
+    This suits a few pairs per query, for which the whole matrix of products would be wasteful. Pairs are gathered in
+    chunks, so that memory does not grow with them, apart from the gradient of `vectors`.
     """
     chunk = max(1, _GATHERED // (4 * vectors.shape[1]))
     parts = [

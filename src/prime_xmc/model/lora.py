@@ -1,4 +1,4 @@
-"""Low-rank adapters on a transformer that stays as it is otherwise (LoRA), by way of peft."""
+"""Low-rank adapters (LoRA) on a transformer whose own weights do not change, by peft."""
 
 import copy
 import importlib.util
@@ -17,21 +17,21 @@ def add_adapters(
     dropout: float = 0.0,
     target_modules: str | Sequence[str] = "all-linear",
 ) -> nn.Module:
-    """Return the transformer with adapters, which alone have gradients; their part in its output starts at 0.
+    """Return the transformer with adapters, whose contribution starts at 0 and which alone have gradients.
 
     Args:
-        backbone: The transformer; it is changed.
+        backbone: Transformer, which is changed in place.
         r: Rank of the adapters.
-        alpha: What an adapter adds is scaled by alpha / r.
-        dropout: Of the adapters' input while training, in [0, 1).
-        target_modules: Ends of the names of the linear layers that get one; or, as a string, a regular expression for
-            whole names, or "all-linear".
+        alpha: Numerator of the scale alpha / r by which an adapter's output is multiplied.
+        dropout: Dropout of the adapters' input during training, in [0, 1).
+        target_modules: Endings of the names of the linear layers that get an adapter; or, as a string, a regular
+            expression for whole names, or "all-linear".
 
     Raises:
         ImportError: If peft is not installed, with the command that installs it.
         ValueError: If a setting is out of range, or no layer has such a name.
 
-    Source: Hu et al. 2022. All linear layers, not those of attention alone: Dettmers et al. 2023.
+    Source: Hu et al. 2022; Dettmers et al. 2023 for adapters on all linear layers instead of those of attention.
     """
     if importlib.util.find_spec("peft") is None:
         raise ImportError('encoder.lora needs peft: pip install "prime_xmc[lora]"')
@@ -43,10 +43,10 @@ def add_adapters(
             lora_alpha=alpha,
             lora_dropout=dropout,
             target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
-            # no part of an embedding
+            # the pooler takes no part in an embedding
             exclude_modules=None if getattr(backbone, "pooler", None) is None else r"pooler(\..*)?",
         )
-        with warnings.catch_warnings():  # of the two libraries about each other
+        with warnings.catch_warnings():  # which the two libraries give about each other
             warnings.filterwarnings(
                 "ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning
             )
@@ -56,7 +56,7 @@ def add_adapters(
 
 
 def merged(backbone: nn.Module) -> transformers.PreTrainedModel:
-    """Return the transformer as transformers knows it: adapters are added to a copy of the weights that they adapt."""
+    """Return a model of transformers itself, with the adapters added to a copy of the weights that they adapt."""
     if isinstance(backbone, transformers.PreTrainedModel):
         return backbone
     return copy.deepcopy(backbone).merge_and_unload()  # type: ignore[operator]

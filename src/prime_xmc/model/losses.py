@@ -1,7 +1,8 @@
 """The terms of PRIME's objective as pure functions of similarity matrices, and the module that weights them."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -18,8 +19,9 @@ class Contrast(ABC):
     """A loss that contrasts the positives of an anchor with its negatives, and its settings.
 
     Attributes:
-        temperature: Of the softmax over candidates, in cosine units; smaller looks at fewer, harder negatives.
-        num_negatives: Only so many of an anchor's negatives, the most similar ones, count; None for all of them.
+        temperature: Temperature of the softmax over candidates, in cosine units. A smaller one puts the weight on
+            fewer, harder negatives.
+        num_negatives: Number of an anchor's negatives that count, the most similar ones; None for all of them.
 
     Raises:
         ValueError: If the temperature or the number of negatives is not positive.
@@ -41,12 +43,12 @@ class Contrast(ABC):
         positives: Bool[Tensor, "anchor candidate"],
         negatives: Bool[Tensor, "anchor candidate"],
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return the loss over a batch, 0 where there is nothing to contrast, and what else to log, detached.
+        """Return the loss of a batch, 0 where there is nothing to contrast, and detached values to log.
 
         Args:
             similarity: Cosine similarity of each anchor and candidate.
-            positives: The pairs to pull together. An anchor without one takes no part.
-            negatives: The pairs to push apart; disjoint from `positives`. A pair may be in neither.
+            positives: Pairs to pull together. An anchor without a positive does not count.
+            negatives: Pairs to push apart; disjoint from `positives`. A pair may be in neither.
         """
 
 
@@ -57,11 +59,12 @@ class Triplet(Contrast):
     Attributes:
         gamma_min: Lower bound of the margin, in cosine units.
         gamma_max: Upper bound of the margin, in cosine units.
-        weighting: How the losses l of the negatives of one pair are combined. "softmax": weighted by
-            softmax(s_an / temperature) over those with l > 0. "sum": added (Eq. 1). "active_mean": mean of l > 0.
-        detach_weights: Keep the softmax weights out of the graph. With gradient a weaker violator is pushed *up*.
-        invert_uncertain: Take Eq. 3 by the letter: where 0 < s_ap - s_an < gamma_min the loss is
-            (s_ap - s_an) + gamma_min, whose gradient is inverted. Otherwise the first line of Eq. 13.
+        weighting: Combination of the losses l of one pair's negatives. "softmax": mean weighted by
+            softmax(s_an / temperature) over those with l > 0. "sum": sum (Eq. 1). "active_mean": mean over l > 0.
+        detach_weights: Whether the softmax weights stay out of the graph. With their gradient, a weaker violator is
+            pushed *up*.
+        invert_uncertain: Whether Eq. 3 is taken to the letter: where 0 < s_ap - s_an < gamma_min, the loss is
+            (s_ap - s_an) + gamma_min, whose gradient is inverted. Otherwise the first line of Eq. 13 applies.
 
     Raises:
         ValueError: If the margin's bounds are out of order, or the weighting is unknown.
@@ -96,11 +99,11 @@ class Triplet(Contrast):
 
 
 class TripletStats(NamedTuple):
-    """What a triplet term looked like inside; all scalars in [0, 1] without gradient.
+    """Statistics of a triplet term: scalars in [0, 1], without gradient.
 
     Attributes:
         violators: Fraction of the considered triplets with a loss above 0.
-        clipped: Fraction of the considered triplets whose margin was cut at gamma_min or gamma_max.
+        clipped: Fraction of the considered triplets whose margin was clipped to gamma_min or gamma_max.
     """
 
     violators: Tensor
@@ -125,9 +128,9 @@ def mean_over_anchors(
     """Return the mean over the positives of an anchor, then over the anchors that have one; 0 where none has.
 
     Args:
-        per_pair: A value for each (anchor, positive) pair.
-        anchor: Its anchor.
-        positives: The pairs.
+        per_pair: Value of each (anchor, positive) pair.
+        anchor: Anchor of each pair.
+        positives: Which candidates are positives of which anchor.
     """
     pairs_of_anchor = positives.sum(dim=1)
     num_anchors = (pairs_of_anchor > 0).sum().clamp(min=1)
@@ -139,7 +142,7 @@ def hardest_negatives(
     negatives: Bool[Tensor, "anchor candidate"],
     num_negatives: int | None,
 ) -> Bool[Tensor, "anchor candidate"]:
-    """Return only so many negatives of each anchor, the most similar ones; all of them where it is None."""
+    """Return the `num_negatives` negatives of each anchor that are most similar to it, or all where it is None."""
     if num_negatives is None or num_negatives >= similarity.shape[1]:
         return negatives
     hardest = similarity.detach().masked_fill(~negatives, -torch.inf).topk(num_negatives, dim=1).indices
@@ -168,14 +171,14 @@ def triplet_loss(
 ) -> tuple[Float[Tensor, ""], TripletStats]:
     """Return the dynamic-margin triplet loss over all (anchor, positive, negative) triplets of a batch.
 
-    l = max(s_an - s_ap + m, 0) with m of `dynamic_margin`; combined over the negatives of a pair by the weighting, then
-    averaged over the positives of an anchor, then over the anchors that have a positive.
+    l = max(s_an - s_ap + m, 0), with m from `dynamic_margin`. It is combined over the negatives of a pair by the
+    weighting, then averaged over the positives of an anchor, then over the anchors that have a positive.
 
     Args:
         similarity: Cosine similarity of each anchor and candidate.
-        positives: The pairs to pull together. An anchor without one takes no part.
-        negatives: The pairs to push apart; disjoint from `positives`.
-        settings: Of the margin, and of what counts how much.
+        positives: Pairs to pull together. An anchor without a positive does not count.
+        negatives: Pairs to push apart; disjoint from `positives`.
+        settings: Bounds of the margin, and weighting of the triplets.
 
     Returns:
         The loss (0 where there is no triplet) and its `TripletStats`.
@@ -191,7 +194,7 @@ def triplet_loss(
         negative_sim, considered = similarity[anchor], negatives[anchor]
     positive_sim = similarity[anchor, column].unsqueeze(1)
     margin = dynamic_margin(positive_sim, negative_sim, settings.gamma_min, settings.gamma_max)
-    # relu, not max with zeros: the latter splits the gradient where the margin makes a triplet exactly 0
+    # not a maximum with zeros, which would halve the gradient where the margin makes a triplet exactly 0
     loss = torch.relu(negative_sim - positive_sim + margin)
     if settings.invert_uncertain:
         gap = positive_sim - negative_sim
@@ -200,7 +203,7 @@ def triplet_loss(
 
     if settings.weighting == "softmax":
         logits = (negative_sim / settings.temperature).masked_fill(~active, -torch.inf)
-        # a pair without violators would be a softmax over nothing: NaN, also in the gradient
+        # the softmax of a pair without violators would be one over nothing: NaN, in the gradient too
         logits = logits.masked_fill(~active.any(dim=1, keepdim=True), 0.0)
         weight = logits.detach().softmax(dim=1) if settings.detach_weights else logits.softmax(dim=1)
         per_pair = (weight * loss * active).sum(dim=1)
@@ -227,14 +230,14 @@ def info_nce(
 ) -> Float[Tensor, ""]:
     """Return InfoNCE: the cross-entropy of each positive among all positives and negatives of its anchor.
 
-    l = -log(exp(s_ap / t) / sum_{c in P and N} exp(s_ac / t)); averaged over the positives of an anchor, then over the
-    anchors that have a positive. An anchor's positives compete: with k of them l is log(k) at best, on average.
+    l = -log(exp(s_ap / t) / sum_{c in P and N} exp(s_ac / t)), averaged over the positives of an anchor, then over the
+    anchors that have a positive. The positives of an anchor compete: with k of them, l is at best log(k) on average.
 
     Args:
         similarity: Cosine similarity of each anchor and candidate.
-        positives: The pairs to pull together. An anchor without one takes no part.
-        negatives: The pairs to push apart; disjoint from `positives`.
-        temperature: t, in cosine units.
+        positives: Pairs to pull together. An anchor without a positive does not count.
+        negatives: Pairs to push apart; disjoint from `positives`.
+        temperature: Temperature t, in cosine units.
 
     Source: van den Oord et al. 2018; with several positives as in Gupta et al. 2024 (DEXML), their softmax loss.
     """
@@ -252,10 +255,14 @@ def decoupled_softmax(
 ) -> Float[Tensor, ""]:
     """Return the decoupled softmax: each positive among itself and the negatives of its anchor.
 
-    l = -log(exp(s_ap / t) / (exp(s_ap / t) + sum_{n in N} exp(s_an / t))); averaged as `info_nce`, which it is where
-    an anchor has one positive. Without negatives l is 0.
+    l = -log(exp(s_ap / t) / (exp(s_ap / t) + sum_{n in N} exp(s_an / t))), averaged as in `info_nce`, to which it is
+    equal where an anchor has one positive. Without negatives l is 0.
 
-    Args: as those of `info_nce`.
+    Args:
+        similarity: Cosine similarity of each anchor and candidate.
+        positives: Pairs to pull together. An anchor without a positive does not count.
+        negatives: Pairs to push apart; disjoint from `positives`.
+        temperature: Temperature t, in cosine units.
 
     Source: Gupta et al. 2024 (DEXML), the decoupled softmax.
     """
@@ -268,7 +275,7 @@ def decoupled_softmax(
 def _log_sum_exp(
     logits: Float[Tensor, "anchor candidate"], mask: Bool[Tensor, "anchor candidate"]
 ) -> Float[Tensor, " anchor"]:
-    # not -inf: its gradient would be NaN where the mask is empty
+    # the gradient of -inf would be NaN where the mask is empty
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).logsumexp(dim=1)
 
 
@@ -298,7 +305,7 @@ class InfoNCE(SoftmaxContrast):
 
 
 class DecoupledSoftmax(SoftmaxContrast):
-    """`decoupled_softmax`: an anchor's positive against its negatives alone."""
+    """`decoupled_softmax`: an anchor's positive against its negatives only."""
 
     loss = staticmethod(decoupled_softmax)
 
@@ -313,19 +320,19 @@ def regulariser(
     num_negatives: int | None = 100,
     hinge: bool = True,
 ) -> Float[Tensor, ""]:
-    """Return R: prototypes must score positives higher than text does, and negatives lower.
+    """Return R, by which prototypes have to score positives higher than text does, and negatives lower.
 
     R_p = mean(s_qp - b_qp + m'),  R_n = mean(b_qn - s_qn + m'),  R = (R_p + R_n) / 2
 
     Args:
-        prototype_sim: b_ql = h_q . z_l.
-        text_sim: s_ql = h_q . h_l.
-        positives: The pairs of R_p.
-        negatives: The pairs of R_n.
-        margin: m', in cosine units.
-        num_negatives: Only so many negatives of a query, the most similar to it by prototype; None for all.
-        hinge: Cut each difference at 0 and average those above it (public code). Without it the plain means of
-            Eq. 6-7, which are unbounded below.
+        prototype_sim: Similarities b_ql = h_q . z_l.
+        text_sim: Similarities s_ql = h_q . h_l.
+        positives: Pairs of R_p.
+        negatives: Pairs of R_n.
+        margin: Margin m', in cosine units.
+        num_negatives: Number of a query's negatives that count, the most similar ones by prototype; None for all.
+        hinge: Whether differences are cut at 0 and only those above it are averaged (public code). Otherwise R has the
+            plain means of Eq. 6-7, which are unbounded below.
 
     Source: Eq. 6-7.
     """
@@ -341,25 +348,25 @@ def regulariser(
 
 
 class PrimeLoss(nn.Module):
-    """Eq. 5: L = l(h_q, z_l) + l(h_q, h_l) + l(h_l, h_q) + lambda R, each term with a weight; 0 switches it off.
+    """Eq. 5: L = l(h_q, z_l) + l(h_q, h_l) + l(h_l, h_q) + lambda R; a weight of 0 switches a term off.
 
-    Labels are ranked by prototype: where neither the first term nor R trains the prototypes, let them be the text
+    Labels are ranked by their prototypes. Where neither the first term nor R trains these, they should be the text
     embeddings (see `Prototypes`).
 
     Args:
-        contrast: Makes l, which the three terms share, from the settings below.
-        prototype_weight: Of l(h_q, z_l), query to prototype.
-        text_weight: Of l(h_q, h_l), query to label text.
-        label_weight: Of l(h_l, h_q), label text to query.
-        regulariser_weight: lambda.
-        regulariser_margin: m', in cosine units.
-        regulariser_hinge: See `regulariser`.
-        settings: The fields of the contrast. R counts as many negatives as it does.
+        contrast: Maker of l, which the three terms share, from `settings`.
+        prototype_weight: Weight of l(h_q, z_l), query to prototype.
+        text_weight: Weight of l(h_q, h_l), query to label text.
+        label_weight: Weight of l(h_l, h_q), label text to query.
+        regulariser_weight: Weight lambda of R.
+        regulariser_margin: Margin m' of R, in cosine units.
+        regulariser_hinge: Whether R has a hinge, see `regulariser`.
+        settings: Fields of the contrast. R counts as many negatives as the contrast does.
 
     Raises:
-        ValueError: If one of the latter is out of range.
+        ValueError: If a setting is out of range, or the contrast does not take it.
 
-    Source: section 3.3, Eq. 5; Table 6 switches the terms. Other contrasts than `Triplet` are its future work.
+    Source: section 3.3, Eq. 5; Table 6 leaves out terms. The paper names contrasts other than `Triplet` as future work.
     """
 
     def __init__(
@@ -375,6 +382,7 @@ class PrimeLoss(nn.Module):
         **settings: Any,
     ):
         super().__init__()
+        _check_settings(contrast, settings)
         self.contrast = contrast(**settings)
         self.weights = {
             "query_prototype": prototype_weight,
@@ -393,9 +401,14 @@ class PrimeLoss(nn.Module):
         positives: Bool[Tensor, "query label"],
         negatives: Bool[Tensor, "query label"],
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return the objective and, detached, what to log: its terms, and what the contrast has to say of the first.
+        """Return the objective, and detached values to log: its terms, and the contrast's statistics of the first one.
 
-        All embeddings are L2-normalised; `positives` and `negatives` are disjoint, and a pair may be in neither.
+        Args:
+            query_emb: Unit vectors h_q.
+            label_emb: Unit vectors h_l.
+            prototypes: Unit vectors z_l.
+            positives: Pairs to pull together.
+            negatives: Pairs to push apart; disjoint from `positives`. A pair may be in neither.
         """
         text_sim = query_emb @ label_emb.T
         prototype_sim = query_emb @ prototypes.T
@@ -426,3 +439,15 @@ class PrimeLoss(nn.Module):
             total = total + self.weights["regulariser"] * value
             logs["regulariser"] = value.detach()
         return total, logs
+
+
+def _check_settings(contrast: Callable[..., Contrast], settings: Mapping[str, Any]) -> None:
+    """Refuse settings that a contrast does not take, such as those that another one has left in the configuration."""
+    parameters = inspect.signature(contrast).parameters
+    unknown = [f"loss.{name}" for name in settings if name not in parameters]
+    if unknown and not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
+        raise ValueError(
+            f"the loss {getattr(contrast, 'func', contrast).__name__} has no {', '.join(unknown)}; it takes "
+            f"{', '.join(parameters) or 'no settings'}. Correct the name, or remove what belongs to another loss with "
+            f"{' '.join(f'~{name}' for name in unknown)}; loss=custom has the keys of the terms only"
+        )

@@ -1,9 +1,9 @@
 """BERT and DistilBERT layers over packed tokens: no padding, and few passes over memory.
 
-All texts of a chunk lie behind one another, sorted by length, as one matrix [tokens, d]. Linear layers, norms and GELU
-see that matrix; only attention needs the texts, which are padded to the chunk's longest there. The whole layer is one
-autograd node in the compute dtype, which spares what autocast and padding cost on a CPU: casts of weights and
-activations, and copies of what is cheaper to compute again.
+The texts of a chunk are sorted by length and concatenated to one matrix [tokens, d]. Linear layers, norms and GELU work
+on that matrix; only attention needs single texts, and pads them to the longest of the chunk. A whole layer is one
+autograd node that computes in one dtype. On a CPU this saves what autocast and padding cost: casts of weights and
+activations, and copies of tensors that are cheaper to compute again.
 """
 
 import math
@@ -17,17 +17,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# There must be few shapes of matrices: oneDNN compiles a kernel for each (2 ms) and keeps a thousand of them, and the
-# heap ends up in pieces of as many sizes. So sizes are rounded up to multiples of these.
+# Matrices may have few different shapes: oneDNN compiles a kernel for each (2 ms) and keeps a thousand of them, and the
+# heap is fragmented into blocks of as many sizes. Sizes are therefore rounded up to multiples of these numbers.
 TOKEN_MULTIPLE = 128  # rows of a chunk
 TEXT_MULTIPLE = 8  # texts of a chunk, in attention
 MEMORY_MULTIPLE = 2**20  # entries of a tensor of attention
-# More than the kernels of a step, which hardly come back in the next; the default is 1024. Read at oneDNN's first use.
+# A step needs fewer kernels than this, and the next step hardly uses them again; oneDNN's default is 1024. It reads the
+# variable at its first use.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 class LengthGroup(NamedTuple):
-    """Texts of one length that lie behind one another: `texts` texts of `length` tokens from row `start`."""
+    """Consecutive texts of one length: `texts` texts of `length` tokens each, from row `start` on."""
 
     start: int
     texts: int
@@ -54,8 +55,18 @@ class LayerParameters(NamedTuple):
 class PackedLayer(torch.autograd.Function):
     """One post-norm transformer layer (self-attention, then GELU feed-forward) on packed tokens.
 
-    Queries are expected to be scaled by 1 / sqrt(head size) in `qkv_weight` already. Rows of no group stay finite and
-    get no gradient.
+    With D for dropout, t for the number of tokens and d_h for the size of a head:
+
+        [q, k, v] = x W_qkv^T + b_qkv                 [t, 3 d], then [3, texts * heads, longest text, d_h]
+        P = softmax(q k^T + padding bias)             [texts * heads, longest text, longest text]
+        context = D_0(P) v                            back to [t, d]
+        attended = x + D_1(context W_out^T + b_out)   hidden = norm_1(attended)
+        up = hidden W_up^T + b_up                     [t, feed-forward size]
+        output = hidden + D_2(gelu(up) W_down^T + b_down)
+        result = norm_2(output)
+
+    The scale 1 / sqrt(d_h) of the queries is expected in `qkv_weight` and `qkv_bias` already. Rows that belong to no
+    group stay finite and get no gradient.
     """
 
     @staticmethod
@@ -68,26 +79,41 @@ class PackedLayer(torch.autograd.Function):
         dropout: tuple[float, float, float],
         *parameters: Tensor,
     ) -> Float[Tensor, "token d"]:
-        """Return the layer's output; dropout is that of attention's weights, its output and the feed-forward's."""
+        """Return the layer's output.
+
+        Args:
+            ctx: Context of autograd.
+            x: Packed tokens.
+            groups: Texts by length, in the order of their rows.
+            num_heads: Attention heads.
+            eps: Added to the variance in both norms.
+            dropout: Probabilities for the attention weights, the attention output and the feed-forward output.
+            parameters: Tensors in the order of `LayerParameters`.
+        """
         p = LayerParameters(*parameters)
         dim = x.shape[1]
         drops = [_Dropout(probability) for probability in dropout]
+        # q, k and v of all heads, then spread over texts
         qkv = F.linear(x, p.qkv_weight, p.qkv_bias)
         context = torch.zeros_like(x)
         layout = _AttentionLayout(groups, num_heads)
         heads = layout.spread(qkv, 3)
         query, key, value = heads.flatten(1, 2)
+        # attention weights P
         scores = _buffer(heads.shape[1:4] + heads.shape[3:4], x)
         torch.bmm(query, key.transpose(1, 2), out=scores.flatten(0, 1))
         probability = torch.softmax(scores.add_(layout.padding_bias(scores)), -1, out=_buffer(scores.shape, x))
         probability = probability.flatten(0, 1)
+        # context = D_0(P) v, collected to packed rows
         kept = [drop.draw(like) for drop, like in zip(drops, (probability, x, x), strict=True)]
         mixed = torch.bmm(drops[0](probability, kept[0]), value, out=_buffer(value.shape, x))
         layout.collect(mixed.view(1, *heads.shape[1:]), context)
+        # attention output, residual connection and norm; the norms save mean and 1 / standard deviation of each row
         attended = drops[1](F.linear(context, p.out_weight, p.out_bias), kept[1]).add_(x)
         hidden, mean_1, rstd_1 = torch.native_layer_norm(
             attended, (dim,), p.attention_norm_weight, p.attention_norm_bias, eps
         )
+        # feed-forward, residual connection and norm; gelu(up) is not saved but computed again in the backward pass
         up = F.linear(hidden, p.up_weight, p.up_bias)
         output = drops[2](F.linear(F.gelu(up), p.down_weight, p.down_bias), kept[2]).add_(hidden)
         result, mean_2, rstd_2 = torch.native_layer_norm(output, (dim,), p.output_norm_weight, p.output_norm_bias, eps)
@@ -112,7 +138,12 @@ class PackedLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, "token d"]) -> tuple[Tensor | None, ...]:
-        """Return the gradient of x, None for the four settings, and the gradients of the parameters in their order."""
+        """Return the gradient of x, None for the four settings, and the gradients of the parameters in their order.
+
+        `grad_y` stands for dL/dy of a value y of the forward pass, `d_w` for dL/dw of a parameter w. For a linear
+        layer y = x W^T + b: grad_x = grad_y W, d_W = grad_y^T x, d_b = sum of grad_y over tokens. For a residual
+        connection y = x + f(x): grad_x = grad_y + the gradient through f.
+        """
         saved, drops = ctx.saved_tensors, ctx.drops
         *kept, x, context, heads, probability = saved[:7]
         attended, mean_1, rstd_1, hidden, up, output, mean_2, rstd_2, *parameters = saved[7:]
@@ -120,32 +151,43 @@ class PackedLayer(torch.autograd.Function):
         norm_backward = torch.ops.aten.native_layer_norm_backward
         shape, all_three = (x.shape[1],), [True, True, True]
 
+        # result = norm_2(output): grad_output [t, d], weight and bias of the norm
         grad_output, d_output_norm_weight, d_output_norm_bias = norm_backward(
             grad, output, shape, mean_2, rstd_2, p.output_norm_weight, p.output_norm_bias, all_three
         )
+        # output = hidden + D_2(down), down = gelu(up) W_down^T + b_down: grad_down is grad_output, masked and scaled
         grad_down = drops[2](grad_output, kept[2])
         d_down_weight, d_down_bias = grad_down.T @ F.gelu(up), grad_down.sum(0)
+        # up -> gelu(up): grad_up = (grad_down W_down) * gelu'(up), [t, feed-forward size]
         grad_up = torch.ops.aten.gelu_backward(grad_down @ p.down_weight, up)
         d_up_weight, d_up_bias = grad_up.T @ hidden, grad_up.sum(0)
+        # hidden is used twice: grad_hidden = grad_output (residual) + grad_up W_up (in place of grad_output)
         grad_hidden = grad_output.addmm_(grad_up, p.up_weight)
+        # hidden = norm_1(attended): grad_attended [t, d], weight and bias of the norm
         grad_attended, d_attention_norm_weight, d_attention_norm_bias = norm_backward(
             grad_hidden, attended, shape, mean_1, rstd_1, p.attention_norm_weight, p.attention_norm_bias, all_three
         )
+        # attended = x + D_1(out), out = context W_out^T + b_out: grad_out like grad_down; grad_context = grad_out W_out
         grad_out = drops[1](grad_attended, kept[1])
         d_out_weight, d_out_bias = grad_out.T @ context, grad_out.sum(0)
         grad_context = grad_out @ p.out_weight
         layout = _AttentionLayout(ctx.groups, ctx.num_heads)
         query, key, value = heads.flatten(1, 2)
+        # context = D_0(P) v, by texts: grad_P is grad_context v^T, masked and scaled
         grad_mixed = layout.spread(grad_context, 1)[0].flatten(0, 1)
         grad_probability = drops[0](torch.bmm(grad_mixed, value.transpose(1, 2)), kept[0])
+        # P = softmax(scores): grad_scores = P * (grad_P - sum over keys of P * grad_P)
         grad_scores = torch._softmax_backward_data(grad_probability, probability, -1, probability.dtype)
+        # scores = q k^T: grad_q = grad_scores k, grad_k = grad_scores^T q; and grad_v = D_0(P)^T grad_context
         grad_heads = _buffer(heads.shape, heads).flatten(1, 2)
         torch.bmm(grad_scores, key, out=grad_heads[0])
         torch.bmm(grad_scores.transpose(1, 2), query, out=grad_heads[1])
         torch.bmm(drops[0](probability, kept[0]).transpose(1, 2), grad_mixed, out=grad_heads[2])
+        # back to packed rows [t, 3 d], where rows of no group stay 0
         grad_qkv = x.new_zeros(x.shape[0], 3 * x.shape[1])
         layout.collect(grad_heads.view(heads.shape), grad_qkv)
         d_qkv_weight, d_qkv_bias = grad_qkv.T @ x, grad_qkv.sum(0)
+        # x is used twice: grad_x = grad_attended (residual) + grad_qkv W_qkv (in place of grad_attended)
         grad_x = grad_attended.addmm_(grad_qkv, p.qkv_weight)
         return (
             grad_x,
@@ -169,32 +211,36 @@ class PackedLayer(torch.autograd.Function):
 
 
 class _Dropout:
-    """Dropout whose random numbers are bytes, eight from each number drawn: on a CPU they would cost a third of a step.
+    """Dropout with random bytes, eight from each number drawn, since a number per entry would cost a third of a step.
 
     Args:
-        probability: In [0, 1), rounded to 1/256.
+        probability: Probability that an entry is dropped, in [0, 1), rounded to a multiple of 1/256.
     """
 
     def __init__(self, probability: float):
         self.threshold = round(256 * probability)
 
     def draw(self, like: Tensor) -> Tensor | None:
-        """Return which entries of a tensor of some shape are kept; None: all."""
+        """Return which entries of a tensor of this shape are kept, or None where all are."""
         if self.threshold == 0:
             return None
         words = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device)
-        words.random_(-(2**63), None)  # all values
+        words.random_(-(2**63), None)  # the whole range of int64
         return (words.view(torch.uint8)[: like.numel()] >= self.threshold).view(like.shape)
 
     def __call__(self, x: Tensor, kept: Tensor | None) -> Tensor:
-        """Return x with what is not kept at 0 and the rest scaled up to the same mean; x itself if all is kept."""
+        """Return x with dropped entries at 0 and the others scaled up to the same mean; x itself where all are kept."""
         return x if kept is None else (x * kept).mul_(256 / (256 - self.threshold))
 
 
 class _AttentionLayout:
-    """Where packed rows lie in attention, the one place with padding: [texts, heads, longest text, head size].
+    """Places of packed rows in attention, where texts are padded: [texts, heads, longest text, head size].
 
-    Texts of a chunk are of nearly one length, and attention is a small part of a layer.
+    Padding costs little there: the texts of a chunk have nearly one length, and attention is a small part of a layer.
+
+    Args:
+        groups: Texts by length, in the order of their rows.
+        num_heads: Attention heads.
     """
 
     def __init__(self, groups: list[LengthGroup], num_heads: int):
@@ -204,7 +250,7 @@ class _AttentionLayout:
         self.length = groups[-1].length
 
     def spread(self, rows: Float[Tensor, "token width"], parts: int) -> Float[Tensor, "{parts} text head length size"]:
-        """Bring rows of `parts` vectors of all heads into attention's layout; 0 in the padding."""
+        """Return rows of `parts` vectors for all heads in the layout of attention, with 0 in the padding."""
         size = rows.shape[1] // parts // self.num_heads
         result = _buffer((parts, self.texts, self.num_heads, self.length, size), rows).zero_()
         for tokens, texts, length in self._places():
@@ -213,13 +259,13 @@ class _AttentionLayout:
         return result
 
     def collect(self, heads: Float[Tensor, "part text head length size"], rows: Float[Tensor, "token width"]) -> None:
-        """Bring them back: the inverse of `spread`, into the given rows."""
+        """Write what `spread` returned, or a tensor of its shape, back into packed rows."""
         for tokens, texts, length in self._places():
             packed = rows[tokens].view(-1, length, heads.shape[0], self.num_heads, heads.shape[-1])
             packed.copy_(heads[:, texts, :, :length].permute(1, 3, 0, 2, 4))
 
     def padding_bias(self, scores: Float[Tensor, "text head length length"]) -> Float[Tensor, "text 1 1 length"]:
-        """Return what makes the softmax over keys leave out the padding; finite, as texts may be all padding."""
+        """Return a bias that keeps the softmax over keys off the padding; finite, since a text may be all padding."""
         bias = scores.new_full((self.texts, self.length), -1e4)
         for _, texts, length in self._places():
             bias[texts, :length] = 0
@@ -261,14 +307,15 @@ def length_groups(lengths: list[int]) -> list[LengthGroup]:
 
 
 class PackedBackbone:
-    """Runs the layers of a transformers BERT or DistilBERT model on packed tokens; the weights stay that model's.
+    """Runs the layers of a BERT or DistilBERT model of transformers on packed tokens, with that model's own weights.
 
     Args:
         backbone: BertModel or DistilBertModel with GELU and absolute positions. Its dropout applies in training mode.
-        chunk_tokens: About the most tokens that go through a layer at once. Bounds the temporary memory; results do
-            not depend on it beyond rounding.
-        recompute: Keep nothing of a chunk for the backward pass but compute it again there: memory is then that of one
-            chunk, whatever the batch, for a third more time. Gradients are the same (GradCache, Gao et al. 2021).
+        chunk_tokens: Approximate limit of the tokens that go through a layer at once. It bounds the temporary memory;
+            results do not depend on it beyond rounding.
+        recompute: Whether chunks are computed again in the backward pass instead of being kept for it. Memory is then
+            that of one chunk, whatever the size of the batch, and a step takes a third more time. Gradients are the
+            same (GradCache, Gao et al. 2021).
 
     Raises:
         ValueError: If the model is of another kind, with what to use instead.
@@ -296,14 +343,15 @@ class PackedBackbone:
     def __call__(
         self, token_ids: Int[Tensor, " token"], lengths: list[int], dtype: torch.dtype
     ) -> Float[Tensor, "text d"]:
-        """Return the mean over the tokens of the last layer's output, float32.
+        """Return the mean over the tokens of each text of the last layer's output, in float32.
 
         Args:
-            token_ids: Ids of all texts behind one another.
+            token_ids: Ids of all texts, concatenated.
             lengths: Tokens of each text, ascending.
-            dtype: In which the layers compute; parameters stay as they are and are cast once per call.
+            dtype: Dtype in which the layers compute. Parameters stay as they are and are cast once per call.
         """
-        words = self.backbone.embeddings.word_embeddings(token_ids)  # at once: its gradient has all of the vocabulary
+        # for all chunks at once, since each gradient of this table has a row for every token of the vocabulary
+        words = self.backbone.embeddings.word_embeddings(token_ids)
         layers = [[parameter.to(dtype) for parameter in layer] for layer in self._layers()]
         chunks = _chunks(lengths, self.chunk_tokens)
         pooled = []
@@ -370,7 +418,7 @@ class PackedBackbone:
 
 
 def _chunks(lengths: list[int], chunk_tokens: int) -> list[list[int]]:
-    """Cut the lengths into as few runs as have about `chunk_tokens` tokens or less, and about equally many each."""
+    """Cut the lengths into the fewest runs of about `chunk_tokens` tokens or less, with about equally many each."""
     size = -(-sum(lengths) // -(-sum(lengths) // chunk_tokens))
     chunks: list[list[int]] = []
     room = 0

@@ -15,13 +15,13 @@ SOURCES: tuple[Source, ...] = ("text", "centroid", "free_vector")
 
 
 class LabelPrototypeNetwork(nn.Module):
-    """g_phi: one post-norm transformer layer over the sources of each label as a short sequence, mean-pooled.
+    """g_phi: one post-norm transformer layer over each label's sources, taken as a short sequence and mean-pooled.
 
     Args:
-        dim: d.
+        dim: Size d of embeddings.
         num_heads: Attention heads.
         feedforward: Inner size of the feed-forward part.
-        dropout: While training, in [0, 1).
+        dropout: Dropout during training, in [0, 1).
 
     Source: section 3.2; sizes from Appendix H.
     """
@@ -41,18 +41,21 @@ class Prototypes(nn.Module):
     """z_l of every label: the network, the centroid bank and the free vectors.
 
     Args:
-        num_labels: L.
-        dim: d.
-        num_free_vectors: F, at most L. Labels share them by cluster.
-        sources: Which of text, centroid and free_vector the prototype is made of (Fig. 3 leaves some out). Of the text
-            alone there is nothing to make: z_l = h_l without a network, the plain siamese encoder.
-        momentum: alpha of the running centroid, in [0, 1).
-        centroid_dtype: Of the centroids, "float32" or "float16" (half the memory; steps below 1e-3 of an entry vanish).
-        centroid_update: "mean": one step towards the mean of the label's batch queries. "one": towards one of them.
-            "frozen": centroids stay where they started (what the public code does).
-        free_vector_std: Standard deviation of the free vectors' entries at the start, as a share of 1 / sqrt(d).
-        num_heads, feedforward, dropout: Of the `LabelPrototypeNetwork`.
-        make_bank: Makes the table of the centroids.
+        num_labels: Number L of labels.
+        dim: Size d of embeddings.
+        num_free_vectors: Number F of free vectors, at most L. Labels of a cluster share one.
+        sources: Sources of a prototype, among text, centroid and free_vector (Fig. 3 leaves some out). With the text
+            only there is no network and z_l = h_l, as in a plain siamese encoder.
+        momentum: Momentum alpha of the running centroids, in [0, 1).
+        centroid_dtype: Dtype of the centroids, "float32" or "float16" (half the memory; steps below 1e-3 of an entry
+            vanish).
+        centroid_update: Step of a centroid. "mean": towards the mean of its label's queries in the batch. "one":
+            towards one of them. "frozen": none, as in the public code.
+        free_vector_std: Standard deviation of the initial free vectors' entries, in units of 1 / sqrt(d).
+        num_heads: Attention heads of the `LabelPrototypeNetwork`.
+        feedforward: Inner size of its feed-forward part.
+        dropout: Its dropout during training.
+        make_bank: Maker of the table of centroids.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -99,7 +102,7 @@ class Prototypes(nn.Module):
         self.centroid_update = centroid_update
         self.centroids = make_bank(num_labels, dim, dtype=centroid_dtype)
         self.register_buffer("cluster_of_label", torch.zeros(num_labels, dtype=torch.int64))
-        # a parameter without gradient would still be decayed and saved: there is none where it is not used
+        # made only where they are used, since a parameter without gradient would still be decayed and saved
         self.free_vectors = (
             nn.Parameter(torch.randn(num_free_vectors, dim) * free_vector_std * dim**-0.5)
             if "free_vector" in self.sources
@@ -115,8 +118,8 @@ class Prototypes(nn.Module):
         """Return the prototypes of some labels, L2-normalised.
 
         Args:
-            label_ids: Which labels.
-            label_emb: Their text embeddings h_l.
+            label_ids: Ids of the labels.
+            label_emb: Text embeddings h_l of these labels.
         """
         if self.network is None:
             return label_emb.float()
@@ -128,7 +131,7 @@ class Prototypes(nn.Module):
                 parts.append(self.centroids.take(label_ids).float())
             else:
                 assert self.free_vectors is not None
-                # a dense gradient would have all F rows
+                # sparse, since a dense gradient would have all F rows
                 parts.append(F.embedding(self.cluster_of_label[label_ids], self.free_vectors, sparse=True))
         return self.network(torch.stack(parts, dim=1))
 
@@ -141,15 +144,15 @@ class Prototypes(nn.Module):
     ) -> Float[Tensor, ""]:
         """Move the centroids of a batch's positives towards its queries: c_p <- alpha c_p + (1 - alpha) h_q.
 
-        A label makes one step, whichever the order of its queries: towards their mean or the first of them.
+        A label makes one step, towards the mean of its queries or the first of them, whatever their order.
 
         Args:
-            query_emb: h_q of the batch.
+            query_emb: Query embeddings h_q of the batch.
             pair_rows: Row of the query in each (query, positive label) pair.
             pair_labels: Label id in each pair.
 
         Returns:
-            The mean length of the steps; 0 if there is none.
+            Mean length of the steps; 0 if there is none.
 
         Source: Eq. 4.
         """
@@ -179,19 +182,19 @@ def fill_mean_centroids(
     *,
     block: int = 2**15,
 ) -> None:
-    """Set each label's centroid to its mean query embedding; without queries, to its text embedding.
+    """Set each label's centroid to the mean embedding of its queries, or to its text embedding if it has none.
 
     Memory beyond the banks is a block of rows and a few integers per pair.
 
     Args:
-        centroids: The bank to fill.
-        queries: h_q.
-        labels: h_l.
+        centroids: Bank to fill.
+        queries: Query embeddings h_q.
+        labels: Label embeddings h_l.
         pair_queries: Row of `queries` in each (query, label) pair.
         pair_labels: Label id in each pair.
-        block: Rows that are held at once.
+        block: Rows that are in memory at once.
 
-    Source: section 3.2 and Appendix H: the start of the running centroids, and exact centroids at inference.
+    Source: section 3.2 and Appendix H, as initial running centroids and as exact centroids for inference.
     """
     order = pair_labels.argsort(stable=True)
     pair_queries, pair_labels = pair_queries[order], pair_labels[order]  # a block's pairs now stand together

@@ -1,44 +1,45 @@
-"""What a configuration says of tables, parameters, devices and steps, with the help of a small module."""
+"""What a configuration says of tables, parameters, devices and steps."""
 
-import tempfile
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from prime_xmc.assemble import make_module
-from prime_xmc.data.datamodule import PrimeDataModule
-from prime_xmc.data.raw import RawFiles
-from prime_xmc.data.tokenizer import load_tokenizer
+from prime_xmc.data.sampling import cluster_size_at
 from prime_xmc.index.search import FaissSearch
-from prime_xmc.planning.budget import Layout, Measured, Schedule, Sizes, make_schedule
-from prime_xmc.planning.probe import batches, make_up_corpus, measure
 from prime_xmc.training.module import PrimeModule
 
-_LABELS_PER_DRAW = 16  # of the probe: so many that, as in large data sets, few are drawn twice
+
+class Layout(NamedTuple):
+    """What the size of tables and parameters depends on, besides the data."""
+
+    dim: int  # d
+    num_trained: int  # parameters with dense gradients
+    num_frozen: int  # parameters without gradient
+    num_free_vectors: int  # F; 0 where prototypes have none
+    centroid_bytes: int  # bytes per centroid entry
+    placement: str  # of the banks
+    on_gpu: bool
+    searcher: str  # "exact", "flat" or "hnsw"
+    num_links: int  # neighbours of a label in the graph of hnsw
+    num_validation: int  # queries held out
+    test: bool  # whether the run ends with the test split
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes per label in the Faiss index; 0 for exact search, which searches the prototypes themselves.
+
+        The graph of hnsw holds 2 m neighbours of each label, m more of one label in m on each level above, and for
+        each label its highest level and the place of its neighbours.
+        """
+        if self.searcher == "exact":
+            return 0
+        m = self.num_links
+        return 4 * self.dim + (round(4 * (2 * m + m / (m - 1))) + 4 + 8 if self.searcher == "hnsw" else 0)
 
 
-def schedule_of(config: DictConfig, sizes: Sizes) -> Schedule:
-    """Return what happens when in a run."""
-    num_validation, clusters = config.dataset.num_validation, config.sampling.clusters
-    return make_schedule(
-        sizes.num_queries - num_validation,
-        batch_size=config.sampling.batch_size,
-        max_epochs=config.trainer.max_epochs,
-        max_steps=config.trainer.max_steps,
-        validate_every=config.trainer.check_val_every_n_epoch if num_validation else 0,
-        first_cluster_epoch=clusters.first_epoch,
-        every_n_epochs=clusters.every_n_epochs,
-        initial_size=clusters.initial_size,
-        double_at=list(clusters.double_at),
-    )
-
-
-def make_layout(config: DictConfig, module: PrimeModule) -> Layout:
-    """Return what the configuration says of tables and parameters, with the help of its module of any size."""
+def layout_of(config: DictConfig, module: PrimeModule) -> Layout:
+    """Return the layout of a configuration's tables, given its module with tables of any size."""
     free_vectors, searcher = module.prototypes.free_vectors, module.searcher
     dense = [p for p in module.parameters() if p is not free_vectors]
     return Layout(
@@ -56,11 +57,50 @@ def make_layout(config: DictConfig, module: PrimeModule) -> Layout:
     )
 
 
+class Schedule(NamedTuple):
+    """When things happen in a run."""
+
+    steps_per_epoch: int
+    num_steps: int  # of the whole run
+    cluster_sizes: tuple[int, ...]  # queries per cluster at each rebuild of the clusters
+    num_validations: int
+    num_indexes: int  # how often all labels are encoded and indexed, for validation or at the end
+
+
+def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
+    """Return the schedule of a run.
+
+    Args:
+        config: The configuration.
+        num_queries: Training queries, including those held out for validation.
+
+    Raises:
+        ValueError: If the run has no end.
+    """
+    trainer, clusters, num_validation = config.trainer, config.sampling.clusters, config.dataset.num_validation
+    steps_per_epoch = -(-(num_queries - num_validation) // config.sampling.batch_size)
+    limits = [limit for limit in (trainer.max_steps, trainer.max_epochs * steps_per_epoch) if limit >= 0]
+    if not limits:
+        raise ValueError("the run has no end: give trainer.max_epochs or trainer.max_steps")
+    num_epochs, rest = divmod(min(limits), steps_per_epoch)  # complete epochs, and steps of one more
+    num_validations = num_epochs // trainer.check_val_every_n_epoch if num_validation else 0
+    ends_validated = num_validations > 0 and rest == 0 and num_epochs % trainer.check_val_every_n_epoch == 0
+    first = clusters.first_epoch
+    rebuilds = [] if first is None else range(first, num_epochs + (rest > 0))
+    sizes = [
+        cluster_size_at(epoch, first_epoch=first, initial_size=clusters.initial_size, double_at=clusters.double_at)
+        for epoch in rebuilds
+        if (epoch - first) % clusters.every_n_epochs == 0 or epoch in clusters.double_at
+    ]
+    num_indexes = num_validations + (not ends_validated)
+    return Schedule(steps_per_epoch, min(limits), tuple(size for size in sizes if size), num_validations, num_indexes)
+
+
 def device_of(config: DictConfig) -> torch.device:
     """Return the device of the configured Trainer.
 
     Raises:
-        ValueError: If it is neither CPU nor CUDA.
+        ValueError: If it is neither a CPU nor a CUDA device.
     """
     accelerator = config.trainer.accelerator
     if accelerator == "auto":
@@ -76,70 +116,3 @@ def count_processes(config: DictConfig) -> int:
     if devices in ("auto", -1, "-1"):
         return max(1, torch.cuda.device_count()) if device_of(config).type == "cuda" else 1
     return int(devices) if isinstance(devices, int | str) else len(devices)
-
-
-def probe(config: DictConfig, sizes: Sizes, batch_size: int) -> tuple[PrimeModule, Measured]:
-    """Make the configured module with small tables, train it for the steps to probe, and return what that took.
-
-    Args:
-        config: The configuration.
-        sizes: Of the data.
-        batch_size: Queries of a batch.
-    """
-    num_steps = config.probe_steps + 1 if config.probe_steps else 0  # the first one is not counted
-    num_labels = min(sizes.num_labels, _LABELS_PER_DRAW * batch_size * config.sampling.num_positives)
-    tokenizer = load_tokenizer(config.encoder.source)
-    corpus = make_up_corpus(
-        sizes,
-        num_queries=min(sizes.num_queries, max(1, num_steps) * batch_size),
-        num_labels=num_labels,
-        max_length=config.dataset.max_length,
-        vocabulary=len(tokenizer),
-    )
-    data = PrimeDataModule(
-        RawFiles("", "made up"),
-        tokenizer,
-        max_length=config.dataset.max_length,
-        cache_dir="",
-        propensity_a=config.dataset.propensity.a,
-        propensity_b=config.dataset.propensity.b,
-        batch_size=batch_size,
-        num_positives=config.sampling.num_positives,
-    )
-    data.corpus, data.inverse_propensity = corpus, np.ones(num_labels)
-    small = config.copy()
-    small.dataset.num_validation = 0
-    small.model.num_free_vectors = min(config.model.num_free_vectors, num_labels)
-    module = make_module(small, data)
-    if not num_steps:
-        return module, Measured()
-    loader = batches(
-        corpus,
-        batch_size=batch_size,
-        num_batches=num_steps,
-        num_positives=config.sampling.num_positives,
-        loss_positives=config.sampling.loss_positives,
-        more_queries_per_label=config.sampling.more_queries_per_label,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        make_trainer = partial(_make_trainer, config, folder)
-        return module, measure(module, corpus, loader, make_trainer, device_of(config))
-
-
-def _make_trainer(config: DictConfig, folder: str, callbacks: list[Any]) -> Any:
-    """Make the configured Trainer, of which one process makes an epoch and leaves nothing behind."""
-    release = config.callbacks.get("memory")
-    return instantiate(
-        config.trainer,
-        devices=1,
-        num_nodes=1,
-        strategy="auto",
-        max_epochs=1,
-        max_steps=-1,
-        callbacks=[*callbacks, *([instantiate(release)] if release else [])],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=folder,
-        _convert_="all",
-    )

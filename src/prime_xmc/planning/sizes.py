@@ -1,37 +1,68 @@
 """How much data a configuration has: given, counted in the prepared data, or published."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from prime_xmc.assemble import fit_to_size, open_corpus, raw_files
-from prime_xmc.data.corpus import Corpus
-from prime_xmc.planning.budget import Sizes
+from prime_xmc.data.corpus import LABELS
 
-SIZES = ("num_labels", "num_queries", "num_test_queries", "labels_per_query", "tokens_per_text")  # that can be given
+GIVEN = ("num_labels", "num_queries", "num_test_queries", "labels_per_query", "tokens_per_text")  # keys of plan.yaml
 _LABELS_PER_QUERY = 5.0  # where nothing is known
 _SPECIAL_TOKENS = 2
+_LABEL_LINE = 35  # bytes of a label's keys and uid in the prepared data
+_TOKEN_CHARACTERS = 4.5
+
+
+class Sizes(NamedTuple):
+    """How much data there is; the last three numbers are means, and tokens include special ones."""
+
+    num_labels: int  # L
+    num_queries: int  # training queries, including those held out for validation
+    num_test_queries: int
+    labels_per_query: float
+    tokens_per_query: float
+    tokens_per_label: float
+    prepared: Mapping[str, int] = {}  # bytes of each file of the prepared data set; empty where there is none yet
+
+    @property
+    def num_pairs(self) -> int:
+        """(query, label) pairs of the training data."""
+        return round(self.num_queries * self.labels_per_query)
+
+    def prepared_bytes(self) -> dict[str, int]:
+        """Return the bytes of the prepared data set by file, or estimates by kind where it is not prepared yet."""
+        if self.prepared:
+            return dict(self.prepared)
+        num_queries = self.num_queries + self.num_test_queries
+        label_tokens = self.num_labels * self.tokens_per_label
+        return {
+            "tokens": round(2 * (label_tokens + num_queries * self.tokens_per_query)),  # vocabulary of at most 65,536
+            "positives": round(4 * num_queries * self.labels_per_query),
+            "offsets": 8 * (self.num_labels + 3 * num_queries),  # of tokens, and of a query's positives and filter
+            LABELS: round(_LABEL_LINE * self.num_labels + _TOKEN_CHARACTERS * label_tokens),
+        }
 
 
 def find_sizes(config: DictConfig) -> tuple[Sizes, list[str]]:
-    """Return how much data there is, and where that is from.
+    """Return how much data there is, and notes on where the numbers come from.
 
-    What is given goes first, then what generates the data (nothing is generated for this), then the raw files,
-    prepared as training does, then the data set's `size`.
+    Sizes that are given go first. The others come from the generator of synthetic data (nothing is generated for
+    this), from the raw files, which are prepared as for training, or from the data set's published `size`.
 
     Raises:
-        ValueError: If a size is known from nowhere, with the keys to give, or is one that training refuses.
+        ValueError: If a size is not known, with the keys to give, or if training would refuse it.
     """
     dataset = config.dataset
-    has_dir = not OmegaConf.is_missing(dataset, "dir")
-    given = {name: config[name] for name in SIZES if config[name] is not None}
-    known, prepared, notes = ({}, {}, []) if len(given) == len(SIZES) else _look_up_sizes(config)
+    given = {name: config[name] for name in GIVEN if config[name] is not None}
+    known, notes = ({}, []) if len(given) == len(GIVEN) else _look_up(config)
     if given:
-        known |= given
-        prepared = {}  # the files are of other sizes
+        known |= given | {"prepared": {}}  # the prepared files have other sizes
         notes.append("given: " + ", ".join(f"{name}={value}" for name, value in given.items()))
-    missing = [f"{name}=..." for name in SIZES[:3] if name not in known]
+    missing = [f"{name}=..." for name in GIVEN[:3] if name not in known]
     if missing:
+        has_dir = not OmegaConf.is_missing(dataset, "dir")
         where = f"no raw files of {dataset.name} in {dataset.dir}" if has_dir else "no dataset.dir"
         raise ValueError(f"{where}, and its size is unknown: give {' '.join(missing)} or the folder, dataset.dir=...")
     if "labels_per_query" not in known:
@@ -40,37 +71,40 @@ def find_sizes(config: DictConfig) -> tuple[Sizes, list[str]]:
     if "tokens_per_query" not in known and "tokens_per_text" not in known:
         known["tokens_per_text"] = dataset.max_length
         notes.append(f"tokens_per_text={dataset.max_length}, the most there can be (dataset.max_length)")
-    queries, labels = (
-        min(float(known.get("tokens_per_text") or known[name]), float(dataset.max_length))
-        for name in ("tokens_per_query", "tokens_per_label")
-    )
-    sizes = Sizes(
-        num_labels=int(known["num_labels"]),
-        num_queries=int(known["num_queries"]),
-        num_test_queries=int(known["num_test_queries"]),
-        labels_per_query=float(known["labels_per_query"]),
-        tokens_per_query=queries,
-        tokens_per_label=labels,
-        prepared=prepared,
-    )
+    tokens_per_text = known.pop("tokens_per_text", None)
+    for name in ("tokens_per_query", "tokens_per_label"):
+        known[name] = min(tokens_per_text or known[name], dataset.max_length)
+    sizes = Sizes(**known)
     _check(sizes, config)
     return sizes, notes
 
 
-def _look_up_sizes(config: DictConfig) -> tuple[dict[str, Any], dict[str, int], list[str]]:
-    """Return sizes by name, bytes of the prepared files where there are some, and where that is from."""
+def _look_up(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
+    """Return sizes by name and a note on where they come from; nothing where they are unknown."""
     dataset = config.dataset
     has_dir = not OmegaConf.is_missing(dataset, "dir")
     if has_dir and OmegaConf.is_dict(dataset.dir):
-        return _generated_sizes(dataset.dir), {}, [f"sizes of {dataset.name}: as the data will be generated"]
+        generated = {name: dataset.dir[name] for name in GIVEN[:4]} | {
+            "tokens_per_query": dataset.dir.mean_query_words + _SPECIAL_TOKENS,
+            "tokens_per_label": dataset.dir.mean_label_words + _SPECIAL_TOKENS,
+        }
+        return generated, [f"sizes of {dataset.name}: as the data will be generated"]
     if has_dir and _has_raw_files(dataset):
         corpus = open_corpus(config)
-        note = f"sizes of {dataset.name}: counted in {corpus.directory}"
-        return _counted_sizes(corpus), corpus.manifest["files"], [note]
+        labels, train, test = (corpus.manifest["counts"][part] for part in ("labels", "train", "test"))
+        counted = {
+            "num_labels": labels["texts"],
+            "num_queries": train["texts"],
+            "num_test_queries": test["texts"],
+            "labels_per_query": train["positives"] / train["texts"],
+            "tokens_per_query": train["tokens"] / train["texts"],
+            "tokens_per_label": labels["tokens"] / labels["texts"],
+            "prepared": corpus.manifest["files"],
+        }
+        return counted, [f"sizes of {dataset.name}: counted in {corpus.directory}"]
     if "size" in dataset:
-        note = f"sizes of {dataset.name}: as published; there are no raw files in {dataset.dir}"
-        return dict(dataset.size), {}, [note]
-    return {}, {}, []
+        return dict(dataset.size), [f"sizes of {dataset.name}: as published; there are no raw files in {dataset.dir}"]
+    return {}, []
 
 
 def _has_raw_files(dataset: DictConfig) -> bool:
@@ -81,28 +115,8 @@ def _has_raw_files(dataset: DictConfig) -> bool:
     return True
 
 
-def _generated_sizes(generator: DictConfig) -> dict[str, float | int]:
-    return {name: generator[name] for name in SIZES[:4]} | {
-        "tokens_per_query": generator.mean_query_words + _SPECIAL_TOKENS,
-        "tokens_per_label": generator.mean_label_words + _SPECIAL_TOKENS,
-    }
-
-
-def _counted_sizes(corpus: Corpus) -> dict[str, float | int]:
-    counts = corpus.manifest["counts"]
-    labels, train = counts["labels"], counts["train"]
-    return {
-        "num_labels": labels["texts"],
-        "num_queries": train["texts"],
-        "num_test_queries": counts["test"]["texts"],
-        "labels_per_query": train["positives"] / train["texts"],
-        "tokens_per_query": train["tokens"] / train["texts"],
-        "tokens_per_label": labels["tokens"] / labels["texts"],
-    }
-
-
 def _check(sizes: Sizes, config: DictConfig) -> None:
-    """Refuse what training would refuse when it has read the data."""
+    """Refuse what training would refuse once it has read the data."""
     for name, value in sizes._asdict().items():
         if name != "prepared" and value < 1:
             raise ValueError(f"expected {name} of at least 1, got {value}")

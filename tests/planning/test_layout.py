@@ -1,0 +1,105 @@
+"""Schedules, devices and tables of configurations, against the tables that training makes."""
+
+import pytest
+import torch
+
+from prime_xmc.assemble import fit_to_data, make_data, make_module
+from prime_xmc.index.search import FaissSearch
+from prime_xmc.planning.budget import Measured, memory_by_phase
+from prime_xmc.planning.layout import Layout, Schedule, count_processes, device_of, layout_of, schedule_of
+from prime_xmc.planning.sizes import find_sizes
+
+
+class TestSchedule:
+    @pytest.fixture
+    def schedule(self, compose):
+        """Makes the schedule of 1,100 queries with some overrides."""
+        settings = [
+            "dataset.num_validation=100",
+            "dataset.batch_size=300",
+            "dataset.max_epochs=5",
+            "dataset.validate_every=2",
+            "dataset.clusters={first_epoch: 2, every_n_epochs: 2, initial_size: 8, double_at: [3]}",
+        ]
+        return lambda *more: schedule_of(compose(*settings, *more, name="plan"), 1100)
+
+    def test_epochs(self, schedule):
+        assert schedule() == Schedule(4, 20, (8, 16, 16), 2, 3)
+
+    def test_the_last_validation_is_the_export_s(self, schedule):
+        assert schedule("trainer.max_epochs=4") == Schedule(4, 16, (8, 16), 2, 2)
+
+    def test_steps_end_it_first(self, schedule):
+        assert schedule("trainer.max_steps=13") == Schedule(4, 13, (8, 16), 1, 2)
+        assert schedule("trainer.max_steps=8", "trainer.max_epochs=-1") == Schedule(4, 8, (), 1, 1)
+        assert schedule("trainer.max_steps=100") == schedule()
+
+    def test_without_validation_and_clusters(self, schedule):
+        settings = ["dataset.num_validation=0", "dataset.batch_size=275", "sampling.clusters.first_epoch=null"]
+        assert schedule(*settings) == Schedule(4, 20, (), 0, 1)
+
+    def test_no_end(self, schedule):
+        with pytest.raises(ValueError, match=r"no end: give trainer\.max_epochs or trainer\.max_steps"):
+            schedule("trainer.max_epochs=-1")
+
+    def test_benchmark(self, compose):
+        config = compose("dataset=amazontitles1300k", "trainer.max_epochs=20", name="plan")
+        schedule = schedule_of(config, 2_200_000)
+        assert schedule.steps_per_epoch == -(-(2_200_000 - 5000) // 3200)
+        assert schedule.num_steps == 20 * schedule.steps_per_epoch
+        assert schedule.cluster_sizes == (8, 8)
+        assert (schedule.num_validations, schedule.num_indexes) == (4, 4)
+
+
+class TestDevices:
+    @pytest.mark.parametrize(
+        ("devices", "number"), [("1", 1), ("2", 2), ("'3'", 3), ("[0,1]", 2), ("auto", 1), ("-1", 1)]
+    )
+    def test_processes(self, devices, number, compose):
+        assert count_processes(compose(f"trainer.devices={devices}", name="plan")) == number
+
+    def test_an_accelerator_that_is_not_known(self, compose):
+        with pytest.raises(ValueError, match=r"trainer\.accelerator cpu, gpu, cuda or auto, got 'tpu'"):
+            device_of(compose("trainer.accelerator=tpu", name="plan"))
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_a_faiss_index_is_as_large_as_planned(kind, tmp_path):
+    search = FaissSearch(kind, m=16, ef_construction=20)
+    search.build(torch.randn(4000, 8))
+    search.save(tmp_path / "index")
+    layout = Layout(8, 0, 0, 0, 4, "device", False, kind, 16, 0, True)
+    assert 4000 * layout.index_bytes == pytest.approx((tmp_path / "index").stat().st_size, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["bank.placement=host", "model.centroid_dtype=float16"],
+        ["bank.placement=mmap", "model.sources=[text,centroid]"],
+        ["index=exact", "dataset.num_free_vectors=5"],
+    ],
+)
+def test_tables_are_as_large_as_planned(settings, configure):
+    """Of a module that training makes: every bank, buffer and parameter, and where it is."""
+    config = configure(*settings)
+    data = make_data(config)
+    config = fit_to_data(config, data.corpus)
+    module = make_module(config, data)
+    sizes, _ = find_sizes(config)
+    layout = layout_of(config, module)
+    items = memory_by_phase(sizes, layout, schedule_of(config, sizes.num_queries), Measured())["step"]
+    planned = {item.name: item.nbytes for item in items}
+    centroids, queries = module.prototypes.centroids, module.query_memory
+    assert planned["centroids"] == centroids.rows.nbytes
+    assert planned["query memory"] == queries.rows.nbytes
+    assert planned["clusters of labels"] == module.prototypes.cluster_of_label.nbytes
+    assert planned["inverse propensities"] == data.inverse_propensity.nbytes
+    assert planned["query ids"] >= sum(
+        ids.nbytes for ids in (data.train_ids, data.validation_ids, data.sampler.query_ids)
+    )
+    parameters = sum(p.nbytes for p in module.parameters())
+    assert planned["parameters"] + planned.get("free vectors", 0) == parameters
+    place = {item.name: item.place for item in items}["centroids"]
+    assert place == ("mapped" if "bank.placement=mmap" in settings else "host")

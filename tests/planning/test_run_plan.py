@@ -1,0 +1,81 @@
+"""Plans of configurations, against the files that training writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prime_xmc.plan import run
+from prime_xmc.planning.run_plan import plan
+from prime_xmc.stages import train_prototypes
+
+
+def test_files_are_as_large_as_planned(configure, tmp_path):
+    """Of a run of two steps: what it prepares, caches, saves and exports."""
+    settings = ["trainer.max_steps=2", f"run_dir={tmp_path}/run", f"cache_dir={tmp_path}/cache"]
+    progress = ["callbacks.progress=null", "+trainer.enable_progress_bar=false"]
+    train_prototypes(configure(*settings, *progress, name="train"))
+    planned = plan(configure(*settings, "probe_steps=0"))
+    (embeddings,) = (tmp_path / "cache").glob("embeddings-*")
+    (prepared,) = (tmp_path / "cache").glob("custom-*")
+
+    def size(folder: Path, *names: str) -> int:
+        files = [path for name in names for path in folder.rglob(name) if path.is_file()]
+        return sum(path.stat().st_size for path in files)
+
+    assert planned["disk_bytes"]["prepared data"] == size(prepared, "*") - size(prepared, "manifest.json")
+    # headers of files of a few kilobytes
+    assert planned["disk_bytes"]["cached embeddings"] == pytest.approx(size(embeddings, "*"), abs=600)
+    assert planned["disk_bytes"]["checkpoint"] == pytest.approx(size(tmp_path / "run" / "checkpoints", "*"), rel=0.06)
+    exported = size(tmp_path / "run" / "model", "*.safetensors", "index.faiss", "labels.jsonl")
+    assert planned["disk_bytes"]["export"] == pytest.approx(exported, rel=0.06)
+    predictions = tmp_path / "run" / "predictions.npz"
+    assert 8 * 48 * 60 == planned["disk_bytes"]["predictions"] < predictions.stat().st_size
+
+
+class TestPlan:
+    def test_measured(self, configure, tmp_path, capsys):
+        planned = run(configure("probe_steps=2", f"output={tmp_path}/plan.json", "trainer.max_epochs=2"))
+        content = json.loads((tmp_path / "plan.json").read_text())
+        assert content["schedule"]["num_steps"] == 2 * -(-200 // 32)
+        assert content["peak_bytes"]["device"] == 0
+        # torch and the Trainer alone take hundreds of megabytes; the toy's step does not
+        assert 2e8 < content["peak_bytes"]["host"] < 4e9
+        assert all(value > 0 for value in content["seconds"].values())
+        assert content["disk_bytes"] == planned["disk_bytes"]
+        step = {item["name"] for item in content["phases"]["step"]}
+        assert {"program and libraries", "centroids", "gradients", "optimiser state", "query memory"} <= step
+        shown = capsys.readouterr().out
+        for words in ("program and libraries", "checkpoint", "time in all", "bytes per label", "bytes per query"):
+            assert words in shown
+        assert f"{planned['schedule']['num_steps']} of 7 an epoch" in shown
+        assert list(tmp_path.iterdir()) == [tmp_path / "plan.json"]
+
+    def test_without_a_probe(self, configure):
+        large = [
+            f"num_labels={1_300_000}",
+            f"num_queries={2_200_000}",
+            "num_test_queries=1000",
+            "dataset.num_free_vectors=131072",
+            "bank.placement=host",
+            "trainer=gpu",
+            "probe_steps=0",
+        ]
+        planned = plan(configure(*large))
+        items = {(item["name"], item["place"]): item["nbytes"] for item in planned["phases"]["step"]}
+        assert items["centroids", "host"] == 1_300_000 * 32 * 4
+        assert items["query memory", "host"] == 2_200_000 * 32 * 2
+        assert items["free vectors", "device"] == 131_072 * 32 * 4
+        assert planned["seconds"] == {}
+        assert any("no probe" in note for note in planned["notes"])
+
+    def test_without_checkpoints(self, configure):
+        planned = plan(configure("probe_steps=0", "callbacks.checkpoint=null", "test=false"))
+        assert not [name for name in planned["disk_bytes"] if "checkpoint" in name]
+        assert "test" not in planned["phases"]
+
+    def test_several_processes_share_a_batch(self, configure, capsys):
+        planned = run(configure("trainer=ddp", "probe_steps=1"))
+        assert planned["num_processes"] == 2
+        assert any("each of 2 processes" in note for note in planned["notes"])
+        assert "peak of 2 processes on a machine" in capsys.readouterr().out
