@@ -137,7 +137,7 @@ def _file(path: Path) -> list[str]:
     bases = starts_from(path)
     if bases:
         lines += ["Starts from " + ", ".join(f"`{base}`" for base in bases) + ".", ""]
-    rows = entries(path)
+    rows = [entry for entry in entries(path) if entry.default or entry.comment]
     if rows:
         lines += ["| key | default | meaning |", "| --- | --- | --- |"]
         lines += [f"| `{row.key}` | {_code(row.default)} | {_plain(row.comment)} |" for row in rows]
@@ -145,8 +145,25 @@ def _file(path: Path) -> list[str]:
 
 
 def _paragraphs(lines: list[str]) -> list[str]:
-    """Return the head of a file as Markdown; a line that is a command becomes code."""
-    return [f"`{line}`" if re.match(r"(python -m prime_xmc|prime-xmc-)", line) else _plain(line) for line in lines]
+    """Return the head of a file as Markdown: commands become code, and facts such as `Duration: 4 min` a list."""
+    written: list[str] = []
+    fact = ""
+    for line in [*lines, ""]:
+        named = re.match(r"(Command|Hardware|Duration|Result):\s+(.*)", line)
+        if fact and (named or not line):
+            written.append(fact)
+            fact = ""
+        if named and named[1] == "Command":
+            fact = f"- {named[1]}: `{named[2]}`"
+        elif named:
+            fact = f"- {named[1]}: {_plain(named[2])}"
+        elif fact.endswith("`"):
+            fact = fact.rstrip("`\\ ") + f" {line}`"
+        elif fact:
+            fact += f" {_plain(line)}"
+        else:
+            written.append(f"`{line}`" if re.match(r"(python -m prime_xmc|prime-xmc-)", line) else _plain(line))
+    return written
 
 
 def _code(value: str) -> str:

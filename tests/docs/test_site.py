@@ -69,6 +69,28 @@ def test_reference_reads_defaults_and_comments(reference, tmp_path):
     assert reference._plain("a | b of <run>, `a_b`, *x*") == "a \\| b of \\<run\\>, `a_b`, \\*x\\*"
 
 
+def test_reference_shows_the_facts_of_an_experiment_as_a_list(reference):
+    lines = [
+        "What it is.",
+        "",
+        "Command:  python -m prime_xmc.train seed=1 \\",
+        "a=b_c",
+        "Result:   about",
+        "70 %",
+        "",
+        "End.",
+    ]
+    assert reference._paragraphs(lines) == [
+        "What it is.",
+        "",
+        "- Command: `python -m prime_xmc.train seed=1 a=b_c`",
+        "- Result: about 70 %",
+        "",
+        "End.",
+        "",
+    ]
+
+
 def test_docstrings_are_read_as_plain_text():
     plain = load(DOCS / "_extensions" / "plain_docstrings.py")
     assert plain.escape("m = |a * b| of `f_x`, c_") == "m = \\|a \\* b\\| of ``f_x``, c\\_"
