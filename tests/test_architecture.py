@@ -15,15 +15,17 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 # circle. A room is a folder or a file at the top.
 ROOMS: dict[str, set[str]] = {
     "files": set(),
+    "printing": set(),
     "data": {"files"},
     "app": {"files", "data"},
     "index": {"files"},
     "model": {"files"},
+    "app": {"files", "model"},
     "evaluation": {"files", "data", "index"},
     "export": {"files", "data", "index", "model"},
-    "training": {"files", "data", "index", "model", "evaluation", "export"},
+    "training": {"files", "printing", "data", "index", "model", "evaluation", "export"},
     "assemble": {"app", "data", "index", "model", "evaluation", "export", "training"},
-    "stages": {"app", "files", "data", "index", "model", "evaluation", "export", "training", "assemble"},
+    "stages": {"app", "files", "printing", "data", "index", "model", "evaluation", "export", "training", "assemble"},
     "planning": {"data", "index", "model", "evaluation", "training", "assemble"},
     "reporting": {"files", "data", "evaluation"},
     "bundle": {"export"},  # an old name
@@ -36,10 +38,20 @@ ALLOWED = {
         "training/classifier_module.py",
         "training/callbacks.py",
         "training/checkpoints.py",
+        "training/continuation.py",
+        "training/interruption.py",
+        "training/record.py",
         "training/tracking.py",
         "planning/probe.py",
     },
-    "hydra": {"app.py", "assemble.py", "stages.py", "planning/probe.py", "training/sweeps.py"},
+    "hydra": {
+        "app.py",
+        "assemble.py",
+        "stages.py",
+        "planning/probe.py",
+        "training/run_folder.py",
+        "training/sweeps.py",
+    },
     "wandb": {"training/tracking.py"},
     "jinja2": {"reporting/page.py"},  # of an extra
     "pickle": {"training/checkpoints.py"},  # the name of the error with which torch refuses one

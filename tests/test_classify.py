@@ -18,14 +18,8 @@ from prime_xmc.evaluation.metrics import METRICS
 from prime_xmc.export.scorers import SCORERS, load_classifiers, read_prototypes, save_classifiers
 from prime_xmc.stages import train_classifiers as run
 
-TIMES = {"train/seconds", "train/queries_per_second", "peak_rss_bytes"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _full_precision():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prime_xmc.assemble.native_precision", lambda _: "32-true")
-        yield
+PHASES = ("prepare", "initialise", "clusters", "steps", "validation", "save", "export", "test")
+TIMES = {"train/seconds", "train/queries_per_second", "peak_rss_bytes"} | {f"seconds/{phase}" for phase in PHASES}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Encoders of other kinds, from training to the export: tiny random ones, made on the spot."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ from transformers import (
 )
 
 from prime_xmc.data.tokenizer import load_tokenizer
+from prime_xmc.evaluate import run as evaluate
 from prime_xmc.export.predictor import Predictor
+from prime_xmc.files import write_json
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.stages import train_prototypes as run
 
@@ -169,6 +172,69 @@ def test_train_export_and_open_elsewhere(case, sources, toy_dataset, compose, tm
     # in one padded batch
     assert np.allclose(opened.encode(TEXTS, show_progress_bar=False), found, atol=1e-5)
     assert (found @ found.T - torch.eye(len(TEXTS))).abs().max() < 0.9999  # they can be told apart
+
+
+def test_a_sentence_transformers_folder_stays_what_it_is(sources, toy_dataset, compose, tmp_path):
+    """Its pooling and its prompts: from the prepared data to the export, where sentence-transformers agrees."""
+    from sentence_transformers import SentenceTransformer
+
+    source = shutil.copytree(sources / "roberta", tmp_path / "source")
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")])
+    ]
+    prompts = {"query": "a query: ", "passage": "a label: "}
+    for name, content in {
+        "modules.json": modules,
+        "1_Pooling/config.json": {"word_embedding_dimension": 32, "pooling_mode_cls_token": True},
+        "2_Normalize/config.json": {},
+        "config_sentence_transformers.json": {"prompts": prompts},
+        "sentence_bert_config.json": {"max_seq_length": MAX_LENGTH, "do_lower_case": False},
+    }.items():
+        write_json(source / name, content)
+    original = SentenceTransformer(str(source), device="cpu")
+    overrides = [
+        "encoder=local",
+        f"encoder.source={tmp_path / 'source'}",
+        "dataset=custom",
+        f"dataset.dir={toy_dataset}",
+        f"dataset.max_length={MAX_LENGTH}",
+        "dataset.num_validation=0",
+        "dataset.num_free_vectors=8",
+        "sampling=random",
+        "sampling.batch_size=32",
+        "optimizer.lr=1e-12",  # nothing learned, so that the encoder can be compared with its source
+        "trainer.max_epochs=1",
+        "+trainer.limit_train_batches=1",
+        "trainer.precision=32-true",
+        "callbacks.progress=null",
+        "+trainer.enable_progress_bar=false",
+        "trainer.log_every_n_steps=1",
+        f"cache_dir={tmp_path / 'cache'}",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    trained = run(compose(*overrides))
+    corpus = trained.data.corpus
+    assert (corpus.manifest["query_prompt"], corpus.manifest["label_prompt"]) == ("a query: ", "a label: ")
+    backend = load_tokenizer(str(tmp_path / "source")).backend_tokenizer
+    assert corpus.label_tokens[0].tolist() == backend.encode("a label: red cat").ids
+
+    predictor = Predictor.load(tmp_path / "run" / "model")
+    found = predictor.encode(TEXTS)
+    assert np.allclose(original.encode_query(TEXTS, show_progress_bar=False), found, atol=1e-5)
+    again = SentenceTransformer(str(tmp_path / "run" / "model"), device="cpu")
+    assert np.allclose(again.encode(TEXTS, prompt_name="query", show_progress_bar=False), found, atol=1e-5)
+    labels = ["red cat", "blue river"]
+    assert np.allclose(
+        again.encode_document(labels, show_progress_bar=False),
+        original.encode(labels, prompt_name="passage", show_progress_bar=False),
+        atol=1e-5,
+    )
+    assert "`a query: ` is put before every query" in (tmp_path / "run" / "model" / "README.md").read_text()
+    data = ["dataset=custom", f"dataset.dir={toy_dataset}", f"cache_dir={tmp_path / 'cache'}", "device=cpu"]
+    again_evaluated = evaluate(compose(f"model.dir={tmp_path / 'run' / 'model'}", *data, name="evaluate"))
+    assert again_evaluated["test/P@1"] == pytest.approx(trained.metrics["test/P@1"])
+    assert len(list((tmp_path / "cache").glob("custom-*"))) == 1, "the data were prepared again, otherwise"
 
 
 def tokens(predictor, text):

@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from prime_xmc.assemble import open_corpus
+from prime_xmc.assemble import load_scorer, open_corpus
 from prime_xmc.data.corpus import Ragged, Split
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.evaluate import run
@@ -67,10 +68,6 @@ def brute_force(corpus, model):
 
 
 class TestModel:
-    @pytest.fixture(autouse=True)
-    def _full_precision(self, monkeypatch):
-        monkeypatch.setattr("prime_xmc.assemble.native_precision", lambda _: "32-true")
-
     def test_equals_brute_force(self, toy_bundle, configure, corpus, tmp_path, capsys):
         output, predictions = tmp_path / "new" / "metrics.json", tmp_path / "predictions.npz"
         config = configure(f"model.dir={toy_bundle}", f"output={output}", f"predictions_output={predictions}")
@@ -104,6 +101,21 @@ class TestModel:
         second = rank(predictor, Split(corpus.test.tokens, corpus.test.positives, filtered), k=1)[0]
         assert (second != best).all()
         assert (second >= 0).all()
+
+    def test_queries_of_other_fields_than_in_training(self, toy_bundle, configure, tmp_path):
+        model = shutil.copytree(toy_bundle, tmp_path / "model")
+        config = json.loads((model / "prime_config.json").read_text())
+        config["query"] = {"fields": ["title", "content"], "separator": " "}
+        (model / "prime_config.json").write_text(json.dumps(config))
+        with pytest.raises(
+            ValueError, match=r"was trained on \[title,content\]: give dataset.fields=\[title,content\]"
+        ):
+            run(configure(f"model.dir={model}"))
+
+    def test_precision_is_that_of_the_model_unless_given(self, toy_bundle, configure, monkeypatch):
+        monkeypatch.setattr("prime_xmc.export.predictor.native_precision", lambda device: "bf16-mixed")
+        for given, expected in (([], "32-true"), (["precision=bf16-mixed"], "bf16-mixed")):
+            assert load_scorer(configure(f"model.dir={toy_bundle}", *given)).precision == expected
 
     def test_other_number_of_labels(self, toy_bundle, configure, toy_dataset, tmp_path):
         raw = copy_raw(toy_dataset, tmp_path / "raw")

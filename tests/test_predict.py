@@ -3,14 +3,15 @@
 import gzip
 import io
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from prime_xmc.export.predictor import Prediction, Predictor, ScoredLabel
-from prime_xmc.export.queries import read_queries, to_json
+from prime_xmc.export.predictor import Predictor
 from prime_xmc.predict import run
 
 QUERIES = ["a red cat", "", "Ünï ≠ 語", "blue river"]
@@ -88,6 +89,53 @@ class TestRun:
         predict(f"model.dir={toy_bundle}", "top_k=3", f"input={tmp_path / name}")
         assert uids(capsysbinary.readouterr().out) == expected
 
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("queries.ndjson", '{"id": 7, "title": "a red cat"}\n'),
+            ("queries.JL", '{"id": 7, "title": "a red cat"}\n'),
+            ("queries", '{"id": 7, "title": "a red cat"}\n'),
+            ("queries.CSV", "\ufeffid,title\n7,a red cat\n"),
+            ("queries.tsv", "id\ttitle\n7\ta red cat\n"),
+        ],
+    )
+    def test_records_of_all_kinds_keep_their_other_fields(
+        self, predict, toy_bundle, tmp_path, expected, capsysbinary, name, content
+    ):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        predict(f"model.dir={toy_bundle}", "top_k=3", f"input={tmp_path / name}")
+        (record,) = records(capsysbinary.readouterr().out)
+        assert list(record) == ["id", "query", "labels"]
+        assert (str(record["id"]), record["query"]) == ("7", "a red cat")
+        assert [label["uid"] for label in record["labels"]] == expected[0]
+
+    def test_json_lines_on_standard_input(self, predict, toy_bundle, expected, monkeypatch, capsysbinary):
+        content = "".join(json.dumps({"title": query, "target_ind": [1]}) + "\n" for query in QUERIES).encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        predict(f"model.dir={toy_bundle}", "top_k=3")
+        assert uids(capsysbinary.readouterr().out) == expected
+
+    def test_several_fields(self, predict, toy_bundle, tmp_path, capsysbinary):
+        path = tmp_path / "queries.csv"
+        path.write_text("id,first,second\n1,a red,cat\n")
+        predict(f"model.dir={toy_bundle}", "top_k=3", f"input={path}", "text_field=[first,second]")
+        assert records(capsysbinary.readouterr().out)[0]["query"] == "a red cat"
+
+    def test_fields_of_the_training(self, predict, toy_bundle, tmp_path, expected, capsysbinary):
+        model = shutil.copytree(toy_bundle, tmp_path / "model")
+        config = json.loads((model / "prime_config.json").read_text())
+        config["query"] = {"fields": ["title", "content"], "separator": " "}
+        (model / "prime_config.json").write_text(json.dumps(config))
+        path = tmp_path / "queries.jsonl"
+        path.write_text('{"content": "red cat", "title": "a"}\n')
+        predict(f"model.dir={model}", "top_k=3", f"input={path}")
+        assert uids(capsysbinary.readouterr().out) == expected[:1]
+        path.write_text('{"title": "a red cat"}\n')
+        with pytest.raises(ValueError, match=r"queries.jsonl, line 1: no field 'content', only title; the model was"):
+            predict(f"model.dir={model}", f"input={path}")
+        predict(f"model.dir={model}", "top_k=3", f"input={path}", "text_field=title")
+        assert uids(capsysbinary.readouterr().out) == expected[:1]
+
     def test_standard_input_is_json_if_a_field_is_given(self, predict, toy_bundle, expected, monkeypatch, capsysbinary):
         content = "".join(json.dumps({"query": "no", "name": query}) + "\n" for query in QUERIES).encode()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
@@ -132,71 +180,37 @@ class TestRun:
             ("input=nowhere.txt", FileNotFoundError, "input=nowhere.txt: there is no such file"),
             ("chunk=0", ValueError, "chunk of at least 1 query, got 0"),
             ("model.dir=nowhere", FileNotFoundError, "nowhere is no exported model"),
+            ("precision=16-true", ValueError, "expected precision bf16-mixed or 32-true, got '16-true'"),
+            ("input_format=xml", ValueError, "expected input_format auto, text, jsonl, csv, tsv, got 'xml'"),
+            ("top_k=0", ValueError, "expected top_k of at least 1, got 0"),
         ],
     )
-    def test_bad_settings(self, predict, toy_bundle, override, error, said):
-        with pytest.raises(error, match=said):
-            predict(f"model.dir={toy_bundle}", override)
-
-    def test_more_labels_than_there_are(self, predict, toy_bundle, tmp_path):
+    def test_bad_settings(self, predict, toy_bundle, tmp_path, override, error, said):
         (tmp_path / "queries.txt").write_text("red\n")
-        with pytest.raises(ValueError, match="48 labels, got 49"):
-            predict(f"model.dir={toy_bundle}", f"input={tmp_path / 'queries.txt'}", "top_k=49")
+        with pytest.raises(error, match=said):
+            predict(f"model.dir={toy_bundle}", f"input={tmp_path / 'queries.txt'}", override)
 
+    def test_more_labels_than_there_are_is_said_once(self, predict, toy_bundle, tmp_path, capsysbinary, caplog):
+        (tmp_path / "queries.txt").write_text("red\nblue\n")
+        predict(f"model.dir={toy_bundle}", f"input={tmp_path / 'queries.txt'}", "top_k=49", "chunk=1")
+        assert [len(found) for found in uids(capsysbinary.readouterr().out)] == [48, 48]
+        assert caplog.messages == ["top_k=49: the model has 48 labels, and all are returned"]
 
-class TestReadQueries:
-    def read(self, content, text_field=None, *, as_json):
-        return list(read_queries(io.BytesIO(content), "queries", text_field, as_json=as_json))
+    def test_the_log_counts_what_takes_long(self, predict, toy_bundle, tmp_path, capsysbinary, monkeypatch, caplog):
+        monkeypatch.setattr("prime_xmc.export.answers._SECONDS", 0)
+        (tmp_path / "queries.txt").write_text("red\nblue\n")
+        with caplog.at_level(logging.INFO):
+            predict(f"model.dir={toy_bundle}", f"input={tmp_path / 'queries.txt'}", "chunk=1")
+        assert caplog.messages == ["1 queries answered", "2 queries answered"]
 
-    def test_lines_are_taken_as_they_are(self):
-        content = b"a  b \r\n\n\tc\nd"
-        assert self.read(content, as_json=False) == ["a  b ", "", "\tc", "d"]
-
-    @pytest.mark.parametrize(
-        ("record", "field", "query"),
-        [
-            ({"text": "c", "title": "b", "query": "a"}, None, "a"),
-            ({"text": "c", "title": "b"}, None, "b"),
-            ({"text": "c"}, None, "c"),
-            ({"text": "c", "body": "d"}, "body", "d"),
-        ],
-    )
-    def test_field(self, record, field, query):
-        assert self.read(json.dumps(record).encode(), field, as_json=True) == [query]
-
-    @pytest.mark.parametrize(
-        ("line", "field", "said"),
-        [
-            (b"not json", None, r"not JSON \(.*\): 'not json'; every line must be one JSON object"),
-            (b"", None, "not JSON"),
-            (b"[1]", None, r"'\[1\]' is JSON but not an object"),
-            (b'{"uid": "a", "body": "b"}', None, "no field 'query', only uid, body; expected a string there, or"),
-            (b'{"query": "a"}', "body", "no field 'body', only query"),
-            (b'{"title": null}', None, "field 'title' is None"),
-            (b'{"query": "\\ud800"}', None, "not UTF-8"),
-            (b'{"query": "\xe9"}', None, "not UTF-8"),
-        ],
-    )
-    def test_bad_json_line(self, line, field, said):
-        with pytest.raises(ValueError, match=f"queries, line 2: {said}"):
-            self.read(b'{"query": "x", "body": "x"}\n' + line + b"\n", field, as_json=True)
-
-    def test_bad_encoding(self):
-        with pytest.raises(ValueError, match=r"queries, line 3: not UTF-8 .*0xe9.*; convert it to UTF-8"):
-            self.read(b"a\nb\ncaf\xe9\n", as_json=False)
-
-    @pytest.mark.parametrize("content", [gzip.compress(b"one\ntwo\n")[:-9], b"plain text", b"\x1f\x8b\x08" + bytes(40)])
-    def test_damaged_gzip(self, content):
-        lines = gzip.GzipFile(fileobj=io.BytesIO(content))
-        with pytest.raises(ValueError, match=r"queries, line \d: the gzip data are truncated or damaged"):
-            list(read_queries(lines, "queries", None, as_json=False))
-
-
-def test_a_line_of_output():
-    labels = [ScoredLabel("l1", "über", 0.12345678, 1), ScoredLabel("l2", "b", -0.5, 2)]
-    line = to_json(Prediction("q", labels), None)
-    assert line == (
-        '{"query": "q", "labels": [{"uid": "l1", "text": "über", "score": 0.123457}, '
-        '{"uid": "l2", "text": "b", "score": -0.5}]}\n'
-    )
-    assert json.loads(to_json(Prediction("q", labels), 0.2)) == {"query": "q", "labels": []}
+    def test_scores_are_those_of_python(self, predict, toy_bundle, tmp_path, capsysbinary):
+        """By default both compute in the precision of the training."""
+        model = shutil.copytree(toy_bundle, tmp_path / "model")
+        for precision in ("32-true", "bf16-mixed"):
+            config = json.loads((model / "prime_config.json").read_text()) | {"precision": precision}
+            (model / "prime_config.json").write_text(json.dumps(config))
+            (tmp_path / "queries.txt").write_text("a red cat\n")
+            predict(f"model.dir={model}", f"input={tmp_path / 'queries.txt'}")
+            (prediction,) = Predictor.load(model).predict(["a red cat"])
+            (record,) = records(capsysbinary.readouterr().out)
+            assert [label["score"] for label in record["labels"]] == [round(x.score, 6) for x in prediction.labels]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prime_xmc.assemble import make_data, make_module
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import read_records
@@ -22,7 +24,10 @@ from prime_xmc.export.predictor import Predictor
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.callbacks import RebuildClusters
 
-VARYING = {"train/seconds", "train/queries_per_second", "peak_rss_bytes", "git_commit"}  # between equal runs
+PHASES = ("prepare", "initialise", "clusters", "steps", "validation", "save", "export", "test")
+# between equal runs
+VARYING = {"train/seconds", "train/queries_per_second", "peak_rss_bytes", "git_commit"}
+VARYING |= {f"seconds/{phase}" for phase in PHASES}
 EPOCHS = 4
 
 
@@ -276,6 +281,39 @@ def test_texts_longer_than_the_encoder_reads_are_an_error(overrides, compose, tm
     """Before the first step, which would end in an index error."""
     with pytest.raises(ValueError, match=r"dataset\.max_length=65 is above the 64 positions .*max_position_embeddings"):
         run(compose(*overrides, "dataset.max_length=65", f"run_dir={tmp_path}"))
+
+
+def test_tokens_that_the_encoder_does_not_embed(overrides, compose, tmp_path):
+    """Before the first step, which would end in an index error."""
+    config = compose(*overrides, f"run_dir={tmp_path}")
+    data = make_data(config)
+    data.corpus.manifest["vocab_size"] = 40_000
+    with pytest.raises(ValueError, match=r"a tokenizer of 40000 tokens, and the encoder .* embeds 30522"):
+        make_module(config, data)
+
+
+def test_without_faiss(overrides, compose, tmp_path, monkeypatch, caplog):
+    """Which is an extra: training, evaluation, export and prediction do without it."""
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with caplog.at_level(logging.INFO):
+        metrics = run(compose(*overrides, "trainer.max_epochs=1", f"run_dir={tmp_path}")).metrics
+    assert 0 <= metrics["test/P@1"] <= 1
+    assert "exported without index.faiss: Faiss is not installed" in caplog.text
+    assert len(Predictor.load(tmp_path / "model").predict(["a red cat"])[0].labels) == 5
+
+
+def test_the_model_remembers_what_it_was_trained_on(overrides, compose, tmp_path):
+    quick = ["trainer.max_epochs=1", "test=false", "trainer.precision=bf16-mixed", f"run_dir={tmp_path}"]
+    run(compose(*overrides, *quick, "dataset.label_fields=[title]", "dataset.fields=[title,uid]"))
+    config = json.loads((tmp_path / "model" / "prime_config.json").read_text())
+    assert config["query"] == {"fields": ["title", "uid"], "separator": " "}
+    assert config["precision"] == "bf16-mixed"
+    assert Predictor.load(tmp_path / "model").fields == ("title", "uid")
+    # neither the folder of the run nor that of the encoder
+    text = (tmp_path / "model" / "README.md").read_text() + json.dumps(config)
+    folders = [value.partition("=")[2] for value in overrides if value.startswith(("encoder.source", "dataset.dir"))]
+    assert len(folders) == 2
+    assert not [folder for folder in (*folders, str(tmp_path)) if folder in text]
 
 
 def test_exact_centroids_are_the_means_of_the_trained_embeddings(overrides, compose, tmp_path):

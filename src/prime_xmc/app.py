@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
@@ -63,13 +62,11 @@ def package_folder(location: str) -> str:
 def native_precision(accelerator: str) -> str:
     """Return Lightning's name of the fastest precision that the machine computes natively.
 
-    In the configuration files: `${native_precision:cpu}`. bf16 that a processor only emulates is slower than float32.
+    In the configuration files: `${native_precision:cpu}`.
     """
-    if accelerator == "cpu":
-        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    else:
-        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16-mixed" if native else "32-true"
+    from prime_xmc.model import precision  # torch takes seconds to import
+
+    return precision.native_precision(accelerator)
 
 
 def default_free_vectors(num_labels: int) -> int:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from prime_xmc.app import native_precision
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.data.fitting import Setting, find_doubts, find_problems, fit, outlook
@@ -19,17 +18,23 @@ from prime_xmc.data.raw import RawFiles, Record, read_records
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import use_classifiers
+from prime_xmc.model.encoder_folder import Prompts, resolve_prompts
 from prime_xmc.training.module import PrimeModule
 
 logger = logging.getLogger(__name__)
 
 
-def raw_files(dataset: DictConfig) -> RawFiles:
+def raw_files(dataset: DictConfig, prompts: Prompts | None = None) -> RawFiles:
     """Return the raw files that a dataset configuration names, generated if its `dir` says how and need be.
+
+    Args:
+        dataset: The configuration.
+        prompts: Texts that the encoder wants before every query and label.
 
     Raises:
         ValueError: If the configuration names no fields, or a number is out of range.
     """
+    prompts = prompts or Prompts()
     dataset = instantiate(dataset)
     return RawFiles(
         directory=dataset.dir,
@@ -37,8 +42,15 @@ def raw_files(dataset: DictConfig) -> RawFiles:
         fields=dataset.fields or (),
         label_fields=dataset.label_fields,
         hint=dataset.hint,
+        query_prompt=prompts.query,
+        label_prompt=prompts.label,
         num_test=dataset.get("num_test", 0),
     )
+
+
+def prompts_of(encoder: DictConfig) -> Prompts:
+    """Return what an encoder configuration puts before every query and label; one of version 0.1.0 puts nothing."""
+    return resolve_prompts(encoder.source, encoder.get("query_prompt"), encoder.get("label_prompt"))
 
 
 def raw_test_queries(config: DictConfig, corpus: Corpus) -> Iterator[Record]:
@@ -57,7 +69,7 @@ def open_corpus(config: DictConfig) -> Corpus:
     """Prepare a data set as training does, unless that has been done before, and open it."""
     tokenizer = load_tokenizer(config.encoder.source)
     directory = prepare(
-        raw_files(config.dataset),
+        raw_files(config.dataset, prompts_of(config.encoder)),
         tokenizer.backend_tokenizer,
         tokenizer_name=tokenizer.name_or_path,
         pad_token_id=tokenizer.pad_token_id,
@@ -148,6 +160,7 @@ def open_data(
     config: DictConfig,
     tokenizer: str,
     *,
+    prompts: Prompts,
     max_length: int,
     num_validation: int,
     seed: int,
@@ -158,6 +171,7 @@ def open_data(
     Args:
         config: The configuration.
         tokenizer: Folder or hub id.
+        prompts: Texts that the encoder wants before every query and label.
         max_length: Most tokens of a text.
         num_validation: Number of training queries that are held out.
         seed: Seed of the split and of sampling.
@@ -165,7 +179,7 @@ def open_data(
     """
     dataset, sampling = config.dataset, config.sampling
     data = PrimeDataModule(
-        raw_files(dataset),
+        raw_files(dataset, prompts),
         load_tokenizer(tokenizer),
         max_length=max_length,
         cache_dir=config.cache_dir,
@@ -202,6 +216,7 @@ def make_data(config: DictConfig) -> PrimeDataModule:
     return open_data(
         fitted,
         fitted.encoder.source,
+        prompts=prompts_of(fitted.encoder),
         max_length=fitted.dataset.max_length,
         num_validation=fitted.dataset.num_validation,
         seed=fitted.seed,
@@ -243,7 +258,8 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
     """Make the untrained module for a data set.
 
     Raises:
-        ValueError: If texts may be longer than the encoder can read, or settings do not fit the data.
+        ValueError: If texts may be longer than the encoder can read, if the data may hold tokens that it does not
+            embed, or if settings do not fit the data.
     """
     config = fit_to_data(config, data.corpus)
     torch.manual_seed(config.seed)
@@ -252,6 +268,12 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
         raise ValueError(
             f"dataset.max_length={data.max_length} is above the {encoder.max_length} positions of the encoder "
             f"(max_position_embeddings in the config.json of {encoder.source}): lower it, or take another encoder"
+        )
+    num_tokens = data.corpus.manifest.get("vocab_size", 0)
+    if num_tokens > encoder.num_tokens:
+        raise ValueError(
+            f"the data are prepared with a tokenizer of {num_tokens} tokens, and the encoder {encoder.source} embeds "
+            f"{encoder.num_tokens}: prepare them with the encoder's own tokenizer"
         )
     return PrimeModule(
         encoder,
@@ -271,12 +293,12 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
     ).train()  # pre-trained encoders come in eval mode, and Lightning keeps it
 
 
-def make_trainer(config: DictConfig, callbacks: list[Any]) -> Any:
-    """Make the Trainer with the configured callbacks, those given, and the configured loggers."""
+def make_trainer(config: DictConfig, first: Sequence[Any] = (), last: Sequence[Any] = ()) -> Any:
+    """Make the Trainer with the configured loggers and callbacks, and those given before and after them."""
     configured = [c for c in instantiate(config.callbacks, _convert_="all").values() if c is not None]
     return instantiate(
         config.trainer,
-        callbacks=[*configured, *callbacks],
+        callbacks=[*first, *configured, *last],
         logger=instantiate(config.logger) if config.logger else False,
         default_root_dir=str(config.run_dir),
         _convert_="all",
@@ -284,10 +306,9 @@ def make_trainer(config: DictConfig, callbacks: list[Any]) -> Any:
 
 
 def load_predictor(config: DictConfig) -> Predictor:
-    """Load the model that a configuration names, on its device in the fastest precision that this computes natively."""
+    """Load the model that a configuration names, on its device, in its precision or else in the model's own."""
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    precision = native_precision(torch.device(device).type)
-    return Predictor.load(config.model.dir, device=device, index=config.search, precision=precision)
+    return Predictor.load(config.model.dir, device=device, index=config.search, precision=config.get("precision"))
 
 
 def load_scorer(config: DictConfig) -> Predictor:
@@ -307,15 +328,21 @@ def load_scorer(config: DictConfig) -> Predictor:
 
 
 def model_corpus(config: DictConfig, predictor: Predictor) -> Corpus:
-    """Prepare the data set with the model's own tokenizer and length, and check that its labels are the model's.
+    """Prepare the data set with the model's own tokenizer, prompts and length, and check that it is the model's.
 
     Raises:
         FileNotFoundError: If raw files are missing.
-        ValueError: If the labels are others.
+        ValueError: If the labels are others, or the queries would be read from other fields than in training.
     """
+    source = raw_files(config.dataset, predictor.encoder.prompts)
+    if predictor.fields is not None and tuple(source.fields) != predictor.fields:
+        raise ValueError(
+            f"dataset.fields=[{','.join(source.fields)}], and the model {config.model.dir} was trained on "
+            f"[{','.join(predictor.fields)}]: give dataset.fields=[{','.join(predictor.fields)}]"
+        )
     corpus = Corpus.open(
         prepare(
-            raw_files(config.dataset),
+            source,
             predictor.tokenizer,
             tokenizer_name=str(config.model.dir),
             pad_token_id=predictor.config["pad_token_id"],
@@ -353,6 +380,7 @@ def make_classifier_data(config: DictConfig, predictor: Predictor) -> PrimeDataM
     return open_data(
         config,
         str(Path(config.model.dir).expanduser()),
+        prompts=predictor.encoder.prompts,
         max_length=predictor.config["max_length"],
         num_validation=num_validation,
         seed=seed,

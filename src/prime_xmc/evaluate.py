@@ -1,6 +1,7 @@
 """`python -m prime_xmc.evaluate`: metrics of a model, or of any tool's predictions, on the test split."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -14,6 +15,7 @@ from prime_xmc.evaluation.rank import rank_split
 from prime_xmc.evaluation.rankings import read_rankings
 from prime_xmc.evaluation.table import describe_unlabelled, print_notes, print_table
 from prime_xmc.files import write_json
+from prime_xmc.printing import unfailing_output
 
 
 def run(config: DictConfig) -> dict[str, float]:
@@ -46,13 +48,15 @@ def run(config: DictConfig) -> dict[str, float]:
     weights = inverse_propensity(corpus.label_frequency, len(corpus.train), constants.a, constants.b)
     metrics = evaluate(indices, corpus.test.positives, weights)
     shown = Path(name).name if config.classifiers is None else f"{Path(name).name}, {config.scorer}"
-    print_table({shown: metrics} if metrics else {})
-    print_notes([corpus.split_note, describe_unlabelled(corpus.test.positives, "test queries")])
     results = {f"test/{metric}": value for metric, value in metrics.items()}
     if config.output is not None:
         write_json(Path(config.output).expanduser(), results)
     if config.predictions_output is not None:
         save_predictions(Path(config.predictions_output).expanduser(), indices, scores)
+    # without a file, the table is the result, and has to be written
+    with nullcontext() if config.output is None else unfailing_output():
+        print_table({shown: metrics} if metrics else {})
+        print_notes([corpus.split_note, describe_unlabelled(corpus.test.positives, "test queries")])
     return results
 
 

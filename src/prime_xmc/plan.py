@@ -1,5 +1,6 @@
 """`python -m prime_xmc.plan`: what a training run will need in memory, disk and time, before it is started."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,16 @@ from rich.console import Console
 from prime_xmc.app import run_app
 from prime_xmc.files import write_json
 from prime_xmc.planning.run_plan import TABLE_WIDTH, plan, show
+from prime_xmc.printing import unfailing_output
 
 
 def run(config: DictConfig) -> dict[str, Any]:
     """Plan the run of a configuration, print the plan and write it where asked."""
     planned = plan(config)
-    show(planned, Console(width=max(Console().width, TABLE_WIDTH)))
     if config.output is not None:
         write_json(Path(config.output).expanduser(), planned)
+    with nullcontext() if config.output is None else unfailing_output():
+        show(planned, Console(width=max(Console().width, TABLE_WIDTH)))
     return planned
 
 

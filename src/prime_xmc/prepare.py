@@ -8,6 +8,7 @@ from prime_xmc.app import run_app
 from prime_xmc.assemble import open_corpus
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.data.preparation import describe
+from prime_xmc.printing import unfailing_output
 
 
 def run(config: DictConfig) -> Corpus:
@@ -15,7 +16,8 @@ def run(config: DictConfig) -> Corpus:
     corpus = open_corpus(config)
     rows = describe(corpus)
     width = max(len(name) for name, _ in rows)
-    sys.stdout.writelines(f"{name:<{width}}  {value}\n" for name, value in rows)
+    with unfailing_output():
+        sys.stdout.writelines(f"{name:<{width}}  {value}\n" for name, value in rows)
     return corpus
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from prime_xmc.app import run_app
+from prime_xmc.printing import unfailing_output
 from prime_xmc.reporting.configurations import group_runs
 from prime_xmc.reporting.contents import make_report
 from prime_xmc.reporting.run_folders import find_runs, read_runs
@@ -48,7 +49,8 @@ def run(config: DictConfig, command: str | None = None) -> list[Study]:
         now=datetime.now().astimezone(),
     )
     page = write_report(report, Path(config.output).expanduser())
-    sys.stdout.write(f"{page}\n")
+    with unfailing_output():
+        sys.stdout.write(f"{page}\n")
     return studies
 
 

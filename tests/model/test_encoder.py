@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import DistilBertConfig, GPT2Config, LlamaConfig, LlamaModel, Qwen2Config, RobertaConfig, T5Config
 
 from prime_xmc.model.encoder import TextEncoder, gather_rows, load_backbone, pool
@@ -184,10 +185,33 @@ class TestTextEncoder:
             expected = {"mean": hidden.mean(dim=0), "last": hidden[-1], "cls": hidden[0]}[pooling]
             torch.testing.assert_close(found[row], expected / expected.norm(), rtol=1e-4, atol=1e-5)
 
+    def test_a_folder_that_pools_the_first_token(self, tiny_encoder_dir, tmp_path):
+        source = shutil.copytree(tiny_encoder_dir, tmp_path / "source")
+        modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+        (source / "modules.json").write_text(json.dumps(modules))
+        (source / "1_Pooling").mkdir()
+        (source / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+        (source / "config_sentence_transformers.json").write_text('{"prompts": {"query": "q: "}}')
+        encoder = TextEncoder(
+            str(source), implementation="transformers", query_prompt="auto", label_prompt="l: "
+        ).eval()
+        assert (encoder.pooling, encoder.prompts) == ("cls", ("q: ", "l: "))
+        given = TextEncoder(str(tiny_encoder_dir), implementation="transformers", pooling="cls").eval()
+        token_ids = random_tokens(LENGTHS)
+        assert torch.equal(encoder(token_ids, LENGTHS), given(token_ids, LENGTHS))
+        with pytest.raises(ValueError, match=r"pools the cls token, .*: give encoder\.implementation=transformers, or"):
+            TextEncoder(str(source))
+        assert TextEncoder(str(source), pooling="mean").pooling == "mean"
+
+    def test_number_of_tokens(self, tiny_encoder_dir, tiny_decoder_dir):
+        assert TextEncoder(str(tiny_encoder_dir)).num_tokens == 30522
+        lora = {"r": 2}
+        assert TextEncoder(str(tiny_decoder_dir), implementation="transformers", lora=lora).num_tokens == 20000
+
     def test_unknown_pooling(self, tiny_encoder_dir):
         # unwrapped: the tests' own check of types is for programmers, the message for users
         make = inspect.unwrap(TextEncoder.__init__)
-        with pytest.raises(ValueError, match=r"encoder\.pooling to be one of .*, got 'max'"):
+        with pytest.raises(ValueError, match=r"encoder\.pooling to be auto or one of .*, got 'max'"):
             make(TextEncoder.__new__(TextEncoder), str(tiny_encoder_dir), pooling="max")
 
     @pytest.mark.cuda
@@ -225,6 +249,26 @@ class TestLoadBackbone:
     def test_folder_without_a_model(self, tmp_path):
         with pytest.raises(ValueError, match=rf"encoder\.source={tmp_path} cannot be loaded"):
             load_backbone(str(tmp_path))
+
+    def test_weights_that_are_missing(self, tiny_encoder_dir, tmp_path):
+        """transformers would draw them at random."""
+        source = shutil.copytree(tiny_encoder_dir, tmp_path / "source")
+        weights = load_file(source / "model.safetensors")
+        del weights["encoder.layer.1.output.dense.weight"], weights["encoder.layer.1.output.dense.bias"]
+        save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(
+            ValueError, match=r"2 weights that its config\.json asks for are missing .*layer\.1\.output"
+        ):
+            load_backbone(str(source))
+        load_backbone(str(source), num_layers=1)
+        load_backbone(str(source), pretrained=False)
+
+    def test_a_pooler_may_be_missing(self, tiny_encoder_dir, tmp_path):
+        """It is no part of an embedding."""
+        source = shutil.copytree(tiny_encoder_dir, tmp_path / "source")
+        weights = {n: w for n, w in load_file(source / "model.safetensors").items() if not n.startswith("pooler")}
+        save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+        load_backbone(str(source))
 
     def test_pickled_weights_are_not_read(self, tiny_encoder_dir, tmp_path):
         shutil.copy(tiny_encoder_dir / "config.json", tmp_path)

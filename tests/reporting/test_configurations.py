@@ -24,6 +24,14 @@ class TestGroup:
         assert [run.status for run in group.unfinished] == ["failed: ValueError: <no>"]
         assert negative_pool(group.configurations[1]) == 256
 
+    def test_prepared_data_are_found_by_the_configuration_of_a_run(self, tmp_path, write_run, cache_dir):
+        write_run(tmp_path / "run", cache_dir=str(cache_dir))
+        (group,) = grouped(tmp_path)
+        assert group.corpus is not None
+        write_run(tmp_path / "run", cache_dir="${oc.env:NO_SUCH_VARIABLE_IS_SET}")
+        (group,) = grouped(tmp_path)
+        assert group.corpus is None
+
     def test_of_a_seed_the_newest_counts(self, runs_dir, write_run):
         again = write_run(runs_dir / "again", seed=1, overrides=("dataset.batch_size=64",), dataset__batch_size=64)
         (group,) = grouped(runs_dir)

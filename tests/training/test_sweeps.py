@@ -1,6 +1,8 @@
 """Hydra's own sweeps, in this process, of a job that takes no time."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +41,7 @@ def train(config: DictConfig) -> None:
     if config.fail == "interrupt" and config.ckpt_path is None:
         (run_dir / "checkpoints").mkdir()
         (run_dir / "checkpoints" / "last.ckpt").touch()
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGTERM)
     (run_dir / "metrics.json").write_text(json.dumps({"val/P@1": config.lr / 10, "test/P@1": config.seed / 10}))
 
 
@@ -123,9 +125,11 @@ def test_another_spelling_of_a_finished_configuration_refers_to_it(sweep):
 
 
 def test_an_interrupted_job_continues_from_its_checkpoint(sweep):
-    with pytest.raises(KeyboardInterrupt):
-        sweep("fail=false,interrupt,interrupt")
-    assert record("1")["status"] == "running"
+    status, printed, _ = sweep("fail=false,interrupt,interrupt")
+    assert status == 143
+    assert "hydra.sweep.dir=" in printed
+    assert [record(folder)["status"] for folder in "01"] == ["done", "interrupted"]
+    assert not Path("sweep/2").exists(), "the sweep ends"
     status, _, folders = sweep("fail=interrupt")
     assert status == 0
     assert folders == [("1", str(Path("sweep/1/checkpoints/last.ckpt").absolute()))]
@@ -184,6 +188,12 @@ def test_a_fingerprint_is_of_what_changes_the_result(override, changes):
     )
     other = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
     assert (fingerprint(config) != fingerprint(other)) is changes
+
+
+def test_the_fingerprint_of_a_configuration_is_that_of_version_0_1_0():
+    """Otherwise a sweep that was begun with it would run finished jobs again."""
+    config = OmegaConf.create({"seed": 0, "run_dir": "a", "logger": None, "callbacks": {"progress": {"x": 1}}})
+    assert fingerprint(config) == "fe712fbb76e52c2c"
 
 
 def test_values_that_do_not_resolve_have_a_fingerprint():

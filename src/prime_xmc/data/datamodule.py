@@ -15,7 +15,7 @@ from prime_xmc.data.fitting import hold_out
 from prime_xmc.data.preparation import prepare
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import RawFiles
-from prime_xmc.data.sampling import ClusterBatchSampler
+from prime_xmc.data.sampling import ClusterBatchSampler, TrainLoader
 
 
 class PrimeDataModule(LightningDataModule):
@@ -137,7 +137,7 @@ class PrimeDataModule(LightningDataModule):
         """Make batches of the next epoch from these clusters of `sampler.query_ids`; None for random batches."""
         self.sampler.set_clusters(clusters)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> TrainLoader:
         """Training batches. Every process builds the whole batch; the module shares out the encoding."""
         queries_of_label = None
         if self.more_queries_per_label:
@@ -150,7 +150,7 @@ class PrimeDataModule(LightningDataModule):
             num_more=self.more_queries_per_label,
             queries_of_label=queries_of_label,
         )
-        return DataLoader(builder, sampler=self.sampler, batch_size=None)
+        return TrainLoader(builder, self.sampler)
 
     def val_dataloader(self) -> DataLoader:
         """Texts of the validation queries."""

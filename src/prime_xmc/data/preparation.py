@@ -58,9 +58,10 @@ def prepare(
 ) -> Path:
     """Tokenise raw files into a folder that `Corpus.open` opens, and return the folder.
 
-    The folder's name carries a fingerprint of the raw files' content, the fields, the tokenizer, `max_length` and the
-    format. Where it exists already it is returned at once. It is built under a temporary name and renamed when
-    complete, so that processes may prepare the same data at the same time, and a failure leaves nothing behind.
+    The folder's name carries a fingerprint of the raw files' content, the fields and prompts, the tokenizer,
+    `max_length` and the format. Where it exists already it is returned at once. It is built under a temporary name
+    and renamed when complete, so that processes may prepare the same data at the same time, and a failure leaves
+    nothing behind.
     Memory does not grow with the queries, their positives and the texts: beyond a few chunks of them, it holds 50
     bytes for each label, to find repeated texts, uids and tokens and to count queries, and the pairs of the filter that
     is being applied. Only where a test split is split off, it holds 40 bytes for each query besides.
@@ -104,6 +105,9 @@ def prepare(
             "tokenizer_hash": _hash([tokenizer.to_str().encode()]),
             "source": {path.name: _describe_file(path, progress) for path in paths.values()},
         }
+        # Only where there are any, so that data prepared without them keep their fingerprint.
+        prompts = {"query_prompt": source.query_prompt, "label_prompt": source.label_prompt}
+        manifest |= {name: prompt for name, prompt in prompts.items() if prompt}
         if "tst" not in paths:
             manifest |= {"num_test": source.num_test, "split_seed": _SPLIT_SEED}
         fingerprint = _hash([json.dumps(manifest, sort_keys=True).encode()])
@@ -158,6 +162,7 @@ class _Build:
     ) -> None:
         self.paths = paths
         self.fields, self.label_fields = manifest["fields"], manifest["label_fields"]
+        self.query_prompt, self.label_prompt = manifest.get("query_prompt", ""), manifest.get("label_prompt", "")
         self.num_test: int | None = manifest.get("num_test", 0)
         self.token_dtype = np.uint16 if manifest["vocab_size"] <= 1 << 16 else np.int32
         self.tokenizer = tokenizer
@@ -323,15 +328,17 @@ class _Build:
     ) -> Iterator[tuple[int, list[Record], Ragged]]:
         """Write the tokens of a file; yield its records in chunks, each with the line of its first and the tokens."""
         task = self.progress.add_task(f"tokenise {path.name}", total=path.stat().st_size, rate="")
+        prompt = self.label_prompt if part == "labels" else self.query_prompt
+        num_added = self.num_special + len(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
         started, texts, truncated, unknown = time.perf_counter(), 0, 0, 0
         with path.open("rb") as stream, RaggedWriter(self.directory, array_name, self.token_dtype) as writer:
             chunks = _chunks(read_records(path, fields, num_labels, stream=stream))
-            for records, tokens, is_truncated in self._encoded(chunks):
+            for records, tokens, is_truncated in self._encoded(chunks, prompt):
                 writer.extend(tokens)
                 truncated += int(is_truncated.sum())
                 if part == "all":
                     self.truncated_rows.extend((texts + np.flatnonzero(is_truncated)).tolist())
-                unknown += self._note_odd_texts(path.name, texts + 1, records, tokens)
+                unknown += self._note_odd_texts(path.name, texts + 1, records, tokens, num_added)
                 first_line = texts + 1
                 texts += len(records)
                 rate = f"{texts / (time.perf_counter() - started):,.0f} texts/s"
@@ -342,13 +349,13 @@ class _Build:
         self._record(writer, array_name)
         num_tokens = writer.shape()["values"]
         self.counts[part] = {"texts": texts, "tokens": num_tokens, "truncated": truncated, "unknown": unknown}
-        share = unknown / max(1, num_tokens - self.num_special * texts)
+        share = unknown / max(1, num_tokens - num_added * texts)
         if share > _MANY_UNKNOWN:
             self.warnings.add(path.name, "many unknown tokens", None, unknown, share)
 
-    def _note_odd_texts(self, file: str, first_line: int, records: list[Record], tokens: Ragged) -> int:
+    def _note_odd_texts(self, file: str, first_line: int, records: list[Record], tokens: Ragged, num_added: int) -> int:
         """Note texts of which the encoder sees nothing; return the number of unknown tokens."""
-        num_own = tokens.lengths - self.num_special  # tokens of each text, without the special ones
+        num_own = tokens.lengths - num_added  # tokens of each text, without the special ones and the prompt
         unknown = tokens.values == (-1 if self.unknown_id is None else self.unknown_id)
         num_unknown = np.bincount(tokens.row_ids()[unknown], minlength=len(tokens))
         is_blank = np.array([not record.text.strip() for record in records])
@@ -361,20 +368,20 @@ class _Build:
         return int(unknown.sum())
 
     def _encoded(
-        self, chunks: Iterable[list[Record]]
+        self, chunks: Iterable[list[Record]], prompt: str
     ) -> Iterator[tuple[list[Record], Ragged, Bool[np.ndarray, "text"]]]:
         """Yield what `_encode` returns of each chunk; it runs in a thread while the next chunk is read."""
         with ThreadPoolExecutor(max_workers=1) as pool:
             jobs: deque[Future[tuple[list[Record], Ragged, Bool[np.ndarray, "text"]]]] = deque()
             for records in chunks:
-                jobs.append(pool.submit(self._encode, records))
+                jobs.append(pool.submit(self._encode, records, prompt))
                 if len(jobs) == 2:
                     yield jobs.popleft().result()
             yield from (job.result() for job in jobs)
 
-    def _encode(self, records: list[Record]) -> tuple[list[Record], Ragged, Bool[np.ndarray, "text"]]:
-        """Return the records, their tokens, and which texts were truncated."""
-        encodings = self.tokenizer.encode_batch_fast([record.text for record in records])
+    def _encode(self, records: list[Record], prompt: str) -> tuple[list[Record], Ragged, Bool[np.ndarray, "text"]]:
+        """Return the records, the tokens of prompt and text, and which texts were truncated."""
+        encodings = self.tokenizer.encode_batch_fast([prompt + record.text for record in records])
         tokens = Ragged.from_rows([encoding.ids for encoding in encodings], self.token_dtype)
         return records, tokens, np.array([bool(encoding.overflowing) for encoding in encodings])
 

@@ -49,6 +49,8 @@ class RawFiles:
             given.
         label_fields: Fields of a label that make up its text; None: those of a query.
         hint: Where to get the files, for the message of the error when they are missing.
+        query_prompt: Text that the encoder wants before every query.
+        label_prompt: Text that the encoder wants before every label.
         num_test: Queries to split off the training queries where the folder has no test file; None: as many as suit
             the size of the data; 0: a missing test file is an error.
 
@@ -61,6 +63,8 @@ class RawFiles:
     fields: Sequence[str] = ("title",)
     label_fields: Sequence[str] | None = None
     hint: str = ""
+    query_prompt: str = ""
+    label_prompt: str = ""
     num_test: int | None = 0
 
     def __post_init__(self) -> None:

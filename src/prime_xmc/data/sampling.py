@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from prime_xmc.data.corpus import Ragged
 
@@ -26,11 +26,11 @@ def draw_positives(
     An exponential race: the labels with the smallest Exp(1) / weight are distributed as such successive draws.
 
     Args:
-        positives: label ids of every query.
-        weight: of every label, > 0. PRIME's is the inverse propensity; ones draw uniformly.
-        query_ids: the rows of `positives` to draw from, repeats allowed.
-        num_positives: labels to draw per query.
-        rng: is advanced by one exponential variate per positive of the batch.
+        positives: Label ids of every query.
+        weight: Weight of every label, > 0. PRIME's is the inverse propensity; ones draw uniformly.
+        query_ids: Rows of `positives` to draw from, repeats allowed.
+        num_positives: Number of labels to draw per query.
+        rng: Generator, which is advanced by one exponential variate per positive of the batch.
 
     Returns:
         Label ids in the order drawn; -1 fills the rows of queries with fewer than `num_positives` positives.
@@ -52,10 +52,10 @@ def cluster_size_at(epoch: int, *, first_epoch: int, initial_size: int, double_a
     """Return how many queries a cluster holds in an epoch, or None while batches are random.
 
     Args:
-        epoch: counted from 0.
-        first_epoch: the first epoch with cluster batches.
-        initial_size: queries per cluster in that epoch.
-        double_at: the size doubles at each of these epochs and stays so.
+        epoch: Number of the epoch, counted from 0.
+        first_epoch: First epoch with cluster batches.
+        initial_size: Queries per cluster in that epoch.
+        double_at: Epochs at which the size doubles, to stay so.
 
     Example:
         >>> [cluster_size_at(epoch, first_epoch=2, initial_size=4, double_at=[2, 5]) for epoch in (1, 2, 4, 5)]
@@ -73,21 +73,21 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
 
     Every query with a positive is in exactly one batch of an epoch. The batches of an epoch are as equal as can be
     (sizes differ by at most 1), so no short last batch arises. They are a function of seed, epoch and clusters alone:
-    nothing else, not even how many were taken before, changes what is yielded. Processes that train together yield the
-    same batches.
+    the batches that follow in a continued epoch are those of an uninterrupted one, and processes that train together
+    yield the same batches.
 
-    It goes into a loader as `DataLoader(dataset, sampler=sampler, batch_size=None)`.
+    It goes into a `TrainLoader`.
 
     Args:
-        positives: label ids of every query of the split.
-        query_ids: the queries to train on. Those without positives are left out, with a warning.
-        batch_size: the most queries a batch may hold.
-        num_positives: labels drawn per query, see `draw_positives`.
-        weight: of every label, > 0, see `draw_positives`.
-        seed: of order and draws.
+        positives: Label ids of every query of the split.
+        query_ids: Queries to train on. Those without positives are left out, with a warning.
+        batch_size: Most queries that a batch may hold.
+        num_positives: Number of labels drawn per query, see `draw_positives`.
+        weight: Weight of every label, > 0, see `draw_positives`.
+        seed: Seed of the order and of the draws.
 
     Raises:
-        ValueError: if no query has a positive, a weight is not positive, or a size is below 1.
+        ValueError: If no query has a positive, a weight is not positive, or a size is below 1.
 
     Source: NGAME, Dahiya et al. 2023a; paper, section 4.2.
     """
@@ -96,6 +96,8 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
     """The queries of an epoch, without those that have no positive; clusters are given in this order."""
     epoch: int
     """The epoch that the next `__iter__` yields."""
+    position: int
+    """The number of batches of the epoch that have been yielded, or were before a checkpoint that was loaded."""
 
     def __init__(
         self,
@@ -127,19 +129,31 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
         self._seed = seed
         self._clusters: Int64[np.ndarray, " query"] | None = None
         self.epoch = 0
+        self.position = 0
+        self._first_batch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next `__iter__` yields."""
+        """Choose the epoch that the next `__iter__` yields; another one than before starts with its first batch."""
+        if epoch != self.epoch:
+            self.resume_at(0)
         self.epoch = epoch
+
+    def resume_at(self, position: int) -> None:
+        """Let the next `__iter__`, and no later one, leave out the first batches of the epoch.
+
+        Args:
+            position: Number of batches to leave out, those that were trained before a checkpoint.
+        """
+        self.position = self._first_batch = position
 
     def set_clusters(self, clusters: Int64[np.ndarray, " query"] | None) -> None:
         """Draw batches as unions of these clusters from the next `__iter__` on.
 
         Args:
-            clusters: cluster id (>= 0) of each of `self.query_ids`, or None for random batches.
+            clusters: Cluster id (>= 0) of each of `self.query_ids`, or None for random batches.
 
         Raises:
-            ValueError: if there is not one cluster per query.
+            ValueError: If there is not one cluster per query.
         """
         if clusters is not None and clusters.shape != self.query_ids.shape:
             raise ValueError(f"expected a cluster for each of {len(self.query_ids)} queries, got {len(clusters)}")
@@ -151,21 +165,26 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
 
     def __iter__(self) -> Iterator[tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, "batch num_positives"]]]:
         """Yield (query ids, drawn label ids) of each batch."""
+        first_batch, self._first_batch = self._first_batch, 0
         order = self._epoch_order()
         bounds = len(order) * np.arange(1, self._num_batches) // self._num_batches
         for batch, query_ids in enumerate(np.split(order, bounds)):
+            if batch < first_batch:
+                continue
+            self.position = batch + 1
             rng = self._rng(1 + batch)
             yield query_ids, draw_positives(self._positives, self._weight, query_ids, self._num_positives, rng)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a run that goes on needs: the epoch and the clusters, which stay until the next are made."""
+        """Return what a continued run needs: epoch, position, and the clusters, which stay until the next are made."""
         clusters = None if self._clusters is None else torch.tensor(self._clusters)
-        return {"epoch": self.epoch, "clusters": clusters}
+        return {"epoch": self.epoch, "position": self.position, "clusters": clusters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict` of a sampler that was made with the same arguments."""
+        """Take over the `state_dict` of a sampler that was made with the same arguments."""
         self.set_clusters(None if state["clusters"] is None else state["clusters"].numpy())
         self.epoch = state["epoch"]
+        self.resume_at(state.get("position", 0))  # version 0.1.0 had none
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(self.epoch, stream)))
@@ -176,3 +195,32 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
             return rng.permutation(self.query_ids)
         place_of_cluster = rng.permutation(self._clusters.max() + 1)
         return self.query_ids[np.lexsort((rng.random(len(self.query_ids)), place_of_cluster[self._clusters]))]
+
+
+class TrainLoader(DataLoader):
+    """Loads the batches of a sampler in this process.
+
+    There is no worker that fetches batches in advance, so that the batches which the sampler has yielded are those that
+    have been trained at the end of a step.
+
+    The Trainer takes a loader with a state for one that can be continued within an epoch, and warns of others. It does
+    not load that state where the number of training steps has been asked for before, as schedules do: the state of the
+    data module is what a continued run rests on.
+
+    Args:
+        dataset: Dataset that makes a batch of what the sampler yields.
+        sampler: Sampler of the batches.
+    """
+
+    sampler: ClusterBatchSampler
+
+    def __init__(self, dataset: Dataset, sampler: ClusterBatchSampler):
+        super().__init__(dataset, sampler=sampler, batch_size=None)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position in the epoch."""
+        return {"position": self.sampler.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue the epoch at the position of `state_dict`."""
+        self.sampler.resume_at(state["position"])

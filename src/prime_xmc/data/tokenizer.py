@@ -1,8 +1,14 @@
 """The tokenizer that belongs to an encoder."""
 
+import json
+from pathlib import Path
+
 import transformers
 from tokenizers import Tokenizer
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.processors import Sequence, TemplateProcessing
+from transformers.utils import cached_file
 
 
 def load_tokenizer(source: str) -> transformers.PreTrainedTokenizerFast:
@@ -11,13 +17,15 @@ def load_tokenizer(source: str) -> transformers.PreTrainedTokenizerFast:
     Those of decoders often lack what an encoder's have. A tokenizer that ends texts without a special token is made to
     end them with its end token (eos): the last token, whose embedding may be the text's, is then the same for all
     texts, and an empty text has a token. Without a padding token the end token, masked, pads. Padding is on the right.
+    A sentence-transformers folder that has texts put into lower case first (`do_lower_case`) gets it done here.
 
     Args:
         source: A folder that `save_pretrained` wrote, or a hub id.
 
     Raises:
-        ValueError: If there is none, none of the fast kind (tokenizer.json), or none that pads and marks texts, with
-            what to do.
+        ValueError: If there is none, none with a vocabulary, none of the fast kind (tokenizer.json), or none that pads
+            and marks texts, with what to do; or if it has more tokens than the encoder has embeddings of, with both
+            numbers.
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
@@ -30,13 +38,45 @@ def load_tokenizer(source: str) -> transformers.PreTrainedTokenizerFast:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise ValueError(f"encoder.source={source}: expected a fast tokenizer with a padding token, got {tokenizer}")
+    _check_vocabulary(source, tokenizer)
     tokenizer.padding_side = "right"
     backend = tokenizer.backend_tokenizer
+    if _read_json(source, "sentence_bert_config.json").get("do_lower_case"):
+        backend.normalizer = Normalizers([Lowercase(), *([] if backend.normalizer is None else [backend.normalizer])])
     if tokenizer.eos_token is not None and not _ends_with_special_token(backend):
         _end_with(backend, tokenizer.eos_token)
     if not backend.encode("").ids:
         raise ValueError(f"encoder.source={source}: expected a tokenizer with special tokens, got {tokenizer}")
     return tokenizer
+
+
+def _check_vocabulary(source: str, tokenizer: transformers.PreTrainedTokenizerFast) -> None:
+    """Refuse a tokenizer that transformers has made up from nothing, and one that the encoder has no embeddings for."""
+    vocabulary = tokenizer.get_vocab()
+    if not vocabulary.keys() - set(tokenizer.all_special_tokens):
+        names = ", ".join(dict.fromkeys(["tokenizer.json", *tokenizer.vocab_files_names.values()]))
+        raise ValueError(
+            f"encoder.source={source}: its tokenizer has no tokens but the special ones, so that every word would be "
+            f"unknown. Put the tokenizer's files beside config.json: tokenizer.json, or what it is made of ({names})"
+        )
+    num_tokens = max(vocabulary.values()) + 1
+    num_embeddings = _read_json(source, "config.json").get("vocab_size")
+    if isinstance(num_embeddings, int) and num_tokens > num_embeddings:
+        raise ValueError(
+            f"encoder.source={source}: its tokenizer has {num_tokens} tokens and its transformer embeds "
+            f"{num_embeddings} (vocab_size in config.json): take the tokenizer that the transformer was trained with, "
+            "or enlarge the transformer by resize_token_embeddings and save it again"
+        )
+
+
+def _read_json(source: str, name: str) -> dict:
+    """Return the content of a file of the encoder's folder, empty where it has none: what is missing is found later."""
+    try:
+        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        content = {} if path is None else json.loads(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _ends_with_special_token(tokenizer: Tokenizer) -> bool:

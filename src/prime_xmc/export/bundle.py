@@ -5,7 +5,7 @@ Nothing in it is pickled and no code in it is run: tensors are safetensors, sett
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from prime_xmc.export.folder import CONFIG, FORMAT_VERSION, INDEX, LABELS, METRICS, PROTOTYPES, read_config
 from prime_xmc.export.model_card import model_card
+from prime_xmc.export.settings import portable
 from prime_xmc.files import publishing, save_tensors, write_json, write_text
-from prime_xmc.index.search import FaissSearch
+from prime_xmc.index.search import FaissSearch, faiss_problem
 from prime_xmc.model.encoder import TextEncoder, quiet_transformers
 from prime_xmc.model.lora import merged
 from prime_xmc.model.prototypes import Prototypes
@@ -33,7 +34,6 @@ _SENTENCE_TRANSFORMERS = {
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
         {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
     ],
-    "config_sentence_transformers.json": {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
     "2_Normalize/config.json": {},
 }
 
@@ -57,6 +57,8 @@ def save_bundle(
     index: object | None,
     settings: Mapping[str, Any],
     metrics: Mapping[str, Any] | None,
+    fields: Sequence[str] | None = None,
+    precision: str = "32-true",
 ) -> None:
     """Write a trained model to a folder, which appears under its name only when it is complete.
 
@@ -71,9 +73,13 @@ def save_bundle(
         label_emb: h_l of every label.
         label_prototypes: z_l of every label.
         labels: uid and text of every label, in order.
-        index: What the prototypes are searched with: a built `FaissSearch` goes into the folder, others need not.
-        settings: How the model was made, as plain JSON: data set, configuration, versions, commit.
+        index: What the prototypes are searched with. A built `FaissSearch` goes into the folder; with any other, the
+            prototypes go there in a flat Faiss index where Faiss is installed.
+        settings: How the model was made, as plain JSON: data set, configuration, versions, commit. Absolute paths are
+            left out, see `portable`.
         metrics: Results, where there are any yet; see `update_metrics`.
+        fields: Fields of a record that made up a query's text in training, joined by a space; None: not known.
+        precision: Lightning's name of the precision that the model was trained in.
 
     Raises:
         ValueError: If there is something else in the folder's place.
@@ -82,8 +88,11 @@ def save_bundle(
     if directory.exists() and not (directory / CONFIG).is_file() and any(directory.iterdir()):
         raise ValueError(f"{directory} exists and holds no {CONFIG}: it is not overwritten; export to another folder")
     with publishing(directory, replace=True) as temporary:
-        faiss_index = index if isinstance(index, FaissSearch) else None
-        config = _describe(encoder, tokenizer, max_length, prototypes, faiss_index, settings)
+        faiss_index = index if isinstance(index, FaissSearch) else _flat_index(label_prototypes)
+        config = _describe(encoder, tokenizer, max_length, prototypes, faiss_index, settings) | {
+            "query": {"fields": None if fields is None else list(fields), "separator": " "},
+            "precision": precision,
+        }
         write_json(temporary / CONFIG, config)
         _write_encoder(temporary, encoder, tokenizer, max_length)
         save_tensors(temporary / "centroids.safetensors", {"centroids": prototypes.centroids.rows})
@@ -109,6 +118,17 @@ def update_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
     _write_results(directory, read_config(directory), metrics)
 
 
+def _flat_index(label_prototypes: Float[Tensor, "label d"]) -> FaissSearch | None:
+    """Return a flat Faiss index of the prototypes, None where Faiss cannot be used; the log then says why."""
+    problem = faiss_problem()
+    if problem is not None:
+        logger.info("the model is exported without %s: %s", INDEX, problem)
+        return None
+    index = FaissSearch("flat")
+    index.build(label_prototypes)
+    return index
+
+
 def _describe(
     encoder: TextEncoder,
     tokenizer: transformers.PreTrainedTokenizerFast,
@@ -117,7 +137,7 @@ def _describe(
     index: FaissSearch | None,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return all that it takes to build the parts again, and what is to be known of them."""
+    """Return what it takes to build the parts again, and how they were made."""
     layer = None if prototypes.network is None else prototypes.network.layer
     return {
         "format_version": FORMAT_VERSION,
@@ -129,11 +149,13 @@ def _describe(
             "implementation": "transformers" if encoder.packed is None else "packed",
             "attention": encoder.backbone.config._attn_implementation,
             "pooling": encoder.pooling,
+            "query_prompt": encoder.prompts.query or None,
+            "label_prompt": encoder.prompts.label or None,
         },
         "prototypes": {
             "num_labels": prototypes.num_labels,
             "dim": encoder.dim,
-            # where none is used, here and below, any number makes the module again
+            # Where none is used, here and below, any number makes the module again.
             "num_free_vectors": 1 if prototypes.free_vectors is None else len(prototypes.free_vectors),
             "sources": list(prototypes.sources),
             "num_heads": 1 if layer is None else layer.self_attn.num_heads,
@@ -142,7 +164,7 @@ def _describe(
         "index": None
         if index is None
         else {name: getattr(index, name) for name in ("kind", "m", "ef_construction", "ef_search")},
-        "settings": dict(settings),
+        "settings": portable(settings),
     }
 
 
@@ -158,14 +180,17 @@ def _write_encoder(
     backend.enable_truncation(max_length)
     backend.save(str(directory / "tokenizer.json"))
     tokenizer_config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    # Of earlier owners of the tokenizer: they would contradict model_max_length, replace the special tokens that
-    # tokenizer.json adds, or name a folder of this machine.
+    # Earlier owners of the tokenizer wrote these. They would contradict model_max_length, replace the special tokens
+    # that tokenizer.json adds, or name a folder of this machine.
     dropped = ("max_length", "truncation_strategy", "stride", "add_bos_token", "add_eos_token", "name_or_path")
     tokenizer_config = {key: value for key, value in tokenizer_config.items() if key not in dropped}
     tokenizer_config |= {"model_max_length": max_length, "padding_side": "right"}
     write_json(directory / "tokenizer_config.json", tokenizer_config)
     for name, content in _SENTENCE_TRANSFORMERS.items():
         write_json(directory / name, content)
+    prompts = {"query": encoder.prompts.query, "document": encoder.prompts.label} if any(encoder.prompts) else {}
+    about = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    write_json(directory / "config_sentence_transformers.json", about)
     write_json(directory / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     modes = {name: mode == encoder.pooling for mode, name in _POOLING_MODES.items()}
     pooling = {"word_embedding_dimension": encoder.dim} | modes

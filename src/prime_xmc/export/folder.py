@@ -1,6 +1,11 @@
-"""What is in the folder of an exported model: names of files, the version of the format, and its configuration."""
+"""What is in the folder of an exported model: names of files, the version of the format, and its configuration.
+
+prime_config.json gains keys from version to version of the package. Readers take what they miss in a folder of an
+older version from its settings, or do what that version did.
+"""
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,7 @@ LABELS = "labels.jsonl"
 INDEX = "index.faiss"
 PROTOTYPES = "prototypes.safetensors"
 REQUIRED = (CONFIG, "config.json", "model.safetensors", "tokenizer.json", PROTOTYPES, LABELS)
+_KEYS = ("max_length", "pad_token_id", "encoder", "prototypes", "index", "settings")
 AGAIN = "copy or export the model again"
 
 
@@ -27,12 +33,38 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     try:
         config = json.loads(path.read_bytes())
-        found = config["format_version"]
+        format_version = config["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); {AGAIN}") from error
-    if found != FORMAT_VERSION:
+    if format_version != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: format_version is {found}, prime_xmc {version('prime_xmc')} reads {FORMAT_VERSION}: install "
-            f"prime_xmc {config.get('package_version')}, which wrote it, or export the model again"
+            f"{path}: format_version is {format_version}, prime_xmc {version('prime_xmc')} reads {FORMAT_VERSION}: "
+            f"install prime_xmc {config.get('package_version')}, which wrote it, or export the model again"
         )
+    if absent := [key for key in _KEYS if key not in config]:
+        raise ValueError(f"{path} is damaged (no {', '.join(absent)}); {AGAIN}")
     return config
+
+
+def query_fields(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the fields of a record that make up a query's text, in order; None where the model does not say."""
+    fields = config["query"]["fields"] if "query" in config else _setting(config, "dataset", "fields")
+    return None if fields is None else tuple(fields)
+
+
+def query_separator(config: Mapping[str, Any]) -> str:
+    """Return what stands between the fields of a query's text."""
+    return config.get("query", {}).get("separator", " ")
+
+
+def training_precision(config: Mapping[str, Any]) -> str:
+    """Return Lightning's name of the precision that the model was trained in; 32-true where the model does not say."""
+    return config.get("precision") or _setting(config, "trainer", "precision") or "32-true"
+
+
+def _setting(config: Mapping[str, Any], group: str, key: str) -> Any:
+    """Return a setting of the training, None where the model does not say: one that a script has exported."""
+    try:
+        return config["settings"]["config"][group][key]
+    except (KeyError, TypeError):
+        return None

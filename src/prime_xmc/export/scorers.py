@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prime_xmc.export.folder import PROTOTYPES
 from prime_xmc.export.predictor import Predictor
+from prime_xmc.export.settings import portable
 from prime_xmc.files import publishing, save_tensors, write_json
 from prime_xmc.index.search import ExactSearch
 
@@ -75,7 +76,7 @@ def save_classifiers(
         directory: The folder; one that is there already is replaced.
         vectors: w_l of every label, unit vectors.
         digest: `encoder_digest` of the model that they are for.
-        settings: How they were made, as plain JSON.
+        settings: How they were made, as plain JSON; absolute paths are left out.
     """
     config = {
         "format_version": FORMAT_VERSION,
@@ -83,7 +84,7 @@ def save_classifiers(
         "num_labels": vectors.shape[0],
         "dim": vectors.shape[1],
         "encoder": digest,
-        "settings": dict(settings),
+        "settings": portable(settings),
     }
     with publishing(directory, replace=True) as temporary:
         write_json(temporary / CONFIG, config)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prime_xmc.files import replacing
 
-# scores and label ids, best first
+# Scores and label ids, best first.
 Found = tuple[Float32[Tensor, "query k"], Int64[Tensor, "query k"]]
 
 
@@ -27,8 +27,8 @@ class Search(ABC):
         """Return the scores and ids of the k best labels of each query, best first.
 
         Args:
-            query_emb: on any device, where the results go, too.
-            k: at least 1; all labels are returned where there are fewer.
+            query_emb: Embeddings on any device; the results are on the same one.
+            k: Labels per query, at least 1; all labels are returned where there are fewer.
         """
         scores, ids = self._search(query_emb, k)
         return scores.to(query_emb.device), ids.to(query_emb.device)
@@ -45,8 +45,8 @@ class ExactSearch(Search):
     by default.
 
     Args:
-        query_block: queries per block.
-        label_block: labels per block.
+        query_block: Queries per block.
+        label_block: Labels per block.
     """
 
     def __init__(self, *, query_block: int = 1024, label_block: int = 32_768):
@@ -88,13 +88,14 @@ class FaissSearch(Search):
 
     Args:
         kind: "flat" (IndexFlatIP, exact) or "hnsw" (IndexHNSWFlat).
-        m: neighbours per label in the graph of hnsw.
-        ef_construction: candidates kept while the graph is built.
-        ef_search: candidates kept while it is searched; more find more of the true neighbours and take longer.
+        m: Neighbours per label in the graph of hnsw.
+        ef_construction: Candidates kept while the graph is built.
+        ef_search: Candidates kept while it is searched; more find more of the true neighbours and take longer.
 
     Raises:
-        ImportError: if Faiss is not installed, with the command that installs it.
-        ValueError: if kind is another.
+        ImportError: If Faiss is not installed, with the command that installs it; or if it cannot be imported, with
+            the cause.
+        ValueError: If kind is another.
 
     Source: paper, Appendix I; HNSW, Malkov and Yashunin 2018.
     """
@@ -142,11 +143,16 @@ class FaissSearch(Search):
         with replacing(path) as temporary:
             _import_faiss().write_index(self._index, str(temporary))
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of vectors searched in, and their dimension."""
+        return self._index.ntotal, self._index.d
+
     def load(self, path: Path) -> None:
         """Search in a saved index from now on.
 
         Raises:
-            ValueError: if the file cannot be read as a Faiss index, or holds one of another kind.
+            ValueError: If the file cannot be read as a Faiss index, or holds one of another kind.
         """
         faiss = _import_faiss()
         try:
@@ -159,13 +165,25 @@ class FaissSearch(Search):
         self._index = index
 
 
+def faiss_problem() -> str | None:
+    """Return why Faiss cannot be used here, None where it can."""
+    try:
+        _import_faiss()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
 def _import_faiss() -> ModuleType:
+    instead = "or search without it: index=exact in training, search=exact afterwards"
     try:
         import faiss
-    except ImportError as error:
-        raise ImportError(
-            'Faiss is missing: pip install "prime_xmc[faiss-cpu]", or search with prime_xmc.index.search.ExactSearch'
-        ) from error
+    except ModuleNotFoundError as error:
+        if error.name != "faiss":  # a module that Faiss itself needs
+            raise ImportError(f"Faiss is installed but cannot be imported: {error}; reinstall it, {instead}") from error
+        raise ImportError(f'Faiss is not installed: pip install "prime_xmc[faiss-cpu]", {instead}') from error
+    except (ImportError, OSError, AttributeError) as error:  # such as a shared library that is missing
+        raise ImportError(f"Faiss is installed but cannot be imported: {error}; reinstall it, {instead}") from error
     return faiss
 
 

@@ -1,7 +1,7 @@
 """The siamese text encoder: token ids to L2-normalised embeddings, pooled over the tokens."""
 
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prime_xmc.model.encoder_folder import Pooling, Prompts, resolve_pooling, resolve_prompts
 from prime_xmc.model.lora import add_adapters
 from prime_xmc.model.packed import PackedBackbone
 
-Pooling = Literal["mean", "last", "cls"]
-
-# as the configurations of the various transformers call it
+# The names of dropout in the configurations of the various transformers.
 _DROPOUTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -50,8 +49,8 @@ def load_backbone(
         attention: transformers' `attn_implementation`.
 
     Raises:
-        ValueError: If nothing can be loaded from there, with what to do; if it is an encoder with a decoder; if there
-            are not so many layers, or the intermediate size cannot be set.
+        ValueError: If nothing can be loaded from there, with what to do; if weights are missing; if it is an encoder
+            with a decoder; if there are not so many layers, or the intermediate size cannot be set.
     """
     if pretrained and intermediate_size is not None:
         raise ValueError(f"encoder.intermediate_size={intermediate_size} needs encoder.pretrained=false")
@@ -59,14 +58,16 @@ def load_backbone(
     try:
         with quiet_transformers():
             if pretrained:
-                backbone = transformers.AutoModel.from_pretrained(
+                backbone, report = transformers.AutoModel.from_pretrained(
                     source,
                     config=config,
                     attn_implementation=attention,
                     use_safetensors=True,
                     trust_remote_code=False,
                     dtype=torch.float32,
+                    output_loading_info=True,
                 )
+                _check_complete(source, report["missing_keys"])
             else:
                 backbone = transformers.AutoModel.from_config(
                     config, attn_implementation=attention, trust_remote_code=False, dtype=torch.float32
@@ -77,6 +78,18 @@ def load_backbone(
         # no part of h, which is pooled otherwise; kept for the export, without gradient as nothing would give it one
         backbone.pooler.requires_grad_(False)
     return backbone
+
+
+def _check_complete(source: str, missing: Collection[str]) -> None:
+    """Refuse weights that transformers has drawn at random because the file does not hold them."""
+    # A pooler is no part of an embedding here, and many encoders are published without one.
+    absent = sorted(name for name in missing if not name.startswith("pooler."))
+    if absent:
+        shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+        raise ValueError(
+            f"{len(absent)} weights that its config.json asks for are missing from its model.safetensors ({shown}): "
+            "the two files do not belong together"
+        )
 
 
 def _load_config(
@@ -141,7 +154,11 @@ class TextEncoder(nn.Module):
         implementation: "packed" computes without padding (BERT and DistilBERT, see `PackedBackbone`); "transformers"
             runs any encoder or decoder of that library in length-sorted padded chunks.
         pooling: What of the last layer is the embedding: the "mean" over the tokens, or with implementation
-            "transformers" the "last" token (the only one of a decoder that has seen all) or the first ("cls").
+            "transformers" the "last" token (the only one of a decoder that has seen all) or the first ("cls"). "auto"
+            takes what the folder says, see `resolve_pooling`.
+        query_prompt: Text that belongs before every query; "auto" takes the folder's, see `resolve_prompts`. Whoever
+            tokenises texts puts it there.
+        label_prompt: Text that belongs before every label, likewise.
         lora: With implementation "transformers": the settings of `add_adapters`, which are trained instead of the
             transformer; None: it is trained itself.
         attention: transformers' `attn_implementation`, for implementation "transformers".
@@ -167,7 +184,9 @@ class TextEncoder(nn.Module):
         intermediate_size: int | None = None,
         dropout: float = 0.0,
         implementation: Literal["packed", "transformers"] = "packed",
-        pooling: Pooling = "mean",
+        pooling: Pooling | Literal["auto"] = "auto",
+        query_prompt: str | None = None,
+        label_prompt: str | None = None,
         lora: Mapping[str, Any] | None = None,
         attention: str = "eager",
         chunk_tokens: int = 4096,
@@ -177,15 +196,12 @@ class TextEncoder(nn.Module):
         super().__init__()
         if implementation not in ("packed", "transformers"):
             raise ValueError(f"expected encoder.implementation packed or transformers, got {implementation!r}")
-        if pooling not in get_args(Pooling):
-            raise ValueError(f"expected encoder.pooling to be one of {get_args(Pooling)}, got {pooling!r}")
-        if implementation == "packed" and (pooling != "mean" or lora is not None or compile):
+        if implementation == "packed" and (pooling in ("last", "cls") or lora is not None or compile):
             raise ValueError(
                 f"encoder.pooling={pooling}, encoder.lora={lora}, encoder.compile={compile}: pooling other than mean, "
                 "LoRA and compiling need encoder.implementation=transformers"
             )
         self.source = source
-        self.pooling = pooling
         self.backbone: Any = load_backbone(
             source,
             pretrained=pretrained,
@@ -194,6 +210,14 @@ class TextEncoder(nn.Module):
             dropout=dropout,
             attention=attention,
         )
+        self.pooling: Pooling = resolve_pooling(source, pooling)
+        if implementation == "packed" and self.pooling != "mean":
+            raise ValueError(
+                f"encoder.source={source} pools the {self.pooling} token, and encoder.implementation=packed computes "
+                "the mean alone: give encoder.implementation=transformers, or encoder.pooling=mean for another pooling "
+                "than the encoder's own"
+            )
+        self.prompts: Prompts = resolve_prompts(source, query_prompt, label_prompt)
         self.chunk_tokens = chunk_tokens
         self.recompute = recompute
         self.packed: PackedBackbone | None = None
@@ -203,6 +227,11 @@ class TextEncoder(nn.Module):
             self.packed = PackedBackbone(self.backbone, chunk_tokens=chunk_tokens, recompute=recompute)
         elif compile:
             self.backbone.compile(dynamic=True)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens that have an embedding: ids run from 0 to one less."""
+        return self.backbone.get_input_embeddings().num_embeddings
 
     @property
     def dim(self) -> int:

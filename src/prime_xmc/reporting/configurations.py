@@ -198,8 +198,9 @@ def _find_corpus(run: RunRecord, cache_dirs: Sequence[Path]) -> Corpus | None:
     fingerprint = run.export.get("data_fingerprint")
     if fingerprint is None:
         return None
-    recorded = run.export.get("config", {}).get("cache_dir")
-    for cache_dir in (*cache_dirs, *([Path(recorded).expanduser()] if recorded else [])):
+    # Model folders of version 0.1.0 name the folder in their settings; those of later versions name none.
+    recorded = [run.cache_dir, run.export.get("config", {}).get("cache_dir")]
+    for cache_dir in (*cache_dirs, *(Path(folder).expanduser() for folder in recorded if folder)):
         directory = cache_dir / f"{run.dataset}-{fingerprint[:12]}"
         if directory.is_dir():
             try:

@@ -57,6 +57,7 @@ class RunRecord:
         status: State of the run: "finished", "unfinished", or what a sweep has noted about it.
         predictions: File with the predictions for the test split; None if there is none.
         is_debugging: Whether the run saw only part of the data on purpose, or was started with debug=.
+        cache_dir: Folder of prepared data sets in its configuration; None if this machine cannot resolve it.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class RunRecord:
     status: str
     predictions: Path | None
     is_debugging: bool = False
+    cache_dir: str | None = None
 
     def fingerprint(self) -> str:
         """Return a text that is the same for all runs of a configuration and different for all others."""
@@ -134,6 +136,7 @@ def read_runs(path: Path) -> list[RunRecord]:
         status=_status(metrics, job),
         predictions=_file(path / "predictions.npz"),
         is_debugging=_is_debugging(config, settings),
+        cache_dir=_cache_dir(config),
     )
     scorers = dict.fromkeys(match[2] for name in metrics or {} if (match := _MEASURED.fullmatch(name)))
     if None not in scorers:  # classifiers alone, or a run that has not measured anything
@@ -150,6 +153,13 @@ def comparable(key: str, value: Any) -> Any:
     if key.endswith("_target_") and isinstance(value, str) and value.startswith("prime_xmc."):
         return value.rpartition(".")[2]
     return value
+
+
+def _cache_dir(config: dict[str, Any]) -> str | None:
+    try:
+        return OmegaConf.create(config).get("cache_dir")
+    except OmegaConfBaseException:  # such as an environment variable that is not set here
+        return None
 
 
 def _resolve(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

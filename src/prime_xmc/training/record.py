@@ -1,23 +1,35 @@
-"""What all runs that train have in common: the data, what they say of themselves, and what they leave out."""
+"""What runs that train say of themselves: settings, cost and results, in files and to people."""
 
 import logging
 import os
 import platform
 import resource
 import subprocess
+import time
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.evaluation.table import describe_unlabelled, print_notes, print_table
+from prime_xmc.export.scorers import SCORERS
+
+# `seconds/<phase>` in metrics.json: reading and preparing the data and making the model; the first embeddings of all
+# texts, none where the cache has them; clustering; training steps; validation; tables, checkpoints and models after an
+# epoch; the export at the end; the test.
+PHASES = ("prepare", "initialise", "clusters", "steps", "validation", "save", "export", "test")
+TRAINING = ("clusters", "steps", "validation", "save", "export")  # what train/seconds counts
 
 
 def quiet_libraries() -> None:
-    """Leave out what libraries say to everybody: advertisements, which kernels they try, their own deprecations."""
+    """Silence what libraries say to everybody: advertisements, which kernels they try, their own deprecations."""
     for name in ("lightning.pytorch", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # a batch is built in a thousandth of the time of a step: workers would only cost memory
@@ -26,6 +38,10 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
     # what is lost then is which checkpoint was the best: here it is the last one
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    # a run folder is claimed, and cleared of what another run has left
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # those that change the result are compared before a run is continued
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated", category=FutureWarning)
 
 
@@ -43,22 +59,171 @@ def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
     }
 
 
-def describe_training(trainer: Any, module: Any, seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
+def describe_splits(config: DictConfig, data: PrimeDataModule) -> dict[str, str]:
+    """Return what has to be known about the queries of a run's metrics, as sentences: `note/test`, `note/val`, ...
+
+    Args:
+        config: Whose `test` says whether there are test metrics.
+        data: The data.
+    """
+    train, test = data.corpus.train, data.corpus.test
+    notes = {"note/val": describe_unlabelled(train.positives.take(data.validation_ids), "validation queries")}
+    if config.test:
+        notes["note/test_split"] = data.corpus.split_note
+        notes["note/test"] = describe_unlabelled(test.positives, "test queries")
+    return {name: note for name, note in notes.items() if note is not None}
+
+
+class RunHistory(Callback):
+    """Keeps what a run has cost and reached so far, in its checkpoints too: a continued run goes on counting.
+
+    It has to be the first of the callbacks, since a phase begins with the hook that the others use for it. The time of
+    a process after its last checkpoint is lost with the process, and so is what it had trained.
+
+    Attributes:
+        validation: Metrics of the last validation, `val/<metric>`, fractions in [0, 1].
+    """
+
+    def __init__(self) -> None:
+        self.validation: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._num_queries = 0
+        self._peak_rss_bytes = 0
+        self._phase: str | None = "prepare"
+        self._since = time.perf_counter()
+
+    def enter(self, phase: str | None) -> None:
+        """Count the time from here on for a phase, or for none."""
+        now = time.perf_counter()
+        if self._phase is not None:
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
+        self._phase, self._since = phase, now
+
+    def describe(self) -> dict[str, float]:
+        """Return what metrics.json says of the cost: seconds, queries per second and bytes.
+
+        `train/seconds` is the sum of the phases of `TRAINING`. All figures are of all processes of the run that
+        followed one another, the memory that of the one which needed most.
+        """
+        self.enter(self._phase)
+        seconds = sum(self._seconds.get(phase, 0.0) for phase in TRAINING)
+        return {
+            "train/seconds": seconds,
+            "train/queries_per_second": self._num_queries / seconds if seconds else 0.0,
+            **{f"seconds/{phase}": self._seconds[phase] for phase in PHASES if phase in self._seconds},
+            "peak_rss_bytes": max(self._peak_rss_bytes, _peak_rss_bytes()),
+        }
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the phase in which the banks are filled."""
+        self.enter("initialise")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the phase in which clusters are made."""
+        self.enter("clusters")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the steps."""
+        if self._phase != "steps":
+            self.enter("steps")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the queries of the batch."""
+        self._num_queries += len(batch.query_ids)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start validation."""
+        self.enter("validation")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep its metrics."""
+        metrics = trainer.callback_metrics.items()
+        self.validation = {name: float(value) for name, value in metrics if name.startswith("val/")}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the phase in which the table of epochs, checkpoints and models are written."""
+        self.enter("save")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the export."""
+        self.enter("export")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the test."""
+        self.enter("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the cost up to now and the last validation."""
+        self.enter(self._phase)
+        return {
+            "seconds": dict(self._seconds),
+            "num_queries": self._num_queries,
+            "peak_rss_bytes": max(self._peak_rss_bytes, _peak_rss_bytes()),
+            "validation": self.validation,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after that cost."""
+        for phase, seconds in state_dict["seconds"].items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+        self._num_queries += state_dict["num_queries"]
+        self._peak_rss_bytes = state_dict["peak_rss_bytes"]
+        self.validation = dict(state_dict["validation"])
+
+
+def describe_training(trainer: Any, module: Any, record: RunHistory, settings: dict[str, Any]) -> dict[str, Any]:
     """Return what metrics.json says of a training besides its metrics.
 
     Args:
-        trainer: The Trainer, when it has trained.
-        module: What it has trained.
-        seconds: How long that took.
+        trainer: Trainer that has trained.
+        module: Module that it has trained.
+        record: What that cost.
         settings: What `describe_run` returned.
     """
     return {
         "train/epochs": trainer.current_epoch,
-        "train/seconds": seconds,
-        "train/queries_per_second": module.num_trained / seconds,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **record.describe(),
         "num_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     } | {name: settings[name] for name in ("torch_version", "prime_xmc_version", "seed", "git_commit")}
+
+
+def show_prototypes(metrics: Mapping[str, Any], run_dir: Path) -> None:
+    """Print the results of a run of the first stage."""
+    rows = {"validation": _metrics_of("val/", metrics), "test": _metrics_of("test/", metrics)}
+    print_table({name: row for name, row in rows.items() if row})
+    Console().print(
+        f"{_length(metrics)}, {metrics['train/queries_per_second']:.0f} queries/s, "
+        f"peak memory {metrics['peak_rss_bytes'] / 2**30:.1f} GiB. Run folder: {run_dir}"
+    )
+    _show_notes(metrics)
+
+
+def show_classifiers(metrics: Mapping[str, Any], run_dir: Path) -> None:
+    """Print the results of a run of the second stage."""
+    for stage, shown in (("val", "validation"), ("test", "test")):
+        rows = {f"{shown}, {scorer}": _metrics_of(f"{stage}/{scorer}/", metrics) for scorer in SCORERS}
+        # a table for each stage: the best of a column is among rows of the same queries
+        print_table({name: row for name, row in rows.items() if row})
+    Console().print(f"{_length(metrics)}. Run folder: {run_dir}")
+    _show_notes(metrics)
+
+
+def _show_notes(metrics: Mapping[str, Any]) -> None:
+    print_notes(note for name, note in metrics.items() if name.startswith("note/"))
+
+
+def _length(metrics: Mapping[str, Any]) -> str:
+    return f"{metrics['train/epochs']} epochs in {metrics['train/seconds']:.0f} s"
+
+
+def _metrics_of(prefix: str, metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _peak_rss_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _git_commit() -> str | None:

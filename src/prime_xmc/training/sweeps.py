@@ -1,16 +1,17 @@
 """Jobs of a sweep: none runs twice, each keeps its folder, and one that fails does not end the others."""
 
-import fcntl
 import gc
 import hashlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,17 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from prime_xmc.files import write_json, write_text
+from prime_xmc.files import locked, write_json, write_text
+from prime_xmc.printing import unfailing_output
+from prime_xmc.training.continuation import continuing_command, quoted, without_watching
+from prime_xmc.training.interruption import Interrupted, interruptible
+from prime_xmc.training.run_folder import METRICS
 
 logger = logging.getLogger(__name__)
 
 RECORD = "job.json"  # in a job's folder: what the job is and how it ended
-METRICS = "metrics.json"  # in a job's folder once it is finished
 ERROR = "error.txt"  # the traceback, where it has failed
 OBJECTIVE = "val/P@1"
-# What changes no result: where files are, and what people watch a run by.
-IRRELEVANT = ("run_dir", "cache_dir", "logger")
-WATCHERS = ("progress", "learning_rate", "wandb", "predictions", "histograms")  # callbacks
 
 
 def in_sweep() -> bool:
@@ -46,15 +47,12 @@ def fingerprint(config: DictConfig) -> str:
 
     A configuration that does not resolve, whose job is going to fail, is taken as it is written.
     """
-    content = {key: value for key, value in _plain(config).items() if key != "hydra"}
-    content |= dict.fromkeys(IRRELEVANT)  # not left out: others may refer to them
-    content["callbacks"] = (content.get("callbacks") or {}) | dict.fromkeys(WATCHERS)
-    masked = OmegaConf.create(content)
+    content = without_watching(config)
     try:
-        content = _plain(masked, resolve=True)
+        plain = OmegaConf.to_container(content, resolve=True)
     except OmegaConfBaseException:
-        content = _plain(masked)
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        plain = OmegaConf.to_container(content)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def job_folder(*, _root_: DictConfig) -> str:
@@ -92,6 +90,7 @@ def run_job(config: DictConfig, train: Callable[[DictConfig], Any]) -> float | N
 
     Raises:
         ValueError: If the folder is another job's.
+        Interrupted: If a signal ends the job, and the sweep with it.
     """
     folder, hydra = Path(config.run_dir), HydraConfig.get()
     job: dict[str, Any] = {
@@ -99,8 +98,8 @@ def run_job(config: DictConfig, train: Callable[[DictConfig], Any]) -> float | N
         "number": hydra.job.num,
         "overrides": list(hydra.overrides.task),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder):
+    # sweepers that draw at random draw some jobs twice
+    with locked(folder / "job.lock"), interruptible(partial(_how_to_continue, Path(hydra.sweep.dir))):
         own = _records(folder.parent).get(folder, job)
         if own["fingerprint"] != job["fingerprint"]:
             raise ValueError(
@@ -115,6 +114,9 @@ def run_job(config: DictConfig, train: Callable[[DictConfig], Any]) -> float | N
         _forget_peak_memory()
         try:
             train(_continued(config))
+        except (Interrupted, KeyboardInterrupt):
+            _record(folder, job, "interrupted")
+            raise
         except Exception as error:
             write_text(folder / ERROR, traceback.format_exc())
             message = f"{type(error).__name__}: {error}"
@@ -133,14 +135,22 @@ def run_in_a_process(config: DictConfig) -> None:
 
     Raises:
         RuntimeError: If the process fails.
+        Interrupted: If a signal ends it.
     """
     run_dir = Path(config.run_dir).absolute()
     OmegaConf.save(config, run_dir / ".hydra" / "resolved.yaml", resolve=True)
-    quoted = str(run_dir).replace("'", r"\'")
     command = [sys.executable, "-m", "prime_xmc.train", "--config-path", str(run_dir / ".hydra")]
-    command += ["--config-name", "resolved", f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+    command += ["--config-name", "resolved", f"hydra.run.dir={quoted(str(run_dir))}", "hydra.output_subdir=null"]
     with (run_dir / "stderr.txt").open("w+", encoding="utf-8") as file:
-        status = subprocess.run(command, stderr=file, check=False).returncode
+        process = subprocess.Popen(command, stderr=file)
+        try:
+            status = process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+        if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            raise Interrupted(status - 128)
         file.seek(0)
         if status != 0:
             raise RuntimeError(f"the process of the run ended with status {status}:\n{file.read()}")
@@ -170,7 +180,8 @@ class SweepTable(Callback):
         }
         if not jobs:  # of an entry point that does not train
             return
-        show(jobs, sweep)
+        with unfailing_output():
+            show(jobs, sweep)
         if any(record["status"] not in ("done", "skipped") for record in jobs.values()):
             sys.exit(1)
 
@@ -196,12 +207,6 @@ def show(jobs: dict[Path, dict[str, Any]], sweep: Path) -> None:
         console.print(Text(failure))
     if failures:
         console.print(Text(f"The same command with hydra.sweep.dir='{sweep}' runs the unfinished jobs again."))
-
-
-def _plain(config: DictConfig, resolve: bool = False) -> dict[str, Any]:
-    content = OmegaConf.to_container(config, resolve=resolve)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
 
 
 def _records(sweep: Path) -> dict[Path, dict[str, Any]]:
@@ -235,12 +240,11 @@ def _continued(config: DictConfig) -> DictConfig:
     return OmegaConf.merge(config, {"ckpt_path": str(checkpoint)})  # type: ignore[return-value]
 
 
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process runs the job of a folder; sweepers that draw at random draw some jobs twice."""
-    with (folder / "job.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file, which the end of a process does too, gives it back
-        yield
+def _how_to_continue(sweep: Path) -> str:
+    """Return how to continue a sweep that was interrupted."""
+    command = continuing_command(None, hydra__sweep__dir=str(sweep))
+    again = f"\n  {command}" if command else f" the same command with hydra.sweep.dir='{sweep}'"
+    return f"Finished jobs are kept, and this one continues from its last checkpoint. To continue the sweep:{again}"
 
 
 def _forget_peak_memory() -> None:

@@ -1,0 +1,276 @@
+"""Continuing a run from a checkpoint: only the run itself, with the command that does it."""
+
+import hashlib
+import json
+import logging
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+from torch.optim.lr_scheduler import LambdaLR
+
+from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.training.checkpoints import ShardedCheckpointIO
+
+logger = logging.getLogger(__name__)
+
+ORIGIN = "origin"  # key of a checkpoint under which it says which run it is of
+# What changes no result: where files are, and what people watch a run by. Sweeps take jobs that differ in nothing else
+# for the same job.
+WATCHING = (
+    *("run_dir", "cache_dir", "logger"),
+    *(f"callbacks.{name}" for name in ("progress", "learning_rate", "wandb", "predictions", "histograms")),
+)
+# What else may be another when a run is continued: a key stands for all below it.
+MAY_CHANGE = (
+    *("ckpt_path", "task"),
+    # paths; what they hold is told apart by the data's fingerprint, and the weights come from the checkpoint
+    *("dataset.dir", "dataset.hint", "encoder.source"),
+    # how long: the learning rate then follows the schedule of the new length, see `ContinuedRun`
+    *("dataset.max_epochs", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
+    # when something is measured, kept or shown
+    *("dataset.validate_every", "trainer.check_val_every_n_epoch", "trainer.val_check_interval"),
+    *("trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.profiler"),
+    *("trainer.enable_checkpointing", "trainer.enable_model_summary", "trainer.default_root_dir", "trainer.plugins"),
+    *("callbacks.checkpoint", "callbacks.table", "callbacks.memory", "callbacks.initialise.cache_dir"),
+    # where it is computed
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "bank"),
+    # what is done with the trained model
+    *("test", "classify", "classify_settings", "export_every_n_epochs", "export_after_validation", "index"),
+)
+
+
+def without_watching(config: DictConfig) -> DictConfig:
+    """Return a configuration in which what changes no result is null; it stands for what others refer to."""
+    content = OmegaConf.create({str(key): value for key, value in _plain(config).items() if key != "hydra"})
+    for key in WATCHING:
+        OmegaConf.update(content, key, None, force_add=True)
+    return content
+
+
+def binding_settings(config: DictConfig) -> dict[str, Any]:
+    """Return the resolved settings that a continued run has to have in common with the checkpoint, by dotted key."""
+    settings = _dotted(OmegaConf.to_container(without_watching(config), resolve=True), "")
+    return {key: value for key, value in settings.items() if not _may_change(key)}
+
+
+def origin(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
+    """Return what a checkpoint says of the run that it is of, as plain values.
+
+    Args:
+        config: Configuration of the run, with numbers in place of what follows the size of the data.
+        data: Data module, whose data are open.
+    """
+    return {
+        "prime_xmc_version": version("prime_xmc"),
+        "settings": binding_settings(config),
+        "length": {name: config.trainer.get(name) for name in ("max_epochs", "max_steps")},
+        "data_fingerprint": data.corpus.manifest["fingerprint"],
+        "tokenizer": data.corpus.manifest["tokenizer_hash"],
+        "validation_queries": hashlib.sha256(data.validation_ids.tobytes()).hexdigest(),
+        "command": continuing_command(None),
+    }
+
+
+def read_origin(path: Path) -> dict[str, Any] | None:
+    """Return what a checkpoint says of its run, None for one of version 0.1.0, which says nothing.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or no checkpoint of a training.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path={path}: not found; expected <run>/checkpoints/last.ckpt")
+    content = ShardedCheckpointIO().load_checkpoint(path)
+    if "loops" not in content:
+        raise ValueError(f"ckpt_path={path} holds no training: expected <run>/checkpoints/last.ckpt")
+    return content.get(ORIGIN)
+
+
+def check_origin(path: Path, recorded: Mapping[str, Any] | None, given: Mapping[str, Any]) -> None:
+    """Check that a checkpoint is of the run that is about to be continued.
+
+    Args:
+        path: The checkpoint.
+        recorded: What it says of its run; None: nothing, because version 0.1.0 has written it.
+        given: What `origin` returned for the run that is about to be continued.
+
+    Raises:
+        ValueError: If data, held-out queries, tokenizer or settings are not those of the checkpoint.
+    """
+    if recorded is None:
+        logger.warning(
+            "%s was written by version 0.1.0, which recorded neither data nor settings in a checkpoint: that this is "
+            "the same run could not be checked",
+            path,
+        )
+        return
+    differences = _different_settings(recorded["settings"], given["settings"])
+    if recorded["tokenizer"] != given["tokenizer"]:
+        differences.append("encoder.source: the tokenizer of the checkpoint is another one")
+    elif recorded["data_fingerprint"] != given["data_fingerprint"]:
+        differences.append(
+            f"dataset: the data set of the checkpoint is another one (fingerprint {recorded['data_fingerprint'][:12]} "
+            f"in the checkpoint, {given['data_fingerprint'][:12]} now): its queries, labels, their order or the fields "
+            "that are read have changed"
+        )
+    elif recorded["validation_queries"] != given["validation_queries"]:
+        differences.append("seed, dataset.num_validation: other queries were held out for validation")
+    if differences:
+        command = recorded["command"] and f"{recorded['command']} {shlex.quote(f'ckpt_path={quoted(str(path))}')}"
+        raise ValueError(
+            "\n".join(
+                [
+                    f"ckpt_path={path} cannot be continued with these settings, which are those of another run:",
+                    *(f"  {difference}" for difference in differences),
+                    "Give the values of the checkpoint to continue its run, or leave ckpt_path out to start a new one.",
+                    *([f"The command that continues its run:\n  {command}"] if command else []),
+                ]
+            )
+        )
+
+
+class ContinuedRun(Callback):
+    """Writes into checkpoints which run they are of, and mends what the Trainer leaves open when it continues one.
+
+    - Where all steps of an epoch are done, but not yet its validation, the Trainer would continue with the next epoch.
+      Checkpoints of that moment are written such that it validates first.
+    - Where the run has become longer or shorter (`trainer.max_epochs`, `trainer.max_steps`), the learning rate follows
+      the schedule of the new length from the next step on, as if the run had had this length from the start. The steps
+      before it were made with the old schedule, so that the result is not that of an uninterrupted run of this length.
+
+    Args:
+        given: What `origin` returned for this run.
+        recorded: The same of the checkpoint that it continues; None: none, or one that does not say.
+    """
+
+    def __init__(self, given: Mapping[str, Any], recorded: Mapping[str, Any] | None):
+        self.given = given
+        self.recorded = recorded
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the origin."""
+        checkpoint[ORIGIN] = dict(self.given)
+        loops = checkpoint["loops"]["fit_loop"]
+        epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
+        epoch_goes_on = epoch["started"] > epoch["processed"]
+        if epoch_goes_on and batch["current"]["processed"] == trainer.num_training_batches:
+            for progress in (batch["total"], batch["current"]):
+                progress["completed"] = progress["processed"]
+            batch["is_last_batch"] = True
+            # of a validation that has begun: it is made again, from its first batch
+            loops["epoch_loop.val_loop.batch_progress"] |= {
+                "total": {"ready": 1, "started": 1, "processed": 0, "completed": 0},
+                "current": {"ready": 0, "started": 0, "processed": 0, "completed": 0},
+                "is_last_batch": False,
+            }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Tell the sampler where in the epoch a checkpoint of version 0.1.0 was made, which does not say so itself."""
+        data: PrimeDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if "position" not in checkpoint[type(data).__qualname__]["sampler"]:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            data.sampler.resume_at(progress["current"]["processed"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the learning rate to that of the new schedule, and say so."""
+        if self.recorded is None or self.recorded["length"] == self.given["length"]:
+            return
+        for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
+            if isinstance(scheduler, LambdaLR):
+                factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+                rates = [rate * factor for rate, factor in zip(scheduler.base_lrs, factors, strict=True)]
+                before = scheduler.optimizer.param_groups[0]["lr"]
+                for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate
+                scheduler._last_lr = rates
+                logger.warning(
+                    "the run was begun with %s and goes on with %s: the learning rate goes from %.1e to %.1e, that of "
+                    "the new length at this step. The result is not that of an uninterrupted run of this length",
+                    _shown_length(self.recorded["length"]),
+                    _shown_length(self.given["length"]),
+                    before,
+                    rates[0],
+                )
+
+
+def continuing_command(checkpoint: Path | None, **settings: Path | str) -> str | None:
+    """Return the command of this process, to be pasted into a shell, that continues from a checkpoint.
+
+    Args:
+        checkpoint: The checkpoint; None: the command without one.
+        settings: Further keys to set, `__` for a dot; they replace those that the command has.
+
+    Returns:
+        None if this process was not started by an entry point of this package.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    script = Path(sys.argv[0]).name
+    if spec is not None and spec.name.startswith("prime_xmc."):
+        start = [sys.orig_argv[0], "-m", spec.name]
+    elif script.startswith("prime-xmc-"):
+        start = [sys.argv[0]]
+    else:
+        return None
+    chosen: dict[str, Path | str] = {key.replace("__", "."): value for key, value in settings.items()}
+    if checkpoint is not None:
+        chosen["ckpt_path"] = checkpoint
+    replaced = {"ckpt_path", *chosen}
+    kept = [argument for argument in sys.argv[1:] if argument.split("=")[0].lstrip("+") not in replaced]
+    return shlex.join([*start, *kept, *(f"{key}={quoted(str(value))}" for key, value in chosen.items())])
+
+
+def quoted(value: str) -> str:
+    """Return a value as Hydra reads it on a command line, quoted if need be.
+
+    Example:
+        >>> quoted("runs/1"), quoted("my runs")
+        ('runs/1', "'my runs'")
+    """
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", value):
+        return value
+    # to Hydra, backslashes are themselves except before a quotation mark, where two stand for one
+    escaped = re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + (r"\'" if match[2] else ""), value)
+    return f"'{escaped}'"
+
+
+def _different_settings(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Return a line for each difference; keys with the same two values share one."""
+    keys_of: dict[str, list[str]] = {}
+    # those first that a user sets, of which others are made
+    keys = sorted(recorded.keys() | given.keys(), key=lambda key: (not key.startswith("dataset."), key.count("."), key))
+    for key in keys:
+        before, now = (None if _may_change(key) else settings.get(key) for settings in (recorded, given))
+        if before != now:
+            keys_of.setdefault(f"{json.dumps(before)} in the checkpoint, {json.dumps(now)} given", []).append(key)
+    return [f"{', '.join(keys)}: {values}" for values, keys in keys_of.items()]
+
+
+def _may_change(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in (*MAY_CHANGE, *WATCHING))
+
+
+def _dotted(node: Any, prefix: str) -> dict[str, Any]:
+    """Return the values of a nested dictionary by dotted key; lists, and dictionaries without keys, are values."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    values: dict[str, Any] = {}
+    for key, child in node.items():
+        values |= _dotted(child, f"{prefix}.{key}" if prefix else str(key))
+    return values
+
+
+def _plain(config: DictConfig) -> dict[Any, Any]:
+    content = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(content, dict)
+    return content
+
+
+def _shown_length(length: Mapping[str, Any]) -> str:
+    return " and ".join(f"trainer.{name}={value}" for name, value in length.items() if value not in (None, -1))

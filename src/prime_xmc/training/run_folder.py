@@ -1,0 +1,177 @@
+"""The folder of a run: one process at a time works in it, and what lies in it is of one run."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from prime_xmc.files import write_text
+
+LOCK = "run.lock"  # in a run folder: held by the process that works there, whose id it contains
+METADATA = Path(".hydra")  # in a run folder: what Hydra writes before a run begins
+METRICS = "metrics.json"  # in a run folder: the last that a run writes, which says that it is finished
+_MADE_AT_THE_END = (METRICS, "predictions*.npz", "classifiers", "classify")
+_MADE_ON_THE_WAY = ("metrics.csv", "model", "csv", "csv-*", "tensorboard")
+
+
+def new_folder(path: str) -> str:
+    """Make a folder that no other process has made, and return its path: `path`, or with -2, -3, ... added.
+
+    In the configuration files: `${new_folder:outputs/train/${now:%Y-%m-%d}}`.
+    """
+    for number in count(1):
+        folder = path if number == 1 else f"{path}-{number}"
+        try:
+            Path(folder).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("there is always a next number")
+
+
+# The value is kept, so that a configuration names one folder however often it is asked.
+# replace: a test process imports this module afresh for another copy of the package
+OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
+
+
+def with_run_folder(config: DictConfig) -> DictConfig:
+    """Return a configuration whose `run_dir` has a value also where no entry point runs, which would give it one."""
+    if HydraConfig.initialized() or not OmegaConf.is_interpolation(config, "run_dir"):
+        return config
+    folder = new_folder(f"outputs/{config.task}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    return OmegaConf.merge(config, {"run_dir": str(Path(folder).absolute())})  # type: ignore[return-value]
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the first of those that train together, or the only one."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+class Claim:
+    """A run folder that this process alone works in.
+
+    Attributes:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._lock = FileLock(folder / LOCK)
+        # the metadata of a run that is finished, until its results have gone
+        self._metadata: dict[Path, bytes] = {}
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            ValueError: If another process has it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            holder = (self.folder / LOCK).read_text(encoding="utf-8").strip() or "unknown"
+            raise ValueError(
+                f"another process (pid {holder}) is working in the run folder {self.folder}: wait for its end, or give "
+                "this run another folder by hydra.run.dir"
+            ) from error
+        (self.folder / LOCK).write_text(f"{os.getpid()}\n", encoding="utf-8")
+
+    def keep_metadata(self) -> None:
+        """Remember what Hydra is about to overwrite, if the folder has the results that it belongs to."""
+        if (self.folder / METRICS).is_file():
+            files = (self.folder / METADATA).glob("*.yaml")
+            self._metadata = {path: path.read_bytes() for path in files}
+
+    def begin(self, *, continued: bool) -> None:
+        """Remove the results of an earlier run in this folder, because another one begins now.
+
+        Args:
+            continued: Whether it continues the run of this folder. What that has written on the way stays then; its
+                curves by step in csv/, which Lightning would delete, are renamed to csv-1/ and so on.
+        """
+        self._metadata = {}
+        if not self._lock.is_locked:  # a further process of a data-parallel run
+            return
+        for pattern in _MADE_AT_THE_END if continued else (*_MADE_AT_THE_END, *_MADE_ON_THE_WAY):
+            for path in self.folder.glob(pattern):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        curves = self.folder / "csv"
+        if curves.is_dir():
+            curves.rename(next(name for number in count(1) if not (name := self.folder / f"csv-{number}").exists()))
+
+    def release(self) -> None:
+        """Give the folder back; the metadata of results that are still there are put back where they were."""
+        for path, content in self._metadata.items():
+            path.write_bytes(content)
+        self._metadata = {}
+        self._lock.release()
+
+
+_claims: dict[Path, Claim] = {}  # of this process
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[Claim]:
+    """Claim a run folder for this process, unless that has been done before it began.
+
+    The processes that train together share a folder: the first one claims it for all.
+
+    Raises:
+        ValueError: If another process works there.
+    """
+    claim = _claims.pop(folder.absolute(), None)
+    if claim is None:
+        claim = Claim(folder)
+        if is_first_process():
+            claim.acquire()
+    try:
+        yield claim
+    finally:
+        claim.release()
+
+
+class ClaimRunFolder(Callback):
+    """Claims the folder of a run before Hydra writes its metadata and its log there."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Claim it.
+
+        Raises:
+            SystemExit: If another process works there.
+        """
+        claim = Claim(Path(config.hydra.run.dir).absolute())
+        if is_first_process():
+            try:
+                claim.acquire()
+            except ValueError as error:
+                sys.exit(str(error))  # Hydra would turn another exception into a warning
+            claim.keep_metadata()
+            _claims[claim.folder] = claim
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Give it back, where the run ended before it began."""
+        claim = _claims.pop(Path(config.hydra.run.dir).absolute(), None)
+        if claim is not None:
+            claim.release()
+
+
+def record_configuration(config: DictConfig, folder: Path) -> None:
+    """Write the configuration where reports look for it, unless Hydra has done so."""
+    path = folder / METADATA / "config.yaml"
+    if not path.exists():
+        write_text(path, OmegaConf.to_yaml(config))
+        write_text(folder / METADATA / "overrides.yaml", "[]\n")

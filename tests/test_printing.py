@@ -1,0 +1,62 @@
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from prime_xmc.printing import unfailing_output
+
+
+def test_what_can_be_written_is_written(capsys):
+    with unfailing_output():
+        print("P@1 – 50 %")
+        sys.stderr.write("a warning")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("P@1 – 50 %\n", "a warning")
+
+
+def test_characters_that_the_encoding_lacks_are_replaced(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    table = Table("–")
+    table.add_row("•")
+    with unfailing_output():
+        Console(width=40).print(table)
+        print("done")
+    written = raw.getvalue().decode("ascii")
+    assert "?" in written
+    assert written.endswith("done\n")
+
+
+def test_a_closed_stream(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO())
+    stream.close()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with unfailing_output():
+        print("nowhere")
+
+
+@pytest.mark.parametrize("target", ["/dev/full", "a pipe without a reader", "closed"])
+def test_a_process_ends_with_status_0_although_its_output_cannot_be_written(target):
+    """Python itself flushes the output at the end, and would fail then."""
+    code = "from prime_xmc.printing import unfailing_output\nwith unfailing_output():\n    print('x' * 100_000)\n"
+    code += "print('after it')"
+    read, write = os.pipe()
+    os.close(read)
+    stdout = os.open(target, os.O_WRONLY) if target == "/dev/full" else write
+    command = [sys.executable, "-c", code]
+    if target == "closed":
+        command = ["sh", "-c", 'exec "$0" "$@" >&-', *command]
+    env = os.environ | {"PYTHONPATH": str(Path(sys.modules["prime_xmc"].__file__).parents[1])}
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    assert ("could not be written" in done.stderr) is (target != "closed")
+
+
+def test_other_errors_are_raised():
+    with pytest.raises(ZeroDivisionError), unfailing_output():
+        print(1 / 0)

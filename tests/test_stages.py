@@ -1,0 +1,341 @@
+"""Runs that are continued, interrupted or in a folder that was used before: a tiny random encoder, toy data."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from prime_xmc.app import compose as compose_config
+from prime_xmc.stages import train_prototypes as run
+from prime_xmc.training.callbacks import ExportModel
+from prime_xmc.training.checkpoints import ShardedCheckpointIO
+from prime_xmc.training.interruption import Interrupted
+from prime_xmc.training.module import PrimeModule
+
+COST = ("train/seconds", "train/queries_per_second", "seconds/", "peak_rss_bytes")
+EPOCHS, STEPS = 2, 7  # 200 queries in batches of 32
+
+
+@pytest.fixture(scope="module")
+def overrides(toy_settings, tmp_path_factory) -> list[str]:
+    return [
+        *toy_settings,
+        "dataset.clusters={first_epoch:0,every_n_epochs:1,initial_size:4,double_at:[]}",
+        "sampling.batch_size=32",
+        "index=exact",
+        f"trainer.max_epochs={EPOCHS}",
+        "trainer.precision=32-true",
+        "callbacks.progress=null",
+        "+trainer.enable_progress_bar=false",
+        "trainer.log_every_n_steps=2",
+        f"cache_dir={tmp_path_factory.mktemp('cache')}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def train(overrides):
+    """Trains in a folder: train(folder, "seed=1") returns the metrics."""
+    return lambda folder, *more: run(compose_config("train", [*overrides, f"run_dir={folder}", *more])).metrics
+
+
+@pytest.fixture(scope="module")
+def complete(train, tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("complete")
+    train(folder)
+    return folder
+
+
+@pytest.fixture
+def seen(monkeypatch) -> dict[int, list[np.ndarray]]:
+    """The query ids of the batches that are trained, by epoch."""
+    batches: dict[int, list[np.ndarray]] = {}
+    step = PrimeModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        batches.setdefault(self.trainer.current_epoch, []).append(batch.query_ids.numpy().copy())
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(PrimeModule, "training_step", training_step)
+    return batches
+
+
+def results(folder: Path) -> dict[str, float]:
+    content = json.loads((folder / "metrics.json").read_text())
+    return {name: value for name, value in content.items() if not name.startswith(COST)}
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    assert results(folder) == results(expected)
+    for name in ("prototypes", "centroids"):
+        ended, wanted = (load_file(path / "model" / f"{name}.safetensors") for path in (folder, expected))
+        assert all(torch.equal(ended[key], wanted[key]) for key in wanted)
+
+
+def signal_at(step: int, number: int = signal.SIGTERM) -> pytest.MonkeyPatch:
+    """Send this process a signal in the middle of the n-th training step from here on."""
+    patch, original, count = pytest.MonkeyPatch(), PrimeModule.on_after_backward, iter(range(1, 1000))
+
+    def on_after_backward(self):
+        original(self)
+        if next(count) == step:
+            os.kill(os.getpid(), number)
+
+    patch.setattr(PrimeModule, "on_after_backward", on_after_backward)
+    return patch
+
+
+@pytest.fixture
+def interrupt() -> Iterator:
+    """interrupt(n) sends SIGTERM in the n-th step; what is trained after the block is not disturbed."""
+    patches = []
+
+    def start(step: int, number: int = signal.SIGTERM) -> pytest.MonkeyPatch:
+        patches.append(signal_at(step, number))
+        return patches[-1]
+
+    yield start
+    for patch in patches:
+        patch.undo()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_a_signal_ended_within_an_epoch_continues_with_the_next_batch(
+    train, complete, tmp_path, seen, interrupt, number, capsys
+):
+    patch = interrupt(STEPS + 3, number)
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path)
+    patch.undo()
+    assert ended.value.code == 128 + number
+    assert "Training is saved" in capsys.readouterr().err
+    assert not (tmp_path / "metrics.json").exists()
+    assert [len(batches) for batches in seen.values()] == [STEPS, 3]
+    train(tmp_path, f"ckpt_path={tmp_path}/checkpoints/last.ckpt")
+    assert [len(batches) for batches in seen.values()] == [STEPS, STEPS]
+    for batches in seen.values():
+        ids = np.concatenate(batches)
+        assert len(ids) == len(np.unique(ids)) == 200
+    assert_same_run(tmp_path, complete)
+
+
+def test_a_signal_in_the_last_step_of_an_epoch_loses_neither_its_validation_nor_its_row(
+    train, complete, tmp_path, seen, interrupt
+):
+    patch = interrupt(2 * STEPS)
+    with pytest.raises(Interrupted):
+        train(tmp_path)
+    patch.undo()
+    train(tmp_path, f"ckpt_path={tmp_path}/checkpoints/last.ckpt")
+    assert [len(batches) for batches in seen.values()] == [STEPS, STEPS]
+    assert_same_run(tmp_path, complete)
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + EPOCHS
+
+
+@pytest.mark.parametrize("place", ["validation_step", "test_step"])
+def test_a_signal_in_validation_or_test_ends_the_run_there(train, complete, tmp_path, seen, monkeypatch, place):
+    """Validation comes after the first epoch here, so that the checkpoint is that of the signal."""
+    often = ["trainer.check_val_every_n_epoch=1"]
+    train(tmp_path / "whole", *often)
+    seen.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(PrimeModule, place, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit) as ended:
+            train(tmp_path / "run", *often)
+    assert ended.value.code == 143
+    train(tmp_path / "run", *often, f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt")
+    assert sum(map(len, seen.values())) == EPOCHS * STEPS, "no step was made twice"
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_signal_before_anything_is_saved(train, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("prime_xmc.stages.make_module", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path)
+    assert ended.value.code == 143
+    assert "Nothing was saved that could be continued" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_checkpoint_every_few_steps_continues_within_the_epoch(train, complete, tmp_path, seen):
+    every = ["callbacks.checkpoint.filename='{step}'", "+callbacks.checkpoint.every_n_train_steps=5"]
+    every += ["callbacks.checkpoint.save_top_k=-1", "callbacks.checkpoint.save_on_train_epoch_end=false"]
+    train(tmp_path / "first", *every)
+    checkpoints = tmp_path / "first" / "checkpoints"
+    assert {path.name for path in checkpoints.glob("*.ckpt")} == {"step=5.ckpt", "step=10.ckpt"}
+    seen.clear()
+    train(tmp_path / "second", f"ckpt_path='{checkpoints}/step=5.ckpt'")
+    assert [len(batches) for batches in seen.values()] == [2, STEPS]
+    assert_same_run(tmp_path / "second", complete)
+
+
+def test_a_checkpoint_of_the_last_step_of_an_epoch_continues_with_its_validation(train, complete, tmp_path):
+    every = ["callbacks.checkpoint.filename='{step}'", f"+callbacks.checkpoint.every_n_train_steps={2 * STEPS}"]
+    train(tmp_path / "first", *every, "callbacks.checkpoint.save_on_train_epoch_end=false")
+    train(tmp_path / "second", f"ckpt_path='{tmp_path}/first/checkpoints/step={2 * STEPS}.ckpt'")
+    assert_same_run(tmp_path / "second", complete)
+
+
+def test_a_checkpoint_of_version_0_1_0_continues_with_a_warning(train, complete, tmp_path, seen, interrupt, caplog):
+    patch = interrupt(STEPS + 3)
+    with pytest.raises(Interrupted):
+        train(tmp_path)
+    patch.undo()
+    io, path = ShardedCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    del content["origin"], content["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    del content["callbacks"]["RunHistory"], content["PrimeDataModule"]["sampler"]["position"]
+    torch.save(content, path)
+    assert "origin" not in io.load_checkpoint(path)
+    metrics = train(tmp_path, f"ckpt_path={path}")
+    assert "could not be checked" in caplog.text
+    assert [len(batches) for batches in seen.values()] == [STEPS, STEPS]
+    assert metrics["val/P@1"] == results(complete)["val/P@1"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["optimizer.lr=1e-2"], r"optimizer\.lr.*: 0\.0005 in the checkpoint, 0\.01 given"),
+        (["seed=1"], r"seed.*: 0 in the checkpoint, 1 given"),
+        (["dataset.num_free_vectors=4"], r"dataset\.num_free_vectors, model\.num_free_vectors: 8 in the .*, 4 given"),
+        (["+trainer.gradient_clip_val=1"], r"trainer\.gradient_clip_val: null in the checkpoint, 1 given"),
+        (["dataset.max_length=16"], r"dataset\.max_length: 32 in the checkpoint, 16 given"),
+        (["encoder.num_layers=1"], r"encoder\.num_layers: null in the checkpoint, 1 given"),
+    ],
+)
+def test_a_run_with_other_settings_is_not_continued(train, complete, tmp_path, more, message):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, *more, f"ckpt_path={complete}/checkpoints/last.ckpt")
+
+
+def test_a_run_with_other_data_is_not_continued(train, complete, toy_dataset, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in toy_dataset.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    train(tmp_path / "moved", f"dataset.dir={folder}", f"ckpt_path={complete}/checkpoints/last.ckpt")
+    lines = gzip.decompress((folder / "lbl.json.gz").read_bytes()).splitlines(keepends=True)
+    (folder / "lbl.json.gz").write_bytes(gzip.compress(b"".join(reversed(lines))))
+    with pytest.raises(ValueError, match="the data set of the checkpoint is another one"):
+        train(tmp_path / "reversed", f"dataset.dir={folder}", f"ckpt_path={complete}/checkpoints/last.ckpt")
+
+
+def test_more_epochs_follow_the_schedule_of_the_new_length(train, complete, tmp_path, caplog):
+    longer = ["trainer.max_epochs=4", f"ckpt_path={complete}/checkpoints/last.ckpt"]
+    train(tmp_path, *longer)
+    assert "the learning rate goes from 0.0e+00 to 2.8e-04" in caplog.text
+    rates = [float(line.split(",")[2]) for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
+    warmup = round(0.1 * 4 * STEPS)
+    expected = [5e-4 * (4 - epoch) * STEPS / (4 * STEPS - warmup) for epoch in (3, 4)]
+    assert rates[2:] == pytest.approx(expected)
+
+
+def test_the_cost_is_that_of_all_processes(train, tmp_path, interrupt):
+    patch = interrupt(STEPS + 3)
+    with pytest.raises(Interrupted):
+        train(tmp_path)
+    patch.undo()
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    before = ShardedCheckpointIO().load_checkpoint(checkpoint)["callbacks"]["RunHistory"]
+    metrics = train(tmp_path, f"ckpt_path={checkpoint}")
+    assert metrics["seconds/steps"] > before["seconds"]["steps"] > 0
+    assert metrics["peak_rss_bytes"] >= before["peak_rss_bytes"]
+    phases = ("clusters", "steps", "validation", "save", "export")
+    assert metrics["train/seconds"] == pytest.approx(sum(metrics[f"seconds/{phase}"] for phase in phases))
+    assert metrics["train/queries_per_second"] == pytest.approx(EPOCHS * 200 / metrics["train/seconds"])
+    again = train(tmp_path, f"ckpt_path={checkpoint}")  # after its end
+    assert again["seconds/steps"] >= before["seconds"]["steps"]
+    assert again["train/queries_per_second"] == pytest.approx(EPOCHS * 200 / again["train/seconds"])
+
+
+def test_results_of_an_earlier_run_in_the_folder_go_when_another_begins(train, tmp_path, monkeypatch):
+    train(tmp_path, "trainer.max_epochs=1")
+    assert (tmp_path / "metrics.json").is_file()
+    with pytest.raises(ValueError, match="encoder"):
+        train(tmp_path, "dataset.max_length=65")
+    assert (tmp_path / "metrics.json").is_file(), "the new run did not begin"
+
+    def fail(*_):
+        raise RuntimeError("the machine is needed")
+
+    monkeypatch.setattr(ExportModel, "on_train_end", fail)
+    with pytest.raises(RuntimeError, match="the machine is needed"):
+        train(tmp_path, "seed=1")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert not names & {"metrics.json", "predictions.npz", "model"}
+
+
+def test_a_run_from_python_has_a_folder_and_its_configuration(overrides, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = compose_config("train", [*overrides, "trainer.max_epochs=1", "test=false"])
+    run(config)
+    (folder,) = Path("outputs/train").iterdir()
+    assert (folder / "metrics.json").is_file()
+    written = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    assert written.trainer.max_epochs == 1
+    assert Path(written.run_dir) == folder.absolute()
+    assert OmegaConf.load(folder / ".hydra" / "overrides.yaml") == []
+
+
+@pytest.fixture(scope="module")
+def quick(overrides) -> list[str]:
+    return [sys.executable, "-m", "prime_xmc.train", *overrides, "test=false"]
+
+
+@pytest.mark.slow
+def test_the_printed_command_continues_the_run(quick, complete, tmp_path):
+    """In a folder whose name the shell and Hydra would take apart."""
+    folder = tmp_path / "it's a (run), no=1"
+    command = [*quick, f"hydra.run.dir={_quoted(folder.name)}", "trainer.max_epochs=500", "dataset.validate_every=500"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for _ in iter(lambda: (folder / "checkpoints" / "last.ckpt").exists(), True):
+        assert process.poll() is None, process.stderr.read()[-2000:]
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143
+    last = ShardedCheckpointIO().load_checkpoint(folder / "checkpoints" / "last.ckpt")
+    printed = errors.strip().splitlines()[-1]
+    shorter = f"{printed} trainer.max_steps={last['global_step'] + 3}"
+    done = subprocess.run(shorter, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((folder / "metrics.json").read_text())["train/epochs"] >= last["epoch"]
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+@pytest.mark.slow
+def test_output_that_cannot_be_written_costs_nothing(quick, tmp_path):
+    command = [*quick, "trainer.max_epochs=1"]
+    ascii_only = subprocess.run(
+        [*command, "hydra.run.dir=ascii"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    with open("/dev/full", "w") as full:
+        onto_full = subprocess.run(
+            [*command, "hydra.run.dir=full"], cwd=tmp_path, stdout=full, capture_output=False, timeout=120, check=False
+        )
+    read, write = os.pipe()
+    os.close(read)
+    into_pipe = subprocess.run([*command, "hydra.run.dir=pipe"], cwd=tmp_path, stdout=write, timeout=120, check=False)
+    os.close(write)
+    assert (ascii_only.returncode, onto_full.returncode, into_pipe.returncode) == (0, 0, 0)
+    assert all((tmp_path / name / "metrics.json").is_file() for name in ("ascii", "full", "pipe"))
+
+
+def _quoted(name: str) -> str:
+    return "'" + name.replace("'", r"\'") + "'"

@@ -1,0 +1,105 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from prime_xmc.training.run_folder import claimed, new_folder, record_configuration
+
+CONF = """
+run_dir: ${hydra:runtime.output_dir}
+fail: false
+defaults:
+  - override hydra/job_logging: none
+  - override hydra/hydra_logging: none
+hydra:
+  run: {dir: "${new_folder:runs/now}"}
+  callbacks: {claim: {_target_: prime_xmc.training.run_folder.ClaimRunFolder}}
+"""
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Runs a task under Hydra with some overrides, after which it has written metrics.json; returns its folder."""
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "train.yaml").write_text(CONF)
+    monkeypatch.chdir(tmp_path)
+    folders = []
+
+    def task(config):
+        folders.append(Path(config.run_dir))
+        with claimed(folders[-1]) as claim:
+            if config.fail == "early":
+                raise SystemExit(143)
+            claim.begin(continued=False)
+            if config.fail == "late":
+                raise SystemExit(143)
+            (folders[-1] / "metrics.json").write_text("{}")
+
+    def run(*overrides: str) -> Path:
+        monkeypatch.setattr(sys, "argv", ["train", *overrides])
+        hydra.main(version_base="1.3", config_path=str(tmp_path / "conf"), config_name="train")(task)()
+        return folders[-1]
+
+    return run
+
+
+def test_a_folder_is_made_once_whoever_asks(tmp_path):
+    names = [Path(new_folder(f"{tmp_path}/a/run")).name for _ in range(3)]
+    assert names == ["run", "run-2", "run-3"]
+
+
+def test_runs_that_start_at_the_same_time_have_folders_of_their_own(start):
+    assert [start().name, start().name] == ["now", "now-2"]
+
+
+def test_a_folder_in_which_another_process_works_is_refused(start, tmp_path):
+    """Before Hydra overwrites what it has written about the other run."""
+    code = "import sys\nfrom pathlib import Path\nfrom prime_xmc.training.run_folder import claimed\n"
+    code += "with claimed(Path('run')):\n    print('claimed', flush=True)\n    sys.stdin.read()"
+    env = os.environ | {"PYTHONPATH": str(Path(sys.modules["prime_xmc"].__file__).parents[1])}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as other:
+        assert other.stdout.readline() == "claimed\n"
+        with pytest.raises(SystemExit, match=rf"another process \(pid {other.pid}\).*hydra\.run\.dir"):
+            start("hydra.run.dir=run")
+        assert not Path("run", ".hydra").exists()
+        with pytest.raises(ValueError, match=f"pid {other.pid}"), claimed(Path("run")):
+            pytest.fail("it must not begin")
+        other.kill()
+    assert start("hydra.run.dir=run").name == "run", "the end of a process gives its claim back"
+
+
+def test_metadata_and_results_in_a_folder_are_of_one_run(start):
+    folder = start("hydra.run.dir=run")
+    before = (folder / ".hydra" / "config.yaml").read_text()
+    with pytest.raises(SystemExit):
+        start("hydra.run.dir=run", "fail=early")
+    assert (folder / "metrics.json").is_file()
+    assert (folder / ".hydra" / "config.yaml").read_text() == before
+    with pytest.raises(SystemExit):
+        start("hydra.run.dir=run", "fail=late")
+    assert not (folder / "metrics.json").exists()
+    assert OmegaConf.load(folder / ".hydra" / "config.yaml").fail == "late"
+
+
+@pytest.mark.parametrize("continued", [True, False])
+def test_a_run_that_continues_keeps_what_it_wrote_on_the_way(tmp_path, continued):
+    for name in ("model/index.faiss", "csv/metrics.csv", "classify/metrics.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    for name in ("metrics.json", "metrics.csv", "predictions.npz", "train.log"):
+        (tmp_path / name).touch()
+    with claimed(tmp_path) as claim:
+        claim.begin(continued=continued)
+    kept = {"metrics.csv", "model", "csv-1"} if continued else set()
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"train.log", "run.lock"}
+
+
+def test_a_configuration_is_recorded_where_nobody_has_done_so(tmp_path):
+    record_configuration(OmegaConf.create({"seed": 1}), tmp_path)
+    record_configuration(OmegaConf.create({"seed": 2}), tmp_path)
+    assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml") == {"seed": 1}
