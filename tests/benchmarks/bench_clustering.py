@@ -1,9 +1,9 @@
 """Balanced clustering of a million rows into clusters of 8: time, memory, and speed against the loop over clusters.
 
-The plain per-cluster loop is what the field's code does (Parabel's descendants DeepXML, NGAME, DEXML): level by level,
-each cluster by itself is cut in half by 2-means in NumPy and scikit-learn, float32, from one pair of rows, with a full
+The loop over clusters is what published code does (Parabel's descendants DeepXML, NGAME and DEXML). Level by level, it
+cuts each cluster in half by 2-means in NumPy and scikit-learn, in float32, starting from one pair of rows, with a full
 sort in every iteration, until the mean similarity grows by less than 1e-4. Most of its time goes into scikit-learn's
-checks of its arguments; so the loop with NumPy alone is timed too, and the note tells the ratio to that.
+checks of arguments. The loop is therefore also timed with NumPy only, and the note gives the ratio to that.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ TARGETS = (
 SIZE = 8
 DIM = 384
 ROUNDS = 2  # the loops take half a minute each
-TOLERANCE = 1e-4  # of the plain loop, as in the field's code
+TOLERANCE = 1e-4  # of the loop, as in the published code
 
 
 def rows(scale: float) -> Iterator[Row]:
@@ -34,13 +34,13 @@ def rows(scale: float) -> Iterator[Row]:
     seconds_target, memory_target, ratio_target = TARGETS
     x = tests["nested_groups"](round(1_000_000 * scale), DIM)
     num_clusters = len(x) // SIZE
-    balanced_clusters(x[:4096], 512, seed=0)  # kernels and threads are there from now on
+    balanced_clusters(x[:4096], 512, seed=0)  # starts threads and compiles kernels
     with PeakMemory() as memory:
         seconds = seconds_of(lambda: balanced_clusters(x, num_clusters, seed=0))
     yield seconds_target.row(seconds, f"{len(x):,} rows")
     yield memory_target.row(memory.growth / x.nbytes, f"{memory.growth / 1e9:.2f} GB beyond {x.nbytes / 1e9:.2f} GB")
 
-    # A power of two: both then cut the same tree.
+    # With a power of two, both cut the same tree.
     num_levels = round(14 + np.log2(scale))
     few = x[: SIZE * 2**num_levels].clone()
     del x
@@ -49,10 +49,10 @@ def rows(scale: float) -> Iterator[Row]:
         "published": lambda: plain_loop(few.numpy(), num_levels, normalize),
         "numpy": lambda: plain_loop(few.numpy(), num_levels, unit_rows),
     }
-    found: dict[str, Tensor] = {}
-    measured = interleave(ROUNDS, *(partial(_keep, found, name, cut) for name, cut in cuts.items()), warm_up=0)
+    results: dict[str, Tensor] = {}
+    measured = interleave(ROUNDS, *(partial(_keep, results, name, cut) for name, cut in cuts.items()), warm_up=0)
     times = dict(zip(cuts, measured, strict=True))
-    quality = {name: tests["mean_similarity"](few, clusters) for name, clusters in found.items()}
+    quality = {name: tests["mean_similarity"](few, clusters) for name, clusters in results.items()}
     note = (
         f"{len(few):,} rows; mean similarity {quality['ours']:.4f}, the loop's {quality['published']:.4f}; "
         f"{ratio(times['numpy'], times['ours']):.2f} x against the loop without scikit-learn's checks"
@@ -60,8 +60,8 @@ def rows(scale: float) -> Iterator[Row]:
     yield ratio_target.row(ratio(times["published"], times["ours"]), note, seconds_by_round=times)
 
 
-def _keep(found: dict[str, Tensor], name: str, cut: Callable[[], Tensor]) -> None:
-    found[name] = cut()
+def _keep(results: dict[str, Tensor], name: str, cut: Callable[[], Tensor]) -> None:
+    results[name] = cut()
 
 
 def plain_loop(

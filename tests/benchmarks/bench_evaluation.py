@@ -22,12 +22,12 @@ K, MEAN_POSITIVES = 100, 5
 def rows(scale: float) -> Iterator[Row]:
     seconds_target, memory_target = TARGETS
     num_queries = num_labels = max(round(1_000_000 * scale), 2_000)
-    found = []
+    measured = []
     for part in (num_queries, num_queries // 4):
         with tempfile.TemporaryDirectory() as directory:
             write_problem(Path(directory), part, num_labels)
-            found.append(fresh_process(evaluate_problem, directory, num_labels))
-    (whole, seconds), (quarter, _) = found
+            measured.append(fresh_process(evaluate_problem, directory, num_labels))
+    (whole, seconds), (quarter, _) = measured
     parts = ", ".join(f"{name} {whole[name]:.1f} s" for name in ("read", "evaluate"))
     note = f"{parts}, the rest is starting and importing; {whole['processor']:.1f} s of a processor"
     yield seconds_target.row(seconds, f"{num_queries:,} queries; {note}")
@@ -62,7 +62,8 @@ def evaluate_problem(directory: str, num_labels: int) -> dict[str, float]:
     """Read the problem and evaluate.
 
     Returns:
-        Seconds of both, of the processor in the whole process, and the growth of memory in the evaluation, in bytes.
+        Seconds of reading and of evaluating, processor seconds of the whole process, and the growth of memory during
+        the evaluation in bytes.
     """
     from prime_xmc.data.corpus import Ragged
     from prime_xmc.evaluation.metrics import evaluate

@@ -25,12 +25,12 @@ from prime_xmc.data.tokenizer import load_tokenizer
 
 TARGETS = (
     Target("preparing titles: speed against tokenizers.encode_batch alone", "≥", 0.8, "x"),
-    # what is allowed is the 17 bytes of a label
+    # the bound allows for the 17 bytes that a label takes
     Target("preparing: memory for 1M titles / for 250k titles", "≤", 1.25, "x"),
 )
 SHARES = {"trn": 0.6, "tst": 0.2, "lbl": 0.2}
 MAX_LENGTH = 32
-CHUNK = 8192  # titles that encode_batch alone gets at once: all of them would not fit in memory at scale
+CHUNK = 8192  # titles that encode_batch alone gets at once; all of them would not fit in memory at full size
 ROUNDS = 3
 
 
@@ -69,7 +69,7 @@ def rows(scale: float) -> Iterator[Row]:
 
 
 def write_titles(folder: Path, num_titles: int) -> Path:
-    """Write raw files with so many titles in all into a new folder, and return it."""
+    """Write raw files with a total number of titles to a new folder, and return the folder."""
     rng = np.random.default_rng(num_titles)
     debian = raw_files(_config().dataset).paths()["trn"]
     titles = [record.text.split() for record in read_records(debian, ["title"], None)]
@@ -92,9 +92,9 @@ def write_titles(folder: Path, num_titles: int) -> Path:
 
 
 def growth_of_prepare(folder: str, directory: str) -> int:
-    """Prepare raw files; return the growth of memory in it, in bytes."""
+    """Prepare raw files and return the growth of memory meanwhile, in bytes."""
     tokenizer = load_tokenizer(_config().encoder.source)
-    tokenizer.backend_tokenizer.encode_batch(["threads", "are", "there"])
+    tokenizer.backend_tokenizer.encode_batch(["starts", "the", "threads"])
     with tempfile.TemporaryDirectory(dir=directory) as cache, PeakMemory() as memory:
         _prepare(RawFiles(folder, "titles"), tokenizer, cache)
     return memory.growth

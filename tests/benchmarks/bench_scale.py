@@ -1,9 +1,9 @@
 """A training step, its memory and its checkpoint at 1.3M labels and 2.2M queries (d = 384, MiniLM, made-up texts).
 
-Does all of a run but the encoding of all texts: tables, start of the centroids and of the free vectors' clusters,
-training steps, a checkpoint. The same batches then train the model of LF-Debian-18K. Last, a batch that is too large
-to keep: 3,200 queries, with chunks that are computed again in the backward pass (`encoder.recompute`). The made-up
-data are written and prepared first, in outputs/cache, which takes minutes the first time.
+This does everything that a run does except encoding all texts: it makes the tables, initial centroids and clusters of
+labels, training steps and a checkpoint. The same batches then train the model of LF-Debian-18K. A batch of 3,200
+queries follows, which is too large to keep, with chunks that are computed again in the backward pass
+(`encoder.recompute`). The made-up data are first written and prepared in outputs/cache, which takes minutes.
 """
 
 import tempfile
@@ -98,7 +98,7 @@ def start_banks(training: Training) -> None:
 
 
 def renumbered(batch: Batch, module: PrimeModule) -> Batch:
-    """Return the same texts under ids that a smaller model has; some of them are several times there."""
+    """Return the same texts under ids of a smaller model, some of which then occur several times."""
     num_labels, num_queries = module.prototypes.num_labels, len(module.query_memory)
     return batch._replace(
         query_ids=batch.query_ids % num_queries,
@@ -108,7 +108,7 @@ def renumbered(batch: Batch, module: PrimeModule) -> Batch:
 
 
 def large_batch(batch_size: int) -> int:
-    """Make two steps with chunks that are computed again; return the growth of the memory in bytes."""
+    """Make two steps with chunks that are computed again, and return the growth of memory in bytes."""
     training = make_training(f"sampling.batch_size={batch_size}", "encoder.recompute=true")
     batches = iter(training.data.train_dataloader())
     training.release()

@@ -1,7 +1,7 @@
-"""Searching 1.3M x 384 prototypes: exact search against Faiss IndexFlatIP, and what HNSW finds of it.
+"""Searching 1.3M x 384 prototypes: exact search against Faiss IndexFlatIP, and recall of HNSW.
 
-Exact search is timed on vectors without structure, on which neither depends. HNSW, which takes far too long to build at
-1.3M here, is shown on nested groups of vectors, as texts have them.
+Exact search is timed on random vectors, since its time does not depend on their structure. HNSW takes far too long to
+build for 1.3M vectors; its recall is shown on 100K vectors in nested groups, which resemble embeddings of texts.
 """
 
 import statistics
@@ -31,7 +31,7 @@ def rows(scale: float) -> Iterator[Row]:
     vectors, queries = (
         normalize(torch.randn(max(round(count * scale), K), DIM, generator=generator)) for count in (1_300_000, 10_000)
     )
-    blocks = queries.chunk(ROUNDS)  # a round each
+    blocks = queries.chunk(ROUNDS)  # one for each round
     exact, flat = ExactSearch(), faiss.IndexFlatIP(DIM)
     exact.build(vectors)
     flat.add(vectors.numpy())
@@ -55,24 +55,24 @@ def rows(scale: float) -> Iterator[Row]:
     exact, hnsw = ExactSearch(), FaissSearch("hnsw")
     exact.build(vectors)
     build = seconds_of(lambda: hnsw.build(vectors))
-    found: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
 
     def approximate() -> None:
-        found["ours"] = hnsw.search(queries, K)[1]
+        results["ours"] = hnsw.search(queries, K)[1]
 
     def exactly() -> None:
-        found["theirs"] = exact.search(queries, K)[1]
+        results["theirs"] = exact.search(queries, K)[1]
 
     hnsw_ms, exact_ms = (
         statistics.median(times) / len(queries) * 1e3 for times in interleave(ROUNDS, approximate, exactly)
     )
     note = f"{count:,} vectors; {hnsw_ms:.2f} ms a query, exact {exact_ms:.2f} ms; built in {build:.0f} s"
-    yield recall_target.row(recall(**found), note)
+    yield recall_target.row(recall(**results), note)
 
 
 def recall(ours: Int64[Tensor, "query k"], theirs: Int64[Tensor, "query k"]) -> float:
     """Return the share of their labels that are among ours."""
-    # a query's labels do not repeat, so twice the same in both rows together is a hit
+    # A query's labels do not repeat, so that a label that stands twice in both rows together is a hit.
     both = torch.cat([ours, theirs], dim=1).sort(dim=1).values
     return float((both[:, 1:] == both[:, :-1]).sum() / theirs.numel())
 

@@ -1,7 +1,7 @@
 """From the start of `python -m prime_xmc.train` to the first training step, on a prepared data set with 18K labels.
 
-LF-Debian-18K is prepared, and its texts are embedded, by a first run, unless outputs/cache has that already; a second
-run, in a process of its own, is timed. Both are ended after their first step.
+A first run prepares LF-Debian-18K and embeds its texts, unless the results are in outputs/cache already. A second run,
+in another process, is timed. Both are ended after their first step.
 """
 
 import json
@@ -38,7 +38,7 @@ class FirstStep(Callback):
 
 
 def rows(scale: float) -> Iterator[Row]:
-    # fewer queries to embed; the labels stay, which the target is about
+    # fewer queries are embedded at a smaller scale, but all labels, which the target is about
     few = [] if scale == 1 else [f"dataset.num_validation={int(NUM_QUERIES * (1 - scale))}"]
     run_to_first_step(*few)
     began, ended = run_to_first_step(*few)
@@ -46,10 +46,10 @@ def rows(scale: float) -> Iterator[Row]:
 
 
 def run_to_first_step(*overrides: str) -> tuple[float, float]:
-    """Start training; return the seconds until its first step began and until it ended, and end it then.
+    """Start training, end it after its first step, and return the seconds until that step began and ended.
 
     Raises:
-        RuntimeError: It ended before, with the end of what it printed.
+        RuntimeError: If training ends before, with the end of its output.
     """
     with tempfile.TemporaryDirectory() as directory:
         times, log = Path(directory, "times.json"), Path(directory, "log")

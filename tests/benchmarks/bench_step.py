@@ -1,8 +1,9 @@
 """Time, memory and padding of a training step on LF-Debian-18K (18K labels, 21 tokens a text, MiniLM).
 
-The limit of a step is forward and backward of the bare encoder, without padding, over the same tokens in the same
-precision. The bare encoder itself is compared with transformers' own model (`eager`), on texts of equal length, which
-neither has to pad. What torch.compile makes of transformers' model (`encoder.compile=true`) is shown on a step's texts.
+A step is compared with the forward and backward pass of the bare encoder over the same tokens in the same precision,
+which is its lower bound. The bare encoder is in turn compared with transformers' own model (`eager`) on texts of equal
+length, which neither has to pad. The effect of torch.compile on transformers' model (`encoder.compile=true`) is shown
+for the texts of a step.
 """
 
 import statistics
@@ -48,8 +49,8 @@ def rows(scale: float) -> Iterator[Row]:
         nonlocal batch
         batch = next(batches)
 
-    def encode(own: Training) -> None:
-        own.backward(lambda: own.module.encoder(batch.token_ids, batch.lengths))
+    def encode(model: Training) -> None:
+        model.backward(lambda: model.module.encoder(batch.token_ids, batch.lengths))
 
     rounds = max(round(STEPS * scale), 2)
     build_seconds, step_seconds, bare_seconds = interleave(
@@ -92,11 +93,11 @@ def rows(scale: float) -> Iterator[Row]:
 
 
 def multiplications(training: Training, batch: Batch) -> tuple[int, int, int, int]:
-    """Count what the encoder computes for a batch, whatever way it takes, and what its real tokens need.
+    """Count the operations that the encoder computes for a batch, and those that its real tokens need.
 
     Returns:
-        Floating-point operations of all matrix products, those of them in batched products (attention), and the same
-        two as they would be without any padding.
+        Floating-point operations of all matrix products, those of batched products (attention) among them, and the
+        same two numbers without any padding.
     """
     encoder = training.module.encoder
     with FlopCounterMode(display=False) as counter, training.autocast(), torch.no_grad():
@@ -111,7 +112,7 @@ def multiplications(training: Training, batch: Batch) -> tuple[int, int, int, in
 
 
 def padding(counted: list[tuple[int, int, int, int]]) -> tuple[float, str]:
-    """Return the padding over some batches, and where it is."""
+    """Return the share of padding in some batches, and a note on its places."""
     computed, attention, needed, needed_by_attention = map(sum, zip(*counted, strict=True))
     if computed < needed:
         raise RuntimeError(f"counted {computed} operations where the tokens need {needed}: some are not seen")

@@ -1,13 +1,13 @@
-"""What all benchmarks share: targets and rows, the table, peak memory, interleaved timing, fresh processes.
+"""Common parts of all benchmarks: targets and rows, the table, peak memory, interleaved timing, fresh processes.
 
-A benchmark is a file bench_<topic>.py beside this one with
+A benchmark is a file bench_<topic>.py in this folder with
 
-    TARGETS                         what its rows are measured against, a tuple of `Target`
+    TARGETS                         a tuple of `Target`, against which its rows are measured
     def rows(scale): ...            measures, and yields `TARGETS[i].row(value, note)` as soon as a value is known
     main(__doc__, TARGETS, rows)    at the end, under `if __name__ == "__main__":`
 
-`run.py` finds it by its name. By hand, `python tests/benchmarks/bench_<topic>.py` prints its table; `--scale 0.01`
-shrinks its problem, to see that it works. Memory is read from /proc, so benchmarks need Linux.
+`run.py` finds it by its name. `python tests/benchmarks/bench_<topic>.py` prints the table of one benchmark, and
+`--scale 0.01` shrinks its problem, to see that it works. Memory is read from /proc, so benchmarks need Linux.
 """
 
 import argparse
@@ -37,13 +37,13 @@ class Row(NamedTuple):
     """A line of the table.
 
     Attributes:
-        name: What is measured.
-        target: What it is to be, for people.
-        measured: In `unit`; None where the benchmark failed before it was known.
+        name: Name of the measured value.
+        target: Target, for people.
+        measured: Measured value in `unit`; None where the benchmark failed before it was known.
         unit: Unit of target and measured value, "" for a bare number.
         passed: Whether the target is met.
         note: Circumstances of the measurement, for people.
-        details: Numbers behind it, and where it was measured.
+        details: Numbers behind the value, and the machine on which it was measured.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
     @property
     def value(self) -> str:
-        """What was measured, for people."""
+        """Measured value with its unit, for people."""
         return "not measured" if self.measured is None else f"{self.measured:.4g} {self.unit}".rstrip()
 
     def sentence(self) -> str:
@@ -72,19 +72,19 @@ class Row(NamedTuple):
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Row":
         """Return the row that an object of results.json describes."""
-        own = {name: content[name] for name in ("name", "target", "measured", "unit", "note")}
-        others = {name: value for name, value in content.items() if name not in own and name != "pass"}
-        return cls(**own, passed=content["pass"], details=others)
+        fields = {name: content[name] for name in ("name", "target", "measured", "unit", "note")}
+        details = {name: value for name, value in content.items() if name not in fields and name != "pass"}
+        return cls(**fields, passed=content["pass"], details=details)
 
 
 class Target(NamedTuple):
-    """What a row is measured against.
+    """Target of a row.
 
     Attributes:
-        name: Of the row.
-        sign: How the measured value has to stand to the bound; "shown": there is no bound.
-        bound: In `unit`.
-        unit: "s", "GB", "x" for ratios, ...
+        name: Name of the row.
+        sign: Relation of the measured value to the bound; "shown" where there is no bound.
+        bound: Bound in `unit`.
+        unit: Unit such as "s", "GB", or "x" for ratios.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Target(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The target for people."""
+        """Target, for people."""
         return self.sign if self.sign == "shown" else f"{self.sign} {self.bound:g} {self.unit}".rstrip()
 
     def row(self, measured: float, note: str = "", **details: Any) -> Row:
@@ -132,10 +132,10 @@ def scale_argument(text: str) -> float:
 
 
 def main(description: str | None, targets: Sequence[Target], rows: Callable[[float], Iterator[Row]]) -> None:
-    """Run a benchmark from its command line: print the table; with `--rows`, also append each row to a JSON-lines file.
+    """Run a benchmark from its command line: print the table and, with `--rows`, append each row to a JSON-lines file.
 
-    That file begins with a failed row for each target. A row that comes later replaces the one with its name, so that
-    a benchmark that dies leaves what it has measured, and failed rows for the rest.
+    That file begins with a failed row for each target, and a later row replaces the one with its name. A benchmark
+    that dies thus leaves the rows that it has measured, and failed rows for the rest.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=scale_argument, default=1.0, help="share of the problem's size, in (0, 1]")
@@ -159,7 +159,7 @@ def main(description: str | None, targets: Sequence[Target], rows: Callable[[flo
 
 
 def machine() -> dict[str, Any]:
-    """Return where and with what this process measures."""
+    """Return a description of the machine, the threads and the version of torch."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
         "machine": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} processors",
@@ -169,11 +169,11 @@ def machine() -> dict[str, Any]:
 
 
 class PeakMemory:
-    """Measures the most resident memory of this process within a `with` block.
+    """Measures the peak of this process's resident memory within a `with` block.
 
     Attributes:
-        peak: In bytes.
-        growth: Above what it had at the start, in bytes.
+        peak: Peak in bytes.
+        growth: Difference of the peak and the memory at the start of the block, in bytes.
     """
 
     peak: int
@@ -190,9 +190,9 @@ class PeakMemory:
 
     @staticmethod
     def _read(name: str) -> int:
-        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        assert found is not None
-        return int(found[1]) * 1024
+        line = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert line is not None
+        return int(line[1]) * 1024
 
 
 def seconds_of(action: Callable[[], Any]) -> float:
@@ -206,12 +206,12 @@ def interleave(rounds: int, *actions: Callable[[], Any], warm_up: int = 1) -> li
     """Time actions in turn, round after round, so that a slow minute of the machine slows all of them.
 
     Args:
-        rounds: That are counted.
-        actions: In the order in which a round calls them.
-        warm_up: Rounds before, which are not counted.
+        rounds: Number of rounds that count.
+        actions: Functions in the order in which a round calls them.
+        warm_up: Number of rounds before, which do not count.
 
     Returns:
-        Seconds by round of each action.
+        Seconds of each action in each round.
     """
     times = [[seconds_of(action) for action in actions] for _ in range(warm_up + rounds)]
     return [list(column) for column in zip(*times[warm_up:], strict=True)]
@@ -223,17 +223,17 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def fresh_process(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """Call a benchmark's function in a process of its own.
+    """Call a benchmark's function in a new process.
 
     Args:
-        function: At the top level of a benchmark.
-        arguments: Plain JSON.
+        function: Function at the top level of a benchmark.
+        arguments: Arguments, plain JSON.
 
     Returns:
-        What it returned, plain JSON too, and the seconds of the whole process, its start and imports included.
+        Its result, also plain JSON, and the seconds of the whole process, including its start and imports.
 
     Raises:
-        subprocess.CalledProcessError: The process failed.
+        subprocess.CalledProcessError: If the process fails.
     """
     module = Path(function.__code__.co_filename).stem  # __module__ is __main__ in a benchmark that is run
     code = f"import json, sys, {module}; print(json.dumps({module}.{function.__name__}(*json.loads(sys.argv[1]))))"
@@ -250,5 +250,5 @@ def environment() -> dict[str, str]:
 
 
 def clustering_tests() -> dict[str, Any]:
-    """Return what the tests of clustering define: `nested_groups` makes rows, `mean_similarity` judges clusters."""
+    """Return the names in the tests of clustering: `nested_groups` makes rows, `mean_similarity` judges clusters."""
     return runpy.run_path(str(FOLDER.parent / "index" / "test_clustering.py"))

@@ -1,13 +1,13 @@
-"""Run the benchmarks, each in a process of its own, print their table and write outputs/bench/results.json.
+"""Run the benchmarks, each in a new process, print their table and write outputs/bench/results.json.
 
     python tests/benchmarks/run.py                        # all
     python tests/benchmarks/run.py clustering evaluation  # some
     python tests/benchmarks/run.py --scale 0.01           # small problems, to see that everything works
 
-The file is a list of objects: `name`, `target`, `measured` (null where a benchmark failed), `unit`, `pass`, `note`,
-`seconds` that it took, and where it was measured. results.md beside it is the table in Markdown, and what a benchmark
-prints is in <topic>.log. The exit status is 1 where a benchmark failed to measure something; a target that is missed is
-a result.
+The file is a list of objects with `name`, `target`, `measured` (null where a benchmark failed), `unit`, `pass`, `note`,
+the `seconds` that the measurement took, and the machine. In the same folder, results.md is the table in Markdown and
+<topic>.log the output of a benchmark. The exit status is 1 if a benchmark failed to measure something; a missed target
+is a result.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from prime_xmc.files import write_json, write_text
 
 
 def main() -> int:
-    """Run what the command line names; return the exit status."""
+    """Run the benchmarks that the command line names, and return the exit status."""
     files = {path.stem.removeprefix("bench_"): path for path in sorted(FOLDER.glob("bench_*.py"))}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("topics", nargs="*", metavar="topic", help=f"of {', '.join(files)}; all where none is named")
@@ -56,10 +56,10 @@ def main() -> int:
         for topic in topics:
             progress.update(task, description=topic)
             log = arguments.output / f"{topic}.log"
-            found = run_benchmark(files[topic], arguments.scale, arguments.timeout, log)
-            for row in found:
+            measured = run_benchmark(files[topic], arguments.scale, arguments.timeout, log)
+            for row in measured:
                 console.print(Text(row.sentence(), "green" if row.passed else "red"))
-            rows += found
+            rows += measured
             write_json(arguments.output / "results.json", [row.to_json() for row in rows])
             write_text(arguments.output / "results.md", markdown(rows))
             progress.advance(task)
@@ -70,21 +70,21 @@ def main() -> int:
 
 
 def run_benchmark(file: Path, scale: float, timeout: float, log: Path) -> list[Row]:
-    """Run a benchmark in a process of its own.
+    """Run a benchmark in a new process.
 
     Args:
-        file: The benchmark.
+        file: Path of the benchmark.
         scale: Share of its problem's size.
         timeout: Seconds after which it is ended.
-        log: File for what it prints.
+        log: File for its output.
 
     Returns:
-        Its rows. Where it fails, those that it has not measured say how; there is one at least.
+        Its rows, at least one. If it fails, the rows that it has not measured give the reason.
     """
     with tempfile.TemporaryDirectory() as directory, log.open("wb") as output:
         lines = Path(directory, "rows.jsonl")
         command = [sys.executable, str(file), "--scale", str(scale), "--rows", str(lines)]
-        # a session of its own: what it has started is ended with it
+        # in a new session, so that processes that it has started are ended with it
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -97,10 +97,10 @@ def run_benchmark(file: Path, scale: float, timeout: float, log: Path) -> list[R
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         content = lines.read_text(encoding="utf-8") if lines.is_file() else ""
-    found = {row.name: row for row in map(Row.from_json, map(json.loads, content.splitlines()))}
+    latest = {row.name: row for row in map(Row.from_json, map(json.loads, content.splitlines()))}
     printed = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     reason = f"{problem}: {printed[-1] if printed else 'nothing printed'}; see {log}"
-    rows = [row if row.measured is not None else row._replace(note=reason) for row in found.values()]
+    rows = [row if row.measured is not None else row._replace(note=reason) for row in latest.values()]
     return rows or [Row(file.stem.removeprefix("bench_"), "", None, "", False, reason)]
 
 

@@ -17,16 +17,16 @@ from prime_xmc.training.module import PrimeModule
 
 @dataclass
 class Training:
-    """What a training step needs.
+    """Objects that a training step needs.
 
     Attributes:
-        module: The model.
-        data: Its data.
-        optimizer: Of all its parameters.
-        dtype: In which the configured precision computes.
-        release: Gives unused memory back to the system, as training does.
+        module: Model.
+        data: Data of the model.
+        optimizer: Optimiser of all parameters.
+        dtype: Dtype in which the configured precision computes.
+        release: Function that gives unused memory back to the system, as in training.
         release_every: Steps between calls of `release`.
-        num_steps: Steps so far.
+        num_steps: Number of steps so far.
     """
 
     module: PrimeModule
@@ -38,7 +38,7 @@ class Training:
     num_steps: int = 0
 
     def step(self, batch: Batch) -> None:
-        """Do what the Trainer does for a step."""
+        """Make a training step as the Trainer does."""
         with self.autocast():
             loss = self.module.training_step(batch, 0)["loss"]
         loss.backward()
@@ -49,7 +49,7 @@ class Training:
             self.release()
 
     def backward(self, forward: Callable[[], Tensor]) -> None:
-        """Compute embeddings, then the gradients of the sum of their squares, and forget those."""
+        """Compute embeddings and the gradients of the sum of their squares, and discard the gradients."""
         with self.autocast():
             emb = forward()
         emb.float().square().sum().backward()
@@ -61,7 +61,7 @@ class Training:
 
 
 def make_training(*overrides: str) -> Training:
-    """Make what `python -m prime_xmc.train` with these settings would train; banks are not initialised."""
+    """Make the objects that `python -m prime_xmc.train` with these settings would train, without initial banks."""
     config = compose("train", [*overrides, "run_dir=outputs/bench"])
     data = make_data(config)
     module = make_module(config, data)
