@@ -131,6 +131,12 @@ def test_the_optimizer_group_builds_a_schedule_that_rises_and_falls(compose):
     assert rates == [0.0, 0.25, 0.5, 0.25, 0.0]
 
 
+@pytest.mark.parametrize("key", ["optimizer.lr", "optimizer.make.lr"])
+def test_the_second_stage_has_the_learning_rate_key_of_the_first(key, compose):
+    config = compose("model.dir=x", "run_dir=run", f"{key}=0.5", name="classify")
+    assert config.optimizer.make.lr == 0.5  # version 0.1.0 had this key alone
+
+
 def test_precision_is_one_that_lightning_knows():
     assert native_precision("cpu") in ("bf16-mixed", "32-true")
     if not torch.cuda.is_available():

@@ -26,6 +26,8 @@ from prime_xmc.training.module import PrimeModule
 
 logger = logging.getLogger(__name__)
 
+_METHOD = ("initialise", "clusters")  # names of the callbacks without which training is not PRIME's
+
 
 def raw_files(dataset: DictConfig, prompts: Prompts | None = None) -> RawFiles:
     """Return the raw files that a dataset configuration names, generated if its `dir` says how and need be.
@@ -293,12 +295,24 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
         warmup_fraction=config.optimizer.warmup_fraction,
         seed=config.seed,
         make_bank=make_bank,
+        callbacks=method_callbacks(config),
+        zero_banks=(config.get("callbacks") or {}).get("initialise") is None,
     ).train()  # pre-trained encoders come in eval mode, and Lightning keeps it
 
 
+def method_callbacks(config: DictConfig) -> list[Any]:
+    """Make the callbacks that belong to the method, which modules bring along: any Trainer needs them."""
+    chosen = ((config.get("callbacks") or {}).get(name) for name in _METHOD)
+    return [instantiate(callback, _convert_="all") for callback in chosen if callback is not None]
+
+
 def make_trainer(config: DictConfig, first: Sequence[Any] = (), last: Sequence[Any] = ()) -> Any:
-    """Make the Trainer with the configured loggers and callbacks, and those given before and after them."""
-    configured = [c for c in instantiate(config.get("callbacks") or {}, _convert_="all").values() if c is not None]
+    """Make the Trainer with the configured loggers and callbacks, and those given before and after them.
+
+    The callbacks that belong to the method are left out, since the module brings them.
+    """
+    others = {name: callback for name, callback in (config.get("callbacks") or {}).items() if name not in _METHOD}
+    configured = [instantiate(callback, _convert_="all") for callback in others.values() if callback is not None]
     loggers = make_loggers(config.get("logger"))
     needless: list[type] = []
     if config.trainer.get("enable_progress_bar") is False:

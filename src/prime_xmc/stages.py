@@ -22,6 +22,7 @@ from prime_xmc.assemble import (
     make_data,
     make_module,
     make_trainer,
+    method_callbacks,
 )
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.evaluation.metrics import evaluate
@@ -101,7 +102,9 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
             check_origin(Path(config.ckpt_path), recorded, given)
         module = make_module(config, data)
         export = ExportModel(
-            partial(_export, run_dir / "model", data=data, settings=settings), config.export_every_n_epochs
+            partial(_export, run_dir / "model", data=data, settings=settings),
+            config.export_every_n_epochs,
+            config.get("export_after_validation", True),
         )
         trainer = make_trainer(
             config, [record, SaveWhenInterrupted(checkpoint), ContinuedRun(given, recorded)], [export]
@@ -250,10 +253,9 @@ def _train_classifiers(config: DictConfig) -> TrainedClassifiers:
             scheduler=instantiate(config.optimizer.schedule),
             warmup_fraction=config.optimizer.warmup_fraction,
             seed=config.seed,
+            callbacks=method_callbacks(config),
         )
         trainer = make_trainer(config, [record])
-        if trainer.world_size > 1:
-            raise ValueError(f"classifiers are trained by one process, got {trainer.world_size}: leave trainer=ddp out")
         claim.begin(continued=False)
         trainer.fit(module, datamodule=data)
 

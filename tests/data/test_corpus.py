@@ -172,6 +172,12 @@ class TestCorpus:
         with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
             Corpus.open(folder)
 
+    def test_what_version_0_1_0_prepared_opens(self, folder):
+        manifest = json.loads((folder / MANIFEST).read_text())
+        (folder / MANIFEST).write_text(json.dumps(manifest | {"format_version": 2}))
+        corpus = Corpus.open(folder)
+        assert (corpus.split_note, corpus.test_rows) == (None, None)
+
     def test_other_format(self, folder):
         (folder / MANIFEST).write_text('{"format_version": 999}')
         with pytest.raises(ValueError, match="format_version is 999"):

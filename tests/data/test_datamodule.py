@@ -194,9 +194,11 @@ class TestState:
     def test_same_batches_after_a_restart(self, make):
         datamodule, other = make(), make()
         datamodule.set_clusters(np.arange(len(datamodule.sampler.query_ids)) // 8)
+        datamodule.sampler.set_epoch(3)
+        state = datamodule.state_dict()
         batches = epoch(datamodule, 3)
         assert batches[0].query_ids.tolist() != epoch(other, 3)[0].query_ids.tolist()
-        other.load_state_dict(datamodule.state_dict())
+        other.load_state_dict(state)
         assert_same(list(other.train_dataloader()), batches)
 
     def test_setup_twice_is_once(self, make):

@@ -116,7 +116,7 @@ class TestContent:
     def test_prompts_come_first_and_count_as_tokens(self, raw):
         corpus = Corpus.open(run(raw, query_prompt="red ", label_prompt="blue "))
         assert as_lists(corpus.train.tokens)[1:] == [[CLS, RED, GREEN, GREEN, SEP], [CLS, RED, BLUE, HOUSE, SEP]]
-        assert as_lists(corpus.test.tokens) == [[CLS, RED, UNK, SEP]]
+        assert as_lists(corpus.test.tokens) == [[CLS, RED, DOG, SEP]]
         assert as_lists(corpus.label_tokens)[2] == [CLS, BLUE, HOUSE, SEP]
         assert list(corpus.labels())[2] == ("l2", "house")
         assert "query_prompt" not in Corpus.open(run(raw)).manifest  # so that older prepared data are found

@@ -220,8 +220,8 @@ class TestConfiguration:
         ]
         quiet = ["callbacks.progress=null"]
         config = compose(*small, *quick, *quiet, f"run_dir={tmp_path}")
-        assert config.model.num_free_vectors == 64
         metrics, module, data, trainer = run(config)
+        assert len(module.prototypes.free_vectors) == 64
         assert trainer.global_step == 3
         assert 0 <= metrics["test/P@1"] <= 1
         assert json.loads((tmp_path / "model" / "config.json").read_text())["num_hidden_layers"] == 1

@@ -107,6 +107,20 @@ class TestRandomness:
         assert partition(balanced_clusters(self.x, 60, seed=3)) != partition(balanced_clusters(self.x, 60, seed=4))
 
 
+@pytest.mark.parametrize("num_clusters", [8, 64])
+def test_the_number_of_threads_changes_nothing(num_clusters):
+    """Clusters are cut by the order of scores, so that a last bit decides; processes that train together must agree."""
+    x = torch.randn(17_000, 64, generator=torch.Generator().manual_seed(0))
+    before, found = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 2):
+            torch.set_num_threads(num_threads)
+            found.append(balanced_clusters(x, num_clusters, seed=0))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
 class TestSeparableBlobs:
     @pytest.mark.parametrize("num_blobs", [2, 3, 5, 8, 12, 32])
     @pytest.mark.parametrize("seed", [0, 1])

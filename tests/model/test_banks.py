@@ -38,6 +38,20 @@ class TestEverywhere:
         assert torch.equal(other.rows, bank.rows)
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_it_keeps_its_dtype_and_digits_whatever_the_module_takes(placement, dtype):
+    """In bfloat16, a running average would stall."""
+    module = torch.nn.ModuleDict({"bank": filled(placement=placement, dtype=dtype), "layer": torch.nn.Linear(2, 2)})
+    rows = module["bank"].rows.clone()
+    for cast in (module.bfloat16, module.half, module.double):
+        cast()
+        assert module["bank"].rows.dtype == rows.dtype
+        assert torch.equal(module["bank"].rows, rows)
+    module["bank"].put(torch.tensor([0]), torch.full((1, 4), 1.001))
+    assert module["bank"].take(torch.tensor([0]))[0, 0] == torch.tensor(1.001).to(rows.dtype)
+
+
 def test_a_mapped_bank_leaves_no_file(tmp_path):
     bank = filled(placement="mmap", directory=str(tmp_path / "new"))
     assert list((tmp_path / "new").iterdir()) == []

@@ -115,10 +115,10 @@ def test_pair_similarity_equals_the_whole_matrix(gathered, monkeypatch):
     queries, vectors = unit(4, 5), unit(6, 5, seed=1).requires_grad_()
     rows, places = torch.tensor([0, 3, 3, 1]), torch.tensor([5, 0, 0, 2])
     whole = (queries @ vectors.T)[rows, places]
-    found = pair_similarity(queries, vectors, rows, places)
-    torch.testing.assert_close(found, whole)
+    actual = pair_similarity(queries, vectors, rows, places)
+    torch.testing.assert_close(actual, whole)
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    expected, gradient = (torch.autograd.grad(value @ weight, vectors)[0] for value in (whole, found))
+    expected, gradient = (torch.autograd.grad(value @ weight, vectors)[0] for value in (whole, actual))
     torch.testing.assert_close(gradient, expected)
     assert pair_similarity(queries, vectors, rows[:0], places[:0]).shape == (0,)
 

@@ -67,7 +67,7 @@ class TestAddAdapters:
 
     def test_recompute_gives_the_same_gradients(self, tiny_encoder_dir):
         """Though what goes into the chunks has none."""
-        found = []
+        gradients = []
         for recompute in (False, True):
             with torch.random.fork_rng():
                 torch.manual_seed(0)
@@ -79,8 +79,8 @@ class TestAddAdapters:
                     chunk_tokens=4,
                 )
             encoder(TOKEN_IDS, LENGTHS)[:, 0].sum().backward()
-            found.append([p.grad for p in encoder.parameters() if p.requires_grad])
-        torch.testing.assert_close(*found)
+            gradients.append([p.grad for p in encoder.parameters() if p.requires_grad])
+        torch.testing.assert_close(*gradients)
 
     @pytest.mark.parametrize(
         ("lora", "message"),

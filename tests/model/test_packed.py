@@ -65,13 +65,13 @@ def gradients(backbone, pooled):
     return {name: parameter.grad for name, parameter in backbone.named_parameters()}
 
 
-def assert_same_gradients(found, expected, *, atol=1e-5):
-    assert found.keys() == expected.keys()
+def assert_same_gradients(actual, expected, *, atol=1e-5):
+    assert actual.keys() == expected.keys()
     for name in expected:
         if expected[name] is None:
-            assert found[name] is None, name
+            assert actual[name] is None, name
         else:
-            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=atol, msg=lambda m, n=name: n + m)
+            torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=atol, msg=lambda m, n=name: n + m)
 
 
 class TestPackedBackbone:
@@ -111,13 +111,13 @@ class TestPackedBackbone:
     def test_computing_again_keeps_nothing_of_the_layers(self, backbone):
         """What the backward pass holds is the same with one layer as with two."""
         texts = random_texts()
-        held = []
+        sizes = []
         for recompute in (False, True):
             kept = {}
             with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.setdefault(id(t), t), lambda t: t):
                 PackedBackbone(backbone, recompute=recompute)(*texts, torch.float32)
-            held.append(sum(t.numel() for t in kept.values() if not isinstance(t, torch.nn.Parameter)))
-        assert held[1] < held[0] / 4
+            sizes.append(sum(t.numel() for t in kept.values() if not isinstance(t, torch.nn.Parameter)))
+        assert sizes[1] < sizes[0] / 4
 
     def test_rows_that_fill_up_a_chunk_have_no_influence(self, backbone, monkeypatch):
         texts = random_texts()
@@ -242,10 +242,10 @@ class TestPackedLayer:
         rng = torch.Generator().manual_seed(1)
         x = torch.randn(5, 4, generator=rng, dtype=torch.float64).requires_grad_()
         parameters = self.parameters()
-        more = torch.cat([x.detach(), 100 * torch.randn(3, 4, generator=rng, dtype=torch.float64)]).requires_grad_()
+        longer = torch.cat([x.detach(), 100 * torch.randn(3, 4, generator=rng, dtype=torch.float64)]).requires_grad_()
         weight = torch.randn(5, 4, generator=rng, dtype=torch.float64)
         outputs, gradients = [], []
-        for rows in (x, more):
+        for rows in (x, longer):
             output = PackedLayer.apply(rows, list(self.GROUPS), 2, 1e-5, (0.0, 0.0, 0.0), *parameters)
             assert output.isfinite().all()
             outputs.append(output[:5])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from prime_xmc.planning.probe import Watch, make_up_data
+from prime_xmc.planning.probe import Watch, make_up_corpus, probe
 from prime_xmc.planning.sizes import Sizes
 
 SIZES = Sizes(5000, 4000, 10, labels_per_query=2.4, tokens_per_query=20, tokens_per_label=6)
@@ -12,19 +12,15 @@ SIZES = Sizes(5000, 4000, 10, labels_per_query=2.4, tokens_per_query=20, tokens_
 
 @pytest.fixture(scope="module")
 def make(configure):
-    """Makes up data with some overrides."""
-
-    def make_data(sizes=SIZES, *overrides, batch_size=64, num_batches=40):
-        config = configure("dataset.max_length=32", "sampling.num_positives=2", *overrides)
-        return make_up_data(config, sizes, batch_size=batch_size, num_batches=num_batches)
-
-    return make_data
+    """Makes up a corpus for batches of 64 queries with two positives each."""
+    config = configure("dataset.max_length=32", "sampling.batch_size=64", "sampling.num_positives=2")
+    return lambda sizes=SIZES, num_queries=2500: make_up_corpus(config, sizes, num_queries=num_queries)
 
 
-class TestData:
+class TestCorpus:
     def test_it_has_the_means_that_it_is_given(self, make):
-        corpus = make().corpus
-        assert (len(corpus.train), corpus.num_labels) == (64 * 40, 16 * 64 * 2)
+        corpus = make()
+        assert (len(corpus.train), corpus.num_labels) == (2500, 16 * 64 * 2)
         assert corpus.train.tokens.lengths.mean() == pytest.approx(20, rel=0.03)
         assert corpus.label_tokens.lengths.mean() == pytest.approx(6, rel=0.05)
         assert corpus.train.positives.lengths.mean() == pytest.approx(2.4, rel=0.02)
@@ -32,28 +28,32 @@ class TestData:
         assert corpus.train.filtered.lengths.sum() == 0
 
     def test_lengths_are_spread_within_bounds(self, make):
-        lengths = make().corpus.train.tokens.lengths
+        lengths = make().train.tokens.lengths
         assert 1 <= lengths.min() < 10
         assert 30 < lengths.max() <= 32
 
     def test_tokens_and_labels_are_those_there_are(self, make):
-        data = make(SIZES._replace(num_labels=300))
-        tokens = data.corpus.train.tokens.values
-        assert 0 <= tokens.min() < tokens.max() < len(data.tokenizer)
-        assert data.corpus.num_labels == 300
-        assert data.corpus.train.positives.values.max() == 299
+        corpus = make(SIZES._replace(num_labels=300))
+        assert 0 <= corpus.train.tokens.values.min() < corpus.train.tokens.values.max() < 30522
+        assert corpus.num_labels == 300
+        assert corpus.train.positives.values.max() == 299
 
     @pytest.mark.parametrize(("mean", "length"), [(32, 32), (1, 1)])
     def test_all_of_one_length(self, make, mean, length):
-        assert set(make(SIZES._replace(tokens_per_query=mean)).corpus.train.tokens.lengths) == {length}
+        assert set(make(SIZES._replace(tokens_per_query=mean)).train.tokens.lengths) == {length}
 
-    def test_batches_have_the_labels_of_their_queries(self, make):
-        batches = list(make(num_batches=3).train_dataloader())
-        assert sorted(np.concatenate([batch.query_ids for batch in batches])) == list(range(192))
-        for batch in batches:
-            assert batch.positives.any(dim=1).all()
-            assert 110 < len(batch.label_ids) <= 128  # of 2048, few are drawn twice
-            assert len(batch.lengths) == 64 + len(batch.label_ids)
+
+class TestProbe:
+    def test_steps_have_the_configured_batches(self, configure):
+        module, measured = probe(configure("probe_steps=2", "sampling.batch_size=64"), SIZES)
+        assert 55 < measured.labels_in_batch <= 64  # of 1024, few are drawn twice
+        assert len(module.query_memory) == 3 * 64
+        assert min(measured.step_seconds, measured.encode_seconds, measured.search_seconds) > 0
+        assert measured.program > 1e8
+
+    def test_a_batch_has_each_query_once_where_there_are_too_few(self, configure):
+        module, _ = probe(configure("probe_steps=0", "sampling.batch_size=64"), SIZES._replace(num_queries=10))
+        assert len(module.query_memory) == 10
 
 
 class TestWatch:

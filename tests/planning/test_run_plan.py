@@ -87,3 +87,16 @@ class TestPlan:
         assert planned["num_processes"] == 2
         assert any("each of 2 processes" in note for note in planned["notes"])
         assert "peak of 2 processes on a machine" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("num_labels=7", "num_free_vectors between 1 and the 7 labels, got 8"),
+            ("num_queries=40", "num_validation below the 40 training queries, got 40"),
+            ("num_test_queries=0", "num_test_queries of at least 1, got 0"),
+            ("probe_steps=-1", "probe_steps of at least 0, got -1"),
+        ],
+    )
+    def test_what_training_would_refuse(self, override, message, configure):
+        with pytest.raises(ValueError, match=message):
+            plan(configure(override))

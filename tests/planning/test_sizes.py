@@ -65,19 +65,6 @@ class TestSizes:
         with pytest.raises(ValueError, match=rf"no raw files of custom in {tmp_path}.* num_queries=\.\.\."):
             find_sizes(compose("dataset=custom", f"dataset.dir={tmp_path}", name="plan"))
 
-    @pytest.mark.parametrize(
-        ("override", "message"),
-        [
-            ("num_labels=7", "num_free_vectors between 1 and the 7 labels, got 8"),
-            ("num_queries=40", "num_validation below the 40 training queries, got 40"),
-            ("num_test_queries=0", "num_test_queries of at least 1, got 0"),
-            ("probe_steps=-1", "probe_steps of at least 0, got -1"),
-        ],
-    )
-    def test_what_training_would_refuse(self, override, message, configure):
-        with pytest.raises(ValueError, match=message):
-            find_sizes(configure(override))
-
 
 def test_files_of_a_data_set_that_is_not_prepared_yet_are_estimated(configure):
     counted, _ = find_sizes(configure())

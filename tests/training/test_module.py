@@ -1,10 +1,13 @@
-"""Steps by themselves; whole runs are tested in tests/test_train.py."""
+"""Steps by themselves, and modules in a user's own script; whole runs are tested in tests/test_train.py."""
 
+import lightning as L
 import pytest
 import torch
 
 from prime_xmc.assemble import make_data, make_module
 from prime_xmc.stages import train_prototypes as run
+from prime_xmc.training.callbacks import InitialisePrototypes, RebuildClusters
+from prime_xmc.training.checkpoints import ShardedCheckpointIO
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,154 @@ def test_more_queries_of_a_label_move_its_centroid_and_nothing_else(make):
     # remembered for the next clusters, as if they had been in the batch
     remembered = module.query_memory.take(batch.more.texts.ids).float()
     torch.testing.assert_close(remembered, query_emb[8:], atol=1e-3, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def script(toy_settings, compose, tmp_path_factory):
+    """Makes what a user's own script would: configuration, untrained module and data."""
+    cache = tmp_path_factory.mktemp("cache")
+    clusters = "dataset.clusters={first_epoch:1,every_n_epochs:1,initial_size:4,double_at:[]}"
+
+    def script(*overrides):
+        paths = [f"cache_dir={cache}", f"run_dir={tmp_path_factory.mktemp('run')}"]
+        quick = ["dataset.batch_size=32", "optimizer.lr=3e-3", "trainer.max_epochs=2", "trainer.precision=32-true"]
+        quick.append("trainer.log_every_n_steps=1")
+        config = compose(*toy_settings, clusters, *quick, *paths, *overrides)
+        data = make_data(config)
+        return config, make_module(config, data), data
+
+    return script
+
+
+def trainer_of(**settings):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    defaults = {"accelerator": "cpu", "max_epochs": 2, "enable_checkpointing": False, "log_every_n_steps": 1}
+    return L.Trainer(**quiet | defaults | settings)
+
+
+class TestOwnScript:
+    def test_it_trains_what_the_command_trains(self, script):
+        config, module, data = script("callbacks.progress=null", "+trainer.enable_progress_bar=false")
+        expected = run(config).metrics
+        trainer = trainer_of()
+        trainer.fit(module, datamodule=data)
+        found = trainer.test(module, datamodule=data, verbose=False)[0]
+        assert found == {name: value for name, value in expected.items() if name.startswith("test/")}
+        assert data.sampler.state_dict()["clusters"] is not None
+
+    def test_callbacks_that_the_trainer_has_stand(self, script):
+        _, module, data = script()
+        chosen = [InitialisePrototypes(str(module.callbacks[0].cache_dir), seed=7), RebuildClusters(None, 1, 4)]
+        trainer = trainer_of(callbacks=chosen)
+        trainer.fit(module, datamodule=data)
+        of_the_method = [c for c in trainer.callbacks if isinstance(c, InitialisePrototypes | RebuildClusters)]
+        assert of_the_method == chosen
+        assert data.sampler.state_dict()["clusters"] is None
+
+    def test_a_callback_can_be_switched_off(self, script):
+        _, module, data = script("callbacks.clusters=null")
+        trainer_of(max_epochs=2).fit(module, datamodule=data)
+        assert data.sampler.state_dict()["clusters"] is None
+        _, module, data = script("callbacks.initialise=null", "callbacks.clusters=null")
+        trainer_of(max_steps=1, limit_val_batches=0).fit(module, datamodule=data)
+        moved = module.prototypes.centroids.rows.any(dim=1)
+        assert moved.any()
+        assert module.prototypes.cluster_of_label.eq(0).all()
+
+    def test_without_embeddings_there_are_no_clusters(self, script):
+        _, module, data = script("callbacks.initialise=null", "sampling.clusters.first_epoch=0")
+        with pytest.raises(ValueError, match=r"no query has an embedding yet: keep callbacks\.initialise"):
+            trainer_of().fit(module, datamodule=data)
+
+    def test_without_the_data_module(self, script):
+        _, module, data = script()
+        with pytest.raises(ValueError, match=r"expected a PrimeDataModule, trainer\.fit\(module, datamodule=data\)"):
+            trainer_of().fit(module, data.train_dataloader(), data.val_dataloader())
+
+    @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+    def test_precisions_without_float32_weights_are_refused(self, script, precision):
+        _, module, data = script()
+        with pytest.raises(ValueError, match=f"trainer.precision={precision} is not supported, expected .*32-true"):
+            trainer_of(precision=precision).fit(module, datamodule=data)
+
+    def test_a_checkpoint_of_a_plain_trainer_is_continued(self, script, tmp_path):
+        """Its own CheckpointIO does not stream banks."""
+        _, module, data = script()
+        trainer = trainer_of(max_epochs=1)
+        trainer.fit(module, datamodule=data)
+        trainer.save_checkpoint(tmp_path / "plain.ckpt")
+        _, other, data = script()
+        trainer_of(max_epochs=1).fit(other, datamodule=data, ckpt_path=tmp_path / "plain.ckpt", weights_only=True)
+        for name, bank in module.banks.items():
+            assert bank.rows.any()
+            assert torch.equal(other.banks[name].rows, bank.rows)
+
+    def test_divergence_ends_training(self, script):
+        _, module, data = script()
+        forward = module.loss.forward
+
+        def fail(*arguments):
+            loss, terms = forward(*arguments)
+            factor = float("nan") if module.global_step >= 2 else 1.0
+            return loss * factor, terms | {"regulariser": terms["regulariser"] * factor}
+
+        module.loss.forward = fail
+        with pytest.raises(ValueError, match=r"not finite at step 2 .*its terms regulariser\. .*Lower optimizer\.lr"):
+            trainer_of(log_every_n_steps=5).fit(module, datamodule=data)
+
+
+@pytest.fixture(scope="module")
+def trained(script, tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoints") / "last.ckpt"
+    _, module, data = script()
+    trainer = trainer_of(plugins=[ShardedCheckpointIO()], max_epochs=1)
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(path)
+    return path, trainer.test(module, datamodule=data, verbose=False)[0]
+
+
+class TestBanks:
+    def test_a_checkpoint_is_tested(self, script, trained):
+        path, expected = trained
+        _, module, data = script()
+        trainer = trainer_of(plugins=[ShardedCheckpointIO()])
+        found = trainer.test(module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)[0]
+        assert found == expected
+
+    def test_without_its_banks_a_module_ranks_nothing(self, script, trained):
+        _, module, data = script()
+        module.load_state_dict(ShardedCheckpointIO().load_checkpoint(trained[0])["state_dict"])
+        with pytest.raises(ValueError, match=r"centroids are all zero: .*never filled.*ckpt_path=<run>/checkpoints"):
+            trainer_of().test(module, datamodule=data, verbose=False)
+
+    def test_without_its_banks_a_module_does_not_train(self, script, trained):
+        _, module, data = script()
+        module.load_state_dict(ShardedCheckpointIO().load_checkpoint(trained[0])["state_dict"])
+        module.callbacks.clear()
+        with pytest.raises(ValueError, match="centroids are all zero"):
+            trainer_of().fit(module, datamodule=data)
+
+    def test_training_fills_them_and_keeps_the_clusters_that_free_vectors_belong_to(self, script, trained):
+        _, module, data = script()
+        state = ShardedCheckpointIO().load_checkpoint(trained[0])["state_dict"]
+        clusters = state["prototypes.cluster_of_label"].flip(0)
+        module.load_state_dict(state | {"prototypes.cluster_of_label": clusters})
+        trainer_of(max_steps=1, limit_val_batches=0).fit(module, datamodule=data)
+        assert module.prototypes.centroids.rows.any(dim=1).all()
+        assert torch.equal(module.prototypes.cluster_of_label, clusters)
+
+    def test_what_is_loaded_makes_the_index_outdated(self, script, trained):
+        _, module, data = script()
+        trainer = trainer_of(max_epochs=1)
+        trainer.fit(module, datamodule=data)
+        trainer.validate(module, datamodule=data, verbose=False)
+        checkpoint = ShardedCheckpointIO().load_checkpoint(trained[0])
+        assert module.has_index
+        module.on_load_checkpoint(checkpoint)
+        assert not module.has_index
+        module.build_index()
+        module.load_state_dict(checkpoint["state_dict"])
+        assert not module.has_index
 
 
 @pytest.mark.cuda

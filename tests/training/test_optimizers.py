@@ -133,3 +133,11 @@ class TestClipGradients:
     def test_unknown(self):
         with pytest.raises(ValueError, match="norm or value, got 'max'"):
             clip_gradients(self.with_gradients(), 1.0, "max")
+
+
+def test_processes_agree_on_the_scale_of_clipped_gradients():
+    """The norm is a long sum, which is rounded otherwise with another number of threads."""
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.tensor([3.0, 0.0, 4.0])
+    clip_gradients([parameter], 1.0, agree=lambda scale: scale.fill_(0.5))
+    assert parameter.grad.tolist() == [1.5, 0, 2]

@@ -1,15 +1,22 @@
 """With real processes: this file is also the program that they run."""
 
+import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
 
+from prime_xmc.app import compose as compose_configuration
+from prime_xmc.assemble import make_data, make_module
 from prime_xmc.model.encoder import TextEncoder
-from prime_xmc.training.sharded import encode_sharded
+from prime_xmc.training import callbacks
+from prime_xmc.training.sharded import copy_from_first, digest, encode_sharded
 
 WORLD_SIZE = 2
 
@@ -44,22 +51,117 @@ def worker(directory: Path, encoder_dir: str, rank: int) -> None:
     with torch.no_grad():  # one process has none of one text
         alone = encode_sharded(encoder, token_ids[:7], lengths[:1], **place)
     result = {"embeddings": embeddings.detach(), "gradients": gradients(encoder), "alone": alone}
+    result["other texts"] = refusal(lambda: encode_sharded(encoder, token_ids + rank, lengths, **place))
+    result["fewer texts"] = refusal(lambda: encode_sharded(encoder, token_ids[:7], lengths[: 1 + rank], **place))
+    for dtype in (torch.float16, torch.float32, torch.int64, torch.bool):
+        table = (torch.arange(10 * 3).view(10, 3) + rank).to(dtype)
+        copy_from_first(table, torch.device("cpu"), block_bytes=50)
+        result[str(dtype)] = table
     torch.save(result, directory / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory, tiny_encoder_dir):
-    directory = tmp_path_factory.mktemp("sharded")
-    commands = [[sys.executable, __file__, directory, tiny_encoder_dir, str(rank)] for rank in range(WORLD_SIZE)]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+def refusal(action) -> str:
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        action()
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def train(directory: Path, settings: str, rank: int) -> None:
+    """Train in this process and another one, which rounds otherwise and has other random weights; write what comes out.
+
+    Then train once more, where this process makes other clusters in the second epoch.
+    """
+    for name in ("balanced_clusters", "fill_mean_centroids"):
+        spoil(name, rank)
+    results = []
+    for spoilt in (False, True):
+        config = compose_configuration("train", json.loads(settings))
+        data = make_data(config)
+        module = make_module(config, data)
+        if rank:
+            with torch.no_grad():
+                module.prototypes.free_vectors += 1
+        more = [Reshuffle()] if spoilt and rank else []
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=WORLD_SIZE,
+            strategy="ddp",
+            use_distributed_sampler=False,
+            max_epochs=2,
+            gradient_clip_val=0.1,
+            callbacks=more,
+            logger=False,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+        )
+        said = refusal(lambda trainer=trainer, module=module, data=data: trainer.fit(module, datamodule=data))
+        tables = {name: bank.rows for name, bank in module.banks.items()}
+        results.append({"said": said, "state": module.state_dict(), "tables": tables} | data.state_dict()["sampler"])
+    torch.save({"runs": results, "threads": torch.get_num_threads()}, directory / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def spoil(name: str, rank: int) -> None:
+    """Let a function of the callbacks do something else in the second process, as another rounding may."""
+    original = getattr(callbacks, name)
+
+    def spoilt(*arguments, **settings):
+        if name == "balanced_clusters":
+            return original(*arguments, **settings | {"seed": settings["seed"] + 100 * rank})
+        original(*arguments, **settings)
+        arguments[0].rows += 1e-3 * rank
+        return None
+
+    setattr(callbacks, name, spoilt)
+
+
+class Reshuffle(L.Callback):
+    """Makes other clusters in one process alone."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            sampler = trainer.datamodule.sampler
+            sampler.set_clusters(sampler.state_dict()["clusters"].flip(0).numpy())
+
+
+def run_processes(directory: Path, what: str, argument: str) -> list:
+    """Run this file in processes of different thread counts and return what each has written."""
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1])}
+    processes = []
+    for rank in range(WORLD_SIZE):
+        place = {"WORLD_SIZE": str(WORLD_SIZE), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+        threads = {"OMP_NUM_THREADS": str(1 + rank), "MKL_DYNAMIC": "false"}
+        command = [sys.executable, __file__, what, directory, argument, str(rank)]
+        environment = os.environ | address | place | threads
+        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0] * WORLD_SIZE, "\n".join(errors)
-    return [torch.load(directory / f"{rank}.pt") for rank in range(WORLD_SIZE)]
+    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, tiny_encoder_dir):
+    return run_processes(tmp_path_factory.mktemp("sharded"), "encode", str(tiny_encoder_dir))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, toy_settings):
+    directory = tmp_path_factory.mktemp("trained")
+    clusters = "dataset.clusters={first_epoch:0,every_n_epochs:2,initial_size:4,double_at:[]}"
+    paths = [f"cache_dir={directory}/cache", f"run_dir={directory}/run"]
+    settings = [*toy_settings, clusters, "dataset.batch_size=32", *paths]
+    return run_processes(directory, "train", json.dumps(settings))
 
 
 @pytest.fixture(scope="module")
@@ -86,5 +188,45 @@ def test_fewer_texts_than_processes(results, single):
         torch.testing.assert_close(result["alone"], single["embeddings"][:1], rtol=1e-5, atol=1e-5)
 
 
+def test_other_texts_are_refused(results):
+    """They would be mixed: a process that asks for texts 0 to 3 would get 0, 101, 2 and 103."""
+    for result in results:
+        assert "disagree on the texts to encode; from process 0 differ: process 1 in texts." in result["other texts"]
+        assert "process 1 in number of texts, texts." in result["fewer texts"]
+
+
+def test_tables_are_those_of_the_first_process(results):
+    for result in results:
+        for dtype in (torch.float16, torch.float32, torch.int64, torch.bool):
+            assert torch.equal(result[str(dtype)], torch.arange(30).view(10, 3).to(dtype))
+
+
+def test_digests_tell_content_shape_and_dtype_apart():
+    x = torch.arange(6)
+    assert digest(x, "a") == digest(x.clone(), "a")
+    others = [digest(x), digest(x, "b"), digest(x.view(2, 3), "a"), digest(x.int(), "a"), digest(x.flip(0), "a")]
+    assert len({digest(x, "a"), *others}) == 6
+
+
+def test_processes_of_different_thread_counts_end_with_the_same(trained):
+    assert [result["threads"] for result in trained] == [1, 2]
+    first, second = (result["runs"][0] for result in trained)
+    assert first["said"] == second["said"] == "nothing"
+    for part in ("state", "tables"):
+        assert first[part].keys() == second[part].keys()
+        for name, value in first[part].items():
+            assert torch.equal(value, second[part][name]), name
+    assert torch.equal(first["clusters"], second["clusters"])
+    assert len(first["state"]["prototypes.cluster_of_label"].unique()) == 8
+    assert first["tables"]["centroids"].any(dim=1).all()
+
+
+def test_processes_with_other_batches_stop(trained):
+    for result in trained:
+        said = result["runs"][1]["said"]
+        assert "disagree on the batches of epoch 1; from process 0 differ: process 1 in queries, labels, texts" in said
+        assert "use_distributed_sampler=False" in said
+
+
 if __name__ == "__main__":
-    worker(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    {"encode": worker, "train": train}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

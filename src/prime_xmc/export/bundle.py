@@ -1,4 +1,4 @@
-"""The exported model: a folder of plain data that sentence-transformers and transformers open, and `Predictor` does.
+"""The exported model: a folder of plain data that `Predictor`, sentence-transformers and transformers open.
 
 Nothing in it is pickled and no code in it is run: tensors are safetensors, settings JSON, the index is Faiss's own.
 """
@@ -65,24 +65,24 @@ def save_bundle(
     An older export in its place is replaced.
 
     Args:
-        directory: The folder; its parents are made if need be.
-        encoder: f_theta.
-        tokenizer: The encoder's; stays as it is.
-        max_length: Tokens of a text, special tokens included; longer ones are cut.
-        prototypes: g_phi and the banks.
-        label_emb: h_l of every label.
-        label_prototypes: z_l of every label.
-        labels: uid and text of every label, in order.
-        index: What the prototypes are searched with. A built `FaissSearch` goes into the folder; with any other, the
+        directory: Folder to write; its parents are made if need be.
+        encoder: Encoder f_theta.
+        tokenizer: Tokenizer of the encoder; it is not changed.
+        max_length: Number of tokens, special tokens included, at which a text is cut.
+        prototypes: Label Prototype Network g_phi with its banks.
+        label_emb: Embedding h_l of every label.
+        label_prototypes: Prototype z_l of every label.
+        labels: Identifier (uid) and text of every label, in order.
+        index: Search that training used. A built `FaissSearch` goes into the folder; with any other, the
             prototypes go there in a flat Faiss index where Faiss is installed.
-        settings: How the model was made, as plain JSON: data set, configuration, versions, commit. Absolute paths are
-            left out, see `portable`.
-        metrics: Results, where there are any yet; see `update_metrics`.
+        settings: Description of the training as plain JSON: data set, configuration, versions, commit. Absolute paths
+            are left out, see `portable`.
+        metrics: Results, None where there are none yet; see `update_metrics`.
         fields: Fields of a record that made up a query's text in training, joined by a space; None: not known.
         precision: Lightning's name of the precision that the model was trained in.
 
     Raises:
-        ValueError: If there is something else in the folder's place.
+        ValueError: If the folder holds something other than an exported model.
     """
     directory = directory.resolve()
     if directory.exists() and not (directory / CONFIG).is_file() and any(directory.iterdir()):
@@ -109,8 +109,8 @@ def update_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
     """Put results into an exported model: its metrics.json and the table of its model card.
 
     Args:
-        directory: The folder that `save_bundle` wrote.
-        metrics: Plain JSON; what is called `test/<metric>` is shown in the table, as a fraction in [0, 1].
+        directory: Folder that `save_bundle` wrote.
+        metrics: Results as plain JSON; what is called `test/<metric>` is shown in the table, as a fraction in [0, 1].
 
     Raises:
         FileNotFoundError: If the folder is no exported model.

@@ -34,9 +34,9 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """Return the card's Markdown, with the front matter that the hub reads.
 
     Args:
-        config: The content of the model's prime_config.json.
-        metrics: What is called `test/<metric>` is shown in the table, as a fraction in [0, 1]; empty where there are
-            no results yet.
+        config: Content of the model's prime_config.json.
+        metrics: Results, of which those called `test/<metric>`, fractions in [0, 1], are shown; empty where there are
+            none yet.
     """
     settings, prototypes = config["settings"], config["prototypes"]
     dataset = settings.get("dataset", "an unnamed data set")

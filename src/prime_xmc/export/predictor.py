@@ -34,17 +34,17 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = ("bf16-mixed", "32-true")
 SHOW_PROGRESS = 10_000  # texts from which on encoding takes long enough for a progress bar
-_CHUNK = 4096  # texts encoded at once: sorted by length, they leave next to no padding
+_CHUNK = 4096  # texts encoded at once: enough of them, sorted by length, leave next to no padding
 
 
 class ScoredLabel(NamedTuple):
     """A predicted label.
 
     Attributes:
-        uid: As in the raw data.
-        text: The label's title.
+        uid: Identifier in the raw data.
+        text: Title of the label.
         score: Cosine between query and label prototype, in [-1, 1]; higher is closer.
-        id: Its row in the raw data's file of labels, from 0.
+        id: Row in the raw data's file of labels, counted from 0.
     """
 
     uid: str
@@ -64,12 +64,12 @@ class Predictor:
     """Ranks the labels of an exported model for any text, the way the model was trained.
 
     Args:
-        encoder: f_theta, on the device to compute on.
-        tokenizer: The encoder's, cutting texts at the model's length and padding nothing.
-        searcher: Searches the label prototypes.
-        labels: uid and text of every label, in order.
-        config: The content of the model's prime_config.json.
-        precision: "bf16-mixed" computes the encoder's layers in bfloat16, "32-true" in float32.
+        encoder: Encoder f_theta, on the device to compute on.
+        tokenizer: Tokenizer of the encoder, which cuts texts at the model's length and pads nothing.
+        searcher: Search in the label prototypes.
+        labels: Identifier (uid) and text of every label, in order.
+        config: Content of the model's prime_config.json.
+        precision: Precision of the encoder's layers: "bf16-mixed" computes them in bfloat16, "32-true" in float32.
 
     Example:
         predictor = Predictor.load("outputs/train/2026-01-31_12-00-00/model")
@@ -95,7 +95,7 @@ class Predictor:
         self.labels = labels
         self.config = config
         self.precision = precision
-        self._has_said_so = False  # that there are fewer labels than were asked for
+        self._has_warned = False  # of fewer labels than were asked for
 
     @classmethod
     def load(
@@ -108,13 +108,13 @@ class Predictor:
         """Load the folder that `save_bundle` wrote.
 
         Args:
-            directory: The folder, `<run>/model`.
-            device: Where to compute, as torch names it: "cpu", "cuda", "cuda:1".
-            index: "faiss" searches with the Faiss index of the folder, "exact" with torch on the device; "auto" with
-                the former where it is the approximate one that was trained with (hnsw) and Faiss can be used, else with
-                the latter, which finds what a flat index finds.
-            precision: "bf16-mixed" or "32-true"; the former rounds scores at about 1e-3. None: that of the training
-                where the device computes it natively, else "32-true".
+            directory: Folder of the model, `<run>/model`.
+            device: Device to compute on, as torch names it: "cpu", "cuda", "cuda:1".
+            index: Kind of search: "faiss" uses the Faiss index of the folder, "exact" torch on the device. "auto" takes
+                the former where the index is approximate (hnsw), as chosen in training, and Faiss can be used; else the
+                latter, which finds what a flat index finds.
+            precision: Precision of the encoder's layers, "bf16-mixed" or "32-true"; the former rounds scores at about
+                1e-3. None takes that of the training where the device computes it natively, and else "32-true".
 
         Raises:
             FileNotFoundError: If the folder is no exported model, or has no Faiss index though index="faiss".
@@ -144,7 +144,7 @@ class Predictor:
 
     @property
     def num_labels(self) -> int:
-        """L."""
+        """Number of labels, L."""
         return len(self.labels)
 
     @property
@@ -159,16 +159,16 @@ class Predictor:
 
     @property
     def device(self) -> torch.device:
-        """Where the encoder computes."""
+        """Device on which the encoder computes."""
         return next(self.encoder.parameters()).device
 
     def predict(self, texts: Iterable[str], top_k: int = 5, min_score: float | None = None) -> list[Prediction]:
         """Return the labels nearest to each text.
 
         Args:
-            texts: Queries; an empty one is predicted as it is, from its special tokens alone.
-            top_k: Labels per query, at least 1; all of them where the model has fewer.
-            min_score: Cosine below which labels are left out, in [-1, 1]; None: none are.
+            texts: Queries; an empty one is predicted from its special tokens alone.
+            top_k: Number of labels per query, at least 1; all labels are returned where the model has fewer.
+            min_score: Lowest score of a label, a cosine in [-1, 1]; labels below it are left out. None keeps all.
 
         Raises:
             ValueError: If top_k is below 1, or texts are not strings.
@@ -228,16 +228,16 @@ class Predictor:
 
         Args:
             query_emb: Unit vectors.
-            top_k: Labels per query, at least 1; all of them where the model has fewer.
+            top_k: Number of labels per query, at least 1; all labels are returned where the model has fewer.
 
         Raises:
             ValueError: If top_k is below 1.
         """
         _check_top_k(top_k)
         if top_k > self.num_labels:
-            if not self._has_said_so:
+            if not self._has_warned:
                 logger.warning("top_k=%d: the model has %d labels, and all are returned", top_k, self.num_labels)
-            self._has_said_so = True
+            self._has_warned = True
             top_k = self.num_labels
         if len(query_emb) == 0:
             return query_emb.new_empty((0, top_k)), query_emb.new_empty((0, top_k), dtype=torch.int64)

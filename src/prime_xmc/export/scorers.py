@@ -35,9 +35,9 @@ def label_vectors(
     """Return what a scorer searches in: prototypes (theta), classifiers (W), or their mean (ensemble).
 
     Args:
-        prototypes: z_l, unit vectors.
-        classifiers: w_l, unit vectors.
-        scorer: One of `SCORERS`.
+        prototypes: Prototypes z_l, unit vectors.
+        classifiers: Classifiers w_l, unit vectors.
+        scorer: Name of the scorer, one of `SCORERS`.
 
     Raises:
         ValueError: If scorer is another.
@@ -73,10 +73,10 @@ def save_classifiers(
     """Write classifiers to a folder, which appears under its name only when it is complete.
 
     Args:
-        directory: The folder; one that is there already is replaced.
-        vectors: w_l of every label, unit vectors.
-        digest: `encoder_digest` of the model that they are for.
-        settings: How they were made, as plain JSON; absolute paths are left out.
+        directory: Folder to write; an older one is replaced.
+        vectors: Classifier w_l of every label, unit vectors.
+        digest: Fingerprint of the model that they are for, see `encoder_digest`.
+        settings: Description of the training as plain JSON; absolute paths are left out.
     """
     config = {
         "format_version": FORMAT_VERSION,
@@ -106,11 +106,11 @@ def load_classifiers(directory: Path, model: Path) -> Float[Tensor, "label d"]:
         )
     try:
         config = json.loads(path.read_bytes())
-        found, digest = config["format_version"], config["encoder"]
+        format_version, digest = config["format_version"], config["encoder"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); {_AGAIN}") from error
-    if found != FORMAT_VERSION:
-        raise ValueError(f"{path}: format_version is {found}, this version reads {FORMAT_VERSION}: {_AGAIN}")
+    if format_version != FORMAT_VERSION:
+        raise ValueError(f"{path}: format_version is {format_version}, this version reads {FORMAT_VERSION}: {_AGAIN}")
     if digest != encoder_digest(model):
         raise ValueError(
             f"the classifiers in {directory} are not for the model {model}: its encoder is another one. Give the model "

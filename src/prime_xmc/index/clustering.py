@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 
 def balanced_clusters(
@@ -26,8 +26,9 @@ def balanced_clusters(
     of a level are processed together, in blocks that fit the processor's cache. Nodes larger than a block find their
     centroids on an even sample of their rows.
 
-    The result depends only on the arguments, not on torch's global generators. It may differ between devices, whose
-    arithmetic rounds differently. Beyond `embeddings`, memory is a block of rows and a few integers per row.
+    The result depends only on the arguments: neither on torch's global generators nor, on the CPUs that were tried, on
+    the number of threads. It may differ between devices and kinds of processors, whose arithmetic rounds differently.
+    Beyond `embeddings`, memory is a block of rows and a few integers per row.
 
     Args:
         embeddings: Rows of any norm and floating type, on any device. Rows of zeros are similar to nothing and fill up
@@ -116,7 +117,8 @@ def _split_scores(
     sample = _unit_rows(embeddings, rows[:, torch.arange(block, device=rows.device) * size // block])
     left_of_sample = min(max(round(num_left / size * block), 1), block - 1)
     _, direction = _two_means(sample, left_of_sample, first * block // size, max_iterations, tolerance)
-    return torch.cat([_unit_rows(embeddings, part) @ direction[0] for part in rows[0].split(block)])[None]
+    parts = (_Rows(_unit_rows(embeddings, part[None])) for part in rows[0].split(block))
+    return torch.cat([part.dot(direction[:, None])[0] for part in parts], dim=1)
 
 
 def _two_means(
@@ -132,7 +134,8 @@ def _two_means(
     of this follows from the products of rows with S_left: x x^T m, where m is the indicator of the left side.
     """
     node = torch.arange(len(x), device=x.device)
-    if x.shape[1] <= x.shape[2]:
+    rows = _Rows(x)
+    if len(x) > 1 and x.shape[1] <= x.shape[2]:
         gram = x @ x.mT
 
         def similarity_to_sum(m: Float[Tensor, "node start size"]) -> Float[Tensor, "node start size"]:
@@ -140,11 +143,11 @@ def _two_means(
     else:
 
         def similarity_to_sum(m: Float[Tensor, "node start size"]) -> Float[Tensor, "node start size"]:
-            return (m @ x) @ x.mT
+            return rows.dot(rows.weighted_sum(m))
 
     # A start is a random row against the row least similar to it.
-    near = x[node[:, None], first] @ x.mT  # [node, start, size]
-    scores = near - x[node[:, None], near.argmin(dim=2)] @ x.mT
+    near = rows.dot(x[node[:, None], first])  # [node, start, size]
+    scores = near - rows.dot(x[node[:, None], near.argmin(dim=2)])
     to_all = similarity_to_sum(torch.ones_like(scores[:, :1]))
     objective = torch.zeros_like(scores[:, :, 0])
     for _ in range(max_iterations):
@@ -161,4 +164,36 @@ def _two_means(
             break
     best = objective.argmax(dim=1)
     weight = (m / norm_left - (1 - m) / norm_right)[node, best]
-    return scores[node, best], (weight[:, None] @ x)[:, 0]
+    return scores[node, best], rows.weighted_sum(weight[:, None])[:, 0]
+
+
+class _Rows:
+    """Products with the rows of nodes, rounded the same whatever the number of threads.
+
+    Where there are several nodes, a thread multiplies whole matrices. A single matrix would be cut up among the threads
+    and its partial sums added, so it is cut here into the same parts for any number of threads.
+
+    Args:
+        x: The rows of each node.
+    """
+
+    _NUM_PARTS = 16
+
+    def __init__(self, x: Float[Tensor, "node size d"]):
+        self.size = x.shape[1]
+        self.cut = len(x) == 1
+        self.x = x
+        if self.cut:
+            self.x = pad(x, (0, 0, 0, -self.size % self._NUM_PARTS)).view(self._NUM_PARTS, -1, x.shape[2])
+
+    def dot(self, vectors: Float[Tensor, "node row d"]) -> Float[Tensor, "node row size"]:
+        """Return the inner products of vectors with the rows of their node."""
+        products = vectors @ self.x.mT
+        return products.transpose(0, 1).reshape(1, vectors.shape[1], -1)[..., : self.size] if self.cut else products
+
+    def weighted_sum(self, weight: Float[Tensor, "node row size"]) -> Float[Tensor, "node row d"]:
+        """Return sums of the rows of each node."""
+        if not self.cut:
+            return weight @ self.x
+        padded = pad(weight[0], (0, -self.size % self._NUM_PARTS))
+        return (padded.view(len(padded), self._NUM_PARTS, -1).transpose(0, 1) @ self.x).sum(dim=0, keepdim=True)

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -64,6 +64,10 @@ class RowBank(nn.Module):
 
     def __len__(self) -> int:
         return self.rows.shape[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RowBank":
+        """Follow the module to another device, but keep the dtype where the module takes another, such as bfloat16."""
+        return super()._apply(lambda rows: rows.to(fn(rows[:0]).device), recurse)
 
     def take(self, ids: Int64[Tensor, " row"]) -> Float[Tensor, "row d"]:
         """Return some rows, in the bank's dtype, on the device of `ids`."""

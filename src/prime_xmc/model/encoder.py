@@ -42,11 +42,13 @@ def load_backbone(
 
     Args:
         source: A folder that `save_pretrained` wrote, or a hub id.
-        pretrained: False: only the configuration comes from there; weights are drawn from torch's global generator.
-        num_layers: Only the first so many layers; None: all.
-        intermediate_size: Of the layers, without pre-trained weights; None: as there.
-        dropout: Of hidden states and attention while training, in [0, 1).
-        attention: transformers' `attn_implementation`.
+        pretrained: Whether to load the weights; otherwise they are drawn from torch's global generator, and only the
+            configuration is loaded.
+        num_layers: Number of layers to keep, counted from the first one; None keeps all.
+        intermediate_size: Inner dimension of the feed-forward layers where `pretrained` is false; None keeps that of
+            the configuration.
+        dropout: Dropout of hidden states and attention while training, in [0, 1).
+        attention: Value of transformers' `attn_implementation`.
 
     Raises:
         ValueError: If nothing can be loaded from there, with what to do; if weights are missing; if it is an encoder
@@ -75,7 +77,7 @@ def load_backbone(
     except (OSError, ValueError) as error:  # ValueError: a folder without a model
         raise _cannot_load(source, error) from error
     if getattr(backbone, "pooler", None) is not None:
-        # no part of h, which is pooled otherwise; kept for the export, without gradient as nothing would give it one
+        # The pooler has no part in an embedding. It is kept for the export, and no gradient ever reaches it.
         backbone.pooler.requires_grad_(False)
     return backbone
 
@@ -101,7 +103,7 @@ def _load_config(
         raise _cannot_load(source, error) from error
     if config.is_encoder_decoder:
         raise ValueError(f"encoder.source={source}: expected an encoder or a decoder, {config.model_type} is both")
-    config.use_cache = False  # of what has been generated: nothing is
+    config.use_cache = False  # the cache serves generation, and nothing is generated
     for key in _DROPOUTS:
         if isinstance(getattr(config, key, None), float | int):
             setattr(config, key, dropout)
@@ -128,7 +130,7 @@ def _cannot_load(source: str, error: Exception) -> ValueError:
 
 
 class quiet_transformers:
-    """Keeps transformers' load report (heads that are not used here) and its progress bar off the screen."""
+    """Keeps transformers' report on unused weights and its progress bar off the screen."""
 
     def __enter__(self) -> None:
         self.verbosity = transformers.logging.get_verbosity()
@@ -147,30 +149,32 @@ class TextEncoder(nn.Module):
 
     Args:
         source: A folder that `save_pretrained` wrote, or a hub id.
-        pretrained: False: random weights instead, by torch's global generator.
-        num_layers: Only the first so many layers; None: all.
-        intermediate_size: Of the layers, without pre-trained weights; None: as there.
-        dropout: Of the transformer while training, in [0, 1).
+        pretrained: Whether to load the weights; otherwise they are drawn from torch's global generator.
+        num_layers: Number of layers to keep, counted from the first one; None keeps all.
+        intermediate_size: Inner dimension of the feed-forward layers where `pretrained` is false; None keeps that of
+            the configuration.
+        dropout: Dropout of the transformer while training, in [0, 1).
         implementation: "packed" computes without padding (BERT and DistilBERT, see `PackedBackbone`); "transformers"
             runs any encoder or decoder of that library in length-sorted padded chunks.
-        pooling: What of the last layer is the embedding: the "mean" over the tokens, or with implementation
-            "transformers" the "last" token (the only one of a decoder that has seen all) or the first ("cls"). "auto"
-            takes what the folder says, see `resolve_pooling`.
+        pooling: Part of the last layer that becomes the embedding: the "mean" over the tokens, or, with implementation
+            "transformers", the "last" token (the only one of a decoder that has seen all others) or the first ("cls").
+            "auto" takes what the folder says, see `resolve_pooling`.
         query_prompt: Text that belongs before every query; "auto" takes the folder's, see `resolve_prompts`. Whoever
             tokenises texts puts it there.
         label_prompt: Text that belongs before every label, likewise.
-        lora: With implementation "transformers": the settings of `add_adapters`, which are trained instead of the
-            transformer; None: it is trained itself.
-        attention: transformers' `attn_implementation`, for implementation "transformers".
-        chunk_tokens: Tokens, padding included, that go through the transformer at once.
-        recompute: Keep nothing of a chunk for the backward pass but compute it again there: the memory of a step is
-            that of one chunk, so that any batch fits, for a third more time. Gradients are the same (GradCache, Gao
-            et al. 2021).
-        compile: With implementation "transformers": compile the transformer with torch.compile. The first steps take
-            minutes.
+        lora: Settings of `add_adapters`, whose adapters are trained instead of the transformer; they need
+            implementation "transformers". None trains the transformer itself.
+        attention: Value of transformers' `attn_implementation`, for implementation "transformers".
+        chunk_tokens: Number of tokens, padding included, that go through the transformer at once.
+        recompute: Whether the backward pass computes each chunk again instead of keeping it. The memory of a step is
+            then that of one chunk, so that any batch fits, for a third more time. Gradients are the same (GradCache,
+            Gao et al. 2021).
+        compile: Whether to compile the transformer with torch.compile, for implementation "transformers". The first
+            steps then take minutes.
 
     Raises:
-        ValueError: If a setting is none of those above, or goes with another implementation only.
+        ValueError: If a setting is none of those above or needs the other implementation; or if the folder makes its
+            embeddings in a way that cannot be computed here.
 
     Source: section 3; mean pooling over tokens, section 4.2.
     """
@@ -240,11 +244,11 @@ class TextEncoder(nn.Module):
 
     @property
     def max_length(self) -> int | None:
-        """Most tokens of a text that the transformer has positions for; None: it has no such limit."""
+        """Largest number of tokens that the transformer has positions for; None where it has no such limit."""
         positions = getattr(self.backbone.config, "max_position_embeddings", None)
         if positions is None or positions == -1:
             return None
-        # RoBERTa and its kin number positions from padding_idx + 1 on: of 514 there are 512
+        # RoBERTa and its kin number positions from padding_idx + 1 on, so that 514 rows serve 512 positions.
         tables = (m for name, m in self.backbone.named_modules() if name.endswith("position_embeddings"))
         return positions - max((table.padding_idx + 1 for table in tables if _skips_padding(table)), default=0)
 
@@ -282,7 +286,7 @@ class TextEncoder(nn.Module):
         pooled = []
         start = first = 0
         while first < len(lengths):
-            # ascending lengths: a chunk of n texts pads to its last length
+            # Lengths ascend, so a chunk of n texts is padded to the last of them.
             padded = lengths[first:] * torch.arange(1, len(lengths) - first + 1)
             count = max(1, int((padded <= self.chunk_tokens).sum()))
             chunk = lengths[first : first + count]
@@ -314,9 +318,9 @@ def pool(
     """Return the mean of each text's tokens, its last or its first token ("cls"), float32.
 
     Args:
-        hidden: Of every token, padding behind the text.
-        mask: False at padding; at least one token of a text is none.
-        pooling: Which.
+        hidden: Hidden states of all tokens, with padding behind each text.
+        mask: False at padding; each text has a token that is none.
+        pooling: Kind of pooling.
     """
     if pooling == "mean":
         return (hidden.float() * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)

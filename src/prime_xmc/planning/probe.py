@@ -19,15 +19,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
-from prime_xmc.assemble import make_module
+from prime_xmc.assemble import make_module, open_data
 from prime_xmc.data.batch import TextChunks
 from prime_xmc.data.corpus import Corpus, Ragged, Split
-from prime_xmc.data.datamodule import PrimeDataModule
-from prime_xmc.data.raw import RawFiles
-from prime_xmc.data.sampling import ClusterBatchSampler
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.evaluation.metrics import TOP_K
 from prime_xmc.index.clustering import balanced_clusters
+from prime_xmc.model.encoder_folder import Prompts
 from prime_xmc.planning.budget import NUM_SEARCHED, Measured, Memory
 from prime_xmc.planning.layout import count_processes, device_of
 from prime_xmc.planning.sizes import Sizes
@@ -47,19 +45,31 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
     """Make the configured module with small tables, train it for `probe_steps`, and return what that took.
 
     Raises:
-        ValueError: If there is nothing to measure with, see `Watch`.
+        ValueError: If the number of steps is negative, or there is nothing to measure with, see `Watch`.
     """
-    batch_size = min(-(-config.sampling.batch_size // count_processes(config)), sizes.num_queries)
+    if config.probe_steps < 0:
+        raise ValueError(f"expected probe_steps of at least 0, got {config.probe_steps}")
     num_steps = config.probe_steps + 1  # the first one compiles kernels and is not counted
-    data = make_up_data(config, sizes, batch_size=batch_size, num_batches=num_steps)
     small = config.copy()
-    small.dataset.num_validation = 0
-    small.model.num_free_vectors = min(config.model.num_free_vectors, data.corpus.num_labels)
+    small.dataset.dir, small.dataset.num_validation = "", 0  # nothing is read or generated
+    small.sampling.batch_size = min(-(-config.sampling.batch_size // count_processes(config)), sizes.num_queries)
+    corpus = make_up_corpus(small, sizes, num_queries=num_steps * small.sampling.batch_size)
+    small.model.num_free_vectors = min(config.model.num_free_vectors, corpus.num_labels)
+    data = open_data(
+        small,
+        config.encoder.source,
+        prompts=Prompts(),
+        max_length=config.dataset.max_length,
+        num_validation=0,
+        seed=config.seed,
+        corpus=corpus,
+    )
+    small.callbacks.initialise = small.callbacks.clusters = None  # nothing to fill banks from; zeros take as long
     module = make_module(small, data)
     if not config.probe_steps:
         return module, Measured()
     device = device_of(config)
-    watch, release = Watch(device, data), config.callbacks.get("memory")
+    watch, release = Watch(device, corpus), config.callbacks.get("memory")
     logger.info("probe: %d training steps on made-up texts", num_steps)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         quiet_libraries()
@@ -82,52 +92,27 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
     return module, watch.result(module.to(device))
 
 
-def make_up_data(
-    config: DictConfig, sizes: Sizes, *, batch_size: int, num_batches: int, seed: int = 0
-) -> PrimeDataModule:
-    """Make a data module in memory, of random tokens and random pairs.
+def make_up_corpus(config: DictConfig, sizes: Sizes, *, num_queries: int, seed: int = 0) -> Corpus:
+    """Make a corpus in memory, of random tokens and random pairs.
 
     Args:
-        config: Settings of data and sampling.
+        config: Settings of encoder, data and sampling, on which the vocabulary and the number of labels depend.
         sizes: Means of the made-up data.
-        batch_size: Queries in a batch.
-        num_batches: Batches of an epoch.
+        num_queries: Training queries.
         seed: Seed of everything random.
     """
     rng = np.random.default_rng(seed)
-    dataset, sampling = config.dataset, config.sampling
-    tokenizer = load_tokenizer(config.encoder.source)
-    num_queries = num_batches * batch_size
-    num_labels = min(sizes.num_labels, _LABELS_PER_DRAW * batch_size * sampling.num_positives)
+    vocabulary, max_length = len(load_tokenizer(config.encoder.source)), config.dataset.max_length
+    num_drawn = config.sampling.batch_size * config.sampling.num_positives
+    num_labels = min(sizes.num_labels, _LABELS_PER_DRAW * num_drawn)
     counts = np.floor(sizes.labels_per_query + rng.random(num_queries)).astype(np.int64)
     pairs = np.stack([np.repeat(np.arange(num_queries), counts), rng.integers(num_labels, size=counts.sum())], axis=1)
     queries, labels = (
-        _random_texts(count, mean, dataset.max_length, len(tokenizer), rng)
+        _random_texts(count, mean, max_length, vocabulary, rng)
         for count, mean in ((num_queries, sizes.tokens_per_query), (num_labels, sizes.tokens_per_label))
     )
     split = Split(queries, Ragged.from_pairs(pairs, num_queries), Ragged.from_rows([[]] * num_queries))
-    data = PrimeDataModule(
-        RawFiles("", "made up"),
-        tokenizer,
-        max_length=dataset.max_length,
-        cache_dir="",
-        propensity_a=dataset.propensity.a,
-        propensity_b=dataset.propensity.b,
-        batch_size=batch_size,
-        num_positives=sampling.num_positives,
-        loss_positives=sampling.loss_positives,
-        more_queries_per_label=sampling.more_queries_per_label,
-    )
-    data.corpus, data.inverse_propensity = Corpus(split, split, labels, Path(), {}), np.ones(num_labels)
-    data.sampler = ClusterBatchSampler(
-        split.positives,
-        np.arange(num_queries),
-        batch_size=batch_size,
-        num_positives=sampling.num_positives,
-        weight=np.ones(num_labels),
-        seed=seed,
-    )
-    return data
+    return Corpus(split, split, labels, Path(), {})
 
 
 def _random_texts(
@@ -145,13 +130,13 @@ class Watch(Callback):
 
     Args:
         device: Device of the Trainer.
-        data: Data with texts to encode.
+        corpus: Data with texts to encode.
 
     Raises:
         ValueError: If there is no such device, or the system does not tell how much memory is in use.
     """
 
-    def __init__(self, device: torch.device, data: PrimeDataModule):
+    def __init__(self, device: torch.device, corpus: Corpus):
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(
                 "the configuration is for a GPU, and there is none here to measure: plan on the machine of the run, "
@@ -162,7 +147,7 @@ class Watch(Callback):
                 "memory is measured through /proc, which is not here: plan on Linux, or with probe_steps=0"
             )
         self.on_gpu = device.type == "cuda"
-        tokens = data.corpus.train.tokens
+        tokens = corpus.train.tokens
         self.texts = TextChunks(tokens, np.arange(min(_NUM_TEXTS, len(tokens))), _NUM_TEXTS)[0]
         self.step_seconds: list[float] = []
 

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from prime_xmc.assemble import fit_to_size
+from prime_xmc.assemble import fit_to_size, fitted_settings
 from prime_xmc.planning.budget import PLACES, bytes_each, disk_bytes, memory_by_phase, peak, seconds_by_part
 from prime_xmc.planning.layout import count_processes, layout_of, schedule_of
 from prime_xmc.planning.probe import probe
@@ -28,6 +28,7 @@ def plan(config: DictConfig) -> dict[str, Any]:
         ValueError: If sizes are unknown, or training would refuse the configuration.
     """
     sizes, notes = find_sizes(config)
+    notes += map(str, fitted_settings(config, sizes.num_queries, sizes.num_labels))
     config = fit_to_size(config, sizes.num_queries, sizes.num_labels)
     num_processes = count_processes(config)
     module, measured = probe(config, sizes)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from prime_xmc.assemble import fit_to_size, open_corpus, raw_files
+from prime_xmc.assemble import open_corpus, raw_files
 from prime_xmc.data.corpus import LABELS
 
 GIVEN = ("num_labels", "num_queries", "num_test_queries", "labels_per_query", "tokens_per_text")  # keys of plan.yaml
@@ -52,7 +52,7 @@ def find_sizes(config: DictConfig) -> tuple[Sizes, list[str]]:
     this), from the raw files, which are prepared as for training, or from the data set's published `size`.
 
     Raises:
-        ValueError: If a size is not known, with the keys to give, or if training would refuse it.
+        ValueError: If a size is not known, with the keys to give, or is below 1.
     """
     dataset = config.dataset
     given = {name: config[name] for name in GIVEN if config[name] is not None}
@@ -74,9 +74,10 @@ def find_sizes(config: DictConfig) -> tuple[Sizes, list[str]]:
     tokens_per_text = known.pop("tokens_per_text", None)
     for name in ("tokens_per_query", "tokens_per_label"):
         known[name] = min(tokens_per_text or known[name], dataset.max_length)
-    sizes = Sizes(**known)
-    _check(sizes, config)
-    return sizes, notes
+    for name in sorted(known.keys() - {"prepared"}):
+        if known[name] < 1:
+            raise ValueError(f"expected {name} of at least 1, got {known[name]}")
+    return Sizes(**known), notes
 
 
 def _look_up(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
@@ -113,13 +114,3 @@ def _has_raw_files(dataset: DictConfig) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _check(sizes: Sizes, config: DictConfig) -> None:
-    """Refuse what training would refuse once it has read the data."""
-    for name, value in sizes._asdict().items():
-        if name != "prepared" and value < 1:
-            raise ValueError(f"expected {name} of at least 1, got {value}")
-    fit_to_size(config, sizes.num_queries, sizes.num_labels)
-    if config.probe_steps < 0:
-        raise ValueError(f"expected probe_steps of at least 0, got {config.probe_steps}")

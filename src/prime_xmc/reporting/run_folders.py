@@ -21,7 +21,8 @@ _MEASURED = re.compile(r"(val|test)/(?:(\w+)/)?([^/]+)")  # split, scorer if the
 _JOB = "job.json"  # what a sweep notes about each of its jobs
 # Two runs belong to one configuration if they differ only in their seed, in where they write, and in what they show.
 _APART = (
-    *("seed", "run_dir", "cache_dir", "ckpt_path", "export_every_n_epochs", "bank.directory", "debug"),
+    *("seed", "run_dir", "cache_dir", "ckpt_path", "bank.directory", "debug"),
+    *("export_after_validation", "export_every_n_epochs"),
     *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
     *("trainer.default_root_dir", "trainer.profiler"),
 )

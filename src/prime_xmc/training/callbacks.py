@@ -1,10 +1,11 @@
-"""When things happen around training: the start of the banks, new clusters, the table of epochs, the export."""
+"""What happens around the steps of training: filling the banks, new clusters, the table of epochs, the export."""
 
 import csv
 import ctypes
 import hashlib
 import logging
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,17 @@ from prime_xmc.data.batch import Texts
 from prime_xmc.data.sampling import cluster_size_at
 from prime_xmc.files import publishing, replacing
 from prime_xmc.index.clustering import balanced_clusters
-from prime_xmc.model.banks import RowBank
 from prime_xmc.model.prototypes import fill_mean_centroids
 from prime_xmc.progress import track
+from prime_xmc.training.protocols import (
+    LabelIndex,
+    PrototypeModule,
+    QueryMemory,
+    TrainingData,
+    data_of,
+    prototype_module,
+)
+from prime_xmc.training.sharded import copy_from_first
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +41,11 @@ class InitialisePrototypes(Callback):
     All come from the embeddings of the pre-trained encoder, which are kept on disk under a fingerprint of data,
     encoder and precision. A run that continues from a checkpoint has them from there.
 
+    The module keeps the clusters of labels that it has, since its free vectors belong to them.
+
     Args:
-        cache_dir: Where embeddings are kept.
-        seed: Of the clustering.
+        cache_dir: Folder in which embeddings are kept.
+        seed: Seed of the clustering.
 
     Source: section 3.2.
     """
@@ -44,13 +55,15 @@ class InitialisePrototypes(Callback):
         self.seed = seed
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fill the banks."""
+        """Fill the banks; the module then hands those of the first process on to the others."""
         if trainer.ckpt_path is not None:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        module: Any = pl_module
-        directory = self.cache_dir / f"embeddings-{self._fingerprint(trainer, module, data)}"
-        labels = module.make_bank(data.corpus.num_labels, module.encoder.dim, dtype="float16").to(pl_module.device)
+        module, data = prototype_module(pl_module), data_of(trainer)
+        # each process may have rounded the weights otherwise when it made them: the first one's count
+        directory = (
+            self.cache_dir / f"embeddings-{trainer.strategy.broadcast(self._fingerprint(trainer, module, data))}"
+        )
+        labels = module.make_bank(data.corpus.num_labels, module.encoder.dim, dtype="float16").to(module.device)
         embedded = {"query": module.query_memory, "label": labels}
         # embedding is shared out: either all processes take part in it, or none does
         if trainer.strategy.reduce_boolean_decision(directory.is_dir()):
@@ -64,13 +77,15 @@ class InitialisePrototypes(Callback):
                 with publishing(directory, replace=False) as temporary:
                     for name, bank in embedded.items():
                         bank.save(temporary / name)
+        if not trainer.is_global_zero:
+            return
         prototypes = module.prototypes
-        fill_mean_centroids(prototypes.centroids, module.query_memory, labels, *_train_pairs(data, pl_module))
-        if prototypes.free_vectors is not None:
+        fill_mean_centroids(prototypes.centroids, module.query_memory, labels, *_train_pairs(data, module.device))
+        if prototypes.free_vectors is not None and not prototypes.cluster_of_label.any():
             clusters = balanced_clusters(labels.rows, len(prototypes.free_vectors), seed=self.seed)
             prototypes.cluster_of_label.copy_(clusters)
 
-    def _fingerprint(self, trainer: Trainer, module: Any, data: Any) -> str:
+    def _fingerprint(self, trainer: Trainer, module: PrototypeModule, data: TrainingData) -> str:
         digest = hashlib.blake2b(data.corpus.manifest["fingerprint"].encode(), digest_size=6)
         digest.update(f"{trainer.precision} {module.encoder.packed is None} {module.encoder.pooling}".encode())
         digest.update(np.ascontiguousarray(data.sampler.query_ids).tobytes())
@@ -88,18 +103,19 @@ class ExactCentroids(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Encode the training queries and replace the centroids."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        module: Any = pl_module
+        module, data = prototype_module(pl_module), data_of(trainer)
         module.embed(_with_progress(data.train_text_dataloader(), "query"), module.query_memory)
-        labels = module.make_bank(data.corpus.num_labels, module.encoder.dim, dtype="float16").to(pl_module.device)
+        labels = module.make_bank(data.corpus.num_labels, module.encoder.dim, dtype="float16").to(module.device)
         module.embed(_with_progress(data.label_dataloader(), "label"), labels)
-        pairs = _train_pairs(data, pl_module)
-        fill_mean_centroids(module.prototypes.centroids, module.query_memory, labels, *pairs)
+        if trainer.is_global_zero:
+            pairs = _train_pairs(data, module.device)
+            fill_mean_centroids(module.prototypes.centroids, module.query_memory, labels, *pairs)
+        module.copy_tables_from_first()
         module.discard_index()
 
 
-def _train_pairs(data: Any, pl_module: LightningModule) -> list[Tensor]:
-    return [torch.from_numpy(ids).to(pl_module.device) for ids in data.train_pairs()]
+def _train_pairs(data: TrainingData, device: torch.device) -> list[Tensor]:
+    return [torch.from_numpy(ids).to(device) for ids in data.train_pairs()]
 
 
 def _with_progress(loader: DataLoader, name: str) -> Iterable[Texts]:
@@ -111,10 +127,10 @@ class RebuildClusters(Callback):
 
     Args:
         first_epoch: First epoch (from 0) with cluster batches; before it batches are random. None: never.
-        every_n_epochs: Epochs between rebuilds.
+        every_n_epochs: Number of epochs between rebuilds.
         initial_size: Queries per cluster at first.
-        double_at: Epochs at which the cluster size doubles; they rebuild too.
-        seed: Of the clustering.
+        double_at: Epochs at which the cluster size doubles, with a rebuild.
+        seed: Seed of the clustering.
 
     Source: section 4.2; NGAME, Dahiya et al. 2023a.
     """
@@ -139,7 +155,11 @@ class RebuildClusters(Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rebuild if it is time; the new clusters make the batches of this very epoch."""
+        """Rebuild if it is time; the new clusters make the batches of this very epoch, the same in all processes.
+
+        Raises:
+            ValueError: If there is no embedding of any query yet.
+        """
         epoch = trainer.current_epoch
         if self.first_epoch is None or epoch < self.first_epoch:
             return
@@ -149,20 +169,30 @@ class RebuildClusters(Callback):
             epoch, first_epoch=self.first_epoch, initial_size=self.initial_size, double_at=self.double_at
         )
         assert size is not None
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        memory: RowBank = pl_module.query_memory  # type: ignore[assignment]
-        embeddings = memory.take(torch.from_numpy(data.sampler.query_ids).to(pl_module.device))
-        num_clusters = max(1, len(embeddings) // size)
-        clusters = balanced_clusters(embeddings, num_clusters, seed=self.seed + epoch)
-        data.set_clusters(clusters.cpu().numpy())
+        assert isinstance(pl_module, QueryMemory)
+        data, device = data_of(trainer), pl_module.device
+        num_queries = len(data.sampler.query_ids)
+        num_clusters = max(1, num_queries // size)
+        clusters = torch.empty(num_queries, dtype=torch.int64)
+        embeddings = pl_module.query_memory.take(torch.from_numpy(data.sampler.query_ids).to(device))
+        if not embeddings.any():
+            raise ValueError(
+                f"there are clusters of queries to make in epoch {epoch}, and no query has an embedding yet: keep "
+                "callbacks.initialise, which embeds them before training, or make clusters later, "
+                "sampling.clusters.first_epoch=1"
+            )
+        if trainer.is_global_zero:
+            clusters = balanced_clusters(embeddings, num_clusters, seed=self.seed + epoch).cpu()
+        copy_from_first(clusters, device)
+        data.set_clusters(clusters.numpy())
         logger.info("epoch %d: %d clusters of about %d queries", epoch, num_clusters, size)
 
 
 class ReleaseMemory(Callback):
-    """Gives memory that malloc holds but nobody uses back to the system; on Linux with glibc, elsewhere nothing.
+    """Gives memory that malloc holds but nobody uses back to the system, on Linux with glibc; elsewhere does nothing.
 
-    Every batch has tensors of its own sizes, between which the heap is left in pieces. It would grow to twice of what
-    is in use over the first hundred steps.
+    Every batch has tensors of its own sizes, which leave the heap in pieces. It would grow to twice what is in use over
+    the first hundred steps.
 
     Args:
         every_n_steps: Training steps between releases. Pages that are given back cost time when they are needed again.
@@ -193,7 +223,7 @@ class EpochTable(Callback):
     """Writes metrics.csv: one row an epoch, with what was logged, averaged over the epoch.
 
     Args:
-        path: The file; a continued run keeps the rows of the epochs before.
+        path: File to write; a continued run keeps the rows of the epochs before.
     """
 
     def __init__(self, path: str):
@@ -231,27 +261,40 @@ class EpochTable(Callback):
 
 
 class ExportModel(Callback):
-    """Writes the model folder when training has ended, and after every n-th epoch where asked.
+    """Writes the model folder when training has ended, and before that where asked or where it costs little.
 
     Args:
-        save: Writes it, given the module, its label embeddings and its label prototypes.
-        every_n_epochs: None: only at the end.
+        save: Function that writes it, given the module, its label embeddings and its label prototypes.
+        every_n_epochs: Number of epochs between further exports; None: no further ones.
+        after_validation: Whether to export at the end of every epoch that has validated, when the labels are encoded
+            anyway.
     """
 
-    def __init__(self, save: Callable[[LightningModule, Tensor, Tensor], None], every_n_epochs: int | None = None):
+    def __init__(
+        self,
+        save: Callable[[LightningModule, Tensor, Tensor], None],
+        every_n_epochs: int | None = None,
+        after_validation: bool = True,
+    ):
         self.save = save
         self.every_n_epochs = every_n_epochs
+        self.after_validation = after_validation
+        self._exported: weakref.ref[Tensor] | None = None  # gone when the module has changed
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export if it is time."""
-        if self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        assert isinstance(pl_module, LabelIndex)
+        is_time = self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if is_time or (self.after_validation and pl_module.has_index):
             self._export(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export the final model."""
+        """Export the final model, unless the last epoch has."""
         self._export(trainer, pl_module)
 
     def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        label_emb, prototypes = pl_module.build_index()  # type: ignore[operator]
-        if trainer.is_global_zero:
+        assert isinstance(pl_module, LabelIndex)
+        label_emb, prototypes = pl_module.build_index()
+        if trainer.is_global_zero and (self._exported is None or self._exported() is not prototypes):
             self.save(pl_module, label_emb, prototypes)
+            self._exported = weakref.ref(prototypes)

@@ -1,12 +1,12 @@
 """The LightningModule of the second stage, PRIME (W): one-vs-all classifiers on a frozen encoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 from torch.nn.functional import dropout, normalize
 from torch.optim import Optimizer
@@ -20,8 +20,10 @@ from prime_xmc.evaluation.rank import search_unfiltered
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.classifiers import Classifiers, hardest_of_all, pair_similarity
 from prime_xmc.model.losses import Contrast
+from prime_xmc.training.divergence import DivergenceWatch
 from prime_xmc.training.module import Searcher
 from prime_xmc.training.optimizers import with_warmup
+from prime_xmc.training.start import check_precision, missing_callbacks
 
 
 class ClassifierModule(LightningModule):
@@ -37,21 +39,24 @@ class ClassifierModule(LightningModule):
       100,000 labels on a CPU, a million on a GPU; the negatives are those that a batch seldom has.
 
     Args:
-        classifiers: w_l.
+        classifiers: Classifiers w_l.
         query_memory: Embedding of every training query.
-        queries: The training queries: their positives, and the labels that are never an answer.
-        loss: Of cosines; the paper's is the triplet loss with a fixed margin, gamma_min = gamma_max.
-        searcher: For validation.
+        queries: Training queries, with their positives and the labels that are never an answer.
+        loss: Loss of cosines; the paper's is the triplet loss with a fixed margin, gamma_min = gamma_max.
+        searcher: Search of the classifiers in validation.
         negatives: "sampled" or "all".
         dropout: Share of the entries of a query embedding that a step leaves out.
-        inverse_propensity: Of every label, for the metrics.
-        optimizer: Makes the optimiser, which takes sparse gradients, from the parameters.
-        scheduler: Makes the learning rate schedule from optimiser, num_warmup_steps and num_training_steps.
+        inverse_propensity: Inverse propensity of every label, for the metrics.
+        optimizer: Function that makes the optimiser, which takes sparse gradients, from the parameters.
+        scheduler: Function that makes the learning rate schedule from optimiser, num_warmup_steps and
+            num_training_steps.
         warmup_fraction: Share of the steps in which the learning rate rises.
-        seed: Of the dropout of a step, together with its number.
+        seed: Seed of the dropout of a step, together with the step's number.
+        callbacks: Callbacks that belong to the method, such as `RebuildClusters`. A Trainer that has one of the same
+            class keeps its own.
 
     Raises:
-        ValueError: If negatives is another, "all" comes without a number of negatives, or dropout is not in [0, 1).
+        ValueError: If negatives is neither, "all" comes without a number of negatives, or dropout is not in [0, 1).
 
     Source: Section 4.3, Appendix C; NGAME, Dahiya et al. 2023a; values from the public code.
     """
@@ -71,6 +76,7 @@ class ClassifierModule(LightningModule):
         scheduler: Callable[..., LRScheduler],
         warmup_fraction: float,
         seed: int,
+        callbacks: Sequence[Callback] = (),
     ):
         super().__init__()
         if negatives not in ("sampled", "all"):
@@ -91,7 +97,25 @@ class ClassifierModule(LightningModule):
         self.scheduler = scheduler
         self.warmup_fraction = warmup_fraction
         self.seed = seed
+        self.callbacks = list(callbacks)
+        self.divergence = DivergenceWatch()
         self.num_trained = 0  # queries that went through training steps
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the callbacks of the method that the Trainer does not have."""
+        return missing_callbacks(self.trainer, self.callbacks)
+
+    def setup(self, stage: str) -> None:
+        """Refuse what would train otherwise than it should.
+
+        Raises:
+            ValueError: If the precision is none of float32 weights, or there are several processes.
+        """
+        check_precision(str(self.trainer.precision))
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"classifiers are trained by one process, got {self.trainer.world_size}: leave trainer=ddp out"
+            )
 
     def forward(self, query_ids: Int64[Tensor, " query"]) -> Float[Tensor, "query d"]:
         """Return the embeddings of training queries, unit vectors."""
@@ -104,11 +128,20 @@ class ClassifierModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         loss, logs = self.batch_loss(batch)
+        self.divergence.note(self.global_step, loss, logs)
         size = len(batch.query_ids)
         self.num_trained += size
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         self.log_dict({f"train/{name}": value for name, value in logs.items()}, on_epoch=True, batch_size=size)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Stop where training has diverged.
+
+        Raises:
+            ValueError: If it has.
+        """
+        self.divergence.look_up(self.trainer, batch_idx)
 
     def batch_loss(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the loss of a batch's queries against their labels, and what else to log."""

@@ -1,7 +1,8 @@
 """The LightningModule: steps, logging and optimisers around encoder, prototypes and loss."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int, Int64
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -23,10 +24,20 @@ from prime_xmc.model.banks import BANKS, RowBank
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.losses import PrimeLoss
 from prime_xmc.model.prototypes import Prototypes
+from prime_xmc.training.checkpoints import ShardedCheckpointIO
+from prime_xmc.training.divergence import DivergenceWatch
 from prime_xmc.training.optimizers import clip_gradients, with_warmup
-from prime_xmc.training.sharded import encode_sharded
+from prime_xmc.training.sharded import copy_from_first, digest, encode_sharded, require_same
+from prime_xmc.training.start import check_precision, check_processes, missing_callbacks
 
 logger = logging.getLogger(__name__)
+
+_CHECKED_ROWS = 1024  # of a bank: where these are zero, all are
+_HOW_TO_LOAD = (
+    "A checkpoint's state_dict does not hold the banks: load it with trainer.fit, validate or test(module, "
+    "datamodule=data, ckpt_path=<run>/checkpoints/last.ckpt), whose Trainer has plugins=[ShardedCheckpointIO()] from "
+    "prime_xmc.training.checkpoints"
+)
 
 
 @runtime_checkable
@@ -43,22 +54,29 @@ class Searcher(Protocol):
 
 
 class PrimeModule(LightningModule):
-    """PRIME.
+    """PRIME: encoder, prototypes and loss, with all that the method does around a step.
+
+    It brings the callbacks along that fill its banks before training and make new clusters of queries, so that any
+    Trainer trains it as `prime_xmc.train` does.
 
     Args:
-        encoder: f_theta.
-        prototypes: Banks and g_phi.
-        loss: Eq. 5.
-        searcher: For validation and test.
-        num_queries: Training queries of the data set, for the memory of their embeddings.
-        inverse_propensity: Of every label, for the metrics.
-        optimizer: Makes the optimiser from parameter groups.
-        scheduler: Makes the learning rate schedule from optimiser, num_warmup_steps and num_training_steps.
-        weight_decay: Of matrices; biases, norms and free vectors are not decayed (Appendix H).
+        encoder: Text encoder f_theta.
+        prototypes: Banks and the network g_phi.
+        loss: Loss of Eq. 5.
+        searcher: Search of the prototypes in validation and test.
+        num_queries: Number of training queries, for the memory of their embeddings.
+        inverse_propensity: Inverse propensity of every label, for the metrics.
+        optimizer: Function that makes the optimiser from parameter groups.
+        scheduler: Function that makes the learning rate schedule from optimiser, num_warmup_steps and
+            num_training_steps.
+        weight_decay: Weight decay of matrices; biases, norms and free vectors are not decayed (Appendix H).
         warmup_fraction: Share of the steps in which the learning rate rises.
-        seed: Of the random numbers (dropout) of a step, together with its number, so that a step is the same whether
-            or not the run was interrupted before it.
-        make_bank: Makes tables with a row per query or label.
+        seed: Seed of a step's random numbers (dropout), together with the step's number, so that a step is the same
+            whether or not the run was interrupted before it.
+        make_bank: Function that makes tables with a row per query or label.
+        callbacks: Callbacks that belong to the method, such as `InitialisePrototypes` and `RebuildClusters`. A Trainer
+            that has one of the same class keeps its own.
+        zero_banks: Whether training and ranking may start from banks that were never filled, for ablations.
 
     Source: section 3.3 and Appendix H.
     """
@@ -78,6 +96,8 @@ class PrimeModule(LightningModule):
         warmup_fraction: float = 0.1,
         seed: int = 0,
         make_bank: Callable[..., RowBank] = RowBank,
+        callbacks: Sequence[Callback] = (),
+        zero_banks: bool = False,
     ):
         super().__init__()
         self.encoder = encoder
@@ -90,13 +110,17 @@ class PrimeModule(LightningModule):
         self.warmup_fraction = warmup_fraction
         self.seed = seed
         self.metrics = XMCMetrics(inverse_propensity)
-        # what training itself last made of each query, for clusters without another encoding pass
+        # the embedding that training itself last made of each query, for clusters without another encoding pass
         self.query_memory = make_bank(num_queries, encoder.dim, dtype="float16")
         self.make_bank = make_bank
+        self.callbacks = list(callbacks)
+        self.zero_banks = zero_banks
         self.test_predictions: tuple[np.ndarray, np.ndarray] | None = None
         self.num_trained = 0  # queries that went through training steps of this process
         self._index: tuple[Tensor, Tensor] | None = None
-        # every process changes its own tables, all in the same way: nothing is to be sent
+        self.divergence = DivergenceWatch()
+        self._compared_epoch: int | None = None  # the last one whose batches were compared between processes
+        # every process changes its own tables, all in the same way, so DDP need not send them
         tables = [name for name, _ in self.named_buffers() if name.startswith(("query_memory.", "prototypes."))]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [*tables, "prototypes.free_vectors"])
 
@@ -105,14 +129,102 @@ class PrimeModule(LightningModule):
         """The tables that training changes by name."""
         return {"centroids": self.prototypes.centroids, "query_memory": self.query_memory}
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the callbacks of the method that the Trainer does not have."""
+        return missing_callbacks(self.trainer, self.callbacks)
+
+    def setup(self, stage: str) -> None:
+        """Refuse what would train or rank otherwise than it should.
+
+        Raises:
+            ValueError: If the precision is none of float32 weights, or the processes would not see the same data.
+        """
+        check_precision(str(self.trainer.precision))
+        check_processes(self.trainer)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.trainer.world_size > 1 and data is not None:
+            parts = {
+                "data set": digest(data.corpus.manifest["fingerprint"]),
+                "queries to train on": digest(torch.from_numpy(data.sampler.query_ids)),
+                "seed": self.seed,
+            }
+            require_same(parts, "the data", self.trainer.strategy.root_device)
+
+    def on_fit_start(self) -> None:
+        """Let all processes start from the same tables, which the callbacks, or a checkpoint, have filled by now."""
+        self._compared_epoch = None
+        self.copy_tables_from_first()
+
+    def copy_tables_from_first(self) -> None:
+        """Give every process that trains along the tables of the first one, which DDP leaves alone."""
+        tables = [bank.rows for bank in self.banks.values()] + [self.prototypes.cluster_of_label]
+        if self.prototypes.free_vectors is not None:
+            tables.append(self.prototypes.free_vectors)
+        for table in tables:
+            copy_from_first(table, self.device)
+
+    def unfilled(self) -> list[str]:
+        """Return the names of the tables behind the prototypes that were never filled."""
+        prototypes, names = self.prototypes, []
+        if "centroid" in prototypes.sources and not prototypes.centroids.rows[:_CHECKED_ROWS].any():
+            names.append("centroids")
+        free_vectors = prototypes.free_vectors
+        if free_vectors is not None and len(free_vectors) > 1 and not prototypes.cluster_of_label.any():
+            names.append("clusters of labels")
+        return names
+
+    def _require_banks(self) -> None:
+        names = self.unfilled()
+        if names and not self.zero_banks:
+            raise ValueError(
+                f"{' and '.join(names)} are all zero: they were never filled, and prototypes made of them are wrong. "
+                "Training fills them where the module has the callback InitialisePrototypes, as the one of "
+                f"prime_xmc.assemble.make_module does. {_HOW_TO_LOAD}"
+            )
+
+    def on_train_start(self) -> None:
+        """Refuse to train with tables that were never filled.
+
+        Raises:
+            ValueError: If there are such.
+        """
+        self._require_banks()
+        if self.zero_banks and self.unfilled():
+            logger.warning("callbacks.initialise=null: training starts from %s of zero", " and ".join(self.unfilled()))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Hand over the banks, see `ShardedCheckpointIO`."""
-        checkpoint[BANKS] = self.banks
+        """Hand over the banks: `ShardedCheckpointIO` streams them, Lightning's own writes their rows into the file."""
+        streams = isinstance(self.trainer.strategy.checkpoint_io, ShardedCheckpointIO)
+        checkpoint[BANKS] = self.banks if streams else {name: bank.rows for name, bank in self.banks.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read the banks, see `ShardedCheckpointIO`."""
+        """Read the banks, which are folders or rows, see `on_save_checkpoint`.
+
+        Raises:
+            ValueError: If the checkpoint has none, or others.
+        """
         for name, bank in self.banks.items():
-            bank.load(Path(checkpoint[BANKS][name]))
+            saved = checkpoint.get(BANKS, {}).get(name)
+            if saved is None:
+                raise ValueError(
+                    f"the checkpoint has no bank {name}: expected one of a run of this version. {_HOW_TO_LOAD}"
+                )
+            if isinstance(saved, Tensor):
+                if saved.shape != bank.rows.shape:
+                    raise ValueError(
+                        f"the checkpoint's bank {name} has {tuple(saved.shape)} rows and columns, expected "
+                        f"{tuple(bank.rows.shape)}: another data set or encoder"
+                    )
+                bank.rows.copy_(saved)
+            else:
+                bank.load(Path(saved))
+        self.discard_index()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take over parameters; the labels have to be encoded anew."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        self.discard_index()
+        return result
 
     def forward(self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> Float[Tensor, "text d"]:
         """Encode texts; the processes of a data-parallel run share the work and all get the whole."""
@@ -124,9 +236,26 @@ class PrimeModule(LightningModule):
         )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Start the step's random numbers: loaders draw from the same generator, at other times in a continued run."""
+        """Start the step's random numbers: loaders draw from the same generator, at other times in a continued run.
+
+        Raises:
+            ValueError: If it is the first batch of an epoch here, and not the same in all processes.
+        """
         torch.manual_seed(hash((self.seed, self.global_step)))
         self.discard_index()
+        if self.trainer.world_size > 1 and self._compared_epoch != self.current_epoch:
+            self._compared_epoch = self.current_epoch
+            parts = {
+                "queries": digest(batch.query_ids),
+                "labels": digest(batch.label_ids),
+                "texts": digest(batch.token_ids, batch.lengths),
+                "pairs of query and label": digest(
+                    batch.positives, batch.negatives, batch.pair_rows, batch.pair_labels
+                ),
+                "clusters of labels": digest(self.prototypes.cluster_of_label),
+                "step": self.global_step,
+            }
+            require_same(parts, f"the batches of epoch {self.current_epoch}", self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the loss of a batch; move the centroids towards its queries and remember their embeddings.
@@ -145,11 +274,20 @@ class PrimeModule(LightningModule):
         self.query_memory.put(batch.query_ids, query_emb)
         size = len(batch.query_ids)
         self.num_trained += size
+        self.divergence.note(self.global_step, loss, logs)
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         logs = {f"train/{name}": value for name, value in logs.items()} | {"train/centroid_drift": drift}
         self.log_dict(logs, on_step=True, on_epoch=True, batch_size=size)
         embedded = {"query_emb": query_emb, "label_emb": label_emb, "prototypes": prototypes}
         return {"loss": loss} | {name: emb.detach() for name, emb in embedded.items()}
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Stop where training has diverged.
+
+        Raises:
+            ValueError: If it has.
+        """
+        self.divergence.look_up(self.trainer, batch_idx)
 
     @torch.no_grad()
     def _seen(self, batch: Batch, query_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,12 +306,13 @@ class PrimeModule(LightningModule):
     def on_after_backward(self) -> None:
         """Let the processes of a data-parallel run agree on the gradient of the free vectors.
 
-        DDP averages the others; it cannot handle sparse ones with every backend. The rows are the same everywhere.
+        DDP averages the others; it cannot handle sparse ones with every backend. The rows are the same everywhere,
+        since the batch and the clusters of labels are, which `on_train_batch_start` compares.
         """
         free_vectors = self.prototypes.free_vectors
         if self.trainer.world_size > 1 and free_vectors is not None and free_vectors.grad is not None:
             free_vectors.grad = free_vectors.grad.coalesce()
-            values = free_vectors.grad._values()
+            values = free_vectors.grad._values()  # coalesced: by ascending row
             dist.all_reduce(values)
             values /= self.trainer.world_size
 
@@ -185,7 +324,13 @@ class PrimeModule(LightningModule):
     ) -> None:
         """Clip as trainer.gradient_clip_val says, also the sparse gradient of the free vectors."""
         if gradient_clip_val:
-            clip_gradients(self.parameters(), float(gradient_clip_val), gradient_clip_algorithm or "norm")
+            algorithm = gradient_clip_algorithm or "norm"
+            clip_gradients(
+                self.parameters(),
+                float(gradient_clip_val),
+                algorithm,
+                agree=partial(copy_from_first, device=self.device),
+            )
 
     @torch.no_grad()
     def embed(self, texts: Iterable[Texts], bank: RowBank) -> None:
@@ -212,7 +357,12 @@ class PrimeModule(LightningModule):
         """Encode all labels, let the searcher search their prototypes, and return h_l (float16) and z_l (float32).
 
         Where no training step came in between, that is done already: validation, export and test share it.
+
+        Raises:
+            ValueError: If the banks were never filled, or training has diverged.
         """
+        self._require_banks()
+        self.divergence.require_finite()
         if self._index is None:
             num_labels = self.prototypes.num_labels
             logger.info("encoding %d labels", num_labels)
@@ -227,6 +377,11 @@ class PrimeModule(LightningModule):
             self.searcher.build(prototypes.rows)
             self._index = label_emb.rows, prototypes.rows
         return self._index
+
+    @property
+    def has_index(self) -> bool:
+        """Whether the labels are encoded as the module is now."""
+        return self._index is not None
 
     def discard_index(self) -> None:
         """Make the next `build_index` start anew, since a bank has changed or memory is needed."""

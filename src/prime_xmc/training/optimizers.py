@@ -17,9 +17,9 @@ class DenseAndSparse(Optimizer):
 
     Args:
         groups: Parameter groups; "sparse": True marks those with sparse gradients.
-        dense: Makes the optimiser of the others, such as AdamW.
-        sparse: Makes the optimiser of the marked ones, such as SparseAdam: its work is in proportion to the rows that
-            have a gradient.
+        dense: Function that makes the optimiser of the other groups, such as AdamW.
+        sparse: Function that makes the optimiser of the marked groups, such as SparseAdam, whose work is in proportion
+            to the rows that have a gradient.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class DenseAndSparse(Optimizer):
         sparse: Callable[[list[dict[str, Any]]], Optimizer],
     ):
         super().__init__(groups, {"sparse": False})
-        # the groups, and below the state, are one object here and there: whoever changes a learning rate changes both
+        # the groups, and below the state, are the same objects in all parts: who changes a learning rate changes both
         self.parts = [
             make(chosen)
             for make, marked in ((dense, False), (sparse, True))
@@ -61,16 +61,23 @@ class DenseAndSparse(Optimizer):
         return loss
 
 
-def clip_gradients(parameters: Iterable[Tensor], value: float, algorithm: str = "norm") -> None:
+def clip_gradients(
+    parameters: Iterable[Tensor],
+    value: float,
+    algorithm: str = "norm",
+    agree: Callable[[Tensor], None] = lambda scale: None,
+) -> None:
     """Clip gradients in place, sparse ones among them, which torch's own functions refuse.
 
     Args:
-        parameters: Those without a gradient are left out.
+        parameters: Parameters; those without a gradient are left out.
         value: Greatest norm of all gradients together, or greatest absolute value.
         algorithm: "norm" or "value", as the Trainer's gradient_clip_algorithm.
+        agree: Function that makes a number the same in all processes that train together, in place. The norm is a long
+            sum, whose rounding depends on the number of threads.
 
     Raises:
-        ValueError: If the algorithm is another.
+        ValueError: If the algorithm is neither.
     """
     gradients = []
     for parameter in parameters:
@@ -81,7 +88,8 @@ def clip_gradients(parameters: Iterable[Tensor], value: float, algorithm: str = 
             else:
                 gradients.append(parameter.grad)
     if algorithm == "norm":
-        scale = (value / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
+        scale = (value / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0).view(1)
+        agree(scale)
         for gradient in gradients:
             gradient.mul_(scale.to(gradient.device))
     elif algorithm == "value":
@@ -97,10 +105,10 @@ def with_warmup(
     """Return an optimiser and its schedule by step, as `LightningModule.configure_optimizers` does.
 
     Args:
-        optimizer: The optimiser.
-        scheduler: Makes the schedule from optimiser, num_warmup_steps and num_training_steps.
-        num_steps: Of the whole training.
-        warmup_fraction: Share of them in which the learning rate rises.
+        optimizer: Optimiser.
+        scheduler: Function that makes the schedule from optimiser, num_warmup_steps and num_training_steps.
+        num_steps: Number of steps of the whole training.
+        warmup_fraction: Share of the steps in which the learning rate rises.
     """
     num_warmup = round(warmup_fraction * num_steps)
     schedule = scheduler(optimizer, num_warmup_steps=num_warmup, num_training_steps=num_steps)

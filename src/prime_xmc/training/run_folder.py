@@ -148,7 +148,7 @@ class ClaimRunFolder(Callback):
     """Claims the folder of a run before Hydra writes its metadata and its log there."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Claim it.
+        """Claim it, unless Hydra writes nothing there: the run does it then, or there is none, as in plans.
 
         Raises:
             SystemExit: If another process works there.
@@ -166,9 +166,8 @@ class ClaimRunFolder(Callback):
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Give it back, where the run ended before it began."""
-        claim = _claims.pop(Path(config.hydra.run.dir).absolute(), None)
-        if claim is not None:
-            claim.release()
+        for folder in list(_claims):
+            _claims.pop(folder).release()
 
 
 def record_configuration(config: DictConfig, folder: Path) -> None:

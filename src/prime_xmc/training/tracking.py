@@ -20,7 +20,8 @@ from prime_xmc.training.checkpoints import ShardedCheckpointIO
 TAGGED = ("dataset", "encoder", "model", "loss")  # the groups whose choices become tags
 # keys that say where or how a run is done, or stand in its name already
 UNNAMED = {
-    *("cache_dir", "callbacks", "ckpt_path", "experiment", "export_every_n_epochs"),
+    *("cache_dir", "callbacks", "ckpt_path", "experiment", "export_after_validation"),
+    "export_every_n_epochs",
     *("hydra", "logger", "run_dir", "seed", "task", "test"),
 }
 MAX_NAME, MAX_TAG = 128, 64  # characters that W&B takes

@@ -1,0 +1,100 @@
+"""What callbacks need of the module and of the data module."""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from prime_xmc.data.batch import Texts
+from prime_xmc.data.corpus import Corpus
+from prime_xmc.data.sampling import ClusterBatchSampler
+from prime_xmc.model.banks import RowBank
+from prime_xmc.model.encoder import TextEncoder
+from prime_xmc.model.prototypes import Prototypes
+
+
+@runtime_checkable
+class TrainingData(Protocol):
+    """Queries to train on, and their clusters."""
+
+    corpus: Corpus
+    sampler: ClusterBatchSampler
+
+    def set_clusters(self, clusters: Int64[np.ndarray, " query"] | None) -> None:
+        """Make the next batches from clusters of `sampler.query_ids`."""
+
+    def train_text_dataloader(self) -> DataLoader:
+        """Return a loader of the texts of the queries that are trained on."""
+
+    def label_dataloader(self) -> DataLoader:
+        """Return a loader of the texts of all labels."""
+
+    def train_pairs(self) -> tuple[Int64[np.ndarray, " pair"], Int64[np.ndarray, " pair"]]:
+        """Return query id and label id of every pair that is trained on."""
+
+
+@runtime_checkable
+class QueryMemory(Protocol):
+    """A module that remembers an embedding of every training query."""
+
+    device: torch.device
+    query_memory: RowBank
+
+
+@runtime_checkable
+class LabelIndex(Protocol):
+    """A module that encodes and indexes all labels."""
+
+    has_index: bool
+
+    def build_index(self) -> tuple[Float[Tensor, "label d"], Float[Tensor, "label d"]]:
+        """Return h_l and z_l of every label, and let the searcher search the latter."""
+
+    def discard_index(self) -> None:
+        """Make the next `build_index` start anew."""
+
+
+@runtime_checkable
+class PrototypeModule(QueryMemory, LabelIndex, Protocol):
+    """A module whose banks are filled from embeddings of its encoder."""
+
+    encoder: TextEncoder
+    prototypes: Prototypes
+    make_bank: Callable[..., RowBank]
+
+    def embed(self, texts: Iterable[Texts], bank: RowBank) -> None:
+        """Encode all texts of a loader into the rows of their ids."""
+
+    def copy_tables_from_first(self) -> None:
+        """Give every process that trains along the tables of the first one."""
+
+
+def data_of(trainer: Trainer) -> TrainingData:
+    """Return the data module that the Trainer was given.
+
+    Raises:
+        ValueError: If it was given none, or another one.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, TrainingData):
+        raise ValueError(
+            f"expected a PrimeDataModule, trainer.fit(module, datamodule=data), got {data!r}: batches are made from "
+            "clusters of its queries, and centroids from their embeddings"
+        )
+    return data
+
+
+def prototype_module(module: LightningModule) -> PrototypeModule:
+    """Return the module that is trained as what the callbacks of the first stage need.
+
+    Raises:
+        ValueError: If it is another one.
+    """
+    if not isinstance(module, PrototypeModule):
+        raise ValueError(f"expected a PrimeModule, got a {type(module).__name__}")
+    return module

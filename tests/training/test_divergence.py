@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from prime_xmc.training.divergence import DivergenceWatch
+
+NAN, INF = float("nan"), float("inf")
+
+
+def watch(*steps):
+    made = DivergenceWatch()
+    for step, (loss, regulariser) in enumerate(steps):
+        made.note(step, torch.tensor(loss), {"text": torch.tensor(1.0), "regulariser": torch.tensor(regulariser)})
+    return made
+
+
+def test_finite_losses_pass():
+    DivergenceWatch().require_finite()
+    watch((1.0, 2.0), (3.0, NAN)).require_finite()  # a term that does not count
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_the_first_step_is_named_with_its_terms(value):
+    diverged = watch((1.0, 2.0), (value, value), (NAN, 1.0), (1.0, 1.0))
+    with pytest.raises(ValueError, match=r"not finite at step 1 .*nor are its terms regulariser\."):
+        diverged.require_finite()
+
+
+def test_without_a_term_to_blame():
+    with pytest.raises(ValueError, match=r"at step 0 .*all of them are"):
+        watch((NAN, 1.0)).require_finite()
