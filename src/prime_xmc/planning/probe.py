@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
-from prime_xmc.assemble import make_module, open_data
+from prime_xmc.assemble import make_module, open_data, prompts_of
 from prime_xmc.data.batch import TextChunks
 from prime_xmc.data.corpus import Corpus, Ragged, Split
 from prime_xmc.data.tokenizer import load_tokenizer
@@ -54,8 +54,15 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
     small.sampling.batch_size = min(-(-config.sampling.batch_size // count_processes(config)), sizes.num_queries)
     corpus = make_up_corpus(small, sizes, num_queries=num_steps * small.sampling.batch_size)
     small.model.num_free_vectors = min(config.model.num_free_vectors, corpus.num_labels)
-    source, max_length, seed = config.encoder.source, config.dataset.max_length, config.seed
-    data = open_data(small, source, max_length=max_length, num_validation=0, seed=seed, corpus=corpus)
+    data = open_data(
+        small,
+        config.encoder.source,
+        prompts=prompts_of(config.encoder),
+        max_length=config.dataset.max_length,
+        num_validation=0,
+        seed=config.seed,
+        corpus=corpus,
+    )
     small.callbacks.initialise = small.callbacks.clusters = None  # nothing to fill banks from; zeros take as long
     module = make_module(small, data)
     if not config.probe_steps:
