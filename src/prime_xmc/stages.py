@@ -159,7 +159,7 @@ def second_stage(config: DictConfig, settings: list[str], run_dir: Path) -> dict
     Returns:
         The metrics of the classifiers and of the ensemble, how many epochs they took and how long.
     """
-    stage = compose("classify", settings)
+    stage = compose("classify", [*_same_device(config, settings), *settings])
     stage.dataset = OmegaConf.to_container(config.dataset, resolve=True)
     stage.model.dir = str(run_dir / "model")
     stage.run_dir = str(run_dir / "classify")
@@ -168,6 +168,15 @@ def second_stage(config: DictConfig, settings: list[str], run_dir: Path) -> dict
     metrics = _train_classifiers(stage).metrics
     scored = {name: value for name, value in metrics.items() if "/W/" in name or "/ensemble/" in name}
     return scored | {f"classify/{name}": metrics[f"train/{name}"] for name in ("epochs", "seconds")}
+
+
+def _same_device(config: DictConfig, settings: list[str]) -> list[str]:
+    """Return settings with which the second stage computes where the first did, unless its own say where."""
+    if any(setting.startswith(("trainer=", "trainer.accelerator=", "device=")) for setting in settings):
+        return []
+    accelerator = str(config.trainer.accelerator)
+    devices = {"cpu": ["device=cpu"], "gpu": ["device=cuda"], "cuda": ["device=cuda"]}
+    return [f"trainer.accelerator={accelerator}", *devices.get(accelerator, [])]
 
 
 def _export(
