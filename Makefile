@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast bench lint types check clean
+.PHONY: help setup train test test-fast bench lint types check docs clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ setup: $(STAMP)  ## Make .venv and install the package with everything it can us
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[faiss-cpu,lora,wandb,tensorboard,sweeps,report,dev]'
+		--editable '.[faiss-cpu,lora,wandb,tensorboard,sweeps,report,docs,dev]'
 	@touch $@
 
 train: setup  ## Prepare LF-Debian-18K, train, evaluate, export; settings in ARGS="loss.gamma_min=0.05 seed=1".
@@ -41,8 +41,12 @@ lint: setup  ## Check style and formatting.
 types: setup  ## Check the types.
 	$(BIN)/mypy
 
-check: lint types test  ## Do all that continuous integration does.
+check: lint types test  ## Lint, check the types and test; continuous integration does this and `make docs`.
+
+docs: setup  ## Build the documentation site into docs/_build/; warnings are errors, and nothing is downloaded.
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q docs docs/_build
+	@echo "The site is in docs/_build/index.html."
 
 clean:  ## Remove .venv and caches; runs in outputs/ and prepared data stay.
-	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Through a real process: a clone in miniature, whose package is configs.py and an entry point beside a small conf/."""
+"""Through a real process: a clone in miniature, whose package is the app and an entry point beside a small conf/."""
 
 import os
 import shutil
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import prime_xmc.app
-from prime_xmc.app import config_dir, expand_globs
 
 CONF = {
     "train.yaml": "defaults: [dataset: debian18k, loss: triplet, _self_]\nseed: 1\n",
@@ -31,8 +30,8 @@ class Dataset:
 
 
 def run(config):
-    if config.seed < 0:
-        raise ValueError(f"seed is {config.seed}: take one that is not negative")
+    if config.seed >= 20:
+        raise ValueError(f"seed is {config.seed}: take one below 20")
     if config.seed == 13:
         np.reshape([1, 2, 3], (2, 2))
     instantiate(config.dataset)
@@ -40,7 +39,7 @@ def run(config):
 
 
 if __name__ == "__main__":
-    run_app(run, "train")
+    run_app("prime_xmc.train:run", "train")
 """
 
 
@@ -48,7 +47,10 @@ if __name__ == "__main__":
 def clone(tmp_path: Path) -> Path:
     package = tmp_path / "src" / "prime_xmc"
     package.mkdir(parents=True)
-    shutil.copy(prime_xmc.app.__file__, package)
+    original = Path(prime_xmc.app.__file__).parent
+    for name in ("app.py", "conf_files.py"):
+        shutil.copy(original / name, package)
+    shutil.copytree(original / "command_line", package / "command_line", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
     (package / "train.py").write_text(TRAIN)
     for name, text in CONF.items():
@@ -66,10 +68,6 @@ def train(clone: Path, *arguments: str, **environment: str) -> subprocess.Comple
         capture_output=True,
         text=True,
     )
-
-
-def test_the_clone_has_its_configuration():
-    assert (config_dir() / "train.yaml").is_file()
 
 
 def test_composes_and_runs(clone):
@@ -111,52 +109,6 @@ def test_unknown_key_or_option_gets_a_hint_after_hydras_words(clone, mode, overr
     assert done.stderr.splitlines()[-1].startswith(f"hint: {question}`--cfg job`")
 
 
-@pytest.fixture
-def options(tmp_path: Path) -> Path:
-    """A folder of configuration files with the group experiment."""
-    for name in ("alone", "table6/a", "table6/b", "table9/deep/c"):
-        path = tmp_path / "conf" / "experiment" / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return tmp_path / "conf"
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ("experiment=glob(*)", "experiment=alone"),
-        ("experiment=glob(table6/*)", "experiment=table6/a,table6/b"),
-        ("experiment=glob([table6/b,al*])", "experiment=alone,table6/b"),
-        ("experiment=glob(**/*,exclude=table6/*)", "experiment=alone,table9/deep/c"),
-        ("experiment=glob(include=[table*/**/*],exclude=[*/a,*/b])", "experiment=table9/deep/c"),
-        ("+experiment/table6@here=glob(*)", "+experiment/table6@here=a,b"),
-        ("unknown=glob(*)", "unknown=glob(*)"),
-        ("experiment=glob(", "experiment=glob("),
-        ("name='glob(*)'", "name='glob(*)'"),
-        ("-m", "-m"),
-    ],
-)
-def test_a_glob_is_the_list_of_the_options_that_it_matches(options, given, expected):
-    assert expand_globs(["seed=1,2", given], options) == ["seed=1,2", expected]
-
-
-def test_a_glob_sees_the_options_of_another_folder_too(options, tmp_path):
-    (tmp_path / "own" / "experiment" / "table6").mkdir(parents=True)
-    (tmp_path / "own" / "experiment" / "table6" / "mine.yaml").touch()
-    arguments = ["-m", "--config-dir", str(tmp_path / "own"), "experiment=glob(table6/[bm]*)"]
-    assert expand_globs(arguments, options) == arguments, "brackets are not in Hydra's grammar without quotes"
-    arguments[-1] = "experiment=glob('table6/[bm]*')"
-    assert expand_globs(arguments, options) == [*arguments[:-1], "experiment=table6/b,table6/mine"]
-
-
-def test_a_glob_that_matches_nothing_says_what_there_is(options):
-    with pytest.raises(
-        SystemExit, match=r"experiment=glob\(table7/\*\) matches no option of 'experiment', which has"
-    ) as error:
-        expand_globs(["experiment=glob(table7/*)"], options)
-    assert str(error.value).splitlines()[1:] == ["\talone", "\ttable6/a", "\ttable6/b", "\ttable9/deep/c"]
-
-
 def test_a_glob_is_a_sweep_over_files_in_folders(clone):
     (clone / "conf" / "loss" / "more").mkdir()
     for name in ("a", "b"):
@@ -174,7 +126,7 @@ def test_a_missing_plugin_is_named(clone):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seed=-1", "seed is -1: take one that is not negative"),
+        ("seed=20", "seed is 20: take one below 20"),
         ("dataset.dir=nowhere", "nowhere/trn.json.gz does not exist: set dataset.dir to the raw files"),
     ],
     ids=["in the task", "in an object that Hydra makes"],
@@ -182,22 +134,118 @@ def test_a_missing_plugin_is_named(clone):
 def test_bad_input_ends_with_the_message_alone(clone, override, message):
     done = train(clone, override)
     assert done.returncode == 1
-    assert f"\n{message}\n(raised in " in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr == f"{message}\n"
+    assert not (clone / "outputs").exists(), "a mistyped command leaves no folder"
 
 
 def test_bad_input_shows_the_traceback_on_request(clone):
-    done = train(clone, "seed=-1", HYDRA_FULL_ERROR="1")
+    done = train(clone, "seed=20", HYDRA_FULL_ERROR="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
-    assert "ValueError: seed is -1" in done.stderr
+    assert "ValueError: seed is 20" in done.stderr
 
 
 def test_mandatory_key_without_a_value_is_named(clone):
     done = train(clone, "dataset=custom")
     assert done.returncode == 1
-    assert "\ndataset.dir has no value: add dataset.dir=... to the command line\n" in done.stderr
+    assert done.stderr == "dataset.dir has no value: add dataset.dir=... to the command line\n"
+
+
+def test_bad_input_of_a_job_of_a_sweep_is_a_message_too(clone):
+    done = train(clone, "seed=20,21", "-m")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "seed is 20: take one below 20"
     assert "Traceback" not in done.stderr
+
+
+def test_options_may_stand_behind_settings(clone):
+    done = train(clone, "seed=2,3", "-m", "hydra/hydra_logging=none", "hydra/job_logging=none")
+    assert (done.returncode, done.stdout) == (0, "/data/debian18k 2\n/data/debian18k 3\n")
+
+
+def test_an_option_that_there_is_not_gets_a_hint(clone):
+    done = train(clone, "--gamma-max", "1", "seed=2")
+    assert done.returncode == 2
+    assert "Settings are written key=value, without dashes: did you mean loss.gamma_max=1" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_with_content_is_not_removed(clone):
+    (clone / "mine").mkdir()
+    (clone / "mine" / "notes.txt").touch()
+    done = train(clone, "seed=20", "hydra.run.dir=mine")
+    assert done.returncode == 1
+    assert (clone / "mine" / "notes.txt").exists()
+    assert "seed is 20" in (clone / "mine" / "train.log").read_text()
+
+
+def test_a_folder_with_an_earlier_failure_is_not_removed(clone):
+    assert train(clone, "seed=13", "hydra.run.dir=mine").returncode == 1
+    assert train(clone, "seed=20", "hydra.run.dir=mine").returncode == 1
+    assert "cannot reshape array" in (clone / "mine" / "train.log").read_text()
+
+
+def test_a_value_of_the_wrong_type_is_named(clone):
+    done = train(clone, "seed=abc", "hydra.run.dir=here")
+    assert (done.returncode, done.stderr) == (1, "seed=abc: expected a whole number\n")
+    assert not (clone / "here").exists()
+
+
+def test_a_path_is_taken_as_it_is_typed(clone):
+    folder = "dätä, (=1) [x] #2 'q'"
+    done = train(clone, f"dataset.dir={folder}", "hydra.run.dir=rün =(1)")
+    assert (done.returncode, done.stdout) == (0, f"{folder} 1\n")
+    assert (clone / "rün =(1)" / ".hydra" / "config.yaml").is_file()
+
+
+def test_a_group_that_was_left_out_is_named(clone):
+    for argument in ("loss=null", "~loss"):
+        done = train(clone, argument)
+        assert (done.returncode, done.stderr) == (1, "loss=null: one of the options of loss is needed, see --help\n")
+
+
+def test_a_console_script_finds_modules_of_the_current_folder(clone):
+    (clone / "mine.py").write_text("def make(dir, _target_=None):\n    print('found')\n")
+    script = clone / "prime-xmc-train"
+    script.write_text("from prime_xmc.train import run\nfrom prime_xmc.app import run_app\nrun_app(run, 'train')\n")
+    environment = os.environ | {"PYTHONPATH": str(clone / "src")}
+    (clone / "bin").mkdir()
+    shutil.move(script, clone / "bin")
+    command = [sys.executable, "bin/prime-xmc-train", "dataset._target_=mine.make"]
+    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("found\n"), done.stderr
+
+
+def test_a_module_that_is_missing_is_named(clone):
+    done = train(clone, "dataset._target_=mypkg.Dataset")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "mypkg.Dataset cannot be imported (No module named 'mypkg')" in line
+    assert "PYTHONPATH" in line
+
+
+def test_an_argument_that_an_object_does_not_take_is_named(clone):
+    done = train(clone, "+dataset.fields=1")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "prime_xmc.train.Dataset takes no such argument. Remove the key" in line
+
+
+def test_the_help_needs_no_heavy_library(clone):
+    """It shows the keys with their comments, and imports nothing that takes seconds."""
+    (clone / "conf" / "train.yaml").write_text(
+        "# Trains.\n# python -m prime_xmc.train seed=2\ndefaults: [dataset: debian18k, _self_]\nseed: 1  # of it all\n"
+    )
+    code = "import sys; sys.argv = ['x', '--help']\nfrom prime_xmc.app import run_app\n"
+    code += "try:\n    run_app('prime_xmc.train:run', 'train')\nfinally:\n"
+    code += "    print({'torch', 'transformers', 'lightning', 'numpy'} & {*sys.modules})"
+    environment = os.environ | {"PYTHONPATH": str(clone / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Trains.\n")
+    assert done.stdout.splitlines()[-1] == "set()"
+    for words in ("  python -m prime_xmc.train seed=2\n", "  seed=1 ", "of it all", "options: custom, debian18k"):
+        assert words in done.stdout
 
 
 def test_a_defect_keeps_its_traceback(clone):
@@ -205,6 +253,8 @@ def test_a_defect_keeps_its_traceback(clone):
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "cannot reshape array" in done.stderr
+    (log,) = clone.glob("outputs/*/*/train.log")
+    assert "cannot reshape array" in log.read_text(), "a run that failed says why"
 
 
 def test_a_package_without_configuration_says_what_to_do(clone):

@@ -56,7 +56,6 @@ def overrides(model, data) -> list[str]:
         "trainer.max_epochs=10",
         "trainer.check_val_every_n_epoch=10",
         "callbacks.progress=null",
-        "+trainer.enable_progress_bar=false",
         "trainer.log_every_n_steps=2",
     ]
 

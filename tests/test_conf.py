@@ -12,10 +12,22 @@ from prime_xmc.app import config_dir, native_precision
 from prime_xmc.model.prototypes import Prototypes
 
 CONF = config_dir()
-GROUPS = ("dataset", "encoder", "model", "loss", "sampling", "optimizer", "index", "trainer", "callbacks", "logger")
+GROUPS = (
+    "dataset",
+    "encoder",
+    "model",
+    "loss",
+    "sampling",
+    "optimizer",
+    "index",
+    "trainer",
+    "callbacks",
+    "logger",
+    "debug",
+)
 OPTIONS = [
     f"{group}={path.relative_to(CONF / group).with_suffix('')}"
-    for group in (*GROUPS, "experiment")
+    for group in (*GROUPS, "experiment", "debug")
     for path in sorted((CONF / group).rglob("*.yaml"))
 ]
 # Table 10: free vectors, batch, epochs, learning rate, tokens; then the constants of the inverse propensity

@@ -1,8 +1,11 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import prime_xmc
 
 SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 CODE = """
@@ -17,3 +20,29 @@ print(re.search(r"AnonHugePages:\\s+(\\d+) kB", open("/proc/self/smaps_rollup").
 def test_large_tensors_are_on_huge_pages():
     kilobytes = int(subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout)
     assert kilobytes > 2**17  # half of the tensor at least: the rest is up to what memory the system has in pieces
+
+
+def test_the_package_is_imported_without_its_libraries():
+    code = "import prime_xmc, sys; print({'torch', 'transformers', 'lightning', 'hydra', 'numpy'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.slow
+def test_a_script_of_a_user_is_checked_by_its_types(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import prime_xmc\n"
+        "trained = prime_xmc.train(['dataset=custom'], **{'dataset.lr': 1e-4})\n"
+        "reveal_type(trained.run_dir)\n"
+        "model = prime_xmc.load(trained.run_dir / 'model')\n"
+        "reveal_type(model.predict(['text']))\n"
+    )
+    libraries = ("torch", "lightning", "transformers", "numpy", "hydra", "omegaconf", "safetensors", "jaxtyping")
+    quick = "".join(f"[mypy-{name}.*]\nfollow_imports = skip\n" for name in libraries)  # they take minutes to check
+    (tmp_path / "mypy.ini").write_text(f"[mypy]\nfollow_imports = silent\n{quick}")
+    command = [sys.executable, "-m", "mypy", "--config-file=mypy.ini", str(script)]
+    environment = os.environ | {"MYPYPATH": str(Path(prime_xmc.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert 'Revealed type is "pathlib.Path"' in done.stdout, done.stdout
+    assert "Prediction" in done.stdout
+    assert "error" not in done.stdout

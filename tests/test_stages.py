@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from prime_xmc.app import compose as compose_config
+from prime_xmc.stages import classify_settings
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
@@ -36,7 +37,6 @@ def overrides(toy_settings, tmp_path_factory) -> list[str]:
         f"trainer.max_epochs={EPOCHS}",
         "trainer.precision=32-true",
         "callbacks.progress=null",
-        "+trainer.enable_progress_bar=false",
         "trainer.log_every_n_steps=2",
         f"cache_dir={tmp_path_factory.mktemp('cache')}",
     ]
@@ -339,3 +339,19 @@ def test_output_that_cannot_be_written_costs_nothing(quick, tmp_path):
 
 def _quoted(name: str) -> str:
     return "'" + name.replace("'", r"\'") + "'"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"classify": False, "classify_settings": ["a=1"]}, None),
+        ({"classify": True, "classify_settings": []}, []),
+        ({"classify": True, "classify_settings": ["a=1", "b=2"]}, ["a=1", "b=2"]),
+        ({"classify": None}, None),  # as in version 0.1.0
+        ({"classify": []}, []),
+        ({"classify": ["a=1"]}, ["a=1"]),
+        ({}, None),
+    ],
+)
+def test_the_second_stage_is_asked_for_by_a_plain_key_or_a_list(config, expected):
+    assert classify_settings(OmegaConf.create(config)) == expected

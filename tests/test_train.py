@@ -41,7 +41,6 @@ def overrides(toy_settings, tmp_path_factory) -> list[str]:
         f"trainer.max_epochs={EPOCHS}",
         "trainer.precision=32-true",
         "callbacks.progress=null",
-        "+trainer.enable_progress_bar=false",
         "trainer.log_every_n_steps=2",
         f"cache_dir={tmp_path_factory.mktemp('cache')}",
     ]
@@ -183,7 +182,6 @@ def test_where_the_banks_are_changes_nothing(complete, overrides, compose, tmp_p
 def test_classifiers_are_trained_on_the_model_of_the_run(complete, overrides, tmp_path):
     run_dir, alone = complete
     quick = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "callbacks.progress=null", "negatives=all"]
-    quick.append("+trainer.enable_progress_bar=false")
     trained = f"ckpt_path='{run_dir / 'checkpoints' / 'last.ckpt'}'"
     run_again = [trained, f"classify={json.dumps(quick)}", f"hydra.run.dir='{tmp_path}'"]
     printed = command_line(overrides, *run_again, cwd=tmp_path)  # where Hydra is in the middle of something else
@@ -264,10 +262,40 @@ def test_metrics_are_those_that_evaluation_gives_to_the_last_digit(complete, toy
     assert {name: metrics[f"test/{name}"] for name in METRICS} == expected
 
 
+def test_a_run_for_debugging_is_marked(complete, overrides, compose, tmp_path, capsys):
+    run_dir, metrics = complete
+    assert "debug" not in metrics
+    assert json.loads((run_dir / "metrics.json").read_text()).get("debug") is None
+    quick = run(compose("debug=fast", *overrides, f"run_dir={tmp_path / 'fast'}")).metrics
+    assert quick["debug"] == json.loads((tmp_path / "fast" / "metrics.json").read_text())["debug"] == "fast"
+    assert "a run for debugging (fast)" in capsys.readouterr().out
+    by_hand = run(
+        compose(*overrides, "trainer.overfit_batches=1", "trainer.max_epochs=2", f"run_dir={tmp_path / 'one'}")
+    )
+    assert by_hand.metrics["debug"] == "trainer.overfit_batches"
+    assert by_hand.trainer.global_step == 2
+
+
+def test_a_device_that_there_is_not_ends_the_run_before_the_data_are_prepared(overrides, compose, tmp_path):
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("there is a GPU")
+    config = compose(*overrides, "trainer=gpu", f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}")
+    with pytest.raises(ValueError, match=r"^trainer\.accelerator=gpu: torch finds no GPU here"):
+        run(config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_profile_and_no_logger(overrides, compose, tmp_path):
+    quick = ["trainer.profiler=simple", "trainer.max_epochs=1", "~logger", f"run_dir={tmp_path}"]
+    run(compose(*overrides, *quick))
+    assert "run_training_batch" in (tmp_path / "fit-profile.txt").read_text()
+    assert not (tmp_path / "csv").exists()
+
+
 def test_gradients_can_be_clipped(overrides, compose, tmp_path):
     """The sparse ones of the free vectors too, which torch's own functions refuse."""
     quick = ["trainer.max_steps=2", "test=false", "callbacks.checkpoint=null"]
-    _, module, _, _ = run(compose(*overrides, *quick, "+trainer.gradient_clip_val=1e-3", f"run_dir={tmp_path}"))
+    _, module, _, _ = run(compose(*overrides, *quick, "trainer.gradient_clip_val=1e-3", f"run_dir={tmp_path}"))
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     assert not gradients or sum(grad.to_dense().square().sum() for grad in gradients) ** 0.5 < 1.1e-3
 

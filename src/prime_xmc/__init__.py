@@ -1,14 +1,16 @@
 """PRIME: prototypical extreme multi-label classification with a dynamic margin loss."""
 
 import os
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prime_xmc.export.predictor import Predictor
+    import prime_xmc.api
+    import prime_xmc.export.predictor
 
-__all__ = ["load"]
+__all__ = ["load", "train"]
 __version__ = version("prime_xmc")
 
 # A training step touches GBs of fresh memory, a fault for each 4 KB page of it: huge pages spare a tenth of its time.
@@ -16,8 +18,20 @@ __version__ = version("prime_xmc")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def load(folder: str | Path, **options: Any) -> "Predictor":
+def load(folder: str | Path, **options: Any) -> "prime_xmc.export.predictor.Predictor":
     """Open an exported model, `<run>/model`; arguments and errors are those of `Predictor.load`."""
     from prime_xmc.export.predictor import Predictor  # torch and transformers take seconds to import
 
     return Predictor.load(folder, **options)
+
+
+def train(overrides: Sequence[str] = (), **settings: Any) -> "prime_xmc.api.TrainedRun":
+    """Train as `python -m prime_xmc.train` does; arguments and errors are those of `prime_xmc.api.train`.
+
+    Example:
+        trained = prime_xmc.train(["dataset=custom"], **{"dataset.dir": "my_data", "dataset.lr": 1e-4})
+        trained.metrics["test/P@1"], prime_xmc.load(trained.run_dir / "model")
+    """
+    from prime_xmc.api import train
+
+    return train(overrides, **settings)

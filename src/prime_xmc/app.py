@@ -1,44 +1,34 @@
-"""Where the configuration files are, and entry points that say what is wrong with a command line."""
+"""The Hydra app that all entry points are: resolvers, what becomes of errors, and run folders of mistyped commands."""
 
-import argparse
-import difflib
+import importlib
 import importlib.util
+import logging
+import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
-from hydra.errors import (
-    CompactHydraException,
-    ConfigCompositionException,
-    HydraException,
-    InstantiationException,
-    MissingConfigException,
-)
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
+from hydra.errors import CompactHydraException, ConfigCompositionException, HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from prime_xmc.command_line.arguments import UnknownOptionError, prepare, prepare_settings
+from prime_xmc.command_line.checks import OPTIONAL_GROUPS, check_groups, check_values
+from prime_xmc.command_line.messages import composition_message, dotted, option_message, user_message
+from prime_xmc.command_line.migration import add_keys, update_targets, wrap_logger
+from prime_xmc.command_line.usage import help_of
+from prime_xmc.conf_files import config_dir, entries, groups
 
-def config_dir() -> Path:
-    """Return the folder of the configuration files: in the package where a wheel put it, in the clone otherwise.
-
-    Raises:
-        FileNotFoundError: neither has it.
-    """
-    package = Path(__file__).resolve().parent
-    candidates = (package / "conf", package.parents[1] / "conf")
-    for candidate in candidates:
-        if (candidate / "train.yaml").is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"no configuration files: expected train.yaml in {candidates[0]} (an installed wheel) or in {candidates[1]} "
-        "(a clone). Install prime_xmc from its wheel, or from a complete clone with `pip install -e .`."
-    )
+PACKAGE = __name__.partition(".")[0]
+FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable that asks for complete tracebacks
 
 
 def package_folder(location: str) -> str:
@@ -79,35 +69,6 @@ def default_free_vectors(num_labels: int) -> int:
     return free_vectors(num_labels)
 
 
-# Where version 0.1.0 had what a configuration names by `_target_`: run folders of that version can be run again.
-_MOVED = {
-    "prime_xmc.callbacks.": "prime_xmc.training.callbacks.",
-    "prime_xmc.checkpoints.": "prime_xmc.training.checkpoints.",
-    "prime_xmc.model.optimizers.": "prime_xmc.training.optimizers.",
-    "prime_xmc.sweeps.": "prime_xmc.training.sweeps.",
-    "prime_xmc.tracking.": "prime_xmc.training.tracking.",
-}
-
-
-def update_targets(config: DictConfig) -> None:
-    """Let each `_target_` of version 0.1.0 name the place where the object is now; the configuration is changed."""
-    for node in _nodes(config):
-        if isinstance(node, DictConfig) and isinstance(target := node.get("_target_"), str):
-            for old, new in _MOVED.items():
-                if target.startswith(old):
-                    with open_dict(node):
-                        node["_target_"] = new + target.removeprefix(old)
-
-
-def _nodes(node: Any) -> Iterator[DictConfig | ListConfig]:
-    """Yield all dictionaries and lists of a configuration; interpolations and missing values are left alone."""
-    if isinstance(node, DictConfig | ListConfig) and not node._is_none() and not node._is_missing():
-        yield node
-        keys = list(node) if isinstance(node, DictConfig) else range(len(node))
-        for key in keys:
-            yield from _nodes(node._get_node(key))
-
-
 # replace: a test process imports this module afresh for another copy of the package
 OmegaConf.register_new_resolver("package", package_folder, replace=True)
 OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
@@ -115,158 +76,272 @@ OmegaConf.register_new_resolver("free_vectors", default_free_vectors, replace=Tr
 OmegaConf.register_new_resolver("half", lambda number: None if number is None else number // 2, replace=True)
 
 
-def run_app(task: Callable[[DictConfig], Any], name: str) -> None:
-    """Run `task` with the configuration that conf/<name>.yaml and the command line make, under Hydra.
+def _job_folder(*, _root_: DictConfig) -> str:
+    """Return what `training.sweeps.job_folder` does; that module takes the place of this when it is imported."""
+    return importlib.import_module("prime_xmc.training.sweeps").job_folder(_root_=_root_)
+
+
+if not OmegaConf.has_resolver("job_folder"):  # asked for before a job, and with it that module, is started
+    OmegaConf.register_new_resolver("job_folder", _job_folder)
+
+
+def run_app(task: str | Callable[[DictConfig], Any], name: str) -> None:
+    """Run a task with the configuration that conf/<name>.yaml and the command line make, under Hydra.
 
     An error that the user can mend ends with its message alone, an unknown key or option with a hint after Hydra's own
-    words; both exit with status 1. `HYDRA_FULL_ERROR=1` shows the complete traceback instead.
+    words; both exit with status 1, a malformed command line with status 2. `HYDRA_FULL_ERROR=1` shows complete
+    tracebacks instead.
 
     Args:
-        task: takes the composed configuration; what it returns is the objective that a Hydra sweeper optimises.
-        name: the entry point: its module in this package, its configuration file and Hydra's name of the job.
+        task: Function, or "module:function", which is imported when a job starts. It takes the composed configuration;
+            what it returns is the objective that a Hydra sweeper optimises.
+        name: Entry point: its module in this package, its configuration file and Hydra's name of the job.
     """
-
-    def job(config: DictConfig) -> Any:
-        try:
-            update_targets(config)
-            return task(config)
-        except Exception as error:
-            message = user_message(error)
-            if message is None:
-                raise
-            raise CompactHydraException(message) from error  # the one kind that Hydra prints without a traceback
-
-    job.__module__ = f"{__package__}.{name}"  # Hydra names the job after it
     configs = config_dir()
-    sys.argv[1:] = expand_globs(sys.argv[1:], configs)
+    _answer_at_once(name, configs)
+    try:
+        short_model = any(entry.key == "model.dir" for entry in entries(configs / f"{name}.yaml"))
+        sys.argv[1:] = prepare(sys.argv[1:], name, configs, short_model=short_model)
+    except UnknownOptionError as error:
+        sys.stderr.write(f"{option_message(error, known_keys(name))}\n")
+        sys.exit(2)
+    if os.getcwd() not in sys.path and not sys.flags.safe_path:
+        sys.path.append(os.getcwd())  # where `python -m` finds modules, so that console scripts find them too
+    complete = os.environ.get(FULL_ERROR) == "1"
+    failures: list[str] = []
+    job = _make_job(task, name, complete, failures)
     app = hydra.main(version_base="1.3", config_path=str(configs), config_name=name)(job)
     try:
-        app()
-    except SystemExit as exit_:
-        # Hydra exits while it handles the error that it has printed, which Python keeps as the context.
-        if isinstance(exit_.__context__, ConfigCompositionException):
-            sys.stderr.write(f"\n{hint(exit_.__context__, configs, name)}\n")
-        raise
+        with _environment(FULL_ERROR, "1"):  # Hydra raises what it would otherwise print
+            app()
+    except Exception as error:
+        if complete:
+            raise
+        failures.append(_explained(error, name))
+    if failures:
+        sys.stderr.write("".join(f"{failure}\n" for failure in failures))
+        sys.exit(1)
 
 
 def compose(name: str, overrides: list[str]) -> DictConfig:
     """Return the configuration that conf/<name>.yaml and overrides make, within an entry point or without one."""
-    if GlobalHydra.instance().is_initialized():
-        return hydra.compose(name, overrides)
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        return hydra.compose(name, overrides)
+    return _compose(name, prepare_settings(overrides, name, config_dir()))
 
 
-def expand_model(arguments: list[str]) -> list[str]:
-    """Return command line arguments with `model.dir=` for `model=`, which Hydra would take for the choice of a group.
+@contextmanager
+def own_configs() -> Iterator[None]:
+    """Let Hydra compose from the files of this package, within a Hydra application or without one."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before  # not the instance of before, of which Hydra has made a copy
 
-    In training, it is one: conf/model/ has the options.
-    """
-    prefix = "model="
-    return [f"model.dir={a.removeprefix(prefix)}" if a.startswith(prefix) else a for a in arguments]
 
-
-def expand_globs(arguments: list[str], configs: Path) -> list[str]:
-    """Return a command line in which each `group=glob(...)` is the list of the options that it matches.
-
-    Hydra's own glob sees the files of one folder, and not every sweeper knows it. Patterns here are a shell's, over all
-    files of the group: `table6/*` are those of a folder, `**/*` all of them.
+def update_config(config: DictConfig, name: str = "train") -> None:
+    """Bring a configuration of an earlier version, such as that of a run folder, up to this one; it is changed.
 
     Args:
-        arguments: The command line, without the program.
-        configs: The folder of the configuration files; a folder given by --config-dir adds to it.
+        config: The configuration.
+        name: Entry point that it is of.
+    """
+    update_targets(config)
+    wrap_logger(config)
+    with own_configs():
+        add_keys(config, hydra.compose(name, ["dataset=custom"] if "dataset" in config else []))
+
+
+def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> None:
+    """Bring a composed configuration up to date and check what was set by hand, before anything is done with it.
+
+    Args:
+        config: The configuration; it is changed where it is of an earlier version, or lacks a group that may be absent.
+        hydra_config: Hydra's part of it.
+        name: Entry point that it is of.
 
     Raises:
-        SystemExit: If a pattern matches nothing, with the options that there are.
+        ValueError: If a needed group was left out, or a value is of the wrong type or out of bounds.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", type=Path)
-    more = parser.parse_known_args(arguments)[0].config_dir
-    folders = [configs] if more is None else [configs, more]
-    return [_expand_glob(argument, folders) if "glob(" in argument else argument for argument in arguments]
+    configs = config_dir()
+    (main,) = [source.path for source in hydra_config.runtime.config_sources if source.provider == "main"]
+    if Path(main) == configs:
+        known = [group.name for group in groups(configs / f"{name}.yaml")]
+        check_groups(config, known)
+        with open_dict(config):
+            for group in {*known, *OPTIONAL_GROUPS} & {"logger", "callbacks"} - {str(key) for key in config}:
+                if group in known:
+                    config[group] = None if group == "logger" else {}
+    else:
+        update_config(config, name)
+    chosen = {str(group).partition("@")[0] for group in hydra_config.runtime.choices}
+    overrides = OverridesParser.create().parse_overrides([str(each) for each in hydra_config.overrides.task])
+    settings = [each for each in overrides if each.key_or_group not in chosen and not each.is_delete()]
+    if settings:
+        choices = [str(each.input_line) for each in overrides if each.key_or_group in chosen]
+        reference = _compose(hydra_config.job.config_name, choices)
+    else:
+        reference = config
+    check_values(config, reference, [each.key_or_group for each in settings])
 
 
-def _expand_glob(argument: str, folders: list[Path]) -> str:
-    try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException:  # Hydra will say so
-        return argument
-    glob, group = override.value(), override.key_or_group
-    if not isinstance(glob, Glob) or not any((folder / group).is_dir() for folder in folders):
-        return argument
-
-    def options(patterns: list[str]) -> set[str]:
-        groups = [folder / group for folder in folders]
-        found = ((root, path) for root in groups for pattern in patterns for path in root.glob(f"{pattern}.yaml"))
-        return {path.relative_to(root).with_suffix("").as_posix() for root, path in found}
-
-    matching = options(glob.include) - options(glob.exclude)
-    if not matching:
-        there = "\n\t".join(sorted(options(["**/*"])))
-        sys.exit(f"{argument} matches no option of '{group}', which has\n\t{there}")
-    return f"{override.get_key_element()}={','.join(sorted(matching))}"
+def _compose(name: str, overrides: list[str]) -> DictConfig:
+    """Return what the running application or, without one, this package has under a name."""
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose(name, overrides)
+    with own_configs():
+        return hydra.compose(name, overrides)
 
 
-def user_message(error: Exception) -> str | None:
-    """Return what to tell the user about an error of bad input, None for any other error (a defect).
+def _answer_at_once(name: str, configs: Path) -> None:
+    """Print help or version, if that is what was asked for, and exit."""
+    arguments = sys.argv[1:]
+    if {"--help", "-h"} & {*arguments} and "--hydra-help" not in arguments:
+        script = Path(sys.argv[0])
+        program = f"python -m {PACKAGE}.{name}" if script.suffix == ".py" else script.name
+        sys.stdout.write(help_of(name, configs, program))
+        sys.exit(0)
+    if "--version" in arguments:
+        from prime_xmc import __version__
 
-    Bad input is a mandatory key without a value, and a ValueError or FileNotFoundError that this package itself raises;
-    the place is named too, because NumPy's compiled code raises ValueError from our lines for what is our mistake.
-    """
-    if isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} has no value: add {error.full_key}=... to the command line"
-    if isinstance(error, ValueError | FileNotFoundError):
-        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-        if (frame.f_globals["__package__"] or "").split(".")[0] == __package__:
-            return f"{error}\n(raised in {frame.f_code.co_filename}, line {line})"
-    return None
+        sys.stdout.write(f"{PACKAGE} {__version__}\n")
+        sys.exit(0)
 
 
-def hint(error: ConfigCompositionException, configs: Path, name: str) -> str:
-    """Return a line that names the keys or options nearest to those that Hydra did not find.
+def _make_job(
+    task: str | Callable[[DictConfig], Any], name: str, complete: bool, failures: list[str]
+) -> Callable[[DictConfig], Any]:
+    """Return what Hydra runs for each configuration.
 
     Args:
-        error: what Hydra raised while it composed the configuration.
-        configs: the folder of the configuration files.
-        name: the configuration's name, without .yaml.
+        task: Function, or "module:function".
+        name: Entry point.
+        complete: Whether errors are shown with complete tracebacks.
+        failures: Gets what to print about the error of a single run, which Hydra would print with words of its own.
     """
-    if str(getattr(error, "missing_cfg_file", "")).startswith("hydra/"):
-        return "hint: sweepers and launchers other than Hydra's basic ones come with pip install 'prime_xmc[sweeps]'"
-    if isinstance(error, MissingConfigException):
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        near = [f"{group}={found}" for found in difflib.get_close_matches(option, error.options or ())]
-    elif isinstance(error.__cause__, ConfigKeyError | ConfigAttributeError):
-        near = [f"{found}=" for found in _nearest(str(error.__cause__.full_key), _keys(configs, name))]
-    else:
-        near = []
-    question = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"hint: {question}`--cfg job` prints all keys with their values, `--help` all groups with their options"
+
+    def job(config: DictConfig) -> Any:
+        folder = _RunFolder()
+        _follow_streams()
+        with _environment(FULL_ERROR, "1" if complete else None):  # as it was, for processes that the job starts
+            try:
+                check_config(config, OmegaConf.structured(HydraConfig.get()), name)
+                if isinstance(task, str):
+                    module, _, function = task.partition(":")
+                    return getattr(importlib.import_module(module), function)(config)
+                return task(config)
+            except Exception as error:
+                message = None if complete else user_message(error)
+                explained = message or "".join(traceback.format_exception(error)).rstrip()
+                if HydraConfig.get().mode is RunMode.MULTIRUN:
+                    if message is None:
+                        raise
+                    raise CompactHydraException(message) from error
+                folder.log(explained)
+                if complete:
+                    raise
+                if message is not None:
+                    folder.remove_if_unused()
+                failures.append(explained)
+                return None
+
+    job.__module__ = f"{PACKAGE}.{name}"  # Hydra names the job after it
+    return job
 
 
-def _keys(configs: Path, name: str) -> list[str]:
-    """Return the groups and the dotted keys of a configuration as it is without overrides."""
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(configs)):
+class _CurrentStream:
+    """Standard output or error as it is at the time of writing, which a progress bar replaces while it is drawn."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def write(self, text: str) -> int:
+        return getattr(sys, self.name).write(text)
+
+    def flush(self) -> None:
+        getattr(sys, self.name).flush()
+
+
+def _follow_streams() -> None:
+    """Let the lines of the log appear above a progress bar rather than behind it."""
+    for handler in logging.getLogger().handlers:
+        for name in ("stdout", "stderr"):
+            if isinstance(handler, logging.StreamHandler) and handler.stream is getattr(sys, name):
+                handler.setStream(_CurrentStream(name))
+
+
+class _RunFolder:
+    """The folder that Hydra has made for the job that is running."""
+
+    def __init__(self) -> None:
+        config = HydraConfig.get()
+        self.path = Path(config.runtime.output_dir)
+        self.log_name = f"{config.job.name}.log"
+        self.subfolder = config.output_subdir
+        logs = self.path / self.log_name
+        self.own = (self.subfolder, self.log_name, "run.lock")
+        self.is_new = (
+            self.subfolder is not None
+            and self.path != Path.cwd()
+            and {entry.name for entry in self.path.iterdir()} <= {*self.own}
+            and not (logs.is_file() and logs.stat().st_size)
+        )
+
+    def log(self, message: str) -> None:
+        """Write an error to the log in the folder; the terminal shows it anyway."""
+        record = logging.LogRecord(PACKAGE, logging.ERROR, "", 0, message, None, None)
+        for handler in self._handlers():
+            handler.handle(record)
+
+    def remove_if_unused(self) -> None:
+        """Remove the folder, and empty ones above it, if it was new and nothing has been written to it since."""
+        if not self.is_new:
+            return
+        for path in self.path.rglob("*"):
+            inside = path.relative_to(self.path).parts[0]
+            if not path.is_dir() and inside not in self.own:
+                return
+        for handler in self._handlers():
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+        shutil.rmtree(self.path)
+        with suppress(OSError):  # the first one that is not empty
+            for parent in self.path.parents:
+                if not parent.is_relative_to(Path.cwd()) or parent == Path.cwd():
+                    break
+                parent.rmdir()
+
+    def _handlers(self) -> list[logging.FileHandler]:
+        handlers = [each for each in logging.getLogger().handlers if isinstance(each, logging.FileHandler)]
+        return [each for each in handlers if Path(each.baseFilename).parent == self.path]
+
+
+def _explained(error: Exception, name: str) -> str:
+    """Return what to print about an error that has left Hydra."""
+    if isinstance(error, ConfigCompositionException | OverrideParseException):
+        return composition_message(error, known_keys(name))
+    if isinstance(error, HydraException):
+        return str(error)
+    return user_message(error) or "".join(traceback.format_exception(error)).rstrip()
+
+
+@contextmanager
+def _environment(variable: str, value: str | None) -> Iterator[None]:
+    """Set or unset an environment variable for a while."""
+    before = os.environ.pop(variable, None)
+    if value is not None:
+        os.environ[variable] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(variable, None)
+        if before is not None:
+            os.environ[variable] = before
+
+
+def known_keys(name: str) -> list[str]:
+    """Return the groups and the dotted keys of an entry point's configuration as it is without overrides."""
+    with own_configs():
         composed = OmegaConf.to_container(hydra.compose(config_name=name), resolve=False)
-    groups = [folder.name for folder in configs.iterdir() if folder.is_dir()]
-    return sorted({*groups, *_dotted(composed, "")})
-
-
-def _dotted(node: Any, prefix: str) -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, child in node.items():
-            yield f"{prefix}{key}"
-            yield from _dotted(child, f"{prefix}{key}.")
-
-
-def _nearest(wanted: str, keys: list[str]) -> list[str]:
-    """Return up to three keys that look like `wanted`, as a whole or in their last part, the nearest first."""
-
-    def likeness(key: str) -> tuple[float, float]:
-        whole = difflib.SequenceMatcher(None, wanted, key).ratio()
-        last = difflib.SequenceMatcher(None, wanted.rpartition(".")[2], key.rpartition(".")[2]).ratio()
-        return max(whole, last), whole
-
-    near = [key for key in keys if likeness(key)[0] >= 0.6]
-    return sorted(near, key=likeness, reverse=True)[:3]
+    return sorted({*(group.name for group in groups(config_dir() / f"{name}.yaml")), *dotted(composed)})

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from prime_xmc.data.corpus import Corpus
@@ -19,6 +21,7 @@ from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import use_classifiers
 from prime_xmc.model.encoder_folder import Prompts, resolve_prompts
+from prime_xmc.training.debugging import check_profiler, make_profiler
 from prime_xmc.training.module import PrimeModule
 
 logger = logging.getLogger(__name__)
@@ -293,13 +296,13 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
         seed=config.seed,
         make_bank=make_bank,
         callbacks=method_callbacks(config),
-        zero_banks=config.callbacks.get("initialise") is None,
+        zero_banks=(config.get("callbacks") or {}).get("initialise") is None,
     ).train()  # pre-trained encoders come in eval mode, and Lightning keeps it
 
 
 def method_callbacks(config: DictConfig) -> list[Any]:
     """Make the callbacks that belong to the method, which modules bring along: any Trainer needs them."""
-    chosen = (config.callbacks.get(name) for name in _METHOD)
+    chosen = ((config.get("callbacks") or {}).get(name) for name in _METHOD)
     return [instantiate(callback, _convert_="all") for callback in chosen if callback is not None]
 
 
@@ -308,12 +311,56 @@ def make_trainer(config: DictConfig, first: Sequence[Any] = (), last: Sequence[A
 
     The callbacks that belong to the method are left out, since the module brings them.
     """
-    others = {name: callback for name, callback in config.callbacks.items() if name not in _METHOD}
+    others = {name: callback for name, callback in (config.get("callbacks") or {}).items() if name not in _METHOD}
     configured = [instantiate(callback, _convert_="all") for callback in others.values() if callback is not None]
+    loggers = make_loggers(config.get("logger"))
+    needless: list[type] = []
+    if config.trainer.get("enable_progress_bar") is False:
+        needless.append(ProgressBar)
+    if not loggers:
+        needless.append(LearningRateMonitor)
+    configured = [callback for callback in configured if not isinstance(callback, tuple(needless))]
+    checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in configured)
     return instantiate(
         config.trainer,
         callbacks=[*first, *configured, *last],
-        logger=instantiate(config.logger) if config.logger else False,
+        logger=loggers or False,
+        # otherwise Lightning adds a bar and a checkpoint of its own where callbacks.progress or checkpoint is null
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in configured),
+        enable_checkpointing=checkpoints and config.trainer.get("enable_checkpointing") is not False,
+        profiler=make_profiler(config.trainer.get("profiler"), Path(config.run_dir)),
+        default_root_dir=str(config.run_dir),
+        _convert_="all",
+    )
+
+
+def make_loggers(config: DictConfig | None) -> list[Any]:
+    """Make the loggers of a configuration: those of its keys that say by `_target_` what they are."""
+    children = [] if config is None else [child for child in config.values() if isinstance(child, DictConfig)]
+    return [instantiate(child, _convert_="all") for child in children if "_target_" in child]
+
+
+def check_settings(config: DictConfig) -> None:
+    """Make what needs no data once, so that settings which do not fit end a run before its data are prepared.
+
+    Raises:
+        InstantiationException: If one does not fit.
+        ValueError: If the machine has no GPU but one is asked for, or the profiler is unknown.
+    """
+    for key in ("loss", "index"):
+        if config.get(key) is not None:
+            instantiate(config[key], _convert_="all")
+    check_profiler(config.trainer.get("profiler"))
+    if config.trainer.accelerator == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+        raise ValueError(
+            "trainer.accelerator=gpu: torch finds no GPU here. Take trainer=cpu, or install torch for the GPU"
+        )
+    instantiate(
+        config.trainer,
+        logger=False,
+        profiler=None,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
         default_root_dir=str(config.run_dir),
         _convert_="all",
     )

@@ -1,21 +1,11 @@
 """`python -m prime_xmc.evaluate`: metrics of a model, or of any tool's predictions, on the test split."""
 
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from prime_xmc.app import expand_model, run_app
-from prime_xmc.assemble import load_scorer, model_corpus, open_corpus, raw_test_queries
-from prime_xmc.data.propensity import inverse_propensity
-from prime_xmc.evaluation.metrics import evaluate
-from prime_xmc.evaluation.predictions import save_predictions
-from prime_xmc.evaluation.rank import rank_split
-from prime_xmc.evaluation.rankings import read_rankings
-from prime_xmc.evaluation.table import describe_unlabelled, print_notes, print_table
-from prime_xmc.files import write_json
-from prime_xmc.printing import unfailing_output
+from prime_xmc.app import run_app
 
 
 def run(config: DictConfig) -> dict[str, float]:
@@ -28,6 +18,17 @@ def run(config: DictConfig) -> dict[str, float]:
         FileNotFoundError: If model, predictions or raw files are missing.
         ValueError: If not exactly one of model and predictions is given, or what is given is not of this data set.
     """
+    # here, because the help need not wait for torch
+    from prime_xmc.assemble import load_scorer, model_corpus, open_corpus, raw_test_queries
+    from prime_xmc.data.propensity import inverse_propensity
+    from prime_xmc.evaluation.metrics import evaluate
+    from prime_xmc.evaluation.predictions import save_predictions
+    from prime_xmc.evaluation.rank import rank_split
+    from prime_xmc.evaluation.rankings import read_rankings
+    from prime_xmc.evaluation.table import describe_unlabelled, print_notes, print_table
+    from prime_xmc.files import write_json
+    from prime_xmc.printing import unfailing_output
+
     if (config.model.dir is None) == (config.predictions is None):
         given = "neither" if config.model.dir is None else "both"
         raise ValueError(f"expected one of model=<run>/model and predictions=<file>, got {given}")
@@ -62,8 +63,7 @@ def run(config: DictConfig) -> dict[str, float]:
 
 def main() -> None:
     """Run the entry point with the command line's configuration."""
-    sys.argv[1:] = expand_model(sys.argv[1:])
-    run_app(run, "evaluate")
+    run_app("prime_xmc.evaluate:run", "evaluate")
 
 
 if __name__ == "__main__":

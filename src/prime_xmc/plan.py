@@ -8,13 +8,15 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from prime_xmc.app import run_app
-from prime_xmc.files import write_json
-from prime_xmc.planning.run_plan import TABLE_WIDTH, plan, show
-from prime_xmc.printing import unfailing_output
 
 
 def run(config: DictConfig) -> dict[str, Any]:
     """Plan the run of a configuration, print the plan and write it where asked."""
+    # here, because the help need not wait for torch
+    from prime_xmc.files import write_json
+    from prime_xmc.planning.run_plan import TABLE_WIDTH, plan, show
+    from prime_xmc.printing import unfailing_output
+
     planned = plan(config)
     if config.output is not None:
         write_json(Path(config.output).expanduser(), planned)
@@ -25,7 +27,7 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 def main() -> None:
     """Run the entry point with the command line's configuration."""
-    run_app(run, "plan")
+    run_app("prime_xmc.plan:run", "plan")
 
 
 if __name__ == "__main__":

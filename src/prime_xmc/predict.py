@@ -8,11 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from prime_xmc.app import expand_model, run_app
-from prime_xmc.assemble import load_scorer
-from prime_xmc.export.answers import counting, open_output, to_json
-from prime_xmc.export.predictor import SHOW_PROGRESS
-from prime_xmc.export.queries import TextFields, open_input, read_queries
+from prime_xmc.app import run_app
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +20,12 @@ def run(config: DictConfig) -> None:
         FileNotFoundError: If there is no such model or input.
         ValueError: If the input cannot be read, or a setting is out of range.
     """
+    # here, because the help need not wait for torch
+    from prime_xmc.assemble import load_scorer
+    from prime_xmc.export.answers import counting, open_output, to_json
+    from prime_xmc.export.predictor import SHOW_PROGRESS
+    from prime_xmc.export.queries import TextFields, open_input, read_queries
+
     if config.chunk < 1:
         raise ValueError(f"expected chunk of at least 1 query, got {config.chunk}")
     source = None if config.input is None else Path(config.input).expanduser()
@@ -62,8 +64,7 @@ def _names(text_field: object) -> tuple[str, ...]:
 
 def main() -> None:
     """Run the entry point with the command line's configuration."""
-    sys.argv[1:] = expand_model(sys.argv[1:])
-    run_app(run, "predict")
+    run_app("prime_xmc.predict:run", "predict")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor
 from prime_xmc.app import compose
 from prime_xmc.assemble import (
     announce,
+    check_settings,
     fit_second_stage,
     fit_to_data,
     load_predictor,
@@ -37,6 +38,7 @@ from prime_xmc.printing import unfailing_output
 from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.classifier_module import ClassifierModule
 from prime_xmc.training.continuation import ContinuedRun, check_origin, origin, read_origin
+from prime_xmc.training.debugging import mark_debugging
 from prime_xmc.training.interruption import SaveWhenInterrupted, how_to_continue, interruptible
 from prime_xmc.training.module import PrimeModule
 from prime_xmc.training.query_embeddings import embed, embed_training_queries
@@ -85,6 +87,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
     explain = partial(how_to_continue, run_dir, checkpoint, started=started)
     with unfailing_output(), claimed(run_dir) as claim, interruptible(explain):
+        check_settings(config)
         record_configuration(config, run_dir)
         continued = None if config.ckpt_path is None else Path(config.ckpt_path).absolute()
         recorded = None if continued is None else read_origin(continued)
@@ -119,24 +122,42 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
             metrics |= trainer.test(module, datamodule=data, verbose=False)[0]
         record.enter(None)
         metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
+        metrics |= mark_debugging(config)
         if trainer.is_global_zero:
             update_metrics(run_dir / "model", metrics)
             if module.test_predictions is not None:
                 save_predictions(run_dir / "predictions.npz", *module.test_predictions)
             show_prototypes(metrics, run_dir)
-            if config.classify is not None:
-                metrics |= second_stage(config, run_dir)
+            second = classify_settings(config)
+            if second is not None:
+                metrics |= second_stage(config, second, run_dir)
             write_json(run_dir / METRICS, metrics)  # last: it says that the run is finished
     return TrainedPrototypes(metrics, module, data, trainer)
 
 
-def second_stage(config: DictConfig, run_dir: Path) -> dict[str, float]:
+def classify_settings(config: DictConfig) -> list[str] | None:
+    """Return the settings of the second stage of a run; None: it has none.
+
+    `classify` is true or false. As in version 0.1.0, it may also be the list of the settings, or null for none.
+    """
+    classify = config.get("classify")
+    if classify is None or classify is False:
+        return None
+    return [str(setting) for setting in (config.classify_settings if classify is True else classify)]
+
+
+def second_stage(config: DictConfig, settings: list[str], run_dir: Path) -> dict[str, float]:
     """Train one-vs-all classifiers on the exported model of a run, in its folder classify/.
+
+    Args:
+        config: Configuration of the run.
+        settings: Settings of the second stage.
+        run_dir: Folder of the run.
 
     Returns:
         The metrics of the classifiers and of the ensemble, how many epochs they took and how long.
     """
-    stage = compose("classify", list(config.classify))
+    stage = compose("classify", settings)
     stage.dataset = OmegaConf.to_container(config.dataset, resolve=True)
     stage.model.dir = str(run_dir / "model")
     stage.run_dir = str(run_dir / "classify")
@@ -206,6 +227,7 @@ def _train_classifiers(config: DictConfig) -> TrainedClassifiers:
     run_dir, model = Path(config.run_dir), Path(config.model.dir).expanduser()
     explain = partial(how_to_continue, run_dir, None, started=time.time())
     with unfailing_output(), claimed(run_dir) as claim, interruptible(explain):
+        check_settings(config)
         record = RunHistory()
         predictor = load_predictor(config)
         data = make_classifier_data(config, predictor)
@@ -240,6 +262,7 @@ def _train_classifiers(config: DictConfig) -> TrainedClassifiers:
         metrics = _evaluate_scorers(config, run_dir, predictor, module, data, prototypes, classifiers.cpu())
         record.enter(None)
         metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
+        metrics |= mark_debugging(config)
         write_json(run_dir / METRICS, metrics)
         show_classifiers(metrics, run_dir)
     return TrainedClassifiers(metrics, module, data)

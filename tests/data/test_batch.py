@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prime_xmc.data.batch import BatchBuilder, TextChunks, mask, membership, pack
+from prime_xmc.data.batch import BatchBuilder, SameBatches, TextChunks, mask, membership, pack
 from prime_xmc.data.corpus import Ragged, Split
 from prime_xmc.data.sampling import draw_positives
 
@@ -205,3 +205,12 @@ class TestTexts:
 
     def test_no_text(self):
         assert list(TextChunks(make_texts(3, 100), np.empty(0, dtype=np.int64), 4)) == []
+
+
+def test_the_same_batches_are_those_of_the_items_by_number():
+    builder = make_builder([[0, 1], [2], [3]])
+    items = [(np.array([0, 2]), np.array([[1], [3]])), (np.array([1]), np.array([[2]]))]
+    batches = SameBatches(builder, items)
+    assert len(batches) == 2
+    assert batches[0].query_ids.tolist() == [0, 2]
+    assert batches[1].label_ids.tolist() == [2]

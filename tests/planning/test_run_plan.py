@@ -13,7 +13,7 @@ from prime_xmc.stages import train_prototypes
 def test_files_are_as_large_as_planned(configure, tmp_path):
     """Of a run of two steps: what it prepares, caches, saves and exports."""
     settings = ["trainer.max_steps=2", f"run_dir={tmp_path}/run", f"cache_dir={tmp_path}/cache"]
-    progress = ["callbacks.progress=null", "+trainer.enable_progress_bar=false"]
+    progress = ["callbacks.progress=null"]
     train_prototypes(configure(*settings, *progress, name="train"))
     planned = plan(configure(*settings, "probe_steps=0"))
     (embeddings,) = (tmp_path / "cache").glob("embeddings-*")

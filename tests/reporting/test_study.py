@@ -1,12 +1,17 @@
+import json
+
 import numpy as np
 import pytest
 
-from prime_xmc.data.corpus import Ragged
+from prime_xmc.data.corpus import Corpus, Ragged
+from prime_xmc.data.preparation import prepare
+from prime_xmc.data.raw import RawFiles
+from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.evaluation.metrics import SHOWN
 from prime_xmc.evaluation.predictions import load_predictions, save_predictions
 from prime_xmc.reporting.configurations import group_runs
 from prime_xmc.reporting.run_folders import find_runs, read_runs
-from prime_xmc.reporting.study import make_studies, make_study
+from prime_xmc.reporting.study import make_studies, make_study, query_texts
 
 
 def group(folder, *cache_dirs):
@@ -133,3 +138,23 @@ class TestBaseline:
         message = r"(?s)baseline=nothing is no configuration.*batch_size=64\n  batch_size=128"
         with pytest.raises(ValueError, match=message):
             self.chosen(runs_dir, cache_dir, "nothing")
+
+
+def test_texts_of_a_test_split_that_was_split_off_come_from_the_training_file(tmp_path, tiny_encoder_dir):
+    titles = [f"query {row}" for row in range(30)]
+    records = {
+        "trn": [{"uid": str(row), "title": title, "target_ind": [row % 3]} for row, title in enumerate(titles)],
+        "lbl": [{"uid": f"l{row}", "title": f"label {row}"} for row in range(3)],
+    }
+    for name, lines in records.items():
+        (tmp_path / f"{name}.json").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    directory = prepare(
+        RawFiles(tmp_path, "own", num_test=6),
+        load_tokenizer(str(tiny_encoder_dir)).backend_tokenizer,
+        tokenizer_name="tiny",
+        pad_token_id=0,
+        max_length=16,
+        cache_dir=tmp_path / "cache",
+    )
+    corpus = Corpus.open(directory)
+    assert query_texts(corpus, [0, 5]) == {0: titles[corpus.test_rows[0]], 5: titles[corpus.test_rows[5]]}

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
+from prime_xmc.assemble import make_loggers
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.tracking import (
     LogHistograms,
@@ -47,7 +48,6 @@ def overrides(toy_settings, tmp_path_factory) -> list[str]:
         "trainer.max_epochs=2",
         "trainer.precision=32-true",
         "callbacks.progress=null",
-        "+trainer.enable_progress_bar=false",
         "trainer.log_every_n_steps=5",
         "callbacks.histograms.every_n_steps=5",
         f"cache_dir={tmp_path_factory.mktemp('cache')}",
@@ -208,8 +208,8 @@ def test_a_continued_run_continues_its_wandb_run(sweep, compose, monkeypatch):
         monkeypatch.setenv(name, "set by the logger")
     checkpoint = folder / "margins" / "0" / "checkpoints" / "last.ckpt"
     config = compose("logger=wandb", "run_dir=elsewhere", f"ckpt_path={checkpoint}")
-    assert instantiate(config.logger).version == good.run.run_id
-    assert instantiate(compose("logger=wandb", "run_dir=elsewhere").logger).version is None
+    assert instantiate(config.logger.wandb).version == good.run.run_id
+    assert instantiate(compose("logger=wandb", "run_dir=elsewhere").logger.wandb).version is None
 
 
 def test_names_tell_what_sets_a_run_apart():
@@ -243,6 +243,22 @@ def test_choosing_wandb_brings_its_callbacks_and_keeps_the_others(compose):
     assert isinstance(instantiate(callbacks.predictions), LogPredictions)
     assert instantiate(callbacks.histograms).margin == (0.1, 0.3)
     assert "wandb" not in compose("run_dir=run").callbacks
+
+
+def test_several_loggers_stand_beside_each_other(compose, monkeypatch, tmp_path):
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, "set by the logger")
+    run_dir = f"run_dir={tmp_path}"
+    config = compose("logger=[csv,tensorboard,wandb]", run_dir, "logger.project=mine", "logger.name=one")
+    assert [type(each).__name__ for each in make_loggers(config.logger)] == [
+        "CSVLogger",
+        "TensorBoardLogger",
+        "WandbLogger",
+    ]
+    assert config.logger.wandb.project == "mine"
+    assert (config.logger.wandb.name, config.logger.csv.name) == ("one", "csv")
+    assert compose("logger=wandb", run_dir, "logger.offline=false").logger.wandb.offline is False
+    assert make_loggers(None) == []
 
 
 def test_a_loss_without_margin_has_no_histogram_of_margins(compose):

@@ -187,6 +187,26 @@ class BatchBuilder(Dataset):
         return MoreQueries(pack(self.queries.tokens, ids), torch.from_numpy(rows), pair_labels)
 
 
+class SameBatches(Dataset):
+    """Batches of one epoch by number, for loaders that serve the same ones in every epoch: `trainer.overfit_batches`.
+
+    Args:
+        builder: Builds a batch.
+        items: What the sampler yields in the epoch.
+    """
+
+    def __init__(self, builder: BatchBuilder, items: list[tuple[np.ndarray, np.ndarray]]):
+        self.builder = builder
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> Batch:
+        """Build the batch of a number."""
+        return self.builder[self.items[number]]
+
+
 class TextChunks(Dataset):
     """All texts of a token store (or some of them) in chunks of equal number, for encoding without gradient.
 

@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from prime_xmc.data.batch import BatchBuilder, LossPositives, TextChunks
+from prime_xmc.data.batch import BatchBuilder, LossPositives, SameBatches, TextChunks
 from prime_xmc.data.corpus import Corpus, Ragged, Split
 from prime_xmc.data.fitting import hold_out
 from prime_xmc.data.preparation import prepare
@@ -139,7 +139,7 @@ class PrimeDataModule(LightningDataModule):
         """Make batches of the next epoch from these clusters of `sampler.query_ids`; None for random batches."""
         self.sampler.set_clusters(clusters)
 
-    def train_dataloader(self) -> TrainLoader:
+    def train_dataloader(self) -> DataLoader:
         """Training batches. Every process builds the whole batch; the module shares out the encoding."""
         queries_of_label = None
         if self.more_queries_per_label:
@@ -152,6 +152,9 @@ class PrimeDataModule(LightningDataModule):
             num_more=self.more_queries_per_label,
             queries_of_label=queries_of_label,
         )
+        trainer: Any = self.trainer
+        if trainer is not None and trainer.overfit_batches > 0:
+            return DataLoader(SameBatches(builder, list(self.sampler)), batch_size=None, shuffle=False)
         return TrainLoader(builder, self.sampler)
 
     def val_dataloader(self) -> DataLoader:

@@ -34,6 +34,7 @@ from prime_xmc.data.oddities import Oddities, sentence
 from prime_xmc.data.raw import RawFiles, Record, read_filter, read_records
 from prime_xmc.data.splitting import choose_test_queries
 from prime_xmc.files import publishing, write_json
+from prime_xmc.progress import is_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -477,4 +478,4 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
     )
     # Standard output belongs to results.
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), disable=not is_terminal())

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64, Integer, Shaped
-from rich.console import Console
-from rich.progress import track
 from tokenizers import Tokenizer
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.files import publishing, write_json
+from prime_xmc.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +223,7 @@ class _Writer:
     def _write(self, name: str, num_texts: int, lines: Callable[[np.ndarray], Iterator[str]]) -> None:
         """Write the lines of `num_texts` rows, a chunk of rows at a time."""
         path = self.directory / f"{name}.json.gz"
-        starts = track(range(0, num_texts, _CHUNK), f"write {path.name}", console=Console(stderr=True))
+        starts = track(range(0, num_texts, _CHUNK), f"write {path.name}")
         # no name and no time in the header, so that the same settings give the same bytes
         with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
             for start in starts:

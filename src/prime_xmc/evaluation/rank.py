@@ -5,13 +5,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged, Split
 from prime_xmc.evaluation.metrics import TOP_K, hits
 from prime_xmc.index.search import ExactSearch
+from prime_xmc.progress import track
 
 _CHUNK = 4096  # queries ranked at once
 
@@ -117,7 +116,7 @@ def rank_split(
         return predictor.search(query_emb, min(top_k, predictor.num_labels))
 
     parts = []
-    for start in track(range(0, len(split), _CHUNK), "rank", console=Console(stderr=True)):
+    for start in track(range(0, len(split), _CHUNK), "rank"):
         rows = np.arange(start, min(start + _CHUNK, len(split)))
         query_emb = predictor.encode_tokens(split.tokens.take(rows))
         parts.append(search_unfiltered(search, query_emb, split.filtered.take(rows), k))

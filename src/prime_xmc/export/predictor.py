@@ -10,8 +10,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -30,6 +28,7 @@ from prime_xmc.export.folder import (
 from prime_xmc.index.search import ExactSearch, FaissSearch, Search, faiss_problem
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.precision import native_precision
+from prime_xmc.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +203,7 @@ class Predictor:
         checked = checked_texts(texts)
         starts: Iterable[int] = range(0, len(checked), _CHUNK)
         if len(checked) > SHOW_PROGRESS:
-            starts = track(starts, "encode", console=Console(stderr=True))
+            starts = track(starts, "encode")
         chunks = [self.encode_tokens(self._tokenise(checked[start : start + _CHUNK])) for start in starts]
         return torch.cat([torch.empty(0, self.encoder.dim), *chunks])
 

@@ -263,7 +263,7 @@ def _examples(study: Study, corpus: Corpus, num_examples: int, seed: int) -> lis
     candidates = np.flatnonzero(corpus.test.positives.lengths)
     chosen = np.random.default_rng(seed).permutation(candidates)[:num_examples]
     rows = sorted(chosen.tolist())
-    texts = _query_texts(corpus, rows)
+    texts = query_texts(corpus, rows)
     first = {name: evaluations[0] for name, evaluations in study.evaluations.items()}
     wanted = {int(label) for row in rows for label in corpus.test.positives[row]}
     wanted |= {int(label) for evaluation in first.values() for label in evaluation.top[rows].ravel() if label >= 0}
@@ -286,16 +286,18 @@ def _examples(study: Study, corpus: Corpus, num_examples: int, seed: int) -> lis
     ]
 
 
-def _query_texts(corpus: Corpus, rows: Sequence[int]) -> dict[int, str]:
+def query_texts(corpus: Corpus, rows: Sequence[int]) -> dict[int, str]:
     """Return the texts of some test queries; nothing if the raw file is no longer the one that was prepared."""
     manifest = corpus.manifest
-    name = next(name for name in manifest["source"] if name.startswith("tst"))
+    in_training_file = corpus.test_rows  # where the test split has been split off
+    prefix = "tst" if in_training_file is None else "trn"
+    name = next(name for name in manifest["source"] if name.startswith(prefix))
     path = Path(manifest["raw_directory"], name)
     if not rows or not path.is_file() or path.stat().st_size != manifest["source"][name]["bytes"]:
         return {}
-    records = islice(read_records(path, manifest["fields"], None), max(rows) + 1)
-    wanted = set(rows)
-    return {row: record.title for row, record in enumerate(records) if row in wanted}
+    row_of_line = {row if in_training_file is None else int(in_training_file[row]): row for row in rows}
+    records = islice(read_records(path, manifest["fields"], None), max(row_of_line) + 1)
+    return {row_of_line[line]: record.title for line, record in enumerate(records) if line in row_of_line}
 
 
 def _counts(bins: Int64[np.ndarray, "item"]) -> list[int]:

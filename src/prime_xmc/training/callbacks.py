@@ -6,14 +6,13 @@ import hashlib
 import logging
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -22,6 +21,7 @@ from prime_xmc.data.sampling import cluster_size_at
 from prime_xmc.files import publishing, replacing
 from prime_xmc.index.clustering import balanced_clusters
 from prime_xmc.model.prototypes import fill_mean_centroids
+from prime_xmc.progress import track
 from prime_xmc.training.protocols import (
     LabelIndex,
     PrototypeModule,
@@ -118,10 +118,8 @@ def _train_pairs(data: TrainingData, device: torch.device) -> list[Tensor]:
     return [torch.from_numpy(ids).to(device) for ids in data.train_pairs()]
 
 
-def _with_progress(loader: DataLoader, name: str) -> Iterator[Texts]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        yield from progress.track(loader, description=f"embedding {name} texts")
+def _with_progress(loader: DataLoader, name: str) -> Iterable[Texts]:
+    return track(loader, f"embedding {name} texts", total=len(loader))
 
 
 class RebuildClusters(Callback):

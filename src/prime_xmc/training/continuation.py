@@ -29,7 +29,7 @@ WATCHING = (
 )
 # What else may be another when a run is continued: a key stands for all below it.
 MAY_CHANGE = (
-    *("ckpt_path", "task"),
+    *("ckpt_path", "task", "debug"),
     # paths; what they hold is told apart by the data's fingerprint, and the weights come from the checkpoint
     *("dataset.dir", "dataset.hint", "encoder.source"),
     # how long: the learning rate then follows the schedule of the new length, see `ContinuedRun`

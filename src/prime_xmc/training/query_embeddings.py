@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
@@ -15,13 +13,14 @@ from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.files import publishing
 from prime_xmc.model.banks import RowBank
+from prime_xmc.progress import track
 
 _CHUNK = 4096  # queries encoded at once
 
 
 def embed(predictor: Predictor, tokens: Ragged, what: str) -> Float[Tensor, "text d"]:
     """Return the embeddings of a token store's texts, on the CPU."""
-    starts = track(range(0, len(tokens), _CHUNK), f"embed {what}", console=Console(stderr=True))
+    starts = track(range(0, len(tokens), _CHUNK), f"embed {what}")
     chunks = [
         predictor.encode_tokens(tokens.take(np.arange(start, min(start + _CHUNK, len(tokens))))) for start in starts
     ]

@@ -32,6 +32,8 @@ def quiet_libraries() -> None:
     """Silence what libraries say to everybody: advertisements, which kernels they try, their own deprecations."""
     for name in ("lightning.pytorch", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # a batch is built in a thousandth of the time of a step: workers would only cost memory
     warnings.filterwarnings("ignore", message="The .* does not have many workers")
     # small data have no validation queries, which is said before training
@@ -212,6 +214,10 @@ def show_classifiers(metrics: Mapping[str, Any], run_dir: Path) -> None:
 
 def _show_notes(metrics: Mapping[str, Any]) -> None:
     print_notes(note for name, note in metrics.items() if name.startswith("note/"))
+    if "debug" in metrics:
+        print_notes(
+            [f"this was a run for debugging ({metrics['debug']}): its numbers say nothing, reports leave it out"]
+        )
 
 
 def _length(metrics: Mapping[str, Any]) -> str:

@@ -153,7 +153,7 @@ class ClaimRunFolder(Callback):
         Raises:
             SystemExit: If another process works there.
         """
-        if config.hydra.output_subdir is None:
+        if config.hydra.output_subdir is None:  # of a command that has no run folder, such as plan
             return
         claim = Claim(Path(config.hydra.run.dir).absolute())
         if is_first_process():

@@ -1,0 +1,104 @@
+"""Training from Python as from the command line."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.utils import setup_globals
+from hydra.errors import ConfigCompositionException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from prime_xmc.app import check_config, known_keys, own_configs
+from prime_xmc.command_line.arguments import prepare_settings
+from prime_xmc.command_line.messages import composition_message
+from prime_xmc.conf_files import config_dir
+from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.stages import train_prototypes
+from prime_xmc.training.module import PrimeModule
+from prime_xmc.training.run_folder import new_folder
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a training run made.
+
+    Attributes:
+        metrics: Content of metrics.json: `val/<metric>` and `test/<metric>` are fractions in [0, 1].
+        run_dir: Run folder; `prime_xmc.load(run_dir / "model")` opens the model.
+        module: Trained module.
+        data: Its data module.
+    """
+
+    metrics: dict[str, Any]
+    run_dir: Path
+    module: PrimeModule
+    data: PrimeDataModule
+
+
+def train(overrides: Sequence[str] = (), **settings: Any) -> TrainedRun:
+    """Train as `python -m prime_xmc.train` does, and return what was made.
+
+    Args:
+        overrides: Settings as on the command line, `["dataset=custom", "dataset.lr=1e-4"]`.
+        **settings: Settings as arguments, nested keys as `**{"dataset.lr": 1e-4}`. `run_dir` is
+            outputs/train/<time> unless it is given.
+
+    Raises:
+        ValueError: If a setting is unknown or does not fit, with what is expected.
+        FileNotFoundError: If a file of the data is missing.
+    """
+    if isinstance(overrides, str):
+        raise ValueError(f"expected a list of settings, got the text {overrides!r}")
+    written = [*overrides, *(f"{key}={_spelt(value)}" for key, value in settings.items())]
+    given = prepare_settings(written, "train", config_dir())
+    setup_globals()  # the resolvers of Hydra, such as ${now:...}
+    before = HydraConfig.instance().cfg
+    with own_configs():
+        try:
+            whole = hydra.compose("train", given, return_hydra_config=True)
+        except (ConfigCompositionException, OverrideParseException) as error:
+            raise ValueError(composition_message(error, known_keys("train"))) from error
+        config = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        OmegaConf.set_struct(config, True)
+        check_config(config, whole.hydra, "train")
+        if OmegaConf.is_interpolation(config, "run_dir"):  # the folder that the entry point would make
+            config.run_dir = new_folder(f"outputs/{config.task}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+        folder = Path(str(config.run_dir))
+        with open_dict(whole):
+            whole.run_dir = config.run_dir
+            whole.hydra.runtime.output_dir = str(folder.absolute())
+        HydraConfig.instance().set_config(whole)
+        try:
+            _describe(folder / ".hydra", config, whole, given)
+            made = train_prototypes(config)
+        finally:
+            HydraConfig.instance().cfg = before
+    return TrainedRun(made.metrics, folder, made.module, made.data)
+
+
+def _describe(folder: Path, config: DictConfig, whole: DictConfig, overrides: Sequence[str]) -> None:
+    """Write what Hydra writes to a run folder, by which reports and trackers know a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, folder / "config.yaml")
+    OmegaConf.save(OmegaConf.masked_copy(whole, ["hydra"]), folder / "hydra.yaml")
+    OmegaConf.save(OmegaConf.create(list(overrides)), folder / "overrides.yaml")
+
+
+def _spelt(value: Any) -> str:
+    """Return a value in the grammar of Hydra's command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str | Path):
+        return QuotedString(str(value), Quote.single).with_quotes()
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_spelt(child)}" for key, child in value.items()) + "}"
+    if isinstance(value, Sequence):
+        return "[" + ",".join(map(_spelt, value)) + "]"
+    raise ValueError(f"expected a setting of text, number, true or false, None, a list or a dictionary, got {value!r}")

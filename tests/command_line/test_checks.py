@@ -1,0 +1,75 @@
+"""Values that are refused before anything is done with them."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from prime_xmc.command_line.checks import check_groups, check_values
+
+DEFAULTS = OmegaConf.create(
+    {
+        "seed": 0,
+        "test": True,
+        "dataset": {"lr": 1e-3, "fields": ["title"], "propensity": {"a": 0.5, "b": 1.5}, "name": "custom"},
+        "optimizer": {"lr": "${dataset.lr}"},
+        "trainer": {"max_epochs": 4, "devices": 1, "fast_dev_run": False, "limit_train_batches": None},
+        "loss": {"num_negatives": 100},
+        "classify": False,
+        "made": {"_target_": "some.Class", "x": 1},
+    }
+)
+
+
+def check(*settings: str) -> None:
+    config = OmegaConf.merge(DEFAULTS, OmegaConf.from_dotlist(list(settings)))
+    check_values(config, DEFAULTS, [setting.split("=")[0] for setting in settings])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seed=abc", "seed=abc: expected a whole number"),
+        ("seed=1.5", "seed=1.5: expected a whole number"),
+        ("seed=true", "seed=true: expected a whole number"),
+        ("seed=-1", "seed=-1: expected a whole number of at least 0"),
+        ("test=1", "test=1: expected true or false"),
+        ("test=yes please", "test=yes please: expected true or false"),
+        ("dataset.lr=abc", "dataset.lr=abc: expected a number"),
+        ("dataset.lr=0", "dataset.lr=0: expected a number above 0"),
+        ("dataset.lr=.nan", "dataset.lr=nan: expected a number above 0"),
+        ("optimizer.lr=-1", "optimizer.lr=-1: expected a number above 0"),
+        ("optimizer.lr=abc", "optimizer.lr=abc: expected a number"),
+        ("dataset.fields=title", r"dataset.fields=title: expected a list, such as dataset.fields=\[title\]"),
+        ("dataset.fields=[]", r"dataset.fields=\[\]: expected at least one field"),
+        ("dataset.propensity=3", "dataset.propensity=3: expected a value for each of a, b"),
+        ("dataset.propensity={a: x}", "dataset.propensity.a=x: expected a number"),
+        ("trainer.max_epochs=null", "trainer.max_epochs=null: expected a whole number of at least 1, or -1"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0: expected a whole number of at least 1, or -1"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_with_what_is_expected(setting, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        check(setting)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("seed=3", "test=false", "dataset.lr=1", "optimizer.lr=1e-4", "dataset.fields=[a, b]", "dataset.name=3"),
+        *(
+            "trainer.devices=auto",
+            "trainer.devices=[0, 1]",
+            "trainer.fast_dev_run=2",
+            "trainer.limit_train_batches=0.5",
+        ),
+        *("loss.num_negatives=null", "trainer.max_epochs=-1", "classify=[a=1]", "classify=null", "made=a folder"),
+        "trainer.new=1",
+    ],
+)
+def test_other_values_pass(setting):
+    check(setting)
+
+
+def test_a_group_that_is_needed_is_named():
+    check_groups(DEFAULTS, ["trainer", "logger", "callbacks", "experiment"])
+    with pytest.raises(ValueError, match=r"^sampling=null: one of the options of sampling is needed"):
+        check_groups(DEFAULTS, ["trainer", "sampling"])

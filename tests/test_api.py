@@ -1,0 +1,70 @@
+"""Training from Python."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+import prime_xmc
+from prime_xmc.reporting.run_folders import find_runs
+
+
+@pytest.fixture(scope="module")
+def settings(toy_settings, tmp_path_factory) -> dict[str, object]:
+    return {
+        **dict(setting.split("=", 1) for setting in toy_settings if "num_" not in setting),
+        "dataset.num_validation": 40,
+        "dataset.num_free_vectors": 8,
+        "dataset.batch_size": 32,
+        "dataset.lr": 1e-3,
+        "trainer.max_epochs": 1,
+        "trainer.precision": "32-true",
+        "cache_dir": tmp_path_factory.mktemp("cache"),
+        "callbacks.progress": None,
+    }
+
+
+def test_training_from_python_is_training(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained = prime_xmc.train(["test=true", "logger=null"], **settings)
+    assert trained.run_dir.parent.as_posix() == "outputs/train"
+    assert json.loads((trained.run_dir / "metrics.json").read_text()) == trained.metrics
+    assert trained.module.prototypes.free_vectors.shape[0] == 8
+    assert len(trained.data.validation_ids) == 40
+    assert find_runs(["outputs/train/*"]) == [trained.run_dir], "a report finds it"
+    (prediction,) = prime_xmc.load(trained.run_dir / "model").predict(["a red cat"], top_k=2)
+    assert len(prediction.labels) == 2
+    assert not GlobalHydra.instance().is_initialized()
+    assert not HydraConfig.initialized()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": -1}, "^seed=-1: expected a whole number of at least 0"),
+        ({"seed": "x"}, "^seed=x: expected a whole number"),
+        ({"dataset.lrr": 1}, "hint: did you mean dataset.lr="),
+        ({"loss": "primee"}, "hint: did you mean loss=prime"),
+        ({"seed": object()}, "expected a setting of text, number"),
+    ],
+)
+def test_settings_that_do_not_fit_are_value_errors(settings, tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        prime_xmc.train(**{**settings, **given})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_single_text_is_no_list_of_settings():
+    with pytest.raises(ValueError, match="expected a list of settings, got the text 'seed=1'"):
+        prime_xmc.train("seed=1")
+
+
+def test_the_module_of_that_name_is_the_function_too():
+    code = "import prime_xmc, prime_xmc.train\n"
+    code += "try:\n    prime_xmc.train(seed=-1)\nexcept ValueError as error:\n    print(error)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "seed=-1: expected a whole number of at least 0\n"
