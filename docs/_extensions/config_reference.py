@@ -6,107 +6,20 @@ reference cannot differ from the files.
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from sphinx.application import Sphinx
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+from prime_xmc.conf_files import config_dir, entries, head, is_command, starts_from
+
+CONF = config_dir()
 PLACE = re.compile(r"^<!-- configuration: (?P<name>\S+) -->$", re.MULTILINE)
-HIDDEN = ("hydra",)  # what a file sets of Hydra's own: where runs go and how they log
 HYDRA_KEYS = {
     "_target_": "class or function that is built from the keys beside it",
     "_partial_": "true: it is built later, with arguments that only the run knows",
     "_convert_": "all: lists and dictionaries become plain Python objects",
     "_recursive_": "false: parts within it are not built",
 }
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One key of a configuration file.
-
-    Attributes:
-        key: Dotted name within the file.
-        default: Value as the file spells it; empty for a key that holds other keys.
-        comment: What the file says about the key; empty where it says nothing.
-    """
-
-    key: str
-    default: str
-    comment: str
-
-
-def head(path: Path) -> list[str]:
-    """Return the lines of the comment at the top of a file, without a package directive."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        text = line.lstrip("#").strip()
-        if not text.startswith("@package"):
-            lines.append(text)
-    return lines
-
-
-def entries(path: Path) -> list[Entry]:
-    """Return the keys of a file in its order; `defaults` and what is in `HIDDEN` are left out."""
-    text = path.read_text(encoding="utf-8")
-    root = yaml.compose(text)
-    if not isinstance(root, yaml.MappingNode):
-        return []
-    lines = text.splitlines()
-    shown = [(key, value) for key, value in root.value if key.value not in ("defaults", *HIDDEN)]
-    return [entry for key, value in shown for entry in _entries(key, value, "", text, lines)]
-
-
-def _entries(key: yaml.ScalarNode, value: yaml.Node, prefix: str, text: str, lines: list[str]) -> Iterator[Entry]:
-    name = f"{prefix}{key.value}"
-    is_mapping = isinstance(value, yaml.MappingNode)
-    is_block = isinstance(value, yaml.CollectionNode) and not value.flow_style
-    folded = isinstance(value, yaml.ScalarNode) and value.style in (">", "|")
-    end = key.end_mark if is_block or folded or value.start_mark.index == value.end_mark.index else value.end_mark
-    if is_block and is_mapping:
-        default = ""
-    elif is_block:
-        default = yaml.dump(yaml.safe_load(yaml.serialize(value)), default_flow_style=True, width=10_000).strip()
-    else:
-        default = value.value.strip() if folded else text[value.start_mark.index : value.end_mark.index]
-    comment = "" if folded else _comment_after(lines[end.line][end.column :])
-    comment = comment or _comment_above(lines, key.start_mark.line) or HYDRA_KEYS.get(key.value, "")
-    yield Entry(name, default, comment)
-    if is_block and is_mapping:
-        for child, grandchild in value.value:
-            yield from _entries(child, grandchild, f"{name}.", text, lines)
-
-
-def _comment_after(rest: str) -> str:
-    found = re.search(r"(?:^|\s)#\s*(.*)$", rest)
-    return found[1].strip() if found else ""
-
-
-def _comment_above(lines: list[str], line: int) -> str:
-    """Return the comment that stands above a key with the same indent, unless it is the head of the file."""
-    indent = lines[line][: len(lines[line]) - len(lines[line].lstrip())]
-    block: list[str] = []
-    while line > 0 and re.match(rf"{indent}#", lines[line - 1]):
-        line -= 1
-        block.insert(0, lines[line].strip().lstrip("#").strip())
-    return "" if line == 0 else " ".join(block)
-
-
-def starts_from(path: Path) -> list[str]:
-    """Return the entries of a file's `defaults` list, as the file means them."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    named = []
-    for each in content.get("defaults", []):
-        if isinstance(each, str):
-            named.append(each)
-        else:
-            named += [f"{key}: {'null' if option is None else option}" for key, option in each.items()]
-    return [each.removesuffix("@_here_") for each in named if each != "_self_"]
 
 
 def markdown(name: str, level: int) -> str:
@@ -134,14 +47,19 @@ def markdown(name: str, level: int) -> str:
 
 def _file(path: Path) -> list[str]:
     lines = [*_paragraphs(head(path)), ""]
-    bases = starts_from(path)
+    bases = [base.removesuffix("@_here_") for base in starts_from(path)]
     if bases:
         lines += ["Starts from " + ", ".join(f"`{base}`" for base in bases) + ".", ""]
-    rows = [entry for entry in entries(path) if entry.default or entry.comment]
+    rows = [(entry.key, entry.default, entry.comment or _hydra_comment(entry.key)) for entry in entries(path)]
+    rows = [(key, default, comment) for key, default, comment in rows if default or comment]
     if rows:
         lines += ["| key | default | meaning |", "| --- | --- | --- |"]
-        lines += [f"| `{row.key}` | {_code(row.default)} | {_plain(row.comment)} |" for row in rows]
+        lines += [f"| `{key}` | {_code(default)} | {_plain(comment)} |" for key, default, comment in rows]
     return lines
+
+
+def _hydra_comment(key: str) -> str:
+    return HYDRA_KEYS.get(key.rpartition(".")[2], "")
 
 
 def _paragraphs(lines: list[str]) -> list[str]:
@@ -162,7 +80,7 @@ def _paragraphs(lines: list[str]) -> list[str]:
         elif fact:
             fact += f" {_plain(line)}"
         else:
-            written.append(f"`{line}`" if re.match(r"(python -m prime_xmc|prime-xmc-)", line) else _plain(line))
+            written.append(f"- `{line}`" if is_command(line) else _plain(line))
     return written
 
 

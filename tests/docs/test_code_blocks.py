@@ -144,7 +144,8 @@ def combinations(overrides: list[str]) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("block", COMPOSED, ids=lambda block: block.place)
 def test_block_that_is_not_run_composes(block, compose):
-    from prime_xmc.app import config_dir, expand_globs, expand_model
+    from prime_xmc.command_line.arguments import prepare
+    from prime_xmc.conf_files import all_entries, config_dir
 
     for program, *arguments in commands(block.text):
         if program == "make":
@@ -155,10 +156,10 @@ def test_block_that_is_not_run_composes(block, compose):
                 compose(*shlex.split(settings[0]))
         elif program.startswith("prime-xmc-"):
             name = program.removeprefix("prime-xmc-")
-            arguments = [argument.replace("<run>", "run") for argument in arguments if argument != "-m"]
-            arguments = expand_globs(arguments, config_dir())
-            if name in ("evaluate", "predict", "classify"):
-                arguments = expand_model(arguments)
+            short_model = any(entry.key == "model.dir" for entry in all_entries(config_dir() / f"{name}.yaml"))
+            arguments = [argument.replace("<run>", "run") for argument in arguments]
+            arguments = prepare(arguments, name, config_dir(), short_model=short_model)
+            arguments = [argument for argument in arguments if argument != "-m"]
             jobs = list(combinations(arguments))
             assert jobs
             for overrides in jobs:

@@ -48,24 +48,7 @@ def test_reference_has_every_key_of_the_file(reference, path):
     assert len(listed) == len(set(listed))
 
 
-def test_reference_reads_defaults_and_comments(reference, tmp_path):
-    path = tmp_path / "option.yaml"
-    path.write_text(
-        "# @package _global_\n# What it is.\n# And more.\n"
-        "defaults:\n  - base\n  - override /model: small\n  - _self_\n\n"
-        "# Learning rate.\nlr: 1e-4\nname: '#1'  # with a | bar\nnested:  # the group\n  list: [1, 2]\n"
-        "  empty:  # nothing\ntext: >-\n  two\n  lines\n"
-    )
-    assert reference.head(path) == ["What it is.", "And more."]
-    assert reference.starts_from(path) == ["base", "override /model: small"]
-    assert [(entry.key, entry.default, entry.comment) for entry in reference.entries(path)] == [
-        ("lr", "1e-4", "Learning rate."),
-        ("name", "'#1'", "with a | bar"),
-        ("nested", "", "the group"),
-        ("nested.list", "[1, 2]", ""),
-        ("nested.empty", "", "nothing"),
-        ("text", "two lines", ""),
-    ]
+def test_reference_escapes_comments(reference):
     assert reference._plain("a | b of <run>, `a_b`, *x*") == "a \\| b of \\<run\\>, `a_b`, \\*x\\*"
 
 
@@ -152,8 +135,10 @@ def known_keys(reference) -> set[str]:
 def is_known(key: str, value: str, keys: set[str]) -> bool:
     if (CONF / key).is_dir():
         options = value.strip("'\"[]").split(",")
-        return "<" in value or all(
-            (CONF / key / each).is_dir() or (CONF / key / f"{each}.yaml").is_file() for each in options
+        return (
+            "<" in value
+            or value == "null"
+            or all((CONF / key / each).is_dir() or (CONF / key / f"{each}.yaml").is_file() for each in options)
         )
     in_flow = any(key.startswith(f"{each}.") for each in keys)  # a key of {a: 1, b: 2}
     return key in keys or in_flow or key.startswith("hydra")
