@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from prime_xmc.app import compose as compose_config
-from prime_xmc.stages import classify_settings
+from prime_xmc.stages import _same_device, classify_settings
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
@@ -355,3 +355,19 @@ def _quoted(name: str) -> str:
 )
 def test_the_second_stage_is_asked_for_by_a_plain_key_or_a_list(config, expected):
     assert classify_settings(OmegaConf.create(config)) == expected
+
+
+@pytest.mark.parametrize(
+    ("trainer", "settings", "expected"),
+    [
+        ("cpu", [], ("cpu", "cpu")),
+        ("gpu", [], ("gpu", "cuda")),
+        ("gpu", ["dropout=0.3"], ("gpu", "cuda")),
+        ("gpu", ["trainer.accelerator=cpu"], ("cpu", None)),
+        ("gpu", ["trainer=cpu"], ("cpu", None)),
+        ("cpu", ["trainer=gpu"], ("gpu", None)),
+    ],
+)
+def test_the_second_stage_computes_where_the_first_did_unless_told_otherwise(trainer, settings, expected, compose):
+    stage = compose(*_same_device(compose(f"trainer={trainer}"), settings), *settings, name="classify")
+    assert (stage.trainer.accelerator, stage.device) == expected

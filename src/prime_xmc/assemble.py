@@ -361,7 +361,6 @@ def check_settings(config: DictConfig) -> None:
         profiler=None,
         enable_progress_bar=False,
         enable_checkpointing=False,
-        default_root_dir=str(config.run_dir),
         _convert_="all",
     )
 

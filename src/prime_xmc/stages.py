@@ -82,12 +82,15 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         Interrupted: If a signal ends the run, after training has been saved.
     """
     quiet_libraries()
+    check_settings(config)
+    second = classify_settings(config)
+    if second is not None:
+        check_settings(compose("classify", second))  # hours before they are used
     config = with_run_folder(config)
     run_dir, started = Path(config.run_dir), time.time()
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
     explain = partial(how_to_continue, run_dir, checkpoint, started=started)
     with unfailing_output(), claimed(run_dir) as claim, interruptible(explain):
-        check_settings(config)
         record_configuration(config, run_dir)
         continued = None if config.ckpt_path is None else Path(config.ckpt_path).absolute()
         recorded = None if continued is None else read_origin(continued)
@@ -128,7 +131,6 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
             if module.test_predictions is not None:
                 save_predictions(run_dir / "predictions.npz", *module.test_predictions)
             show_prototypes(metrics, run_dir)
-            second = classify_settings(config)
             if second is not None:
                 metrics |= second_stage(config, second, run_dir)
             write_json(run_dir / METRICS, metrics)  # last: it says that the run is finished
@@ -157,7 +159,7 @@ def second_stage(config: DictConfig, settings: list[str], run_dir: Path) -> dict
     Returns:
         The metrics of the classifiers and of the ensemble, how many epochs they took and how long.
     """
-    stage = compose("classify", settings)
+    stage = compose("classify", [*_same_device(config, settings), *settings])
     stage.dataset = OmegaConf.to_container(config.dataset, resolve=True)
     stage.model.dir = str(run_dir / "model")
     stage.run_dir = str(run_dir / "classify")
@@ -166,6 +168,15 @@ def second_stage(config: DictConfig, settings: list[str], run_dir: Path) -> dict
     metrics = _train_classifiers(stage).metrics
     scored = {name: value for name, value in metrics.items() if "/W/" in name or "/ensemble/" in name}
     return scored | {f"classify/{name}": metrics[f"train/{name}"] for name in ("epochs", "seconds")}
+
+
+def _same_device(config: DictConfig, settings: list[str]) -> list[str]:
+    """Return settings with which the second stage computes where the first did, unless its own say where."""
+    if any(setting.startswith(("trainer=", "trainer.accelerator=", "device=")) for setting in settings):
+        return []
+    accelerator = str(config.trainer.accelerator)
+    devices = {"cpu": ["device=cpu"], "gpu": ["device=cuda"], "cuda": ["device=cuda"]}
+    return [f"trainer.accelerator={accelerator}", *devices.get(accelerator, [])]
 
 
 def _export(
@@ -217,6 +228,8 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
             works in the folder.
         Interrupted: If a signal ends the run, which has to start again then.
     """
+    quiet_libraries()
+    check_settings(config)
     config = with_run_folder(config)
     record_configuration(config, Path(config.run_dir))
     return _train_classifiers(config)
@@ -227,7 +240,6 @@ def _train_classifiers(config: DictConfig) -> TrainedClassifiers:
     run_dir, model = Path(config.run_dir), Path(config.model.dir).expanduser()
     explain = partial(how_to_continue, run_dir, None, started=time.time())
     with unfailing_output(), claimed(run_dir) as claim, interruptible(explain):
-        check_settings(config)
         record = RunHistory()
         predictor = load_predictor(config)
         data = make_classifier_data(config, predictor)

@@ -186,7 +186,7 @@ class PeakMemory:
 
     def __exit__(self, *_: object) -> None:
         self.peak = self._read("VmHWM")
-        self.growth = self.peak - self._before
+        self.growth = max(0, self.peak - self._before)  # of little work: the system takes pages back meanwhile
 
     @staticmethod
     def _read(name: str) -> int:

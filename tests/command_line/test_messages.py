@@ -2,6 +2,7 @@
 
 import errno
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from prime_xmc.assemble import check_profiler
 from prime_xmc.command_line.arguments import UnknownOptionError
 from prime_xmc.command_line.messages import nearest, option_message, user_message
+from prime_xmc.index.search import FaissSearch
 
 
 def raised(call, *arguments, **options) -> Exception:
@@ -36,6 +38,13 @@ def test_a_defect_is_not_explained_away():
 def test_a_file_that_cannot_be_used_is_named(tmp_path):
     assert user_message(raised(Path("/proc/nowhere").mkdir)) == "/proc/nowhere: No such file or directory"
     assert user_message(OSError(errno.ENOSPC, "No space left on device", "x")) == "x: No space left on device"
+
+
+def test_a_missing_extra_is_told_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert str(user_message(raised(FaissSearch))).startswith(
+        'Faiss is not installed: pip install "prime_xmc[faiss-cpu]"'
+    )
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,8 @@ class TestPrediction:
 
     def test_progress_goes_to_standard_error(self, predictor, monkeypatch, capsys):
         monkeypatch.setattr("prime_xmc.export.predictor.SHOW_PROGRESS", 2)
+        monkeypatch.setattr("prime_xmc.progress.is_terminal", lambda: True)
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich draws nothing where it sees no terminal
         predictor.encode(TEXTS)
         captured = capsys.readouterr()
         assert captured.out == ""

@@ -97,7 +97,7 @@ def _license(settings: Mapping[str, Any]) -> tuple[str | None, str]:
     return None, " ".join([*known, _FILL_IN])
 
 
-def _known(encoder: str | None, data: str | None) -> list[tuple[str, bool]]:
+def _known(encoder: str | None, data: Any) -> list[tuple[str, bool]]:
     return [(_ENCODER_LICENCE, encoder == _CARRIED_ENCODER), (_DATA_LICENCE, data == _CARRIED_DATA)]
 
 

@@ -25,7 +25,6 @@ from prime_xmc.data.corpus import Corpus, Ragged, Split
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.evaluation.metrics import TOP_K
 from prime_xmc.index.clustering import balanced_clusters
-from prime_xmc.model.encoder_folder import Prompts
 from prime_xmc.planning.budget import NUM_SEARCHED, Measured, Memory
 from prime_xmc.planning.layout import count_processes, device_of
 from prime_xmc.planning.sizes import Sizes
@@ -58,7 +57,7 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
     data = open_data(
         small,
         config.encoder.source,
-        prompts=Prompts(),
+        prompts=prompts_of(config.encoder),
         max_length=config.dataset.max_length,
         num_validation=0,
         seed=config.seed,
