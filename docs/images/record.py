@@ -51,7 +51,9 @@ def main() -> None:
         console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
         console.print(Text.from_ansi(run(command, folder)))
         console.print()
-    console.save_svg(str(IMAGES / "first-use.svg"), title="prime_xmc: first use")
+    svg = console.export_svg(title="prime_xmc: first use")
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # fonts from the network, which images may not load
+    (IMAGES / "first-use.svg").write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":
