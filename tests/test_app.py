@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ CONF = {
     "loss/triplet.yaml": "gamma_min: 0.1\ngamma_max: 0.3\n",
 }
 TRAIN = """
+import os
+
 import numpy as np
 from hydra.utils import instantiate
 
@@ -30,6 +33,8 @@ class Dataset:
 
 
 def run(config):
+    if config.seed >= 100:
+        os.kill(os.getpid(), config.seed - 100)
     if config.seed >= 20:
         raise ValueError(f"seed is {config.seed}: take one below 20")
     if config.seed == 13:
@@ -183,6 +188,13 @@ def test_a_folder_with_an_earlier_failure_is_not_removed(clone):
     assert train(clone, "seed=13", "hydra.run.dir=mine").returncode == 1
     assert train(clone, "seed=20", "hydra.run.dir=mine").returncode == 1
     assert "cannot reshape array" in (clone / "mine" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("mode", [(), ("--multirun",)], ids=["run", "multirun"])
+def test_a_signal_ends_the_process_with_its_status(clone, mode, number):
+    done = train(clone, *mode, f"seed={100 + number}")
+    assert (done.returncode, done.stderr) == (128 + number, "\nInterrupted.\n")
 
 
 def test_a_value_of_the_wrong_type_is_named(clone):

@@ -5,11 +5,13 @@ import importlib.util
 import logging
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import hydra
@@ -89,14 +91,15 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str) -> None:
     """Run a task with the configuration that conf/<name>.yaml and the command line make, under Hydra.
 
     An error that the user can mend ends with its message alone, an unknown key or option with a hint after Hydra's own
-    words; both exit with status 1, a malformed command line with status 2. `HYDRA_FULL_ERROR=1` shows complete
-    tracebacks instead.
+    words; both exit with status 1, a malformed command line with status 2, and after Ctrl-C and SIGTERM it is 130 and
+    143. `HYDRA_FULL_ERROR=1` shows complete tracebacks instead.
 
     Args:
         task: Function, or "module:function", which is imported when a job starts. It takes the composed configuration;
             what it returns is the objective that a Hydra sweeper optimises.
         name: Entry point: its module in this package, its configuration file and Hydra's name of the job.
     """
+    _end_quietly_when_interrupted()
     configs = config_dir()
     _answer_at_once(name, configs)
     try:
@@ -207,6 +210,18 @@ def _answer_at_once(name: str, configs: Path) -> None:
 
         sys.stdout.write(f"{PACKAGE} {__version__}\n")
         sys.exit(0)
+
+
+def _end_quietly_when_interrupted() -> None:
+    """Exit without a traceback after a signal; trainings have handlers of their own, but not before they begin."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        sys.stderr.write("\nInterrupted.\n")
+        sys.exit(128 + number)
+
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) == default:  # else it is ignored, as Ctrl-C in the background of a script
+            signal.signal(number, handle)
 
 
 def _make_job(
