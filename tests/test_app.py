@@ -53,7 +53,7 @@ def clone(tmp_path: Path) -> Path:
     package = tmp_path / "src" / "prime_xmc"
     package.mkdir(parents=True)
     original = Path(prime_xmc.app.__file__).parent
-    for name in ("app.py", "conf_files.py"):
+    for name in ("app.py", "conf_files.py", "printing.py"):
         shutil.copy(original / name, package)
     shutil.copytree(original / "command_line", package / "command_line", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
@@ -195,6 +195,21 @@ def test_a_folder_with_an_earlier_failure_is_not_removed(clone):
 def test_a_signal_ends_the_process_with_its_status(clone, mode, number):
     done = train(clone, *mode, f"seed={100 + number}")
     assert (done.returncode, done.stderr) == (128 + number, "\nInterrupted.\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_result_that_cannot_be_printed_is_one_line(clone):
+    (clone / "src" / "prime_xmc" / "train.py").write_text(TRAIN.replace(", config.seed)", ", flush=True)"))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "prime_xmc.train"],
+            cwd=clone,
+            env=os.environ | {"PYTHONPATH": str(clone / "src")},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (1, "the output cannot be written: No space left on device\n")
 
 
 def test_a_value_of_the_wrong_type_is_named(clone):

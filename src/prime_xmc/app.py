@@ -28,6 +28,7 @@ from prime_xmc.command_line.messages import composition_message, dotted, option_
 from prime_xmc.command_line.migration import add_keys, update_targets, wrap_logger
 from prime_xmc.command_line.usage import help_of
 from prime_xmc.conf_files import config_dir, entries, groups
+from prime_xmc.printing import send_to_nowhere
 
 PACKAGE = __name__.partition(".")[0]
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable that asks for complete tracebacks
@@ -123,6 +124,11 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str) -> None:
         failures.append(_explained(error, name))
     if failures:
         sys.stderr.write("".join(f"{failure}\n" for failure in failures))
+        with suppress(AttributeError, ValueError):  # standard output is closed
+            try:
+                sys.stdout.flush()
+            except OSError:
+                send_to_nowhere(sys.stdout)
         sys.exit(1)
 
 
@@ -283,7 +289,7 @@ def _follow_streams() -> None:
     for handler in logging.getLogger().handlers:
         for name in ("stdout", "stderr"):
             if isinstance(handler, logging.StreamHandler) and handler.stream is getattr(sys, name):
-                handler.setStream(_CurrentStream(name))
+                handler.stream = _CurrentStream(name)  # setStream would flush, which fails on a full disk
 
 
 class _RunFolder:
