@@ -88,6 +88,9 @@ class TestRun:
         run_dir, metrics = complete[negatives]
         names = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
         assert names == {
+            ".hydra/config.yaml",
+            ".hydra/overrides.yaml",
+            "run.lock",
             "metrics.json",
             "metrics.csv",
             "csv/metrics.csv",

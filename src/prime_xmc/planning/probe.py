@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
-from prime_xmc.assemble import make_module, open_data
+from prime_xmc.assemble import make_module, open_data, prompts_of
 from prime_xmc.data.batch import TextChunks
 from prime_xmc.data.corpus import Corpus, Ragged, Split
 from prime_xmc.data.tokenizer import load_tokenizer

@@ -39,9 +39,21 @@ def new_folder(path: str) -> str:
     raise AssertionError("there is always a next number")
 
 
-# The value is kept, so that a configuration names one folder however often it is asked.
+def _resolve_new_folder(path: str, *, _root_: DictConfig) -> str:
+    """Return `new_folder(path)`, once the configuration is composed.
+
+    OmegaConf also resolves a value when another file replaces it, as conf/plan.yaml does; no folder is made then.
+    """
+    if OmegaConf.select(_root_, "hydra.runtime.version") is None:  # set when everything is merged
+        return path
+    cache = OmegaConf.get_cache(_root_)["new_folder"]  # a configuration names one folder, however often it is asked
+    if path not in cache:
+        cache[path] = new_folder(path)
+    return cache[path]
+
+
 # replace: a test process imports this module afresh for another copy of the package
-OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("new_folder", _resolve_new_folder, replace=True)
 
 
 def with_run_folder(config: DictConfig) -> DictConfig:
