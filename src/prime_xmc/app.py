@@ -76,7 +76,8 @@ def default_free_vectors(num_labels: int) -> int:
 OmegaConf.register_new_resolver("package", package_folder, replace=True)
 OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
 OmegaConf.register_new_resolver("free_vectors", default_free_vectors, replace=True)
-OmegaConf.register_new_resolver("half", lambda number: None if number is None else number // 2, replace=True)
+# Half of what is to follow the size of the data is not null itself: it would pass for the whole of it.
+OmegaConf.register_new_resolver("half", lambda number: "half" if number is None else number // 2, replace=True)
 
 
 def _job_folder(*, _root_: DictConfig) -> str:
