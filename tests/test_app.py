@@ -1,5 +1,7 @@
 """Through a real process: a clone in miniature, whose package is the app and an entry point beside a small conf/."""
 
+import io
+import logging
 import os
 import shutil
 import signal
@@ -210,6 +212,20 @@ def test_a_result_that_cannot_be_printed_is_one_line(clone):
             text=True,
         )
     assert (done.returncode, done.stderr) == (1, "the output cannot be written: No space left on device\n")
+
+
+def test_a_log_follows_a_stream_that_cannot_be_flushed(monkeypatch):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    handler = logging.StreamHandler(sys.stdout)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    prime_xmc.app._follow_streams()
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    handler.stream.write("a line")
+    assert sys.stdout.getvalue() == "a line"
 
 
 def test_a_value_of_the_wrong_type_is_named(clone):
