@@ -4,8 +4,9 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# One thread a process: some tests start several, whose waiting threads would keep each other from running.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Two processes of one thread: some tests start others, whose waiting threads would keep each other from running. The
+# tests of a file share what it sets up, so they stay in one process.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-fast bench lint types check docs clean

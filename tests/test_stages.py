@@ -272,7 +272,7 @@ def test_results_of_an_earlier_run_in_the_folder_go_when_another_begins(train, t
 
     monkeypatch.setattr(ExportModel, "on_train_end", fail)
     with pytest.raises(RuntimeError, match="the machine is needed"):
-        train(tmp_path, "seed=1")
+        train(tmp_path, "seed=1", "export_after_validation=false")
     names = {path.name for path in tmp_path.iterdir()}
     assert not names & {"metrics.json", "predictions.npz", "model"}
 
