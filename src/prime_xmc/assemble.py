@@ -23,6 +23,7 @@ from prime_xmc.export.scorers import use_classifiers
 from prime_xmc.model.encoder_folder import Prompts, resolve_prompts
 from prime_xmc.training.debugging import check_profiler, make_profiler
 from prime_xmc.training.module import PrimeModule
+from prime_xmc.training.start import check_precision
 
 logger = logging.getLogger(__name__)
 
@@ -345,7 +346,7 @@ def check_settings(config: DictConfig) -> None:
 
     Raises:
         InstantiationException: If one does not fit.
-        ValueError: If the machine has no GPU but one is asked for, or the profiler is unknown.
+        ValueError: If the machine has no GPU but one is asked for, or the profiler or the precision is unknown.
     """
     for key in ("loss", "index"):
         if config.get(key) is not None:
@@ -355,7 +356,7 @@ def check_settings(config: DictConfig) -> None:
         raise ValueError(
             "trainer.accelerator=gpu: torch finds no GPU here. Take trainer=cpu, or install torch for the GPU"
         )
-    instantiate(
+    trainer = instantiate(
         config.trainer,
         logger=False,
         profiler=None,
@@ -363,6 +364,7 @@ def check_settings(config: DictConfig) -> None:
         enable_checkpointing=False,
         _convert_="all",
     )
+    check_precision(str(trainer.precision))
 
 
 def load_predictor(config: DictConfig) -> Predictor:

@@ -60,7 +60,7 @@ def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
 
 
 def describe_splits(config: DictConfig, data: PrimeDataModule) -> dict[str, str]:
-    """Return what has to be known about the queries of a run's metrics, as sentences: `note/test`, `note/val`, ...
+    """Return what has to be known about the data of a run's metrics, as sentences: `note/test`, `note/labels`, ...
 
     Args:
         config: Whose `test` says whether there are test metrics.
@@ -68,6 +68,7 @@ def describe_splits(config: DictConfig, data: PrimeDataModule) -> dict[str, str]
     """
     train, test = data.corpus.train, data.corpus.test
     notes = {"note/val": describe_unlabelled(train.positives.take(data.validation_ids), "validation queries")}
+    notes["note/labels"] = data.corpus.label_note
     if config.test:
         notes["note/test_split"] = data.corpus.split_note
         notes["note/test"] = describe_unlabelled(test.positives, "test queries")
@@ -219,7 +220,8 @@ def _show_notes(metrics: Mapping[str, Any]) -> None:
 
 
 def _length(metrics: Mapping[str, Any]) -> str:
-    return f"{metrics['train/epochs']} epochs in {metrics['train/seconds']:.0f} s"
+    epochs = "1 epoch" if metrics["train/epochs"] == 1 else f"{metrics['train/epochs']} epochs"
+    return f"{epochs} in {metrics['train/seconds']:.0f} s"
 
 
 def _metrics_of(prefix: str, metrics: Mapping[str, Any]) -> dict[str, float]:
