@@ -44,6 +44,6 @@ def test_missing_files_are_named_with_a_hint(tmp_path):
     command = [sys.executable, "-m", "prime_xmc.prepare", "dataset=amazontitles131k", f"dataset.dir={tmp_path}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"LF-AmazonTitles-131K: trn.json.gz, tst.json.gz, lbl.json.gz not found in {tmp_path}" in done.stderr
+    assert f"LF-AmazonTitles-131K: trn.json, tst.json, lbl.json (or .json.gz) not found in {tmp_path}" in done.stderr
     assert "Extreme Classification Repository" in done.stderr
     assert "Traceback" not in done.stderr

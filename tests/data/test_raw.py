@@ -190,7 +190,7 @@ class TestRawFiles:
         for name in ("trn.json", "lbl.json"):
             (tmp_path / name).touch()
         assert set(RawFiles(tmp_path, "toy", num_test=None).paths()) == {"trn", "lbl"}
-        with pytest.raises(FileNotFoundError, match=r"tst\.json\.gz not found"):
+        with pytest.raises(FileNotFoundError, match=r"tst\.json \(or \.json\.gz\) not found"):
             RawFiles(tmp_path, "toy").paths()
 
     def test_fields(self):
@@ -215,7 +215,7 @@ class TestRawFiles:
         with pytest.raises(FileNotFoundError) as error:
             RawFiles(tmp_path, "toy", hint="Download toy.zip from https://example.org").paths()
         assert str(error.value) == (
-            f"toy: trn.json.gz, lbl.json.gz not found in {tmp_path}. Download toy.zip from https://example.org"
+            f"toy: trn.json, lbl.json (or .json.gz) not found in {tmp_path}. Download toy.zip from https://example.org"
         )
 
     def test_package_carries_lf_debian_18k(self):

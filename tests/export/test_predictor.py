@@ -249,7 +249,8 @@ class TestNoModel:
         assert str(directory) in str(raised.value)
 
     def test_missing_folder(self, tmp_path):
-        self.check(tmp_path / "nowhere", FileNotFoundError, "no exported model, prime_config.json, config.json, .*")
+        said = "no exported model, there is no such folder: expected the folder model/"
+        self.check(tmp_path / "nowhere", FileNotFoundError, said)
 
     def test_missing_file_is_named(self, copy):
         (copy / "labels.jsonl").unlink()

@@ -102,9 +102,9 @@ class RawFiles:
             if candidates:
                 paths[name] = candidates[0]
             elif name != "tst" or self.num_test == 0:
-                missing.append(f"{name}.json.gz")
+                missing.append(f"{name}.json")
         if missing:
-            message = f"{self.name}: {', '.join(missing)} not found in {directory.absolute()}"
+            message = f"{self.name}: {', '.join(missing)} (or .json.gz) not found in {directory.absolute()}"
             raise FileNotFoundError(f"{message}. {self.hint}" if self.hint else message)
         filters = {name: directory / f"{name}.txt" for name in ("filter_labels_train", "filter_labels_test")}
         paths |= {name: path for name, path in filters.items() if path.is_file()}

@@ -27,9 +27,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     if missing:
         inside = directory / "model"
         where = inside if (inside / CONFIG).is_file() else "the folder model/ of a run"
-        raise FileNotFoundError(
-            f"{directory.absolute()} is no exported model, {', '.join(missing)} not found: expected {where}"
-        )
+        reason = f"{', '.join(missing)} not found" if directory.is_dir() else "there is no such folder"
+        raise FileNotFoundError(f"{directory.absolute()} is no exported model, {reason}: expected {where}")
     path = directory / CONFIG
     try:
         config = json.loads(path.read_bytes())
