@@ -84,11 +84,11 @@ def check_values(config: DictConfig, reference: DictConfig, keys: Sequence[str])
             it is out of bounds, or null where nothing works without one.
     """
     for key in keys:
-        if _has(reference, key) and _is_missing(reference, key) and _value(config, key) is None:
+        if _is_missing(reference, key) and _value(config, key) is None:
             raise ValueError(f"{key}=null: a value is needed, see --help")
         _check_type(key, _value(config, key), _value(reference, key))
     for key, expected in NEEDED.items():
-        if _has(config, key) and not _is_missing(config, key) and _value(config, key) is None:
+        if _has(config, key) and _value(config, key) is None:  # a mandatory key without a value counts as absent
             raise ValueError(f"{key}=null: expected {expected}")
     for key, (is_right, expected) in BOUNDS.items():
         if _has(config, key):
@@ -109,7 +109,8 @@ def _has(config: DictConfig, key: str) -> bool:
 def _is_missing(config: DictConfig, key: str) -> bool:
     """Say whether a key is a mandatory one without a value, which is an error of its own."""
     parent, _, name = key.rpartition(".")
-    return OmegaConf.is_missing(OmegaConf.select(config, parent) if parent else config, name)
+    node = OmegaConf.select(config, parent) if parent else config
+    return isinstance(node, DictConfig) and OmegaConf.is_missing(node, name)
 
 
 def _value(config: DictConfig, key: str) -> Any:
