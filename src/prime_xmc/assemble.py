@@ -139,7 +139,7 @@ def fitted_settings(config: DictConfig, num_queries: int, num_labels: int) -> li
     names = ("num_free_vectors", "batch_size", "clusters.initial_size")
     given = {name.rpartition(".")[2]: OmegaConf.select(config.dataset, name) for name in ("num_validation", *names)}
     for own, shared in _shared(config):
-        if (value := OmegaConf.select(config, own)) is not None:
+        if (value := OmegaConf.select(config, own)) not in (None, "half"):
             given[shared.rpartition(".")[2]] = value
     return fit(num_queries, num_labels, given)
 

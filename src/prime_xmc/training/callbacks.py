@@ -242,7 +242,14 @@ class EpochTable(Callback):
         self._validated = False
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate} | values)
-        if trainer.is_global_zero:
+        self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the rows of the epochs before also where a run that had ended is continued in another folder."""
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and self.rows:
             names = list(dict.fromkeys(name for row in self.rows for name in row))
             with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, names, restval="")

@@ -40,8 +40,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
     # what is lost then is which checkpoint was the best: here it is the last one
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
-    # a run folder is claimed, and cleared of what another run has left
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # those that change the result are compared before a run is continued
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated", category=FutureWarning)
