@@ -44,6 +44,12 @@ class TestReplacing:
             raise ValueError("nothing to write")
         assert names(tmp_path) == []
 
+    def test_a_folder_of_that_name_is_told_at_once(self, tmp_path):
+        with pytest.raises(IsADirectoryError, match="is a folder, expected the name of a file") as error:
+            write_text(tmp_path, "x")
+        assert error.value.filename == str(tmp_path)
+        assert names(tmp_path) == []
+
     def test_two_writers_do_not_meet(self, tmp_path):
         path = tmp_path / "a.txt"
         with replacing(path) as first, replacing(path) as second:

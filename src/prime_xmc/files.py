@@ -19,10 +19,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The folder is made if need be. Where the block raises, the new file goes and what was at `path` stays.
 
+    Raises:
+        IsADirectoryError: If there is a folder of that name.
+
     Example:
         with replacing(path) as temporary:
             temporary.write_bytes(content)
     """
+    if path.is_dir():  # now, rather than when the file is complete
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _name_beside(path)
     try:

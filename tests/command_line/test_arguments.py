@@ -61,6 +61,10 @@ def test_a_comma_separates_the_paths_of_a_sweep_unless_there_is_such_a_file(tmp_
     assert quote_value("dataset.dir=a,b é", multirun=True) == "dataset.dir='a,b é'"
 
 
+def test_no_comma_sweeps_over_settings_of_hydra():
+    assert quote_value("hydra.sweep.dir=a,b", multirun=True) == "hydra.sweep.dir='a,b'"
+
+
 def test_every_key_that_names_a_path_is_known():
     """By the words of the configuration's comments, which begin with what the value is."""
     named = {

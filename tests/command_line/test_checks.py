@@ -14,6 +14,9 @@ DEFAULTS = OmegaConf.create(
         "trainer": {"max_epochs": 4, "devices": 1, "fast_dev_run": False, "limit_train_batches": None},
         "loss": {"num_negatives": 100},
         "classify": False,
+        "model": {"dir": "???"},
+        "top_k": 5,
+        "export_every_n_epochs": None,
         "made": {"_target_": "some.Class", "x": 1},
     }
 )
@@ -43,12 +46,24 @@ def check(*settings: str) -> None:
         ("dataset.propensity=3", "dataset.propensity=3: expected a value for each of a, b"),
         ("dataset.propensity={a: x}", "dataset.propensity.a=x: expected a number"),
         ("trainer.max_epochs=null", "trainer.max_epochs=null: expected a whole number of at least 1, or -1"),
+        ("dataset.dir=null", "dataset.dir=null: expected the folder of the raw files"),
+        ("model.dir=null", "model.dir=null: a value is needed"),
+        ("top_k=null", "top_k=null: expected a whole number of at least 1"),
+        ("dataset.name=null", "dataset.name=null: expected a name"),
+        ("dataset.propensity=null", "dataset.propensity=null: expected a value for each of a, b"),
+        ("export_every_n_epochs=0", "export_every_n_epochs=0: expected a whole number of at least 1, or null"),
+        ("cache_dir=null", "cache_dir=null: expected a folder for prepared data"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: expected a whole number of at least 1, or -1"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_with_what_is_expected(setting, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         check(setting)
+
+
+def test_a_mandatory_key_without_a_value_is_no_null():
+    config = OmegaConf.create({"dataset": {"dir": "???"}})
+    check_values(config, config, [])
 
 
 @pytest.mark.parametrize(

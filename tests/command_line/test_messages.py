@@ -40,6 +40,12 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path):
     assert user_message(OSError(errno.ENOSPC, "No space left on device", "x")) == "x: No space left on device"
 
 
+def test_a_home_folder_of_nobody():
+    told = user_message(raised(Path("~nobody_is_called_so/x").expanduser))
+    assert told is not None
+    assert told.startswith("a path begins with ~ and the name of no user")
+
+
 def test_a_missing_extra_is_told_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert str(user_message(raised(FaissSearch))).startswith(

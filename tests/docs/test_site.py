@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -151,3 +152,8 @@ def test_keys_that_the_pages_name_exist(known_keys):
             if not is_known(key, value, known_keys) and (key, value) not in (("key", "value"), ("group", "option")):
                 unknown.append(f"{page.relative_to(ROOT)}: {key}={value}")
     assert unknown == []
+
+
+def test_readme_names_every_command():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert [name for name in scripts if name not in README] == []

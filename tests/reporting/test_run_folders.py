@@ -18,6 +18,15 @@ class TestFind:
         found = find_runs([f"{runs_dir}/**", f"{runs_dir}/*"])
         assert [path.name for path in found] == ["0", "1", "2", "3", "4", "5", "10", "11"]
 
+    def test_brackets_in_the_name_of_a_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for name in ("runs [b]/0", "runs [b]/1", "runs b/0"):
+            (tmp_path / name / ".hydra").mkdir(parents=True)
+            (tmp_path / name / ".hydra" / "config.yaml").touch()
+        assert find_runs(["runs [b]/0"]) == [Path("runs [b]/0")]
+        assert find_runs([f"{tmp_path}/runs [b]/*"]) == [tmp_path / "runs [b]/0", tmp_path / "runs [b]/1"]
+        assert find_runs(["runs [a-c]/*"]) == [Path("runs b/0")]
+
     def test_none(self, tmp_path):
         with pytest.raises(ValueError, match=r"no run folder matches.*\.hydra/config\.yaml"):
             find_runs([f"{tmp_path}/**"])

@@ -60,8 +60,9 @@ def test_a_continued_run_goes_on_counting(clock, monkeypatch):
 
 @pytest.mark.parametrize(("epochs", "said"), [(1, "1 epoch in 8 s"), (2, "2 epochs in 8 s")])
 def test_length_in_words(tmp_path, capsys, epochs, said):
-    show_classifiers({"train/epochs": epochs, "train/seconds": 8.2}, tmp_path)
-    assert capsys.readouterr().out.startswith(f"{said}. Run folder: ")
+    folder = tmp_path / f"run [a] {'long ' * 40}"
+    show_classifiers({"train/epochs": epochs, "train/seconds": 8.2}, folder)
+    assert capsys.readouterr().out == f"{said}. Run folder: {folder}\n"
 
 
 def test_a_run_that_has_not_trained_has_no_speed(clock):

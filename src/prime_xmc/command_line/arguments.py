@@ -148,6 +148,7 @@ def quote_value(argument: str, *, multirun: bool) -> str:
     if match is None:
         return argument
     key, value = match["key"], match["value"]
+    multirun = multirun and not key.startswith("hydra.")  # Hydra refuses to sweep over its own settings
     if value in ("", "null", "???") or re.fullmatch(r"'.*'|\".*\"", value, re.DOTALL):
         return argument
     override = _parsed(argument)

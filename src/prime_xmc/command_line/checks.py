@@ -27,6 +27,12 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataset.lr": (_is_rate, "a number above 0"),
     "optimizer.lr": (_is_rate, "a number above 0"),
     "optimizer.make.lr": (_is_rate, "a number above 0"),
+    "export_every_n_epochs": (
+        lambda value: value is None or _is_whole(value, 1),
+        "a whole number of at least 1, or null",
+    ),
+    "top_k": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
+    "chunk": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
     "dataset.max_epochs": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
     "trainer.max_epochs": (
         lambda value: _is_whole(value, 1) or value == -1,
@@ -41,6 +47,16 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataset.max_length": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
     "dataset.batch_size": (lambda value: value is None or _is_whole(value, 1), "a whole number of at least 1"),
     "sampling.batch_size": (lambda value: value is None or _is_whole(value, 1), "a whole number of at least 1"),
+}
+
+# Keys that nothing works without, and what they name.
+NEEDED = {
+    "dataset.dir": "the folder of the raw files",
+    "encoder.source": "a folder of an encoder, or its name on the hub",
+    "cache_dir": "a folder for prepared data",
+    "run_dir": "a folder for the run",
+    "dataset.name": "a name for the data set",
+    "dataset.propensity": "a value for each of a, b",
 }
 
 
@@ -65,10 +81,15 @@ def check_values(config: DictConfig, reference: DictConfig, keys: Sequence[str])
 
     Raises:
         ValueError: If a value is of another type than the default, which is a number, true or false, or a list; or if
-            it is out of bounds.
+            it is out of bounds, or null where nothing works without one.
     """
     for key in keys:
+        if _is_missing(reference, key) and _value(config, key) is None:
+            raise ValueError(f"{key}=null: a value is needed, see --help")
         _check_type(key, _value(config, key), _value(reference, key))
+    for key, expected in NEEDED.items():
+        if _has(config, key) and _value(config, key) is None:  # a mandatory key without a value counts as absent
+            raise ValueError(f"{key}=null: expected {expected}")
     for key, (is_right, expected) in BOUNDS.items():
         if _has(config, key):
             value = _value(config, key)
@@ -83,6 +104,13 @@ def _has(config: DictConfig, key: str) -> bool:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
     return isinstance(node, DictConfig) and name in node
+
+
+def _is_missing(config: DictConfig, key: str) -> bool:
+    """Say whether a key is a mandatory one without a value, which is an error of its own."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return isinstance(node, DictConfig) and OmegaConf.is_missing(node, name)
 
 
 def _value(config: DictConfig, key: str) -> Any:

@@ -18,6 +18,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from prime_xmc.command_line.arguments import UnknownOptionError
 
+_NO_HOME = "Could not determine home directory."  # what pathlib says of ~name where nobody is called so
 PACKAGE = __package__.partition(".")[0]
 # Groups with an option that takes a folder of one's own, and the keys that name the folder.
 OWN_FOLDERS = {"dataset": "dataset=custom dataset.dir=", "encoder": "encoder=local encoder.source="}
@@ -46,6 +47,8 @@ def user_message(error: BaseException) -> str | None:
         return f"the output cannot be written: {error.strerror}"
     if isinstance(error, HydraException):
         return str(error)
+    if isinstance(error, RuntimeError) and str(error) == _NO_HOME:
+        return "a path begins with ~ and the name of no user of this machine: write ./~... for a name that begins so"
     if type(error).__name__ == "MisconfigurationException":  # of Lightning, which is slow to import
         return str(error)
     if isinstance(error, ValueError | FileNotFoundError | ImportError) and _raised_by_us(error):

@@ -83,13 +83,15 @@ class RunRecord:
 def find_runs(patterns: Sequence[str]) -> list[Path]:
     """Return the run folders that match glob patterns, in natural order: 2 before 10.
 
+    A folder that exists under the very name is meant where brackets could be read as a pattern too.
+
     Raises:
         ValueError: If no run folder matches.
     """
     matched = {
         Path(path)
         for pattern in patterns
-        for path in glob.iglob(str(Path(pattern).expanduser()), recursive=True)
+        for path in glob.iglob(_escaped(pattern), recursive=True)
         if Path(path, _CONFIG).is_file()
     }
     if not matched:
@@ -98,6 +100,13 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
             "training writes; expected a pattern in quotes, such as 'outputs/train/**'"
         )
     return sorted(matched, key=lambda path: [_natural(part) for part in path.parts])
+
+
+def _escaped(pattern: str) -> str:
+    """Return a pattern in which folders at its beginning that exist, such as `run [1]`, stand for themselves."""
+    path = Path(pattern).expanduser()
+    folder = next(folder for folder in (path, *path.parents) if folder.exists())
+    return str(Path(glob.escape(str(folder))) / path.relative_to(folder))
 
 
 def read_runs(path: Path) -> list[RunRecord]:

@@ -194,10 +194,8 @@ def show_prototypes(metrics: Mapping[str, Any], run_dir: Path) -> None:
     """Print the results of a run of the first stage."""
     rows = {"validation": _metrics_of("val/", metrics), "test": _metrics_of("test/", metrics)}
     print_table({name: row for name, row in rows.items() if row})
-    Console().print(
-        f"{_length(metrics)}, {metrics['train/queries_per_second']:.0f} queries/s, "
-        f"peak memory {metrics['peak_rss_bytes'] / 2**30:.1f} GiB. Run folder: {run_dir}"
-    )
+    memory = f"peak memory {metrics['peak_rss_bytes'] / 2**30:.1f} GiB"
+    _show_end(f"{_length(metrics)}, {metrics['train/queries_per_second']:.0f} queries/s, {memory}", run_dir)
     _show_notes(metrics)
 
 
@@ -207,8 +205,13 @@ def show_classifiers(metrics: Mapping[str, Any], run_dir: Path) -> None:
         rows = {f"{shown}, {scorer}": _metrics_of(f"{stage}/{scorer}/", metrics) for scorer in SCORERS}
         # a table for each stage: the best of a column is among rows of the same queries
         print_table({name: row for name, row in rows.items() if row})
-    Console().print(f"{_length(metrics)}. Run folder: {run_dir}")
+    _show_end(_length(metrics), run_dir)
     _show_notes(metrics)
+
+
+def _show_end(cost: str, run_dir: Path) -> None:
+    # as it is: brackets in the folder's name are no markup, and a line break would not be part of it
+    Console().print(f"{cost}. Run folder: {run_dir}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_notes(metrics: Mapping[str, Any]) -> None:
