@@ -1,7 +1,10 @@
 """Through a real process: a clone in miniature, whose package is the app and an entry point beside a small conf/."""
 
+import io
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +20,8 @@ CONF = {
     "loss/triplet.yaml": "gamma_min: 0.1\ngamma_max: 0.3\n",
 }
 TRAIN = """
+import os
+
 import numpy as np
 from hydra.utils import instantiate
 
@@ -30,6 +35,8 @@ class Dataset:
 
 
 def run(config):
+    if config.seed >= 100:
+        os.kill(os.getpid(), config.seed - 100)
     if config.seed >= 20:
         raise ValueError(f"seed is {config.seed}: take one below 20")
     if config.seed == 13:
@@ -48,7 +55,7 @@ def clone(tmp_path: Path) -> Path:
     package = tmp_path / "src" / "prime_xmc"
     package.mkdir(parents=True)
     original = Path(prime_xmc.app.__file__).parent
-    for name in ("app.py", "conf_files.py"):
+    for name in ("app.py", "conf_files.py", "printing.py"):
         shutil.copy(original / name, package)
     shutil.copytree(original / "command_line", package / "command_line", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
@@ -183,6 +190,42 @@ def test_a_folder_with_an_earlier_failure_is_not_removed(clone):
     assert train(clone, "seed=13", "hydra.run.dir=mine").returncode == 1
     assert train(clone, "seed=20", "hydra.run.dir=mine").returncode == 1
     assert "cannot reshape array" in (clone / "mine" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("mode", [(), ("--multirun",)], ids=["run", "multirun"])
+def test_a_signal_ends_the_process_with_its_status(clone, mode, number):
+    done = train(clone, *mode, f"seed={100 + number}")
+    assert (done.returncode, done.stderr) == (128 + number, "\nInterrupted.\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_result_that_cannot_be_printed_is_one_line(clone):
+    (clone / "src" / "prime_xmc" / "train.py").write_text(TRAIN.replace(", config.seed)", ", flush=True)"))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "prime_xmc.train"],
+            cwd=clone,
+            env=os.environ | {"PYTHONPATH": str(clone / "src")},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (1, "the output cannot be written: No space left on device\n")
+
+
+def test_a_log_follows_a_stream_that_cannot_be_flushed(monkeypatch):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    handler = logging.StreamHandler(sys.stdout)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    prime_xmc.app._follow_streams()
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    handler.stream.write("a line")
+    assert sys.stdout.getvalue() == "a line"
 
 
 def test_a_value_of_the_wrong_type_is_named(clone):

@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"files", "progress"},
     "index": {"files"},
     "model": {"files"},
-    "app": {"conf_files", "command_line", "data", "model"},
+    "app": {"conf_files", "command_line", "printing", "data", "model"},
     "evaluation": {"files", "progress", "data", "index"},
     "export": {"files", "progress", "data", "index", "model"},
     "training": {"files", "printing", "progress", "data", "index", "model", "evaluation", "export"},

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from prime_xmc.assemble import fit_second_stage, fit_to_data, fit_to_size, make_data, raw_files, raw_test_queries
 from prime_xmc.data.corpus import Corpus
+from prime_xmc.training.sweeps import fingerprint
 
 KEYS = ("dataset.num_validation", "model.num_free_vectors", "sampling.batch_size", "sampling.clusters.initial_size")
 
@@ -40,6 +41,10 @@ class TestFit:
         assert numbers(config) == [None] * 4, "the original stays"
         assert numbers(fit_to_size(fitted, 10**6, 10**6)) == [120, 4, 64, 4], "numbers stay"
         assert fitted.callbacks.clusters.initial_size == 4
+
+    def test_prime_lite_is_another_configuration_before_the_data_are_known(self, custom):
+        """A sweep would otherwise skip its job, and a report take its run for a repetition."""
+        assert fingerprint(custom("model=prime")) != fingerprint(custom("model=prime_lite"))
 
     def test_prime_lite_takes_half_the_batch(self, custom):
         fitted = fit_to_size(custom("model=prime_lite"), 1200, 30)

@@ -5,11 +5,13 @@ import importlib.util
 import logging
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import hydra
@@ -26,6 +28,7 @@ from prime_xmc.command_line.messages import composition_message, dotted, option_
 from prime_xmc.command_line.migration import add_keys, update_targets, wrap_logger
 from prime_xmc.command_line.usage import help_of
 from prime_xmc.conf_files import config_dir, entries, groups
+from prime_xmc.printing import send_to_nowhere
 
 PACKAGE = __name__.partition(".")[0]
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable that asks for complete tracebacks
@@ -73,7 +76,8 @@ def default_free_vectors(num_labels: int) -> int:
 OmegaConf.register_new_resolver("package", package_folder, replace=True)
 OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
 OmegaConf.register_new_resolver("free_vectors", default_free_vectors, replace=True)
-OmegaConf.register_new_resolver("half", lambda number: None if number is None else number // 2, replace=True)
+# Half of what is to follow the size of the data is not null itself: it would pass for the whole of it.
+OmegaConf.register_new_resolver("half", lambda number: "half" if number is None else number // 2, replace=True)
 
 
 def _job_folder(*, _root_: DictConfig) -> str:
@@ -89,14 +93,15 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str) -> None:
     """Run a task with the configuration that conf/<name>.yaml and the command line make, under Hydra.
 
     An error that the user can mend ends with its message alone, an unknown key or option with a hint after Hydra's own
-    words; both exit with status 1, a malformed command line with status 2. `HYDRA_FULL_ERROR=1` shows complete
-    tracebacks instead.
+    words; both exit with status 1, a malformed command line with status 2, and after Ctrl-C and SIGTERM it is 130 and
+    143. `HYDRA_FULL_ERROR=1` shows complete tracebacks instead.
 
     Args:
         task: Function, or "module:function", which is imported when a job starts. It takes the composed configuration;
             what it returns is the objective that a Hydra sweeper optimises.
         name: Entry point: its module in this package, its configuration file and Hydra's name of the job.
     """
+    _end_quietly_when_interrupted()
     configs = config_dir()
     _answer_at_once(name, configs)
     try:
@@ -120,6 +125,11 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str) -> None:
         failures.append(_explained(error, name))
     if failures:
         sys.stderr.write("".join(f"{failure}\n" for failure in failures))
+        with suppress(AttributeError, ValueError):  # standard output is closed
+            try:
+                sys.stdout.flush()
+            except OSError:
+                send_to_nowhere(sys.stdout)
         sys.exit(1)
 
 
@@ -209,6 +219,18 @@ def _answer_at_once(name: str, configs: Path) -> None:
         sys.exit(0)
 
 
+def _end_quietly_when_interrupted() -> None:
+    """Exit without a traceback after a signal; trainings have handlers of their own, but not before they begin."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        sys.stderr.write("\nInterrupted.\n")
+        sys.exit(128 + number)
+
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) == default:  # else it is ignored, as Ctrl-C in the background of a script
+            signal.signal(number, handle)
+
+
 def _make_job(
     task: str | Callable[[DictConfig], Any], name: str, complete: bool, failures: list[str]
 ) -> Callable[[DictConfig], Any]:
@@ -268,7 +290,7 @@ def _follow_streams() -> None:
     for handler in logging.getLogger().handlers:
         for name in ("stdout", "stderr"):
             if isinstance(handler, logging.StreamHandler) and handler.stream is getattr(sys, name):
-                handler.setStream(_CurrentStream(name))
+                handler.stream = _CurrentStream(name)  # setStream would flush, which fails on a full disk
 
 
 class _RunFolder:

@@ -23,6 +23,7 @@ from prime_xmc.export.scorers import use_classifiers
 from prime_xmc.model.encoder_folder import Prompts, resolve_prompts
 from prime_xmc.training.debugging import check_profiler, make_profiler
 from prime_xmc.training.module import PrimeModule
+from prime_xmc.training.start import check_precision
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def fitted_settings(config: DictConfig, num_queries: int, num_labels: int) -> li
     names = ("num_free_vectors", "batch_size", "clusters.initial_size")
     given = {name.rpartition(".")[2]: OmegaConf.select(config.dataset, name) for name in ("num_validation", *names)}
     for own, shared in _shared(config):
-        if (value := OmegaConf.select(config, own)) is not None:
+        if (value := OmegaConf.select(config, own)) not in (None, "half"):
             given[shared.rpartition(".")[2]] = value
     return fit(num_queries, num_labels, given)
 
@@ -345,7 +346,7 @@ def check_settings(config: DictConfig) -> None:
 
     Raises:
         InstantiationException: If one does not fit.
-        ValueError: If the machine has no GPU but one is asked for, or the profiler is unknown.
+        ValueError: If the machine has no GPU but one is asked for, or the profiler or the precision is unknown.
     """
     for key in ("loss", "index"):
         if config.get(key) is not None:
@@ -355,7 +356,7 @@ def check_settings(config: DictConfig) -> None:
         raise ValueError(
             "trainer.accelerator=gpu: torch finds no GPU here. Take trainer=cpu, or install torch for the GPU"
         )
-    instantiate(
+    trainer = instantiate(
         config.trainer,
         logger=False,
         profiler=None,
@@ -363,6 +364,7 @@ def check_settings(config: DictConfig) -> None:
         enable_checkpointing=False,
         _convert_="all",
     )
+    check_precision(str(trainer.precision))
 
 
 def load_predictor(config: DictConfig) -> Predictor:

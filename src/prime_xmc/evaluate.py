@@ -57,7 +57,8 @@ def run(config: DictConfig) -> dict[str, float]:
     # without a file, the table is the result, and has to be written
     with nullcontext() if config.output is None else unfailing_output():
         print_table({shown: metrics} if metrics else {})
-        print_notes([corpus.split_note, describe_unlabelled(corpus.test.positives, "test queries")])
+        unlabelled = describe_unlabelled(corpus.test.positives, "test queries")
+        print_notes([corpus.label_note, corpus.split_note, unlabelled])
     return results
 
 

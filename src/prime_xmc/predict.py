@@ -1,7 +1,6 @@
 """`python -m prime_xmc.predict`: queries from standard input or a file to ranked labels, as JSON lines."""
 
 import logging
-import os
 import sys
 from itertools import islice
 from pathlib import Path
@@ -25,11 +24,14 @@ def run(config: DictConfig) -> None:
     from prime_xmc.export.answers import counting, open_output, to_json
     from prime_xmc.export.predictor import SHOW_PROGRESS
     from prime_xmc.export.queries import TextFields, open_input, read_queries
+    from prime_xmc.printing import send_to_nowhere
 
     if config.chunk < 1:
         raise ValueError(f"expected chunk of at least 1 query, got {config.chunk}")
     source = None if config.input is None else Path(config.input).expanduser()
     target = None if config.output is None else Path(config.output).expanduser()
+    if (source is None and sys.stdin is None) or (target is None and sys.stdout is None):
+        raise ValueError("standard input or output is closed: give files by input= and output=")
     typed = source is None and sys.stdin.isatty()
     chunk = 1 if typed else config.chunk  # whoever types waits for an answer
     # A count would stand among what is typed or answered on the terminal; encoding shows its own for a large chunk.
@@ -52,7 +54,7 @@ def run(config: DictConfig) -> None:
                 count(len(batch))
     except BrokenPipeError:
         # The reader, `head` for one, has had enough. Python would complain once more when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        send_to_nowhere(sys.stdout)
         return
     if target is not None:
         logger.info("%s: labels of %s queries", target, f"{num_queries:,}")

@@ -25,6 +25,17 @@ def unfailing_output() -> Iterator[None]:
                     stream.flush()
 
 
+def send_to_nowhere(stream: Any) -> None:
+    """Send what a stream buffers, and all that follows, to nowhere: Python would fail on it again at its end.
+
+    Raises:
+        OSError: If it is a stream without a file descriptor; or a ValueError if it is closed.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 class _UnfailingStream:
     """A text stream whose `write` and `flush` do not raise; all else is that of the stream behind it."""
 
@@ -58,11 +69,9 @@ class _UnfailingStream:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        """Send what is buffered, and all that follows, to nowhere: Python would fail on it again at its end."""
+        """Send what is buffered, and all that follows, to nowhere, and say so."""
         with suppress(OSError, ValueError):  # a stream without a file descriptor, or a closed one
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            send_to_nowhere(self._stream)
             if self._stream is sys.__stdout__:
                 with suppress(OSError):
                     os.write(2, f"Output could not be written ({error}) and is dropped from here on.\n".encode())

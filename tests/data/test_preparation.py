@@ -256,6 +256,9 @@ class TestOddData:
         labels = [{"uid": uid, "title": title} for uid, title in (("a", "cat"), ("b", "dog"), ("b", "red"))]
         directory = self.prepared(tmp_path, labels=labels)
         assert warnings_of(directory) == {("lbl.json.gz", "repeated label uid"): (1, 3)}
+        assert Corpus.open(directory).label_note == (
+            "1 label has the uid of another (the first in line 3 of lbl.json.gz): predictions name both by the same uid"
+        )
         assert "give each label its own" in caplog.text
 
     def test_labels_whose_tokens_are_the_same(self, tmp_path):

@@ -34,6 +34,14 @@ def test_without_results(metrics):
     assert section(model_card(CONFIG, metrics), "Results") == "Not evaluated yet."
 
 
+def test_says_what_has_to_be_known_of_the_results():
+    notes = {"note/test": "2 of 9 test queries have no label", "note/val": "1 of 3 validation queries has no label"}
+    lines = section(model_card(CONFIG, {"test/P@1": 0.5} | notes), "Results").splitlines()
+    assert lines[-2:] == ["", "2 of 9 test queries have no label."]
+    without = section(model_card(CONFIG, {"note/test": "none of the 9 test queries has a label"}), "Results")
+    assert without == "None of the 9 test queries has a label."
+
+
 def test_says_what_the_model_is():
     card = model_card(CONFIG, {})
     assert "# PRIME on Wörter {1}\n" in card

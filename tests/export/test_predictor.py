@@ -335,7 +335,7 @@ class TestNoModel:
 
     def test_no_index_though_asked_for(self, copy):
         (copy / "index.faiss").unlink()
-        self.check(copy, FileNotFoundError, "has no index.faiss: take index=exact", index="faiss")
+        self.check(copy, FileNotFoundError, "has no index.faiss: take search=exact", index="faiss")
         assert isinstance(Predictor.load(copy).searcher, ExactSearch)
 
 

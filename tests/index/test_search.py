@@ -168,6 +168,7 @@ class TestFaiss:
         [
             ("raise ImportError('libgomp.so.1: cannot open shared object file')", "libgomp.so.1: cannot open"),
             ("import a_module_that_faiss_needs", "No module named 'a_module_that_faiss_needs'"),
+            ("raise RuntimeError('built for another NumPy')", "built for another NumPy"),
             ("raise OSError('libcublas.so.12 is too short')", "libcublas.so.12 is too short"),
         ],
     )
@@ -176,6 +177,14 @@ class TestFaiss:
         monkeypatch.delitem(sys.modules, "faiss", raising=False)
         monkeypatch.syspath_prepend(tmp_path)
         with pytest.raises(ImportError, match=f"Faiss is installed but cannot be imported: {cause}.*; reinstall it"):
+            FaissSearch("flat")
+
+    def test_another_module_of_that_name(self, monkeypatch, tmp_path):
+        (tmp_path / "faiss").mkdir()  # can be imported, as a namespace
+        monkeypatch.delitem(sys.modules, "faiss", raising=False)
+        monkeypatch.setattr(sys, "path", [str(tmp_path)])
+        said = rf"what is imported as faiss is not Faiss \({re.escape(str(tmp_path / 'faiss'))}\)"
+        with pytest.raises(ImportError, match=said):
             FaissSearch("flat")
 
     def test_shape(self):

@@ -118,6 +118,15 @@ def test_debugging_runs_are_mentioned(runs_dir, cache_dir, write_run):
     ]
 
 
+def test_what_runs_noted_of_their_data_is_mentioned_once(runs_dir, cache_dir, write_run):
+    for seed in (0, 1):
+        path = write_run(runs_dir / f"2{seed}", seed=seed) / "metrics.json"
+        metrics = json.loads(path.read_text())
+        notes = {"note/test": "2 of 9 test queries have no label", "note/val": "of other queries than the results"}
+        path.write_text(json.dumps(metrics | notes))
+    assert study(group(runs_dir, cache_dir)).notes == ["2 of 9 test queries have no label."]
+
+
 class TestBaseline:
     def chosen(self, runs_dir, cache_dir, baseline):
         options = {"num_resamples": 10, "num_examples": 0, "seed": 0}

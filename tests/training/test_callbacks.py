@@ -1,10 +1,10 @@
-"""The export; the other callbacks are tested in tests/test_train.py and tests/training/test_module.py."""
+"""The export and the table of epochs; tests/test_train.py and tests/training/test_module.py have the others."""
 
 import lightning as L
 import pytest
 
 from prime_xmc.assemble import make_data, make_module
-from prime_xmc.training.callbacks import ExportModel
+from prime_xmc.training.callbacks import EpochTable, ExportModel
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +47,10 @@ def test_only_at_the_end(exported_at):
 
 def test_every_n_epochs(exported_at):
     assert exported_at(3, after_validation=False, every_n_epochs=1) == [5, 10, 15]
+
+
+def test_a_run_continued_after_its_end_has_the_table_in_its_new_folder(tmp_path):
+    table = EpochTable(str(tmp_path / "metrics.csv"))
+    table.load_state_dict({"rows": [{"epoch": 0, "step": 5, "lr": 0.25}]})
+    table.on_train_end(L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), L.LightningModule())
+    assert (tmp_path / "metrics.csv").read_text() == "epoch,step,lr\n0,5,0.25\n"

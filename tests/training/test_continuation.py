@@ -81,6 +81,18 @@ def test_which_settings_bind_a_continued_run(compose, override, binds):
     assert (first != second) is binds
 
 
+@pytest.mark.parametrize(
+    ("target", "binds"),
+    [
+        ("lightning.pytorch.callbacks.ModelCheckpoint", False),
+        ("lightning.pytorch.callbacks.GradientAccumulationScheduler", True),
+    ],
+)
+def test_a_further_callback_binds_unless_it_only_looks_on(compose, target, binds):
+    further = compose("run_dir=a", f"+callbacks.further={{_target_: {target}, dirpath: b}}")
+    assert (binding_settings(compose("run_dir=a")) != binding_settings(further)) == binds
+
+
 def test_settings_are_resolved_and_plain():
     config = OmegaConf.create({"run_dir": "a", "path": "${run_dir}/x", "lr": "${rate}", "rate": 1.0, "list": [1, 2]})
     settings = binding_settings(config)

@@ -4,7 +4,7 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 
 from prime_xmc.training import record as module
-from prime_xmc.training.record import RunHistory
+from prime_xmc.training.record import RunHistory, show_classifiers
 
 
 @pytest.fixture
@@ -56,6 +56,12 @@ def test_a_continued_run_goes_on_counting(clock, monkeypatch):
     assert cost["train/queries_per_second"] == 10
     assert cost["peak_rss_bytes"] == 7
     assert second.validation == {"val/P@1": 0.5}
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(1, "1 epoch in 8 s"), (2, "2 epochs in 8 s")])
+def test_length_in_words(tmp_path, capsys, epochs, said):
+    show_classifiers({"train/epochs": epochs, "train/seconds": 8.2}, tmp_path)
+    assert capsys.readouterr().out.startswith(f"{said}. Run folder: ")
 
 
 def test_a_run_that_has_not_trained_has_no_speed(clock):

@@ -68,7 +68,7 @@ class UnknownOptionError(ValueError):
     """An option that there is not.
 
     Attributes:
-        option: As it was typed.
+        option: Option as it was typed.
         value: The argument after it, "" where there is none.
     """
 

@@ -1,6 +1,7 @@
 """What to tell the user about an error: its cause in a line or two, and what to do."""
 
 import difflib
+import errno
 import re
 import traceback
 from collections.abc import Iterable, Sequence
@@ -27,8 +28,8 @@ def user_message(error: BaseException) -> str | None:
 
     Bad input is what this package itself raises as a ValueError or FileNotFoundError, or as an ImportError where an
     extra is missing; a value that an object cannot be made from, a mandatory key without a value, an interpolation
-    that leads nowhere, and a file that may not be read or written. The place where an error was raised counts, because
-    NumPy's compiled code raises ValueError from our lines for what is our mistake.
+    that leads nowhere, and a file or stream that cannot be read or written. The place where an error was raised counts,
+    because NumPy's compiled code raises ValueError from our lines for what is our mistake.
     """
     if isinstance(error, InstantiationException):
         return _instantiation_message(error)
@@ -41,6 +42,8 @@ def user_message(error: BaseException) -> str | None:
         return str(error).splitlines()[0] + (f" (at {error.full_key})" if error.full_key else "")
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE):
+        return f"the output cannot be written: {error.strerror}"
     if isinstance(error, HydraException):
         return str(error)
     if type(error).__name__ == "MisconfigurationException":  # of Lightning, which is slow to import

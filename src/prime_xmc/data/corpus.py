@@ -26,7 +26,7 @@ class Ragged:
 
     Attributes:
         values: The rows one after the other; may be a read-only memory map.
-        offsets: Where each row starts in `values`, and at the end where the last one ends.
+        offsets: Positions in `values` at which the rows start, and at the end the one at which the last row ends.
 
     Raises:
         ValueError: when the offsets do not begin at 0 and end at the number of values.
@@ -204,6 +204,19 @@ class Corpus:
         return (
             f"there is no test file: {split['queries']:,} of the {split['of']:,} queries of {split['file']}, drawn at "
             "random, are the test split and are not trained on"
+        )
+
+    @property
+    def label_note(self) -> str | None:
+        """A sentence on labels that share a uid, by which predictions name them; None where there are none."""
+        repeated = [entry for entry in self.manifest.get("warnings", []) if entry["kind"] == "repeated label uid"]
+        if not repeated:
+            return None
+        number, line = repeated[0]["count"], repeated[0]["first_line"]
+        verb = "label has" if number == 1 else "labels have"
+        return (
+            f"{number:,} {verb} the uid of another (the first in line {line} of {repeated[0]['file']}): predictions "
+            "name both by the same uid"
         )
 
     @property

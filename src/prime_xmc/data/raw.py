@@ -48,7 +48,7 @@ class RawFiles:
         fields: Fields of a query that make up its text, in this order; kept as a tuple, also where a single name is
             given.
         label_fields: Fields of a label that make up its text; None: those of a query.
-        hint: Where to get the files, for the message of the error when they are missing.
+        hint: Sentence on where to get the files, for the message of the error when they are missing.
         query_prompt: Text that the encoder wants before every query.
         label_prompt: Text that the encoder wants before every label.
         num_test: Queries to split off the training queries where the folder has no test file; None: as many as suit

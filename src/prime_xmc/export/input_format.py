@@ -93,9 +93,13 @@ def _text_beyond_doubt(name: str, line: str, fields: Collection[str]) -> str:
             f"{name}: the first line is the beginning of a JSON array, {_shorten(line)}: write an object a line, or "
             "give input_format=text"
         )
-    cells = line.split(delimiter_of(line, ()))
-    is_header = len(cells) > 1 and all(map(_COLUMN_NAME.fullmatch, cells))
-    if is_header or stripped in (*WHOLE_TEXT, *fields):
+    delimiter = delimiter_of(line, ())
+    cells, names = line.split(delimiter), split_header(line, delimiter)
+    # texts have a blank after a comma and quotes around some words alone; headers have neither, or a known name
+    is_quoted = all(len(cell) > 2 and cell[0] == cell[-1] == '"' for cell in cells)
+    is_known = not {*WHOLE_TEXT, *fields}.isdisjoint(names)
+    is_header = len(cells) > 1 and all(map(_COLUMN_NAME.fullmatch, names if is_quoted or is_known else cells))
+    if is_header or (is_known and len(names) == 1):
         raise ValueError(f"{name}: the first line may be a query or the header of a table, {_shorten(line)}: {_HOW}")
     return "text"
 

@@ -35,13 +35,14 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 
     Args:
         config: Content of the model's prime_config.json.
-        metrics: Results, of which those called `test/<metric>`, fractions in [0, 1], are shown; empty where there are
-            none yet.
+        metrics: Results, of which those called `test/<metric>`, fractions in [0, 1], are shown, with the sentences
+            called `note/<what>` on the data that they are of; empty where there are none yet.
     """
     settings, prototypes = config["settings"], config["prototypes"]
     dataset = settings.get("dataset", "an unnamed data set")
     license_id, license_text = _license(settings)
     results = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+    notes = [note for name, note in metrics.items() if name.startswith("note/") and name != "note/val"]
     text = _CARD.format(
         dataset=dataset,
         num_labels=f"{prototypes['num_labels']:,}",
@@ -52,7 +53,7 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         max_length=config["max_length"],
         package_version=config["package_version"],
         settings=json.dumps(settings, indent=2, ensure_ascii=False),
-        results=_results_table(results),
+        results=_results(results, notes),
         license=license_text,
     )
     head = ModelCardData(
@@ -123,11 +124,14 @@ def _reads(config: Mapping[str, Any]) -> str:
     return "".join(f" {sentence}" for sentence in sentences)
 
 
-def _results_table(results: Mapping[str, float]) -> str:
+def _results(results: Mapping[str, float], notes: Sequence[str]) -> str:
+    """Return the table, and what has to be known of the data that the results are of."""
+    sentences = " ".join(f"{note[0].upper()}{note[1:]}." for note in notes)
     if not results:
-        return "Not evaluated yet."
+        return sentences or "Not evaluated yet."
     rows = [f"| {name} | {100 * value:.2f} |" for name, value in results.items()]
-    return "\n".join(["| metric (test split) | percent |", "|---|---:|", *rows])
+    table = "\n".join(["| metric (test split) | percent |", "|---|---:|", *rows])
+    return f"{table}\n\n{sentences}" if sentences else table
 
 
 _CARD = """\

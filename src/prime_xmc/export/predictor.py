@@ -320,7 +320,7 @@ def _load_searcher(
     exported = config["index"] if path.is_file() else None
     if index == "faiss" and exported is None:
         raise FileNotFoundError(
-            f"{directory} has no {INDEX}: take index=exact, or train where Faiss is installed to have one exported"
+            f"{directory} has no {INDEX}: take search=exact, or train where Faiss is installed to have one exported"
         )
     expected = config["prototypes"]["num_labels"], config["prototypes"]["dim"]
     if index == "faiss" or (index == "auto" and exported is not None and _is_wanted(exported["kind"])):

@@ -182,8 +182,11 @@ def _import_faiss() -> ModuleType:
         if error.name != "faiss":  # a module that Faiss itself needs
             raise ImportError(f"Faiss is installed but cannot be imported: {error}; reinstall it, {instead}") from error
         raise ImportError(f'Faiss is not installed: pip install "prime_xmc[faiss-cpu]", {instead}') from error
-    except (ImportError, OSError, AttributeError) as error:  # such as a shared library that is missing
+    except Exception as error:  # whatever its own code raises, such as that of a shared library that is missing
         raise ImportError(f"Faiss is installed but cannot be imported: {error}; reinstall it, {instead}") from error
+    if not hasattr(faiss, "IndexFlatIP"):  # what is left of an installation, or a folder of that name
+        places = ", ".join(map(str, getattr(faiss, "__path__", [])))
+        raise ImportError(f"what is imported as faiss is not Faiss ({places}): remove or reinstall it, {instead}")
     return faiss
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from prime_xmc.files import save_tensors
@@ -100,13 +100,19 @@ class RowBank(nn.Module):
             index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ValueError(f"{directory}: no bank with an index.json; it is incomplete or was moved") from error
-        if (index["num_rows"], index["dim"]) != tuple(self.rows.shape):
+        except ValueError as error:
+            raise ValueError(f"{directory / 'index.json'} is damaged ({error})") from error
+        try:
+            num_rows, dim, num_shards = (int(index[key]) for key in ("num_rows", "dim", "num_shards"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{directory / 'index.json'} is damaged: it does not say the shape of the bank") from error
+        if (num_rows, dim) != tuple(self.rows.shape):
             raise ValueError(
-                f"{directory} holds {index['num_rows']} x {index['dim']} rows, expected "
+                f"{directory} holds {num_rows} x {dim} rows, expected "
                 f"{self.rows.shape[0]} x {self.rows.shape[1]}: another data set or encoder"
             )
         start = 0
-        for shard in read_shards(directory, index["num_shards"]):
+        for shard in read_shards(directory, num_shards):
             self.rows[start : start + len(shard)] = shard.to(self.rows.device, self.rows.dtype)
             start += len(shard)
         if start != len(self):
@@ -117,14 +123,18 @@ def read_shards(directory: Path, num_shards: int) -> Iterator[Float[Tensor, "row
     """Yield the shards of a bank, in order.
 
     Raises:
-        ValueError: If one is missing.
+        ValueError: If one is missing or damaged.
     """
     for number in range(num_shards):
         path = directory / _shard_name(number)
         if not path.is_file():
             raise ValueError(f"{path} is missing: the bank was copied or written incompletely")
-        with safe_open(path, framework="pt") as file:
-            yield file.get_tensor("rows")
+        try:
+            with safe_open(path, framework="pt") as file:
+                shard = file.get_tensor("rows")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}): the bank was copied or written incompletely") from error
+        yield shard
 
 
 def _shard_name(number: int) -> str:

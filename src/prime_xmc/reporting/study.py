@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 BINNED = ("P@5", "PSP@5")
 MACRO_K = (1, 3, 5)
 COVERAGE_K = (1, 3, 5, 10, 100)
+_NOTES = ("note/test", "note/labels")  # how names of recorded sentences on the test split and the labels begin
 _DEPTH = 5  # labels of a query that are counted in bins and shown as examples
 _TOLERANCE = 1e-4  # metrics.json holds single precision, so a metric computed again from predictions.npz differs a bit
 
@@ -153,6 +154,9 @@ def make_study(
             f"{number} debugging {'run is' if number == 1 else 'runs are'} left out of everything here, because debug, "
             "trainer.fast_dev_run, trainer.overfit_batches or trainer.limit_..._batches is set."
         )
+    recorded = [run.metrics or {} for configuration in runs.configurations for run in configuration.runs]
+    sentences = {note for metrics in recorded for name, note in metrics.items() if name.startswith(_NOTES)}
+    study.notes.extend(f"{note[0].upper()}{note[1:]}." for note in sorted(sentences))
     with_predictions = [
         (configuration, [run for run in configuration.runs if run.predictions is not None])
         for configuration in runs.configurations

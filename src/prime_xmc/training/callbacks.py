@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader
 
 from prime_xmc.data.batch import Texts
 from prime_xmc.data.sampling import cluster_size_at
-from prime_xmc.files import publishing, replacing
+from prime_xmc.files import replacing
 from prime_xmc.index.clustering import balanced_clusters
 from prime_xmc.model.prototypes import fill_mean_centroids
 from prime_xmc.progress import track
+from prime_xmc.training.embedding_cache import load_embeddings, save_embeddings
 from prime_xmc.training.protocols import (
     LabelIndex,
     PrototypeModule,
@@ -67,16 +68,13 @@ class InitialisePrototypes(Callback):
         embedded = {"query": module.query_memory, "label": labels}
         # embedding is shared out: either all processes take part in it, or none does
         if trainer.strategy.reduce_boolean_decision(directory.is_dir()):
-            for name, bank in embedded.items():
-                bank.load(directory / name)
+            load_embeddings(directory, embedded)
         else:
             loaders = {"query": data.train_text_dataloader(), "label": data.label_dataloader()}
             for name, bank in embedded.items():
                 module.embed(_with_progress(loaders[name], name), bank)
             if trainer.is_global_zero:
-                with publishing(directory, replace=False) as temporary:
-                    for name, bank in embedded.items():
-                        bank.save(temporary / name)
+                save_embeddings(directory, embedded)
         if not trainer.is_global_zero:
             return
         prototypes = module.prototypes
@@ -185,7 +183,7 @@ class RebuildClusters(Callback):
             clusters = balanced_clusters(embeddings, num_clusters, seed=self.seed + epoch).cpu()
         copy_from_first(clusters, device)
         data.set_clusters(clusters.numpy())
-        logger.info("epoch %d: %d clusters of about %d queries", epoch, num_clusters, size)
+        logger.info("epoch %d: %d clusters of queries, about %d in each", epoch, num_clusters, size)
 
 
 class ReleaseMemory(Callback):
@@ -244,7 +242,14 @@ class EpochTable(Callback):
         self._validated = False
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate} | values)
-        if trainer.is_global_zero:
+        self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the rows of the epochs before also where a run that had ended is continued in another folder."""
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and self.rows:
             names = list(dict.fromkeys(name for row in self.rows for name in row))
             with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, names, restval="")

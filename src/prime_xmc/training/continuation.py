@@ -44,6 +44,14 @@ MAY_CHANGE = (
     # what is done with the trained model
     *("test", "classify", "classify_settings", "export_every_n_epochs", "export_after_validation", "index"),
 )
+# Callbacks of Lightning that look on, by their `_target_`: whatever the name of their key is, they change no result.
+_LOOKING_ON = tuple(
+    f"lightning.pytorch.callbacks.{name}"
+    for name in (
+        *("DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary", "OnExceptionCheckpoint"),
+        *("RichModelSummary", "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar"),
+    )
+)
 
 
 def without_watching(config: DictConfig) -> DictConfig:
@@ -56,7 +64,12 @@ def without_watching(config: DictConfig) -> DictConfig:
 
 def binding_settings(config: DictConfig) -> dict[str, Any]:
     """Return the resolved settings that a continued run has to have in common with the checkpoint, by dotted key."""
-    settings = _dotted(OmegaConf.to_container(without_watching(config), resolve=True), "")
+    content: Any = OmegaConf.to_container(without_watching(config), resolve=True)
+    callbacks = (content.get("callbacks") or {}).items()
+    content["callbacks"] = {
+        name: settings for name, settings in callbacks if (settings or {}).get("_target_") not in _LOOKING_ON
+    }
+    settings = _dotted(content, "")
     return {key: value for key, value in settings.items() if not _may_change(key)}
 
 

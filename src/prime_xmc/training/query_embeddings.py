@@ -11,9 +11,9 @@ from torch import Tensor
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.export.predictor import Predictor
-from prime_xmc.files import publishing
 from prime_xmc.model.banks import RowBank
 from prime_xmc.progress import track
+from prime_xmc.training.embedding_cache import load_embeddings, save_embeddings
 
 _CHUNK = 4096  # queries encoded at once
 
@@ -35,6 +35,9 @@ def embed_training_queries(predictor: Predictor, data: PrimeDataModule, cache_di
         data: The data set.
         cache_dir: Folder for them.
         digest: Fingerprint of the encoder.
+
+    Raises:
+        ValueError: If those in the cache are damaged; it names the folder to delete.
     """
     parts = (data.corpus.manifest["fingerprint"], digest, predictor.precision, predictor.config["encoder"])
     fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
@@ -43,9 +46,8 @@ def embed_training_queries(predictor: Predictor, data: PrimeDataModule, cache_di
     # in the CPU's memory: a step needs a few of them
     bank = RowBank(len(tokens), predictor.encoder.dim, dtype="float16", placement="host")
     if directory.is_dir():
-        bank.load(directory)
+        load_embeddings(directory, {".": bank})
     else:
         bank.put(torch.arange(len(tokens)), embed(predictor, tokens, "training queries"))
-        with publishing(directory, replace=False) as temporary:
-            bank.save(temporary)
+        save_embeddings(directory, {".": bank})
     return bank

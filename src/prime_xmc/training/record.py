@@ -40,8 +40,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
     # what is lost then is which checkpoint was the best: here it is the last one
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
-    # a run folder is claimed, and cleared of what another run has left
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # those that change the result are compared before a run is continued
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
     warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated", category=FutureWarning)
@@ -62,7 +60,7 @@ def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
 
 
 def describe_splits(config: DictConfig, data: PrimeDataModule) -> dict[str, str]:
-    """Return what has to be known about the queries of a run's metrics, as sentences: `note/test`, `note/val`, ...
+    """Return what has to be known about the data of a run's metrics, as sentences: `note/test`, `note/labels`, ...
 
     Args:
         config: Whose `test` says whether there are test metrics.
@@ -70,6 +68,7 @@ def describe_splits(config: DictConfig, data: PrimeDataModule) -> dict[str, str]
     """
     train, test = data.corpus.train, data.corpus.test
     notes = {"note/val": describe_unlabelled(train.positives.take(data.validation_ids), "validation queries")}
+    notes["note/labels"] = data.corpus.label_note
     if config.test:
         notes["note/test_split"] = data.corpus.split_note
         notes["note/test"] = describe_unlabelled(test.positives, "test queries")
@@ -221,7 +220,8 @@ def _show_notes(metrics: Mapping[str, Any]) -> None:
 
 
 def _length(metrics: Mapping[str, Any]) -> str:
-    return f"{metrics['train/epochs']} epochs in {metrics['train/seconds']:.0f} s"
+    epochs = "1 epoch" if metrics["train/epochs"] == 1 else f"{metrics['train/epochs']} epochs"
+    return f"{epochs} in {metrics['train/seconds']:.0f} s"
 
 
 def _metrics_of(prefix: str, metrics: Mapping[str, Any]) -> dict[str, float]:

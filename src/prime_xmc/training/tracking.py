@@ -31,9 +31,9 @@ class RunNames(NamedTuple):
     """What a run is called and found by.
 
     Attributes:
-        name: None: not known.
-        group: Of runs that belong together; None: none.
-        tags: What it was made of.
+        name: Name of the run; None where it is not known.
+        group: Name of the runs that belong together; None where it belongs to none.
+        tags: Options that it was made of.
     """
 
     name: str | None
@@ -46,8 +46,8 @@ def run_names(choices: Mapping[str, str | None], overrides: Sequence[str], *, se
 
     Args:
         choices: The option chosen in each group of the configuration.
-        overrides: Of the command line.
-        seed: Of the run.
+        overrides: Settings of the command line.
+        seed: Seed of the run.
         sweep: Name of the sweep that the run is a job of; None: it is none.
 
     Example:
@@ -96,15 +96,15 @@ def wandb_logger(
 
     Args:
         save_dir: All that W&B writes goes to <save_dir>/wandb.
-        project: Where the run goes.
+        project: Project that the run goes to.
         entity: Team or user whose project it is; None: the account's default.
-        name: None: see `run_names`.
-        group: None: see `run_names`.
-        tags: None: see `run_names`.
+        name: Name of the run; None: that of `run_names`.
+        group: Name of the runs that belong together; None: that of `run_names`.
+        tags: Tags of the run; None: those of `run_names`.
         notes: A description.
-        offline: Nothing is sent.
-        seed: Of the run, for its name.
-        ckpt_path: A checkpoint of the W&B run to continue; None, or one without: a new run.
+        offline: Whether nothing is sent.
+        seed: Seed of the run, for its name.
+        ckpt_path: Checkpoint of the W&B run to continue; None, or a checkpoint without one: a new run.
         settings: Fields of `wandb.Settings`.
 
     Raises:
