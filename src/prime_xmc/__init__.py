@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import prime_xmc.api
@@ -18,11 +18,16 @@ __version__ = version("prime_xmc")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def load(folder: str | Path, **options: Any) -> "prime_xmc.export.predictor.Predictor":
+def load(
+    folder: str | Path,
+    device: str = "cpu",
+    index: Literal["auto", "exact", "faiss"] = "auto",
+    precision: str | None = None,
+) -> "prime_xmc.export.predictor.Predictor":
     """Open an exported model, `<run>/model`; arguments and errors are those of `Predictor.load`."""
     from prime_xmc.export.predictor import Predictor  # torch and transformers take seconds to import
 
-    return Predictor.load(folder, **options)
+    return Predictor.load(folder, device=device, index=index, precision=precision)
 
 
 def train(overrides: Sequence[str] = (), **settings: Any) -> "prime_xmc.api.TrainedRun":
