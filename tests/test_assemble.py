@@ -111,7 +111,7 @@ class TestData:
         ]
 
     def test_a_missing_test_file_may_be_refused(self, small):
-        with pytest.raises(FileNotFoundError, match=r"tst\.json\.gz not found"):
+        with pytest.raises(FileNotFoundError, match=r"tst\.json \(or \.json\.gz\) not found"):
             make_data(small("dataset.num_test=0"))
 
     def test_benchmarks_need_their_test_file(self, compose):

@@ -180,10 +180,13 @@ class TestBadInput:
         message = "the model has 48 labels, toy has 49: give the data set that the model .* was trained on"
         self.refused(configure, message, f"dataset.dir={tmp_path / 'raw'}", f"run_dir={tmp_path}")
 
-    def test_several_processes(self, configure, tmp_path):
-        self.refused(
-            configure, "one process, got 2", "+trainer.strategy=ddp", "trainer.devices=2", f"run_dir={tmp_path}"
-        )
+    def test_several_processes(self, overrides, tmp_path):
+        """From the command line: a Trainer for several processes looks at how its own was started."""
+        several = ["trainer.strategy=ddp", "trainer.devices=2", f"hydra.run.dir={tmp_path}"]
+        command = [sys.executable, "-m", "prime_xmc.classify", *overrides, *several]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "one process, got 2" in done.stderr
 
 
 class TestFolder:

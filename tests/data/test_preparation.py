@@ -432,7 +432,9 @@ class TestErrors:
             run(tmp_path / "raw")
 
     def test_missing_files(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"toy: trn\.json\.gz, tst\.json\.gz, lbl\.json\.gz not found"):
+        with pytest.raises(
+            FileNotFoundError, match=r"toy: trn\.json, tst\.json, lbl\.json \(or \.json\.gz\) not found"
+        ):
             run(tmp_path / "raw")
 
     def test_a_cache_that_cannot_be_written(self, raw):

@@ -113,7 +113,7 @@ def ticks(low: float, high: float, most: int, *, log: bool = False) -> tuple[tup
     Example:
         >>> [text for _, text in ticks(0.13, 0.42, 5)]
         ['0.2', '0.3', '0.4']
-        >>> [text for _, text in ticks(0.2, 1500, 5, log=True)]
+        >>> [text for _, text in ticks(0.2, 1500.0, 5, log=True)]
         ['1', '10', '100', '1,000']
     """
     if log:
