@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from prime_xmc.conf_files import config_dir
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.stages import train_prototypes
 from prime_xmc.training.module import PrimeModule
-from prime_xmc.training.run_folder import new_folder
+from prime_xmc.training.run_folder import folder_of_now
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def train(overrides: Sequence[str] = (), **settings: Any) -> TrainedRun:
         OmegaConf.set_struct(config, True)
         check_config(config, whole.hydra, "train")
         if OmegaConf.is_interpolation(config, "run_dir"):  # the folder that the entry point would make
-            config.run_dir = new_folder(f"outputs/{config.task}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+            config.run_dir = folder_of_now(config.task)
         folder = Path(str(config.run_dir))
         with open_dict(whole):
             whole.run_dir = config.run_dir

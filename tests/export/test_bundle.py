@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import sys
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.bundle import save_bundle, update_metrics
@@ -39,29 +38,6 @@ FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-
-
-@pytest.fixture
-def copy(toy_bundle, tmp_path):
-    """A copy that a test may spoil."""
-    return shutil.copytree(toy_bundle, tmp_path / "model")
-
-
-@pytest.fixture(scope="module")
-def predictor(toy_bundle):
-    return Predictor.load(toy_bundle)
-
-
-def with_transformers(directory, text):
-    """The embedding of a text, by the libraries alone."""
-    model, tokenizer = AutoModel.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
-    inputs = tokenizer([text], return_tensors="pt", truncation=True)
-    with torch.no_grad():
-        return F.normalize(model(**inputs).last_hidden_state.mean(dim=1), dim=1)[0]
-
-
-def edit(path, **changed):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
 def save(directory, tiny_encoder_dir, **changed):

@@ -3,7 +3,6 @@
 import inspect
 import json
 import logging
-import shutil
 import sys
 
 import pytest
@@ -20,17 +19,6 @@ from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.prototypes import Prototypes
 
 TEXTS = ["a red cat", "", "blue river and a yellow rocket", "Ünï ≠ 語", "castle " * 40]  # the last one is cut
-
-
-@pytest.fixture
-def copy(toy_bundle, tmp_path):
-    """A copy that a test may spoil."""
-    return shutil.copytree(toy_bundle, tmp_path / "model")
-
-
-@pytest.fixture(scope="module")
-def predictor(toy_bundle):
-    return Predictor.load(toy_bundle)
 
 
 def with_transformers(directory, text):

@@ -56,12 +56,16 @@ def _resolve_new_folder(path: str, *, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("new_folder", _resolve_new_folder, replace=True)
 
 
+def folder_of_now(task: str) -> str:
+    """Return a folder for a run that is started from Python, named as an entry point names those of its runs."""
+    return new_folder(f"outputs/{task}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+
+
 def with_run_folder(config: DictConfig) -> DictConfig:
     """Return a configuration whose `run_dir` has a value also where no entry point runs, which would give it one."""
     if HydraConfig.initialized() or not OmegaConf.is_interpolation(config, "run_dir"):
         return config
-    folder = new_folder(f"outputs/{config.task}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    return OmegaConf.merge(config, {"run_dir": str(Path(folder).absolute())})  # type: ignore[return-value]
+    return OmegaConf.merge(config, {"run_dir": str(Path(folder_of_now(config.task)).absolute())})  # type: ignore[return-value]
 
 
 def is_first_process() -> bool:
