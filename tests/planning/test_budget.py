@@ -31,6 +31,7 @@ LAYOUT = Layout(
     num_frozen=10,
     num_free_vectors=16,
     centroid_bytes=4,
+    remembers_labels=False,
     placement="device",
     on_gpu=False,
     searcher="flat",

@@ -68,7 +68,7 @@ def test_a_faiss_index_is_as_large_as_planned(kind, tmp_path):
     search = FaissSearch(kind, m=16, ef_construction=20)
     search.build(torch.randn(4000, 8))
     search.save(tmp_path / "index")
-    layout = Layout(8, 0, 0, 0, 4, "device", False, kind, 16, 0, True)
+    layout = Layout(8, 0, 0, 0, 4, False, "device", False, kind, 16, 0, True)
     assert 4000 * layout.index_bytes == pytest.approx((tmp_path / "index").stat().st_size, rel=0.01)
 
 

@@ -51,6 +51,52 @@ def test_more_queries_of_a_label_move_its_centroid_and_nothing_else(make):
     torch.testing.assert_close(remembered, query_emb[8:], atol=1e-3, rtol=0)
 
 
+def test_remembered_labels_enter_the_first_term_with_the_embedding_that_training_last_made(make):
+    module, data = make(
+        "sampling.memory_labels=4096", "sampling.num_positives=1", "model.dropout=0.0", "model.centroid_update=frozen"
+    )
+    batch = next(iter(data.train_dataloader()))
+    memory = batch.memory
+    assert len(memory.ids) > 0
+    remembered = torch.nn.functional.normalize(torch.randn(48, 32), dim=1)
+    module.label_memory.put(torch.arange(48), remembered)
+    outputs = module.training_step(batch, 0)
+    label_emb = outputs["label_emb"]
+    ids = torch.cat([batch.label_ids, memory.ids])
+    prototypes = module.prototypes(ids, torch.cat([label_emb, remembered[memory.ids].half().float()]))
+    expected, _ = module.loss(
+        outputs["query_emb"],
+        label_emb,
+        prototypes,
+        torch.cat([batch.positives, memory.positives], dim=1),
+        torch.cat([batch.negatives, memory.negatives], dim=1),
+    )
+    torch.testing.assert_close(outputs["loss"], expected, atol=1e-5, rtol=1e-4)
+    assert outputs["prototypes"].shape == label_emb.shape
+    # what this step has encoded is remembered, and nothing else
+    torch.testing.assert_close(module.label_memory.take(batch.label_ids).float(), label_emb, atol=1e-3, rtol=0)
+    torch.testing.assert_close(module.label_memory.take(memory.ids), remembered[memory.ids].half())
+
+
+def test_remembered_labels_start_from_the_pre_trained_encoder_and_are_in_checkpoints(script):
+    config, module, data = script("sampling.memory_labels=100")
+    assert set(module.banks) == {"centroids", "query_memory", "label_memory"}
+    trainer = trainer_of(max_steps=1, callbacks=[], precision="32-true")
+    before = {}
+
+    class Look(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            before["memory"] = pl_module.label_memory.rows.clone()
+
+    trainer.callbacks.append(Look())
+    encoder = make_module(config, data).encoder.eval()
+    trainer.fit(module, datamodule=data)
+    tokens = data.corpus.label_tokens
+    with torch.no_grad():
+        expected = encoder(torch.from_numpy(tokens.values.astype("int64")), torch.from_numpy(tokens.lengths))
+    torch.testing.assert_close(before["memory"].float(), expected, atol=1e-3, rtol=0)
+
+
 @pytest.fixture(scope="module")
 def script(toy_settings, compose, tmp_path_factory):
     """Makes what a user's own script would: configuration, untrained module and data."""

@@ -18,6 +18,7 @@ class Layout(NamedTuple):
     num_frozen: int  # parameters without gradient
     num_free_vectors: int  # F; 0 where prototypes have none
     centroid_bytes: int  # bytes per centroid entry
+    remembers_labels: bool  # whether training remembers an embedding of each label
     placement: str  # of the banks
     on_gpu: bool
     searcher: str  # "exact", "flat" or "hnsw"
@@ -48,6 +49,7 @@ def layout_of(config: DictConfig, module: PrimeModule) -> Layout:
         num_frozen=sum(p.numel() for p in dense if not p.requires_grad),
         num_free_vectors=0 if free_vectors is None else config.model.num_free_vectors,
         centroid_bytes=module.prototypes.centroids.rows.element_size(),
+        remembers_labels=module.label_memory is not None,
         placement=module.query_memory.placement,
         on_gpu=device_of(config).type == "cuda",
         searcher=searcher.kind if isinstance(searcher, FaissSearch) else "exact",

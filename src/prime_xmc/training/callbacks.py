@@ -64,7 +64,9 @@ class InitialisePrototypes(Callback):
         directory = (
             self.cache_dir / f"embeddings-{trainer.strategy.broadcast(self._fingerprint(trainer, module, data))}"
         )
-        labels = module.make_bank(data.corpus.num_labels, module.encoder.dim, dtype="float16").to(module.device)
+        labels = module.label_memory
+        if labels is None:
+            labels = module.make_bank(data.corpus.num_labels, module.encoder.dim, dtype="float16").to(module.device)
         embedded = {"query": module.query_memory, "label": labels}
         # embedding is shared out: either all processes take part in it, or none does
         if trainer.strategy.reduce_boolean_decision(directory.is_dir()):

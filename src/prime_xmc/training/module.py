@@ -32,6 +32,7 @@ from prime_xmc.training.start import check_precision, check_processes, missing_c
 
 logger = logging.getLogger(__name__)
 
+_TABLES = ("query_memory.", "label_memory.", "prototypes.")  # prefixes of the tables' names
 _CHECKED_ROWS = 1024  # of a bank: where these are zero, all are
 _HOW_TO_LOAD = (
     "A checkpoint's state_dict does not hold the banks: load it with trainer.fit, validate or test(module, "
@@ -74,6 +75,8 @@ class PrimeModule(LightningModule):
         seed: Seed of a step's random numbers (dropout), together with the step's number, so that a step is the same
             whether or not the run was interrupted before it.
         make_bank: Function that makes tables with a row per query or label.
+        remember_labels: Whether to keep the embedding that training last made of each label, for batches with
+            `MemoryLabels`.
         callbacks: Callbacks that belong to the method, such as `InitialisePrototypes` and `RebuildClusters`. A Trainer
             that has one of the same class keeps its own.
         zero_banks: Whether training and ranking may start from banks that were never filled, for ablations.
@@ -96,6 +99,7 @@ class PrimeModule(LightningModule):
         warmup_fraction: float = 0.1,
         seed: int = 0,
         make_bank: Callable[..., RowBank] = RowBank,
+        remember_labels: bool = False,
         callbacks: Sequence[Callback] = (),
         zero_banks: bool = False,
     ):
@@ -112,6 +116,7 @@ class PrimeModule(LightningModule):
         self.metrics = XMCMetrics(inverse_propensity)
         # the embedding that training itself last made of each query, for clusters without another encoding pass
         self.query_memory = make_bank(num_queries, encoder.dim, dtype="float16")
+        self.label_memory = make_bank(prototypes.num_labels, encoder.dim, dtype="float16") if remember_labels else None
         self.make_bank = make_bank
         self.callbacks = list(callbacks)
         self.zero_banks = zero_banks
@@ -121,13 +126,14 @@ class PrimeModule(LightningModule):
         self.divergence = DivergenceWatch()
         self._compared_epoch: int | None = None  # the last one whose batches were compared between processes
         # every process changes its own tables, all in the same way, so DDP need not send them
-        tables = [name for name, _ in self.named_buffers() if name.startswith(("query_memory.", "prototypes."))]
+        tables = [name for name, _ in self.named_buffers() if name.startswith(_TABLES)]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [*tables, "prototypes.free_vectors"])
 
     @property
     def banks(self) -> dict[str, RowBank]:
         """The tables that training changes by name."""
-        return {"centroids": self.prototypes.centroids, "query_memory": self.query_memory}
+        banks = {"centroids": self.prototypes.centroids, "query_memory": self.query_memory}
+        return banks if self.label_memory is None else banks | {"label_memory": self.label_memory}
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the callbacks of the method that the Trainer does not have."""
@@ -171,6 +177,8 @@ class PrimeModule(LightningModule):
         free_vectors = prototypes.free_vectors
         if free_vectors is not None and len(free_vectors) > 1 and not prototypes.cluster_of_label.any():
             names.append("clusters of labels")
+        if self.label_memory is not None and not self.label_memory.rows[:_CHECKED_ROWS].any():
+            names.append("remembered label embeddings")
         return names
 
     def _require_banks(self) -> None:
@@ -265,20 +273,22 @@ class PrimeModule(LightningModule):
         """
         embeddings = self(batch.token_ids, batch.lengths)
         query_emb, label_emb = embeddings.split([len(batch.query_ids), len(batch.label_ids)])
-        prototypes = self.prototypes(batch.label_ids, label_emb)
+        prototypes, positives, negatives = self._candidates(batch, label_emb)
         seen = self._seen(batch, query_emb.detach())
         # cosines near 1 differ by less than bf16 can tell
         with torch.autocast(self.device.type, enabled=False):
-            loss, logs = self.loss(query_emb, label_emb, prototypes, batch.positives, batch.negatives)
+            loss, logs = self.loss(query_emb, label_emb, prototypes, positives, negatives)
             drift = self.prototypes.update_centroids(*seen)
         self.query_memory.put(batch.query_ids, query_emb)
+        if self.label_memory is not None:
+            self.label_memory.put(batch.label_ids, label_emb)
         size = len(batch.query_ids)
         self.num_trained += size
         self.divergence.note(self.global_step, loss, logs)
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         logs = {f"train/{name}": value for name, value in logs.items()} | {"train/centroid_drift": drift}
         self.log_dict(logs, on_step=True, on_epoch=True, batch_size=size)
-        embedded = {"query_emb": query_emb, "label_emb": label_emb, "prototypes": prototypes}
+        embedded = {"query_emb": query_emb, "label_emb": label_emb, "prototypes": prototypes[: len(label_emb)]}
         return {"loss": loss} | {name: emb.detach() for name, emb in embedded.items()}
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -288,6 +298,18 @@ class PrimeModule(LightningModule):
             ValueError: If it has.
         """
         self.divergence.look_up(self.trainer, batch_idx)
+
+    def _candidates(self, batch: Batch, label_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return prototypes of the batch's labels, then of those in memory, and their positive and negative pairs."""
+        if batch.memory is None:
+            return self.prototypes(batch.label_ids, label_emb), batch.positives, batch.negatives
+        assert self.label_memory is not None
+        remembered = self.label_memory.take(batch.memory.ids).float()
+        return (
+            self.prototypes(torch.cat([batch.label_ids, batch.memory.ids]), torch.cat([label_emb, remembered])),
+            torch.cat([batch.positives, batch.memory.positives], dim=1),
+            torch.cat([batch.negatives, batch.memory.negatives], dim=1),
+        )
 
     @torch.no_grad()
     def _seen(self, batch: Batch, query_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:

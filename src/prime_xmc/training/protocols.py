@@ -66,6 +66,7 @@ class PrototypeModule(QueryMemory, LabelIndex, Protocol):
     encoder: TextEncoder
     prototypes: Prototypes
     make_bank: Callable[..., RowBank]
+    label_memory: RowBank | None
 
     def embed(self, texts: Iterable[Texts], bank: RowBank) -> None:
         """Encode all texts of a loader into the rows of their ids."""
