@@ -169,20 +169,20 @@ class PrimeModule(LightningModule):
         for table in tables:
             copy_from_first(table, self.device)
 
-    def unfilled(self) -> list[str]:
-        """Return the names of the tables behind the prototypes that were never filled."""
+    def unfilled(self, *, training: bool = False) -> list[str]:
+        """Return the names of the tables that were never filled, of those behind the prototypes or behind a step."""
         prototypes, names = self.prototypes, []
         if "centroid" in prototypes.sources and not prototypes.centroids.rows[:_CHECKED_ROWS].any():
             names.append("centroids")
         free_vectors = prototypes.free_vectors
         if free_vectors is not None and len(free_vectors) > 1 and not prototypes.cluster_of_label.any():
             names.append("clusters of labels")
-        if self.label_memory is not None and not self.label_memory.rows[:_CHECKED_ROWS].any():
+        if training and self.label_memory is not None and not self.label_memory.rows[:_CHECKED_ROWS].any():
             names.append("remembered label embeddings")
         return names
 
-    def _require_banks(self) -> None:
-        names = self.unfilled()
+    def _require_banks(self, *, training: bool = False) -> None:
+        names = self.unfilled(training=training)
         if names and not self.zero_banks:
             raise ValueError(
                 f"{' and '.join(names)} are all zero: they were never filled, and prototypes made of them are wrong. "
@@ -196,9 +196,9 @@ class PrimeModule(LightningModule):
         Raises:
             ValueError: If there are such.
         """
-        self._require_banks()
-        if self.zero_banks and self.unfilled():
-            logger.warning("callbacks.initialise=null: training starts from %s of zero", " and ".join(self.unfilled()))
+        self._require_banks(training=True)
+        if self.zero_banks and (names := self.unfilled(training=True)):
+            logger.warning("callbacks.initialise=null: training starts from %s of zero", " and ".join(names))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Hand over the banks: `ShardedCheckpointIO` streams them, Lightning's own writes their rows into the file."""
