@@ -191,6 +191,31 @@ class TestOwnScript:
             trainer_of(log_every_n_steps=5).fit(module, datamodule=data)
 
 
+def test_outputs_of_frozen_layers_are_kept_and_change_nothing(script):
+    texts, results = [], []
+    for keep in (True, False):
+        config, module, data = script("encoder.frozen_layers=1")
+        if not keep:
+            module.encoder.keep_frozen_outputs = lambda *_: None
+        compute, counted = module.encoder.packed.frozen_outputs, []
+        module.encoder.packed.frozen_outputs = lambda ids, lengths, dtype, c=compute, n=counted: (
+            n.append(len(lengths)) or c(ids, lengths, dtype)
+        )
+        trainer = trainer_of()
+        trainer.fit(module, datamodule=data)
+        texts.append(sum(counted))
+        results.append({name: value.detach() for name, value in module.state_dict().items()})
+    num_texts = len(data.sampler.query_ids) + data.corpus.num_labels + len(data.validation_ids)
+    assert texts[0] <= num_texts < texts[1]
+    for name, value in results[0].items():
+        if not name.endswith("key.bias"):  # whose gradient is 0 but for rounding, which Adam makes as large as any
+            torch.testing.assert_close(value, results[1][name], rtol=1e-2, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    assert torch.equal(
+        results[0]["encoder.backbone.encoder.layer.0.output.dense.weight"],
+        make_module(config, data).encoder.backbone.encoder.layer[0].output.dense.weight,
+    )
+
+
 @pytest.fixture(scope="module")
 def trained(script, tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoints") / "last.ckpt"

@@ -155,7 +155,7 @@ class Watch(Callback):
         module: Any = pl_module
         self.before_encoding = self.restart()
         for _ in range(2):
-            self.encode_seconds = self.seconds_of(lambda: module.embed([self.texts], module.query_memory))
+            self.encode_seconds = self.seconds_of(lambda: module.embed([self.texts], module.query_memory, "query"))
         self.encoding_peak = self.peak()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

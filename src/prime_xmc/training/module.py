@@ -27,12 +27,13 @@ from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.divergence import DivergenceWatch
 from prime_xmc.training.optimizers import clip_gradients, with_warmup
+from prime_xmc.training.protocols import Kind
 from prime_xmc.training.sharded import copy_from_first, digest, encode_sharded, require_same
 from prime_xmc.training.start import check_precision, check_processes, missing_callbacks
 
 logger = logging.getLogger(__name__)
 
-_TABLES = ("query_memory.", "label_memory.", "prototypes.")  # prefixes of the tables' names
+_TABLES = ("query_memory.", "label_memory.", "prototypes.", "encoder.frozen.")  # prefixes of the tables' names
 _CHECKED_ROWS = 1024  # of a bank: where these are zero, all are
 _HOW_TO_LOAD = (
     "A checkpoint's state_dict does not hold the banks: load it with trainer.fit, validate or test(module, "
@@ -140,7 +141,7 @@ class PrimeModule(LightningModule):
         return missing_callbacks(self.trainer, self.callbacks)
 
     def setup(self, stage: str) -> None:
-        """Refuse what would train or rank otherwise than it should.
+        """Refuse what would train or rank otherwise than it should; make room for outputs of frozen layers.
 
         Raises:
             ValueError: If the precision is none of float32 weights, or the processes would not see the same data.
@@ -148,6 +149,10 @@ class PrimeModule(LightningModule):
         check_precision(str(self.trainer.precision))
         check_processes(self.trainer)
         data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and data is not None and self.encoder.frozen is None:
+            lengths = np.concatenate([data.corpus.train.tokens.lengths, data.corpus.label_tokens.lengths])
+            dtype = "float32" if str(self.trainer.precision).startswith("32") else "float16"
+            self.encoder.keep_frozen_outputs(lengths, self.make_bank, dtype)
         if self.trainer.world_size > 1 and data is not None:
             parts = {
                 "data set": digest(data.corpus.manifest["fingerprint"]),
@@ -234,13 +239,29 @@ class PrimeModule(LightningModule):
         self.discard_index()
         return result
 
-    def forward(self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> Float[Tensor, "text d"]:
-        """Encode texts; the processes of a data-parallel run share the work and all get the whole."""
+    def forward(
+        self,
+        token_ids: Int[Tensor, " token"],
+        lengths: Int[Tensor, " text"],
+        text_ids: Int64[Tensor, " text"] | None = None,
+    ) -> Float[Tensor, "text d"]:
+        """Encode texts; the processes of a data-parallel run share the work and all get the whole.
+
+        Args:
+            token_ids: Ids of all texts behind one another.
+            lengths: Tokens of each text.
+            text_ids: Ids of training queries, or num_queries plus the ids of labels; None for other texts.
+        """
         lengths = lengths.cpu()  # by them the host orders the texts and cuts chunks; the Trainer moves all of a batch
         if self._trainer is None or self.trainer.world_size == 1:
-            return self.encoder(token_ids, lengths)
+            return self.encoder(token_ids, lengths, text_ids)
         return encode_sharded(
-            self.encoder, token_ids, lengths, rank=self.trainer.global_rank, world_size=self.trainer.world_size
+            self.encoder,
+            token_ids,
+            lengths,
+            text_ids,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
         )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -271,7 +292,8 @@ class PrimeModule(LightningModule):
         Returns:
             `loss`; and for callbacks, without gradient, `query_emb`, `label_emb` and `prototypes`.
         """
-        embeddings = self(batch.token_ids, batch.lengths)
+        text_ids = torch.cat([batch.query_ids, len(self.query_memory) + batch.label_ids])
+        embeddings = self(batch.token_ids, batch.lengths, text_ids)
         query_emb, label_emb = embeddings.split([len(batch.query_ids), len(batch.label_ids)])
         prototypes, positives, negatives = self._candidates(batch, label_emb)
         seen = self._seen(batch, query_emb.detach())
@@ -317,7 +339,7 @@ class PrimeModule(LightningModule):
         if batch.more is None:
             return query_emb, batch.pair_rows, batch.pair_labels
         texts = batch.more.texts
-        more_emb = self(texts.token_ids, texts.lengths)
+        more_emb = self(texts.token_ids, texts.lengths, texts.ids)
         self.query_memory.put(texts.ids, more_emb)
         return (
             torch.cat([query_emb, more_emb]),
@@ -355,22 +377,26 @@ class PrimeModule(LightningModule):
             )
 
     @torch.no_grad()
-    def embed(self, texts: Iterable[Texts], bank: RowBank) -> None:
+    def embed(self, texts: Iterable[Texts], bank: RowBank, kind: Kind) -> None:
         """Encode all texts of a loader into the rows of their ids.
 
         Args:
             texts: Chunks of texts.
             bank: Where the embeddings go; rows of ids that the loader does not have stay as they are.
+            kind: What the texts are: training queries ("query") or labels ("label").
         """
-        for ids, emb in self._encoded(texts):
+        for ids, emb in self._encoded(texts, kind):
             bank.put(ids, emb)
 
-    def _encoded(self, texts: Iterable[Texts]) -> Iterator[tuple[Int64[Tensor, " text"], Float[Tensor, "text d"]]]:
+    def _encoded(
+        self, texts: Iterable[Texts], kind: Kind
+    ) -> Iterator[tuple[Int64[Tensor, " text"], Float[Tensor, "text d"]]]:
         was_training = self.training
         self.eval()
+        first = len(self.query_memory) if kind == "label" else 0
         for chunk in texts:
             with self.trainer.precision_plugin.forward_context():
-                emb = self(chunk.token_ids.to(self.device), chunk.lengths)
+                emb = self(chunk.token_ids.to(self.device), chunk.lengths, first + chunk.ids)
             yield chunk.ids.to(self.device), emb
         self.train(was_training)
 
@@ -393,7 +419,7 @@ class PrimeModule(LightningModule):
             for bank in (label_emb, prototypes):
                 bank.to(self.device)
             loader = self.trainer.datamodule.label_dataloader()  # type: ignore[attr-defined]
-            for ids, emb in self._encoded(loader):
+            for ids, emb in self._encoded(loader, "label"):
                 label_emb.put(ids, emb)
                 prototypes.put(ids, self.prototypes(ids, emb))
             self.searcher.build(prototypes.rows)
@@ -441,7 +467,8 @@ class PrimeModule(LightningModule):
     def _rank(self, batch: Texts, stage: Literal["val", "test"]) -> tuple[np.ndarray, np.ndarray]:
         queries = self.trainer.datamodule.truth(stage)  # type: ignore[attr-defined]
         ids = batch.ids.cpu().numpy()
-        query_emb = self(batch.token_ids, batch.lengths)
+        # validation queries are training queries that are held out
+        query_emb = self(batch.token_ids, batch.lengths, batch.ids if stage == "val" else None)
         found, scores = search_unfiltered(self.searcher.search, query_emb, queries.filtered.take(ids), TOP_K)
         self.metrics.update(found, queries.positives.take(ids))
         return found, scores
