@@ -301,7 +301,7 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
         seed=config.seed,
         make_bank=make_bank,
         callbacks=method_callbacks(config),
-        remember_labels=config.sampling.memory_labels > 0,
+        remember_labels=data.remembers_labels,
         zero_banks=(config.get("callbacks") or {}).get("initialise") is None,
     ).train()  # pre-trained encoders come in eval mode, and Lightning keeps it
 

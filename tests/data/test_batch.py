@@ -209,9 +209,12 @@ class TestMemoryLabels:
     def test_none_is_the_default(self):
         assert build(make_builder([[0, 1]]), [0], [[1]]).memory is None
 
-    def test_positives_that_the_loss_leaves_out_are_not_remembered(self):
-        with pytest.raises(ValueError, match="loss_positives=drawn leaves them out"):
-            make_builder([[0]], loss_positives="drawn", memory_labels=4)
+    @pytest.mark.parametrize("loss_positives", ["drawn", "any"])
+    def test_positives_that_the_loss_leaves_out_are_not_remembered(self, loss_positives):
+        builder = make_builder([[0, 1]], loss_positives=loss_positives, memory_labels=4)
+        assert build(builder, [0], [[1]]).memory is None
+
+    def test_a_negative_number_is_refused(self):
         with pytest.raises(ValueError, match="memory_labels of at least 0, got -1"):
             make_builder([[0]], memory_labels=-1)
 

@@ -136,10 +136,11 @@ class BatchBuilder(Dataset):
             is drawn and in the batch already is not added.
         queries_of_label: Ids of the training queries of each label; may be left out where `num_more` is 0.
         memory_labels: Most labels of a batch whose embedding is remembered instead of encoded: the positives of its
-            queries that were not drawn; of more of them a random part is taken.
+            queries that were not drawn; of more of them a random part is taken. They are pulled where all positives
+            are, and are not added otherwise.
 
     Raises:
-        ValueError: If loss_positives is none of these, or leaves no use for remembered labels.
+        ValueError: If a setting is out of range.
 
     Source: Appendix H for further queries. Remembered labels are not in the paper; cross-batch memory, Wang et al.
         2020, keeps embeddings of earlier batches for negatives.
@@ -159,17 +160,12 @@ class BatchBuilder(Dataset):
             raise ValueError(f"expected sampling.loss_positives drawn, any or all, got {loss_positives!r}")
         if memory_labels < 0:
             raise ValueError(f"expected sampling.memory_labels of at least 0, got {memory_labels}")
-        if memory_labels and loss_positives != "all":
-            raise ValueError(
-                f"sampling.memory_labels={memory_labels} adds the positives that were not drawn, and "
-                f"sampling.loss_positives={loss_positives} leaves them out: give sampling.memory_labels=0"
-            )
         self.queries = queries
         self.label_tokens = label_tokens
         self.loss_positives = loss_positives
         self.num_more = num_more
         self.queries_of_label = queries_of_label
-        self.memory_labels = memory_labels
+        self.memory_labels = memory_labels if loss_positives == "all" else 0
         self._equally = np.ones(len(queries) if num_more else 0)
 
     def __getitem__(self, item: tuple[np.ndarray, np.ndarray]) -> Batch:

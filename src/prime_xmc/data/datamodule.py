@@ -90,6 +90,11 @@ class PrimeDataModule(LightningDataModule):
         self.seed = seed
         self._opened = corpus
 
+    @property
+    def remembers_labels(self) -> bool:
+        """Whether batches have labels whose embedding the module has to remember."""
+        return self.memory_labels > 0 and self.loss_positives == "all"
+
     def prepare_data(self) -> None:
         """Prepare the raw files, unless that has been done before."""
         if self._opened is None:
