@@ -75,6 +75,7 @@ def memory_by_phase(sizes: Sizes, layout: Layout, schedule: Schedule, measured: 
     """
     d, num_labels, num_queries = layout.dim, sizes.num_labels, sizes.num_queries
     num_free, num_trained = layout.num_free_vectors, layout.num_trained
+    num_tokens = round(num_queries * sizes.tokens_per_query + num_labels * sizes.tokens_per_label)
     device: Place = "device" if layout.on_gpu else "host"
     places: dict[str, Place] = {"device": device, "host": "host", "mmap": "mapped"}
     bank = places[layout.placement]
@@ -98,6 +99,7 @@ def memory_by_phase(sizes: Sizes, layout: Layout, schedule: Schedule, measured: 
         (every, Item("centroids", bank, layout.centroid_bytes * d, num_labels, "label")),
         (every, Item("query memory", bank, 2 * d, num_queries, "query")),
         (every, Item("label memory", bank, 2 * d * layout.remembers_labels, num_labels, "label")),
+        (every, Item("outputs of frozen layers", bank, layout.frozen_bytes * d, num_tokens, "token")),
         (every, Item("clusters of labels", device, 8, num_labels, "label")),
         (every, Item("inverse propensities", "host", 8, num_labels, "label")),
         (every, Item("query ids", "host", _QUERY_IDS, num_queries, "query")),

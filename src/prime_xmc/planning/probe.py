@@ -61,6 +61,7 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
         max_length=config.dataset.max_length,
         num_validation=0,
         seed=config.seed,
+        memory_labels=small.sampling.memory_labels,
         corpus=corpus,
     )
     small.callbacks.initialise = small.callbacks.clusters = None  # nothing to fill banks from; zeros take as long
