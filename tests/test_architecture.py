@@ -44,6 +44,7 @@ ALLOWED = {
         "training/callbacks.py",
         "training/divergence.py",
         "training/protocols.py",
+        "training/passes.py",
         "training/start.py",
         "training/checkpoints.py",
         "training/continuation.py",
