@@ -247,7 +247,7 @@ def _of_labels(study: Study, metrics: Sequence[str], *, name: str, title: str, c
 
 def _cost(study: Study) -> Table:
     shows_passes = any(c.final("train/passes") for c in study.runs.configurations)  # older runs do not know them
-    columns: dict[str, Callable[[float], str]] = {
+    columns: dict[str, Callable[[Any], str]] = {
         "train/epochs": lambda value: f"{value:.0f}",
         "train/seconds": lambda value: f"{value / 60:.1f}",
         **({"train/passes": lambda value: f"{value:.1f}"} if shows_passes else {}),

@@ -7,6 +7,7 @@ precision and in the chunks of the run.
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,13 +93,13 @@ def seconds_per_token(
             # not `backward`, which would leave gradients in the parameters and wake the hooks of DDP
             torch.autograd.grad(loss, parameters, allow_unused=True)
 
-    seconds, num_tokens, spent = [], 0, 0
+    seconds: list[float] = []
+    num_tokens = spent = 0
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):  # of dropout
         while len(seconds) < 1 + SAMPLES or (sum(seconds[1:]) < SECONDS and spent + sample_tokens <= allowed):
             token_ids, lengths = _sample(data, rng, num_texts)
-            token_ids = token_ids.to(device)
-            seconds.append(seconds_of(lambda ids=token_ids, lens=lengths: encode(ids, lens), device))  # type: ignore[misc]
+            seconds.append(seconds_of(partial(encode, token_ids.to(device), lengths), device))
             spent += len(token_ids)
             num_tokens += len(token_ids) if len(seconds) > 1 else 0
     ReleaseMemory(every_n_steps=1).release()
