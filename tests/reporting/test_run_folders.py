@@ -79,15 +79,16 @@ class TestRead:
     def test_a_run_with_a_second_stage_is_also_one_for_each_of_its_scorers(self, tmp_path, write_run):
         path = write_run(tmp_path / "run", overrides=("classify=[]",))
         metrics = {"test/P@1": 0.1, "test/W/P@1": 0.2, "test/ensemble/P@1": 0.3}
-        times = {"train/seconds": 5, "classify/seconds": 2}
+        times = {"train/seconds": 5, "classify/seconds": 2, "train/passes": 4.5, "classify/passes": 0.25}
+        whole = {"train/seconds": 7, "classify/seconds": 2, "train/passes": 4.75, "classify/passes": 0.25}
         (path / "metrics.json").write_text(json.dumps(metrics | times))
         (path / "classify").mkdir()
         (path / "classify" / "predictions_W.npz").write_bytes((path / "predictions.npz").read_bytes())
         (path / "classify" / "metrics.csv").write_text("epoch,train/loss,val/W/P@1\n0,0.5,0.25\n")
         first, weights, ensemble = read_runs(path)
         assert first.metrics == {"test/P@1": 0.1, **times}
-        assert weights.metrics == {"test/P@1": 0.2, "train/seconds": 7, "classify/seconds": 2}
-        assert ensemble.metrics == {"test/P@1": 0.3, "train/seconds": 7, "classify/seconds": 2}
+        assert weights.metrics == {"test/P@1": 0.2, **whole}
+        assert ensemble.metrics == {"test/P@1": 0.3, **whole}
         assert first.predictions == path / "predictions.npz"
         assert (weights.predictions, ensemble.predictions) == (path / "classify" / "predictions_W.npz", None)
         assert first.epochs[0]["train/violators"] == 0.9

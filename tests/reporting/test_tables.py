@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 
 import pytest
 
@@ -46,6 +47,19 @@ def test_cost(tables):
     assert [row[name].text for name in ("negative pool", "epochs", "minutes", "peak GiB", "million parameters")] == [
         *("256", "2", "1.9", "1.00", "1.5")
     ]
+
+
+def test_passes_are_in_the_table_of_cost_where_runs_know_them(tables, runs_dir, study_of):
+    assert "passes" not in tables["cost"].header
+    assert "Passes" not in tables["cost"].caption
+    for number, passes in enumerate([4.5, 5.5, 5.0]):  # of the first configuration alone
+        path = runs_dir / str(number) / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"train/passes": passes}))
+    cost = next(table for table in make_tables(study_of(runs_dir)) if table.name == "cost")
+    column = cost.header.index("passes")
+    assert [(row[column].text, row[column].deviation) for row in cost.rows] == [("5.0", "0.5"), ("–", "")]
+    assert [record["train/passes"] for record in cost.records] == [5.0, None]
+    assert "Passes measure" in cost.caption
 
 
 def test_unfinished_runs_say_how_they_stand(tables):

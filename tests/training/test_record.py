@@ -4,7 +4,13 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 
 from prime_xmc.training import record as module
-from prime_xmc.training.record import RunHistory, show_classifiers
+from prime_xmc.training.record import (
+    RunHistory,
+    describe_stage,
+    show_classifiers,
+    show_prototypes,
+    show_stage_passes,
+)
 
 
 @pytest.fixture
@@ -63,6 +69,52 @@ def test_length_in_words(tmp_path, capsys, epochs, said):
     folder = tmp_path / f"run [a] {'long ' * 40}"
     show_classifiers({"train/epochs": epochs, "train/seconds": 8.2}, folder)
     assert capsys.readouterr().out == f"{said}. Run folder: {folder}\n"
+
+
+def test_passes_count_all_but_the_test(clock):
+    record = RunHistory()
+    clock.now += 1
+    spend(record, clock, probe=1, initialise=10, clusters=2, steps=5, validation=3, save=0.5, export=0.5, test=4)
+    record.enter(None)
+    assert not [name for name in record.describe() if "pass" in name]  # nobody has asked for them
+    record.pass_seconds = 2.0
+    cost = record.describe()
+    assert (cost["train/passes"], cost["train/pass_seconds"], cost["seconds/probe"]) == (11.5, 2, 1)
+
+
+def test_each_process_of_a_continued_run_counts_passes_of_its_machine(clock):
+    first = RunHistory()
+    spend(first, clock, steps=4)
+    first.pass_seconds = 2.0
+    state = first.state_dict()
+    for before, expected in (({}, 2 + 3 / 1.5), ({"passes": None}, None)):
+        second = RunHistory()
+        second.load_state_dict(state | before)
+        spend(second, clock, steps=3, test=9)
+        second.pass_seconds = 1.5
+        cost = second.describe()
+        assert cost.get("train/passes") == expected
+    assert cost["train/passes_note"] == "not measured: the run continues one whose cost is not known in passes"
+    old = {name: value for name, value in state.items() if name != "passes"}  # a checkpoint of an earlier version
+    second.load_state_dict(old)
+    assert "train/passes" not in second.describe()
+
+
+def test_passes_in_words(tmp_path, capsys):
+    metrics = {"train/epochs": 4, "train/seconds": 398, "train/queries_per_second": 288, "peak_rss_bytes": 2**31}
+    show_prototypes(metrics, tmp_path)
+    assert " passes " not in capsys.readouterr().out
+    phases = {"seconds/steps": 380.0, "seconds/initialise": 52.4, "seconds/test": 60.0}
+    metrics |= phases | {"train/passes": 4.6, "train/pass_seconds": 94.0}
+    show_prototypes(metrics, tmp_path)
+    said = "training took 4.6 passes (7.2 min; a pass is 94 s here)"
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    stage = {f"train/{name}": 30.0 for name in ("epochs", "seconds")} | {"seconds/steps": 47.0, "seconds/test": 9.0}
+    metrics |= describe_stage(stage, 94.0)
+    assert metrics["classify/passes"] == 0.5
+    show_stage_passes(metrics)
+    assert capsys.readouterr().out == "the second stage took 0.5 passes (47 s; a pass is 94 s here)\n"
+    assert "classify/passes" not in describe_stage(stage, None)
 
 
 def test_a_run_that_has_not_trained_has_no_speed(clock):

@@ -9,6 +9,7 @@ activations, and copies of tensors that are cheaper to compute again.
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -355,8 +356,21 @@ class PackedBackbone:
                 f"{num_frozen}"
             )
         self.num_frozen = num_frozen
-        if num_frozen:
-            for module in (self.backbone.embeddings, *layers[:num_frozen]):
+        self._frozen = (self.backbone.embeddings, *layers[:num_frozen]) if num_frozen else ()
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    @contextmanager
+    def unfrozen(self) -> Iterator[None]:
+        """Let no layer be frozen, for the duration of the context."""
+        num_frozen, self.num_frozen = self.num_frozen, 0
+        for module in self._frozen:
+            module.requires_grad_(True)
+        try:
+            yield
+        finally:
+            self.num_frozen = num_frozen
+            for module in self._frozen:
                 module.requires_grad_(False)
 
     def __call__(

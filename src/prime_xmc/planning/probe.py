@@ -5,9 +5,8 @@ import math
 import re
 import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from prime_xmc.planning.layout import count_processes, device_of
 from prime_xmc.planning.sizes import Sizes
 from prime_xmc.training.callbacks import ReleaseMemory
 from prime_xmc.training.module import PrimeModule
+from prime_xmc.training.passes import seconds_of, time_on
 from prime_xmc.training.record import quiet_libraries
 
 logger = logging.getLogger(__name__)
@@ -146,6 +146,7 @@ class Watch(Callback):
             raise ValueError(
                 "memory is measured through /proc, which is not here: plan on Linux, or with probe_steps=0"
             )
+        self.device = device
         self.on_gpu = device.type == "cuda"
         tokens = corpus.train.tokens
         self.texts = TextChunks(tokens, np.arange(min(_NUM_TEXTS, len(tokens))), _NUM_TEXTS)[0]
@@ -156,7 +157,8 @@ class Watch(Callback):
         module: Any = pl_module
         self.before_encoding = self.restart()
         for _ in range(2):
-            self.encode_seconds = self.seconds_of(lambda: module.embed([self.texts], module.query_memory, "query"))
+            encode = partial(module.embed, [self.texts], module.query_memory, "query")
+            self.encode_seconds = seconds_of(encode, self.device)
         self.encoding_peak = self.peak()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -165,13 +167,13 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the time."""
-        self._started = self._time()
+        self._started = time_on(self.device)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note how long the step took."""
-        self.step_seconds.append(self._time() - self._started)
+        self.step_seconds.append(time_on(self.device) - self._started)
         self.step_peak = self.peak()
         self.labels_in_batch = len(batch.label_ids)
 
@@ -181,9 +183,9 @@ class Watch(Callback):
             _random_vectors(count, module.encoder.dim).to(module.device) for count in (NUM_SEARCHED, _NUM_SEARCHES)
         )
         num_clusters = NUM_SEARCHED // 8
-        cluster_seconds = self.seconds_of(lambda: balanced_clusters(vectors, num_clusters, seed=0))
-        add_seconds = self.seconds_of(lambda: module.searcher.build(vectors))
-        search_seconds = min(self.seconds_of(lambda: module.searcher.search(queries, TOP_K)) for _ in range(2))
+        cluster_seconds = seconds_of(lambda: balanced_clusters(vectors, num_clusters, seed=0), self.device)
+        add_seconds = seconds_of(lambda: module.searcher.build(vectors), self.device)
+        search_seconds = min(seconds_of(lambda: module.searcher.search(queries, TOP_K), self.device) for _ in range(2))
         parameters = 4 * sum(p.numel() for p in module.parameters())
         # gradients and the optimiser's two copies, which are counted apart
         states = 12 * sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -211,17 +213,6 @@ class Watch(Callback):
     def peak(self) -> Memory:
         """Return the most that has been in use since `restart`."""
         return Memory(_status("VmHWM"), torch.cuda.max_memory_allocated() if self.on_gpu else 0)
-
-    def seconds_of(self, action: Callable[[], Any]) -> float:
-        """Return the wall time of a call, with all that it has started on the device."""
-        start = self._time()
-        action()
-        return self._time() - start
-
-    def _time(self) -> float:
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def _status(name: str) -> int:

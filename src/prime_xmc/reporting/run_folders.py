@@ -296,9 +296,11 @@ def _of_scorer(run: RunRecord, stage: Path, scorer: str) -> RunRecord:
 
 
 def _with_stage(run: RunRecord) -> RunRecord:
-    """Return a run whose training time includes that of its second stage."""
+    """Return a run whose cost includes that of its second stage."""
     metrics = dict(run.metrics or {})
     times = [metrics[name] for name in ("train/seconds", "classify/seconds") if name in metrics]
+    if "train/passes" in metrics:
+        metrics["train/passes"] += metrics.get("classify/passes", 0.0)
     return replace(run, metrics=metrics | {"train/seconds": sum(times)})
 
 

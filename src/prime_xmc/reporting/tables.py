@@ -1,7 +1,7 @@
 """The tables of a report."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,6 +14,10 @@ from prime_xmc.reporting.study import BINNED, COVERAGE_K, MACRO_K, Study
 
 LEVEL = 0.05  # p-values below it count as significant
 _DASH = "–"
+_PASSES = (
+    " Passes measure all that leads to the finished model, from the start on and without the test, in units of the "
+    "time that the bare encoder takes forward and backward over all training and label texts on the same machine."
+)
 
 
 @dataclass(frozen=True)
@@ -242,9 +246,11 @@ def _of_labels(study: Study, metrics: Sequence[str], *, name: str, title: str, c
 
 
 def _cost(study: Study) -> Table:
-    columns = {
+    shows_passes = any(c.final("train/passes") for c in study.runs.configurations)  # older runs do not know them
+    columns: dict[str, Callable[[Any], str]] = {
         "train/epochs": lambda value: f"{value:.0f}",
         "train/seconds": lambda value: f"{value / 60:.1f}",
+        **({"train/passes": lambda value: f"{value:.1f}"} if shows_passes else {}),
         "train/queries_per_second": lambda value: f"{value:,.0f}",
         "peak_rss_bytes": lambda value: f"{value / 2**30:.2f}",
         "num_parameters": lambda value: f"{value / 1e6:.1f}",
@@ -268,9 +274,13 @@ def _cost(study: Study) -> Table:
         caption=(
             "Mean ± standard deviation over seeds. The negative pool is the number of labels that a batch draws, among "
             "which each query finds its negatives. Minutes are those of training alone, memory is the peak of the "
-            "process, and parameters are those that are trained."
+            "process, and parameters are those that are trained." + (_PASSES if shows_passes else "")
         ),
-        header=("configuration", "negative pool", "epochs", "minutes", "queries/s", "peak GiB", "million parameters"),
+        header=(
+            *("configuration", "negative pool", "epochs", "minutes"),
+            *(("passes",) if shows_passes else ()),
+            *("queries/s", "peak GiB", "million parameters"),
+        ),
         rows=rows,
         records=records,
     )

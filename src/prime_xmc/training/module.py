@@ -124,6 +124,8 @@ class PrimeModule(LightningModule):
         self.test_predictions: tuple[np.ndarray, np.ndarray] | None = None
         self.num_trained = 0  # queries that went through training steps of this process
         self._index: tuple[Tensor, Tensor] | None = None
+        self.keeps_queries = False  # whether `ranked_queries` has something to return
+        self._ranked: dict[str, list[tuple[np.ndarray, Tensor]]] = {}
         self.divergence = DivergenceWatch()
         self._compared_epoch: int | None = None  # the last one whose batches were compared between processes
         # every process changes its own tables, all in the same way, so DDP need not send them
@@ -434,14 +436,17 @@ class PrimeModule(LightningModule):
     def discard_index(self) -> None:
         """Make the next `build_index` start anew, since a bank has changed or memory is needed."""
         self._index = None
+        self._ranked.clear()
 
     def on_validation_epoch_start(self) -> None:
         """Bring the prototypes up to date."""
         self.build_index()
+        self._ranked.pop("val", None)
 
     def on_test_epoch_start(self) -> None:
         """Bring the prototypes up to date."""
         self.build_index()
+        self._ranked.pop("test", None)
         self._found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def validation_step(self, batch: Texts, batch_idx: int) -> dict[str, np.ndarray]:
@@ -469,9 +474,21 @@ class PrimeModule(LightningModule):
         ids = batch.ids.cpu().numpy()
         # validation queries are training queries that are held out
         query_emb = self(batch.token_ids, batch.lengths, batch.ids if stage == "val" else None)
+        if self.keeps_queries:
+            self._ranked.setdefault(stage, []).append((ids, query_emb.detach().cpu()))
         found, scores = search_unfiltered(self.searcher.search, query_emb, queries.filtered.take(ids), TOP_K)
         self.metrics.update(found, queries.positives.take(ids))
         return found, scores
+
+    def ranked_queries(self) -> dict[str, tuple[np.ndarray, Tensor]]:
+        """Return ids and embeddings, on the CPU, of the queries that were ranked since the last step, by stage.
+
+        There are none unless `keeps_queries` was set before they were ranked.
+        """
+        return {
+            stage: (np.concatenate([ids for ids, _ in parts]), torch.cat([emb for _, emb in parts]))
+            for stage, parts in self._ranked.items()
+        }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return matrices, which decay; biases and norms; and free vectors, whose gradient is sparse."""

@@ -18,16 +18,33 @@ from prime_xmc.training.embedding_cache import load_embeddings, save_embeddings
 _CHUNK = 4096  # queries encoded at once
 
 
-def embed(predictor: Predictor, tokens: Ragged, what: str) -> Float[Tensor, "text d"]:
-    """Return the embeddings of a token store's texts, on the CPU."""
-    starts = track(range(0, len(tokens), _CHUNK), f"embed {what}")
-    chunks = [
-        predictor.encode_tokens(tokens.take(np.arange(start, min(start + _CHUNK, len(tokens))))) for start in starts
-    ]
-    return torch.cat([torch.empty(0, predictor.encoder.dim), *chunks])
+Encoded = tuple[np.ndarray, Tensor]  # ids of texts, and their embeddings on the CPU
 
 
-def embed_training_queries(predictor: Predictor, data: PrimeDataModule, cache_dir: Path, digest: str) -> RowBank:
+def embed(predictor: Predictor, tokens: Ragged, what: str, known: Encoded | None = None) -> Float[Tensor, "text d"]:
+    """Return the embeddings of a token store's texts, on the CPU.
+
+    Args:
+        predictor: The model.
+        tokens: The texts.
+        what: Name of the texts for the progress bar.
+        known: Embeddings of some of them that the same model has made already.
+    """
+    embeddings = torch.empty(len(tokens), predictor.encoder.dim)
+    missing = np.arange(len(tokens))
+    if known is not None:
+        ids, embedded = known
+        embeddings[torch.from_numpy(ids)] = embedded
+        missing = np.setdiff1d(missing, ids)
+    for start in track(range(0, len(missing), _CHUNK), f"embed {what}"):
+        rows = missing[start : start + _CHUNK]
+        embeddings[torch.from_numpy(rows)] = predictor.encode_tokens(tokens.take(rows))
+    return embeddings
+
+
+def embed_training_queries(
+    predictor: Predictor, data: PrimeDataModule, cache_dir: Path, digest: str, known: Encoded | None = None
+) -> RowBank:
     """Return the embeddings of the training queries, made once and kept under a fingerprint of all they depend on.
 
     Args:
@@ -35,6 +52,7 @@ def embed_training_queries(predictor: Predictor, data: PrimeDataModule, cache_di
         data: The data set.
         cache_dir: Folder for them.
         digest: Fingerprint of the encoder.
+        known: Embeddings of some of the queries that the same model has made already.
 
     Raises:
         ValueError: If those in the cache are damaged; it names the folder to delete.
@@ -48,6 +66,6 @@ def embed_training_queries(predictor: Predictor, data: PrimeDataModule, cache_di
     if directory.is_dir():
         load_embeddings(directory, {".": bank})
     else:
-        bank.put(torch.arange(len(tokens)), embed(predictor, tokens, "training queries"))
+        bank.put(torch.arange(len(tokens)), embed(predictor, tokens, "training queries", known))
         save_embeddings(directory, {".": bank})
     return bank

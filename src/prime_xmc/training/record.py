@@ -21,10 +21,10 @@ from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.evaluation.table import describe_unlabelled, print_notes, print_table
 from prime_xmc.export.scorers import SCORERS
 
-# `seconds/<phase>` in metrics.json: reading and preparing the data and making the model; the first embeddings of all
-# texts, none where the cache has them; clustering; training steps; validation; tables, checkpoints and models after an
-# epoch; the export at the end; the test.
-PHASES = ("prepare", "initialise", "clusters", "steps", "validation", "save", "export", "test")
+# `seconds/<phase>` in metrics.json: reading and preparing the data and making the model; measuring a pass; the first
+# embeddings of all texts, none where the cache has them; clustering; training steps; validation; tables, checkpoints
+# and models after an epoch; the export at the end; the test.
+PHASES = ("prepare", "probe", "initialise", "clusters", "steps", "validation", "save", "export", "test")
 TRAINING = ("clusters", "steps", "validation", "save", "export")  # what train/seconds counts
 
 
@@ -83,10 +83,16 @@ class RunHistory(Callback):
 
     Attributes:
         validation: Metrics of the last validation, `val/<metric>`, fractions in [0, 1].
+        pass_seconds: Duration of a pass on this machine, see `PassProbe`; None where it was not measured.
+        no_pass: Reason why it was not measured; None where it was, or nobody asked for it.
     """
 
     def __init__(self) -> None:
         self.validation: dict[str, float] = {}
+        self.pass_seconds: float | None = None
+        self.no_pass: str | None = None
+        self._passes_before: float | None = 0.0  # what earlier processes cost; None where they did not measure it
+        self._waited_before = 0.0
         self._seconds: dict[str, float] = {}
         self._num_queries = 0
         self._peak_rss_bytes = 0
@@ -100,20 +106,36 @@ class RunHistory(Callback):
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
         self._phase, self._since = phase, now
 
-    def describe(self) -> dict[str, float]:
-        """Return what metrics.json says of the cost: seconds, queries per second and bytes.
+    def describe(self) -> dict[str, float | str]:
+        """Return what metrics.json says of the cost: seconds, passes, queries per second and bytes.
 
-        `train/seconds` is the sum of the phases of `TRAINING`. All figures are of all processes of the run that
-        followed one another, the memory that of the one which needed most.
+        `train/seconds` is the sum of the phases of `TRAINING`, `train/passes` that of all but the test, in passes. All
+        figures are of all processes of the run that followed one another, the memory that of the one which needed
+        most, and `train/pass_seconds` that of the last one.
         """
         self.enter(self._phase)
         seconds = sum(self._seconds.get(phase, 0.0) for phase in TRAINING)
         return {
             "train/seconds": seconds,
             "train/queries_per_second": self._num_queries / seconds if seconds else 0.0,
+            **self._describe_passes(),
             **{f"seconds/{phase}": self._seconds[phase] for phase in PHASES if phase in self._seconds},
             "peak_rss_bytes": max(self._peak_rss_bytes, _peak_rss_bytes()),
         }
+
+    def _describe_passes(self) -> dict[str, float | str]:
+        passes, reason = self._passes(), self.no_pass
+        if passes is not None and self.pass_seconds is not None:
+            return {"train/passes": passes, "train/pass_seconds": self.pass_seconds}
+        if reason is None and self.pass_seconds is not None:
+            reason = "not measured: the run continues one whose cost is not known in passes"
+        return {} if reason is None else {"train/passes_note": reason}
+
+    def _passes(self) -> float | None:
+        """Return what the run has cost in passes, each process by its own machine; None where it is not known."""
+        if self.pass_seconds is None or self._passes_before is None:
+            return None
+        return self._passes_before + (seconds_waited(self._seconds) - self._waited_before) / self.pass_seconds
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the phase in which the banks are filled."""
@@ -163,15 +185,39 @@ class RunHistory(Callback):
             "num_queries": self._num_queries,
             "peak_rss_bytes": max(self._peak_rss_bytes, _peak_rss_bytes()),
             "validation": self.validation,
+            "passes": self._passes(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after that cost."""
         for phase, seconds in state_dict["seconds"].items():
             self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+        self._passes_before, self._waited_before = state_dict.get("passes"), seconds_waited(state_dict["seconds"])
         self._num_queries += state_dict["num_queries"]
         self._peak_rss_bytes = state_dict["peak_rss_bytes"]
         self.validation = dict(state_dict["validation"])
+
+
+def seconds_waited(seconds: Mapping[str, float]) -> float:
+    """Return how long it took to the finished model: all phases, given by name, but the test."""
+    return sum(duration for phase, duration in seconds.items() if phase != "test")
+
+
+def describe_stage(metrics: Mapping[str, Any], pass_seconds: float | None) -> dict[str, Any]:
+    """Return what metrics.json says of the cost of a second stage that ran within a run.
+
+    Args:
+        metrics: Content of the stage's own metrics.json.
+        pass_seconds: Duration of a pass, as the run has measured it; None where it has not.
+    """
+    cost = {f"classify/{name}": metrics[f"train/{name}"] for name in ("epochs", "seconds")}
+    if pass_seconds is not None:
+        cost["classify/passes"] = seconds_waited(_phases(metrics)) / pass_seconds
+    return cost
+
+
+def _phases(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {phase: metrics[f"seconds/{phase}"] for phase in PHASES if f"seconds/{phase}" in metrics}
 
 
 def describe_training(trainer: Any, module: Any, record: RunHistory, settings: dict[str, Any]) -> dict[str, Any]:
@@ -196,6 +242,8 @@ def show_prototypes(metrics: Mapping[str, Any], run_dir: Path) -> None:
     print_table({name: row for name, row in rows.items() if row})
     memory = f"peak memory {metrics['peak_rss_bytes'] / 2**30:.1f} GiB"
     _show_end(f"{_length(metrics)}, {metrics['train/queries_per_second']:.0f} queries/s, {memory}", run_dir)
+    if "train/passes" in metrics:
+        _show_passes("training", metrics["train/passes"], seconds_waited(_phases(metrics)), metrics)
     _show_notes(metrics)
 
 
@@ -212,6 +260,22 @@ def show_classifiers(metrics: Mapping[str, Any], run_dir: Path) -> None:
 def _show_end(cost: str, run_dir: Path) -> None:
     # as it is: brackets in the folder's name are no markup, and a line break would not be part of it
     Console().print(f"{cost}. Run folder: {run_dir}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_stage_passes(metrics: Mapping[str, Any]) -> None:
+    """Print the cost of a second stage in passes of the run that it ran in, where these are known."""
+    if "classify/passes" in metrics:
+        passes = metrics["classify/passes"]
+        _show_passes("the second stage", passes, passes * metrics["train/pass_seconds"], metrics)
+
+
+def _show_passes(what: str, passes: float, seconds: float, metrics: Mapping[str, Any]) -> None:
+    a_pass = _duration(metrics["train/pass_seconds"])
+    print_notes([f"{what} took {passes:.1f} passes ({_duration(seconds)}; a pass is {a_pass} here)"])
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 100 else f"{seconds:.{0 if seconds >= 10 else 1}f} s"
 
 
 def _show_notes(metrics: Mapping[str, Any]) -> None:

@@ -1,0 +1,153 @@
+"""The cost of a pass, a measure of training that does not depend on the machine.
+
+A pass is the forward and the backward of the bare encoder over all training and label texts once, on the device, in the
+precision and in the chunks of the run. All of its layers count, also those that the run leaves frozen.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from prime_xmc.data.batch import pack
+from prime_xmc.training.callbacks import ReleaseMemory
+from prime_xmc.training.protocols import PrototypeModule, TrainingData, data_of, prototype_module
+from prime_xmc.training.record import RunHistory
+
+logger = logging.getLogger(__name__)
+
+SAMPLES = 3  # at least so many are timed, after one that is not: in the first one, kernels are compiled
+SECONDS = 3.0  # time after which no further sample is taken
+CHUNKS = 2  # chunks of the encoder in a sample
+LEAST_TOKENS = 1024  # in a sample; what a call costs whatever its texts would count in smaller ones
+SHARE = 0.1  # most that the probe may cost, of the steps of the run
+
+
+class PassProbe(Callback):
+    """Measures a pass at the start of a run, on a sample of its texts, without changing anything of the run.
+
+    Where even a small sample would cost too much beside so short a training, a pass is not measured, and the record
+    gets the reason.
+
+    Args:
+        record: Record that gets the duration.
+        seed: Seed of the sample.
+    """
+
+    def __init__(self, record: RunHistory, seed: int = 0):
+        self.record = record
+        self.seed = seed
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure, and log how long a pass takes."""
+        self.record.enter("probe")
+        module, data = prototype_module(pl_module), data_of(trainer)
+        tokens = _tokens_of_a_pass(data)
+        num_processes = trainer.world_size
+        allowed = SHARE * _trained_tokens(trainer, data) / num_processes
+        sample_tokens = min(CHUNKS * module.encoder.chunk_tokens, tokens, allowed / (1 + SAMPLES))
+        if sample_tokens < LEAST_TOKENS:
+            self.record.no_pass = (
+                f"not measured: the queries of all steps have {_trained_tokens(trainer, data):,.0f} tokens, too few "
+                f"for a measurement that may cost {SHARE:.0%} of them"
+            )
+        else:
+            rate = seconds_per_token(module, trainer, data, int(sample_tokens), allowed, self.seed)
+            # every process of a data-parallel run encodes its share, and has measured while the others did
+            self.record.pass_seconds = rate * tokens / num_processes
+            logger.info("a pass over the %s texts takes %.3g s here", f"{_num_texts(data):,}", self.record.pass_seconds)
+        self.record.enter("initialise")
+
+
+def seconds_per_token(
+    module: PrototypeModule, trainer: Trainer, data: TrainingData, sample_tokens: int, allowed: float, seed: int
+) -> float:
+    """Return the wall time of a token's forward and backward through the encoder, from samples of the run's texts.
+
+    Weights, gradients and the state of random numbers are afterwards what they were.
+
+    Args:
+        module: Module with the encoder.
+        trainer: Trainer, whose precision is used.
+        data: Texts to draw from.
+        sample_tokens: Tokens of a sample, about.
+        allowed: Tokens of all samples together; `SAMPLES` and one more are taken anyway.
+        seed: Seed of the samples.
+    """
+    encoder, device = module.encoder, module.device
+    rng = np.random.default_rng(seed)
+    num_texts = max(1, round(sample_tokens * _num_texts(data) / _tokens_of_a_pass(data)))
+
+    def encode(token_ids: Tensor, lengths: Tensor) -> None:
+        with torch.enable_grad(), trainer.precision_plugin.forward_context():
+            loss = encoder(token_ids, lengths).square().sum()
+        parameters = [p for p in encoder.parameters() if p.requires_grad]
+        if loss.requires_grad:
+            # not `backward`, which would leave gradients in the parameters and wake the hooks of DDP
+            torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    seconds: list[float] = []
+    num_tokens = spent = 0
+    on_gpu = device.type == "cuda"
+    unfrozen = nullcontext() if encoder.packed is None else encoder.packed.unfrozen()
+    # the random numbers are those of dropout
+    with unfrozen, torch.random.fork_rng(devices=[device] if on_gpu else []):
+        while len(seconds) < 1 + SAMPLES or (sum(seconds[1:]) < SECONDS and spent + sample_tokens <= allowed):
+            token_ids, lengths = _sample(data, rng, num_texts)
+            seconds.append(seconds_of(partial(encode, token_ids.to(device), lengths), device))
+            spent += len(token_ids)
+            num_tokens += len(token_ids) if len(seconds) > 1 else 0
+    ReleaseMemory(every_n_steps=1).release()
+    return sum(seconds[1:]) / num_tokens
+
+
+def seconds_of(action: Callable[[], Any], device: torch.device) -> float:
+    """Return the wall time of a call, with all that it has started on the device."""
+    start = time_on(device)
+    action()
+    return time_on(device) - start
+
+
+def time_on(device: torch.device) -> float:
+    """Return the time in seconds, when all that was started on a device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _sample(
+    data: TrainingData, rng: np.random.Generator, count: int
+) -> tuple[Int64[Tensor, " token"], Int64[Tensor, " text"]]:
+    """Return tokens and lengths of texts drawn from those of a pass."""
+    query_ids = data.sampler.query_ids
+    drawn = rng.integers(_num_texts(data), size=count)
+    is_query = drawn < len(query_ids)
+    queries = pack(data.corpus.train.tokens, query_ids[drawn[is_query]])
+    labels = pack(data.corpus.label_tokens, drawn[~is_query] - len(query_ids))
+    return torch.cat([queries.token_ids, labels.token_ids]), torch.cat([queries.lengths, labels.lengths])
+
+
+def _num_texts(data: TrainingData) -> int:
+    return len(data.sampler.query_ids) + data.corpus.num_labels
+
+
+def _tokens_of_queries(data: TrainingData) -> int:
+    return int(data.corpus.train.tokens.lengths[data.sampler.query_ids].sum())
+
+
+def _tokens_of_a_pass(data: TrainingData) -> int:
+    return _tokens_of_queries(data) + int(data.corpus.label_tokens.lengths.sum())
+
+
+def _trained_tokens(trainer: Trainer, data: TrainingData) -> float:
+    """Return how many tokens of queries go through the steps of the run, those of labels left out."""
+    batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+    return batches / len(data.sampler) * _tokens_of_queries(data)
