@@ -7,17 +7,15 @@ from torch.nn.functional import normalize
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.evaluation.fusion import (
-    PROTOTYPES,
     ScoreTable,
-    Weights,
     choose_weights,
-    mixture,
     rank_table,
     relative_mean,
     tabulate_scores,
     weight_grid,
 )
 from prime_xmc.evaluation.metrics import evaluate
+from prime_xmc.index.fused import PROTOTYPES, Weights
 from prime_xmc.index.neighbours import Neighbours
 
 NUM_LABELS, NUM_QUERIES, DIM, DEPTH = 120, 30, 8, 10
@@ -162,11 +160,3 @@ def test_an_unknown_criterion(table, made, criterion, message):
 def test_queries_without_labels_choose_nothing(table):
     with pytest.raises(ValueError, match="validation queries with labels"):
         choose_weights(table, Ragged.from_rows([[]] * NUM_QUERIES), np.ones(NUM_LABELS), GRID, CRITERION)
-
-
-def test_the_linear_part_is_one_vector_per_label(made):
-    _, prototypes, classifiers, _, _, _ = made
-    assert mixture(prototypes, None, PROTOTYPES) is prototypes
-    torch.testing.assert_close(
-        mixture(prototypes, classifiers, Weights(0.75, 0.25, 0.1)), 0.75 * prototypes + 0.25 * classifiers
-    )

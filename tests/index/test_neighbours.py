@@ -1,4 +1,4 @@
-"""The vote of nearest training queries: by hand, against slow loops, and added to a search against all scores."""
+"""The vote of nearest training queries, by hand and against slow loops."""
 
 import math
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from prime_xmc.index.neighbours import FusedSearch, Neighbours, VoteSearch, count_votes, pair_scores
-from prime_xmc.index.search import ExactSearch, FaissSearch
+from prime_xmc.index.neighbours import Neighbours, VoteSearch, count_votes, pair_scores
 
 NUM_LABELS, DIM = 40, 8
 
@@ -48,7 +47,7 @@ def made():
     def make(k=6, num_memory=30, temperature=0.1, num_queries=50):
         memory, labels, queries = units(num_memory, 0), label_rows(num_memory, 1), units(num_queries, 2)
         neighbours = Neighbours(memory, *flat(labels), k=k, temperature=temperature)
-        return queries, units(NUM_LABELS, 3), neighbours, slow_votes(queries, memory, labels, k, temperature)
+        return queries, neighbours, slow_votes(queries, memory, labels, k, temperature)
 
     return make
 
@@ -72,7 +71,7 @@ def test_votes_by_hand():
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.05), (6, 0.05), (6, 1.0), (100, 0.1)])
 def test_votes_are_those_of_a_slow_loop(made, k, temperature):
-    queries, _, neighbours, expected = made(k=k, temperature=temperature)
+    queries, neighbours, expected = made(k=k, temperature=temperature)
     votes = neighbours.votes(queries)
     torch.testing.assert_close(dense(votes, len(queries)), expected, atol=1e-5, rtol=0)
     keys = votes.rows * NUM_LABELS + votes.label_ids
@@ -85,15 +84,11 @@ def test_without_votes_there_is_nothing_to_find():
     scores, ids = VoteSearch(neighbours).search(units(2, 1), 3)
     assert (ids == -1).all()
     assert (scores == -torch.inf).all()
-    vectors, linear = units(NUM_LABELS, 3), ExactSearch()
-    linear.build(vectors)
-    fused = FusedSearch(linear, vectors, neighbours, 0.5).search(units(2, 1), 4)
-    assert all(torch.equal(*pair) for pair in zip(fused, linear.search(units(2, 1), 4), strict=True))
 
 
 @pytest.mark.parametrize("k", [1, 3, 25])
 def test_labels_by_their_votes(made, k):
-    queries, _, neighbours, votes = made()
+    queries, neighbours, votes = made()
     scores, ids = VoteSearch(neighbours).search(queries, k)
     assert scores.shape == ids.shape == (len(queries), k)
     for row in range(len(queries)):
@@ -103,49 +98,6 @@ def test_labels_by_their_votes(made, k):
         assert scores[row, : len(named)].tolist() == pytest.approx(votes[row, wanted[:k]].tolist(), abs=1e-5)
         assert votes[row, named].tolist() == pytest.approx(scores[row, : len(named)].tolist(), abs=1e-5)
         assert (scores[row, len(named) :] == -torch.inf).all()
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.1, 3.0])
-@pytest.mark.parametrize("k", [1, 5, NUM_LABELS, NUM_LABELS + 5])
-@pytest.mark.parametrize("block", [1024, 7])
-def test_the_sum_is_ranked_exactly(made, weight, k, block, monkeypatch):
-    monkeypatch.setattr("prime_xmc.index.neighbours._QUERY_BLOCK", block)
-    queries, vectors, neighbours, votes = made()
-    linear = ExactSearch()
-    linear.build(vectors)
-    scores, ids = FusedSearch(linear, vectors, neighbours, weight).search(queries, k)
-    expected = queries @ vectors.T + weight * votes
-    assert ids.shape == (len(queries), min(k, NUM_LABELS))
-    torch.testing.assert_close(scores, expected.sort(dim=1, descending=True).values[:, :k], atol=1e-5, rtol=0)
-    torch.testing.assert_close(expected.gather(1, ids), scores, atol=1e-5, rtol=0)
-    assert all(len(set(row)) == len(row) for row in ids.tolist())
-
-
-def test_a_vote_lifts_a_label_that_the_search_alone_does_not_find():
-    vectors = normalize(torch.tensor([[1.0, 0.0], [0.9, 0.1], [-1.0, 0.0]]), dim=1)
-    neighbours = Neighbours(torch.tensor([[1.0, 0.0]]), *flat([[2]]), k=1, temperature=0.05)
-    linear = ExactSearch()
-    linear.build(vectors)
-    scores, ids = FusedSearch(linear, vectors, neighbours, 2.5).search(torch.tensor([[1.0, 0.0]]), 1)
-    assert ids.tolist() == [[2]]
-    assert scores.item() == pytest.approx(-1 + 2.5)
-
-
-def test_equal_sums_are_ranked_by_id():
-    vectors = torch.tensor([[1.0, 0.0], [0.5, 0.0], [1.0, 0.0]])
-    neighbours = Neighbours(torch.tensor([[1.0, 0.0]]), *flat([[1]]), k=1, temperature=0.05)
-    linear = ExactSearch()
-    linear.build(vectors)
-    _, ids = FusedSearch(linear, vectors, neighbours, 0.5).search(torch.tensor([[1.0, 0.0]]), 3)
-    assert ids.tolist() == [[0, 1, 2]]
-
-
-def test_an_approximate_search_is_the_linear_part(made):
-    queries, vectors, neighbours, votes = made()
-    linear = FaissSearch("hnsw", m=4)
-    linear.build(vectors)
-    scores, ids = FusedSearch(linear, vectors, neighbours, 0.3).search(queries, 5)
-    torch.testing.assert_close((queries @ vectors.T + 0.3 * votes).gather(1, ids), scores, atol=1e-5, rtol=0)
 
 
 def test_inner_products_of_pairs_in_chunks(monkeypatch):
@@ -165,9 +117,3 @@ def test_inner_products_of_pairs_in_chunks(monkeypatch):
 def test_settings_out_of_range(given, message):
     with pytest.raises(ValueError, match=message):
         Neighbours(units(2, 0), *flat([[1], []]), **given)
-
-
-def test_a_negative_weight_would_not_be_exact(made):
-    _, vectors, neighbours, _ = made()
-    with pytest.raises(ValueError, match=r"weight of the neighbours of at least 0, got -0\.1"):
-        FusedSearch(ExactSearch(), vectors, neighbours, -0.1)

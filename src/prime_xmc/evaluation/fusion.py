@@ -1,37 +1,18 @@
-"""The weights with which the scores of several scorers are added up, chosen on validation queries.
-
-score(q, l) = theta * h_q . z_l + W * h_q . w_l + neighbours * vote(q, l)
-"""
+"""The weights with which the scores of several scorers are added up, chosen on validation queries."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.evaluation.metrics import METRICS, TOP_K, evaluate
+from prime_xmc.index.fused import PROTOTYPES, Weights, mixture
 from prime_xmc.index.neighbours import Neighbours, as_rows, pair_scores
 from prime_xmc.index.search import ExactSearch
-
-
-class Weights(NamedTuple):
-    """Weights of the scorers in the ensemble.
-
-    Attributes:
-        theta: Weight of the prototypes.
-        W: Weight of the classifiers.
-        neighbours: Weight of the vote of nearest training queries, at least 0.
-    """
-
-    theta: float
-    W: float
-    neighbours: float
-
-
-PROTOTYPES = Weights(1.0, 0.0, 0.0)  # alone
 
 
 class ScoreTable(NamedTuple):
@@ -66,15 +47,6 @@ class Choice(NamedTuple):
     weights: Weights
     value: float
     results: dict[Weights, dict[str, float]]
-
-
-def mixture(
-    prototypes: Float[Tensor, "label d"], classifiers: Float[Tensor, "label d"] | None, weights: Weights
-) -> Float[Tensor, "label d"]:
-    """Return the vectors theta * z_l + W * w_l, whose inner products are the linear part of the score."""
-    if classifiers is None or weights.W == 0:
-        return prototypes if weights.theta == 1 else weights.theta * prototypes
-    return weights.theta * prototypes + weights.W * classifiers
 
 
 def weight_grid(of_classifiers: Iterable[float | int], of_neighbours: Iterable[float | int]) -> list[Weights]:

@@ -1,4 +1,4 @@
-"""A vote of the training queries most similar to a query, alone or added to the scores of a search."""
+"""A vote of the training queries most similar to a query, for the labels that they have."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from prime_xmc.index.search import ExactSearch, Found, Search, ranked
 
-_QUERY_BLOCK = 1024  # queries whose votes are counted at once
+QUERY_BLOCK = 1024  # queries whose votes are counted at once
 _GATHERED = 2**26  # bytes of vectors that are gathered at once, see `pair_scores`
 
 
@@ -32,7 +32,7 @@ def count_votes(
     neighbour_ids: Int64[Tensor, "query k"],
     label_ids: Int64[Tensor, " pair"],
     offsets: Int64[Tensor, " bound"],
-    temperature: float,
+    temperature: float | int,
 ) -> Votes:
     """Return the votes of each query's neighbours for the labels that they have.
 
@@ -85,12 +85,9 @@ class Neighbours:
         offsets: Int64[Tensor, " bound"],
         *,
         k: int,
-        temperature: float,
+        temperature: float | int,
     ):
-        if k < 1:
-            raise ValueError(f"expected neighbours.k of at least 1, got {k}")
-        if not temperature > 0:
-            raise ValueError(f"expected neighbours.temperature above 0, got {temperature}")
+        check_vote(k, temperature)
         self.label_ids = label_ids.to(query_emb.device)
         self.offsets = offsets.to(query_emb.device)
         self.k = k
@@ -108,6 +105,18 @@ class Neighbours:
         return count_votes(similarity, ids, self.label_ids, self.offsets, self.temperature)
 
 
+def check_vote(k: float | int, temperature: float | int) -> None:
+    """Check the settings of a vote.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"expected neighbours.k of at least 1, a whole number, got {k}")
+    if not temperature > 0:
+        raise ValueError(f"expected neighbours.temperature above 0, got {temperature}")
+
+
 class VoteSearch(Search):
     """Finds the labels with the most votes; the others have no score, and -inf and -1 stand in their place.
 
@@ -120,7 +129,7 @@ class VoteSearch(Search):
 
     def _search(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
         parts = []
-        for block in query_emb.split(_QUERY_BLOCK):
+        for block in query_emb.split(QUERY_BLOCK):
             votes = self.neighbours.votes(block)
             scores, ids = ranked(
                 as_rows(votes.rows, votes.scores, len(block), -torch.inf),
@@ -130,54 +139,6 @@ class VoteSearch(Search):
             parts.append((pad(scores[:, :k], (0, missing), value=-torch.inf), pad(ids[:, :k], (0, missing), value=-1)))
         scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))
         return scores, ids
-
-
-class FusedSearch(Search):
-    """Finds the labels with the highest sum of an inner product and of a weighted vote.
-
-    score(q, l) = q . v_l + weight * vote(q, l)
-
-    Votes are never negative, so the best labels are among the best by inner product and those with a vote; the inner
-    products of the latter are computed too. The result is as exact as the search of the inner products is.
-
-    Args:
-        linear: Search of the vectors v_l.
-        vectors: The vectors v_l, on the device to compute on.
-        neighbours: Training queries that vote.
-        weight: Weight of the vote, at least 0.
-
-    Raises:
-        ValueError: If the weight is negative.
-    """
-
-    def __init__(self, linear: Search, vectors: Float32[Tensor, "label d"], neighbours: Neighbours, weight: float):
-        if weight < 0:
-            raise ValueError(f"expected a weight of the neighbours of at least 0, got {weight}")
-        self.linear = linear
-        self.vectors = vectors
-        self.neighbours = neighbours
-        self.weight = weight
-
-    def _search(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
-        parts = [self._search_block(block, k) for block in query_emb.to(self.vectors.device).split(_QUERY_BLOCK)]
-        scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))
-        return scores, ids
-
-    def _search_block(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
-        votes = self.neighbours.votes(query_emb)
-        rows, label_ids = votes.rows.to(query_emb.device), votes.label_ids.to(query_emb.device)
-        fused = pair_scores(query_emb, self.vectors, rows, label_ids) + self.weight * votes.scores.to(query_emb.device)
-        scores, ids = self.linear.search(query_emb, k)
-        # a label with a vote has its score from the votes alone
-        num_labels = len(self.vectors)
-        keys = torch.arange(len(ids), device=ids.device)[:, None] * num_labels + ids
-        has_vote = torch.isin(keys, rows * num_labels + label_ids)
-        voted = as_rows(rows, fused, len(query_emb), -torch.inf), as_rows(rows, label_ids, len(query_emb), -1)
-        best_scores, best_ids = ranked(
-            torch.cat([scores.masked_fill(has_vote, -torch.inf), voted[0]], dim=1),
-            torch.cat([ids.masked_fill(has_vote, -1), voted[1]], dim=1),
-        )
-        return best_scores[:, : ids.shape[1]], best_ids[:, : ids.shape[1]]
 
 
 def pair_scores(

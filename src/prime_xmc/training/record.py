@@ -209,6 +209,22 @@ def show_classifiers(metrics: Mapping[str, Any], run_dir: Path) -> None:
     _show_notes(metrics)
 
 
+def show_scorers(metrics: Mapping[str, Any], weights: str) -> None:
+    """Print the results of all scorers of a run.
+
+    Args:
+        metrics: Content of metrics.json.
+        weights: What the ensemble is, as a sentence.
+    """
+    for stage, shown in (("val", "validation"), ("test", "test")):
+        rows = {f"{shown}, theta": _metrics_of(f"{stage}/", metrics)}
+        rows |= {
+            f"{shown}, {name}": _metrics_of(f"{stage}/{name}/", metrics) for name in ("W", "neighbours", "ensemble")
+        }
+        print_table({name: row for name, row in rows.items() if row})
+    print_notes([weights])
+
+
 def _show_end(cost: str, run_dir: Path) -> None:
     # as it is: brackets in the folder's name are no markup, and a line break would not be part of it
     Console().print(f"{cost}. Run folder: {run_dir}", markup=False, highlight=False, soft_wrap=True)
