@@ -191,7 +191,7 @@ def test_classifiers_are_trained_on_the_model_of_the_run(complete, overrides, tm
     assert metrics["test/P@1"] == alone["test/P@1"]
     assert metrics["test/W/P@1"] == second["test/W/P@1"]
     assert metrics["classify/epochs"] == 2
-    assert metrics["val/ensemble/P@1"] == second["val/ensemble/P@1"]
+    assert metrics["val/W/P@1"] == second["val/W/P@1"]
     # the same queries were held out; the first stage searches with faiss, the second with torch
     assert second["val/theta/P@1"] == pytest.approx(alone["val/P@1"], abs=0.03)
 

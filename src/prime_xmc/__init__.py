@@ -23,7 +23,7 @@ def load(
     device: str = "cpu",
     index: Literal["auto", "exact", "faiss"] = "auto",
     precision: str | None = None,
-    scorer: Literal["auto", "theta", "W", "neighbours", "ensemble"] = "auto",
+    scorer: str = "auto",
     classifiers: str | Path | None = None,
 ) -> "prime_xmc.export.predictor.Predictor":
     """Open an exported model, `<run>/model`; arguments and errors are those of `Predictor.load`."""

@@ -107,7 +107,7 @@ class Predictor:
         device: str = "cpu",
         index: Literal["auto", "exact", "faiss"] = "auto",
         precision: str | None = None,
-        scorer: Literal["auto", "theta", "W", "neighbours", "ensemble"] = "auto",
+        scorer: str = "auto",
         classifiers: str | Path | None = None,
     ) -> "Predictor":
         """Load the folder that `save_bundle` wrote.
