@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "export": {"files", "progress", "data", "index", "model"},
     "training": {"files", "printing", "progress", "data", "index", "model", "evaluation", "export"},
     "assemble": {"app", "data", "index", "model", "evaluation", "export", "training"},
-    "scoring": {"data", "index", "evaluation", "export", "training", "assemble"},
+    "scoring": {"app", "data", "index", "evaluation", "export", "training", "assemble"},
     "stages": {
         *("app", "files", "printing", "data", "index", "model", "evaluation", "export", "training", "assemble"),
         "scoring",

@@ -215,9 +215,7 @@ class TestFolder:
             scorer(f"model.dir={model}", f"classifiers={complete['all'][0] / 'classifiers'}", "scorer=w")
 
     def test_the_index_is_of_the_prototypes(self, complete, scorer, model):
-        with pytest.raises(
-            ValueError, match="search=faiss: the exported index is of the prototypes; classifiers="
-        ):
+        with pytest.raises(ValueError, match="search=faiss: the exported index is of the prototypes; classifiers="):
             scorer(f"model.dir={model}", f"classifiers={complete['all'][0] / 'classifiers'}", "search=faiss")
 
     def test_another_model(self, model, tmp_path):

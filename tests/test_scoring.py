@@ -15,7 +15,6 @@ from prime_xmc.evaluation.predictions import load_predictions
 from prime_xmc.export.ensemble import read_ensemble
 from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.scoring import check_ensemble
-from prime_xmc.scoring import voting as original
 from prime_xmc.stages import _same_debugging
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.classifier_module import ClassifierModule

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from omegaconf import DictConfig
 from torch import Tensor
 
+from prime_xmc.app import compose
 from prime_xmc.assemble import load_predictor, make_classifier_data
 from prime_xmc.data.corpus import Split
 from prime_xmc.data.datamodule import PrimeDataModule
@@ -79,13 +80,18 @@ def open_finished(config: DictConfig) -> FinishedModel:
     )
 
 
+def ensemble_settings(config: DictConfig) -> DictConfig:
+    """Return what a configuration says of the ensemble; one of version 0.1.0 says nothing, and has today's default."""
+    return config.get("ensemble") or compose("train", []).ensemble
+
+
 def check_ensemble(config: DictConfig) -> None:
     """Check what a configuration says of neighbours and ensemble, hours before it is used.
 
     Raises:
         ValueError: If a value is out of range.
     """
-    ensemble, neighbours = config.ensemble, config.get("neighbours")
+    ensemble, neighbours = ensemble_settings(config), config.get("neighbours")
     deepest_rank(list(ensemble.criterion))
     weight_grid(
         [*ensemble.W, ensemble.default.W],
@@ -112,7 +118,7 @@ def finish_scorers(
     Returns:
         Metrics of the scorers that were added and of the ensemble; and how that adds them up.
     """
-    started = time.perf_counter()
+    started, settings = time.perf_counter(), ensemble_settings(config)
     data, device = model.data, str(model.predictor.device)
     train, ids = data.corpus.train, data.validation_ids
     labelled = ids[train.positives.lengths[ids] > 0]
@@ -127,14 +133,14 @@ def finish_scorers(
     if len(labelled):
         held_out = Split(train.tokens.take(ids), train.positives.take(ids), train.filtered.take(ids))
         query_emb = model.queries.of_training(ids).to(device)
-        weights = _choose(config.ensemble, query_emb, prototypes, classifiers, neighbours, held_out, data)
+        weights = _choose(settings, query_emb, prototypes, classifiers, neighbours, held_out, data)
         searches = _searches(prototypes, classifiers, neighbours, weights)
         validation = {
             name: evaluate(_rank(search, query_emb, held_out)[0], held_out.positives, data.inverse_propensity)
             for name, search in searches.items()
         }
     else:
-        default, validation = config.ensemble.default, {}
+        default, validation = settings.default, {}
         of_classifiers = 0.0 if classifiers is None else float(default.W)
         weights = Weights(1 - of_classifiers, of_classifiers, 0.0 if neighbours is None else float(default.neighbours))
     ensemble = Ensemble(
@@ -142,7 +148,7 @@ def finish_scorers(
         scorers.k,
         scorers.temperature,
         len(ids) if len(labelled) else 0,
-        list(config.ensemble.criterion) if len(labelled) else [],
+        list(settings.criterion) if len(labelled) else [],
         validation,
     )
 
