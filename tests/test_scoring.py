@@ -158,6 +158,8 @@ def test_a_run_for_debugging_has_a_short_second_stage(train, tmp_path):
         (["debug=fast"], [], ["debug=fast", "trainer.fast_dev_run=True"]),
         (["debug=fast"], ["debug=limit"], []),
         (["trainer.limit_val_batches=2"], [], ["trainer.limit_val_batches=2"]),
+        (["trainer.limit_train_batches=1"], [], ["trainer.limit_train_batches=1"]),
+        (["trainer.limit_train_batches=1.0"], [], []),
     ],
 )
 def test_what_a_run_for_debugging_passes_on(given, settings, expected, compose):

@@ -35,7 +35,7 @@ from prime_xmc.scoring import FinishedModel, Scorers, check_ensemble, finish_sco
 from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.classifier_module import ClassifierModule
 from prime_xmc.training.continuation import ContinuedRun, check_origin, origin, read_origin
-from prime_xmc.training.debugging import PARTIAL, mark_debugging
+from prime_xmc.training.debugging import limits, mark_debugging
 from prime_xmc.training.interruption import SaveWhenInterrupted, how_to_continue, interruptible
 from prime_xmc.training.module import PrimeModule
 from prime_xmc.training.record import (
@@ -49,6 +49,7 @@ from prime_xmc.training.record import (
     show_scorers,
 )
 from prime_xmc.training.run_folder import METRICS, claimed, record_configuration, with_run_folder
+from prime_xmc.training.sharded import leave_group
 
 
 class TrainedPrototypes(NamedTuple):
@@ -124,6 +125,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         record.enter(None)
         metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
         metrics |= mark_debugging(config)
+        leave_group()
         if trainer.is_global_zero:
             update_metrics(run_dir / "model", metrics)
             if module.test_predictions is not None:
@@ -186,8 +188,7 @@ def _same_debugging(config: DictConfig, settings: list[str]) -> list[str]:
     if any(setting.startswith("debug=") for setting in settings):
         return []
     option = [] if config.get("debug") is None else [f"debug={config.debug}"]
-    limits = {key: config.trainer.get(key) for key, whole in PARTIAL.items() if config.trainer.get(key) not in whole}
-    return [*option, *(f"trainer.{key}={value}" for key, value in limits.items())]
+    return [*option, *(f"trainer.{key}={value}" for key, value in limits(config).items())]
 
 
 def _same_device(config: DictConfig, settings: list[str]) -> list[str]:
