@@ -357,6 +357,11 @@ def test_the_second_stage_is_asked_for_by_a_plain_key_or_a_list(config, expected
     assert classify_settings(OmegaConf.create(config)) == expected
 
 
+def test_another_value_of_classify():
+    with pytest.raises(ValueError, match="classify=no: expected true, false, or a list of settings"):
+        classify_settings(OmegaConf.create({"classify": "no"}))
+
+
 @pytest.mark.parametrize(
     ("trainer", "settings", "expected"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from prime_xmc.app import compose
@@ -144,10 +144,15 @@ def classify_settings(config: DictConfig) -> list[str] | None:
     """Return the settings of the second stage of a run; None: it has none.
 
     `classify` is true or false. As in version 0.1.0, it may also be the list of the settings, or null for none.
+
+    Raises:
+        ValueError: If it is anything else.
     """
     classify = config.get("classify")
     if classify is None or classify is False:
         return None
+    if classify is not True and not isinstance(classify, ListConfig):
+        raise ValueError(f"classify={classify}: expected true, false, or a list of settings of the second stage")
     return [str(setting) for setting in (config.classify_settings if classify is True else classify)]
 
 
