@@ -297,7 +297,7 @@ def test_no_text_goes_twice_through_the_same_weights(train, tmp_path, monkeypatc
     passed: dict[tuple, int] = {}
     num_trained, forward = 0, TextEncoder.forward
 
-    def counted(self, token_ids, lengths):
+    def counted(self, token_ids, lengths, text_ids=None):
         nonlocal num_trained
         if torch.is_grad_enabled():
             num_trained += len(lengths)
@@ -305,7 +305,7 @@ def test_no_text_goes_twice_through_the_same_weights(train, tmp_path, monkeypatc
             weights = digest(*(p for p in self.parameters()))
             for text in token_ids.split(lengths.tolist()):
                 passed[weights, tuple(text.tolist())] = passed.get((weights, tuple(text.tolist())), 0) + 1
-        return forward(self, token_ids, lengths)
+        return forward(self, token_ids, lengths, text_ids)
 
     monkeypatch.setattr(TextEncoder, "forward", counted)
     more = ["classify=true", "classify_settings=[trainer.max_epochs=1]"] if classify else []
@@ -387,6 +387,11 @@ def _quoted(name: str) -> str:
 )
 def test_the_second_stage_is_asked_for_by_a_plain_key_or_a_list(config, expected):
     assert classify_settings(OmegaConf.create(config)) == expected
+
+
+def test_another_value_of_classify():
+    with pytest.raises(ValueError, match="classify=no: expected true, false, or a list of settings"):
+        classify_settings(OmegaConf.create({"classify": "no"}))
 
 
 @pytest.mark.parametrize(
