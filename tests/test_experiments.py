@@ -88,7 +88,7 @@ def test_settings_of_commands_compose(settings, compose):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_papers_tables_are_of_prototypes_alone(name, compose):
+def test_the_papers_tables_are_of_paper_method(name, compose):
     config = compose(f"experiment={name}", "run_dir=run")
     expected = {"debian18k_best": (True, True), "fast": (False, False)}.get(name, (False, True))
     assert (config.classify, config.neighbours is None) == expected

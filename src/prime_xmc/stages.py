@@ -39,6 +39,7 @@ from prime_xmc.training.debugging import debugging, limits, mark_debugging
 from prime_xmc.training.interruption import SaveWhenInterrupted, how_to_continue, interruptible
 from prime_xmc.training.module import PrimeModule
 from prime_xmc.training.passes import PassProbe
+from prime_xmc.training.query_embeddings import Encoded
 from prime_xmc.training.record import (
     RunHistory,
     describe_run,

@@ -74,7 +74,7 @@ def test_the_table_holds_each_scorer(made, table):
     assert not pairs & set(zip(filtered.row_ids().tolist(), filtered.values.tolist(), strict=True))
 
 
-def test_prototypes_alone_need_no_other_scorer(made):
+def test_paper_method_need_no_other_scorer(made):
     query_emb, prototypes, _, _, filtered, _ = made
     table = tabulate_scores(query_emb, prototypes, None, None, filtered, [PROTOTYPES], DEPTH)
     assert table.theta.shape[1] <= DEPTH + 2

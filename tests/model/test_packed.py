@@ -129,8 +129,9 @@ class TestPackedBackbone:
         assert not any(".layer.1." in name for name in without)
 
     def test_a_layer_is_left_to_train(self, backbone):
-        with pytest.raises(ValueError, match=r"frozen_layers of at least 0 and below the 2 layers.*got 2"):
-            PackedBackbone(backbone, num_frozen=2)
+        assert PackedBackbone(backbone, num_frozen=7).num_frozen == 1
+        with pytest.raises(ValueError, match=r"frozen_layers of at least 0, got -1"):
+            PackedBackbone(backbone, num_frozen=-1)
 
     @pytest.mark.parametrize("chunk_tokens", [11, 8192])
     def test_computing_again_gives_the_same_gradients(self, backbone, chunk_tokens):
