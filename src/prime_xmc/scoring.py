@@ -72,7 +72,7 @@ def open_finished(
     Args:
         config: The configuration.
         precision: Precision in which queries are encoded already.
-        encoded: These queries by stage: "val", ids of training queries, and "test".
+        encoded: These queries: "train", with those held out, and "test".
 
     Raises:
         FileNotFoundError: If there is no such model or data set.

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
@@ -133,14 +135,15 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         record.enter(None)
         metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
         metrics |= mark_debugging(config)
+        queries = _encode_queries(module, data) if module.keeps_queries else None
         leave_group()
         if trainer.is_global_zero:
             update_metrics(run_dir / "model", metrics)
             if module.test_predictions is not None:
                 save_predictions(run_dir / "predictions.npz", *module.test_predictions)
             show_prototypes(metrics, run_dir)
-            if second is not None or config.get("neighbours") is not None:
-                handed = FirstStage(record.pass_seconds, str(trainer.precision), module.ranked_queries())
+            if queries is not None:
+                handed = FirstStage(record.pass_seconds, str(trainer.precision), *queries)
                 scored, weights = later_stages(config, run_dir, second, handed)
                 metrics |= scored
                 update_metrics(run_dir / "model", metrics)
@@ -172,12 +175,30 @@ class FirstStage(NamedTuple):
     Attributes:
         pass_seconds: Duration of a pass; None where it was not measured.
         precision: Lightning's name of the precision in which it encoded.
-        encoded: Queries that the finished model has encoded, by stage: "val", ids of training queries, and "test".
+        encoded: Queries that the finished model has encoded: "train", with those held out, and "test".
+        seconds: Time that it took to encode those of them that training had not ranked.
     """
 
     pass_seconds: float | None
     precision: str
     encoded: dict[str, Encoded]
+    seconds: float
+
+
+def _encode_queries(module: PrimeModule, data: PrimeDataModule) -> tuple[dict[str, Encoded], float]:
+    """Return embeddings of the queries by the finished model, and the time that it took.
+
+    The module encodes them, not the model that is loaded for the next stage: it has kept the outputs of frozen layers.
+    """
+    started, ranked = time.perf_counter(), module.ranked_queries()
+    module.embed(data.train_text_dataloader(), module.query_memory, "query")
+    ids = data.sampler.query_ids
+    embeddings = module.query_memory.take(torch.from_numpy(ids)).float().cpu()
+    if "val" in ranked:
+        held_out, of_held_out = ranked["val"]
+        ids, embeddings = np.concatenate([ids, held_out]), torch.cat([embeddings, of_held_out])
+    encoded = {"train": (ids, embeddings)} | {name: queries for name, queries in ranked.items() if name == "test"}
+    return encoded, time.perf_counter() - started
 
 
 def later_stages(
@@ -212,7 +233,7 @@ def later_stages(
     vote = config.get("neighbours")
     scorers = Scorers(classifiers, of_classifiers, *((None, None) if vote is None else (vote.k, vote.temperature)))
     scored, ensemble = finish_scorers(config, model, scorers, run_dir)
-    metrics |= scored
+    metrics |= scored | {"ensemble/seconds": scored["ensemble/seconds"] + first.seconds}
     if first.pass_seconds is not None:
         metrics["ensemble/passes"] = metrics["ensemble/seconds"] / first.pass_seconds
     return metrics, ensemble.describe()

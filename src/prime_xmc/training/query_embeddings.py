@@ -82,7 +82,7 @@ class EncodedQueries:
         data: The data set.
         cache_dir: Folder in which those of the training queries are kept.
         digest: Fingerprint of the encoder.
-        known: Queries that the same model has encoded already: "val", ids of training queries, and "test".
+        known: Queries that the same model has encoded already, "train" and "test".
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class EncodedQueries:
     @cached_property
     def train(self) -> RowBank:
         """Embeddings of all training queries, those that were held out included, rounded to float16."""
-        known = self._known.get("val")
+        known = self._known.get("train")
         return embed_training_queries(self._predictor, self._data, self._cache_dir, self._digest, known)
 
     @cached_property

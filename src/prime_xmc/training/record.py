@@ -280,7 +280,7 @@ def _show_end(cost: str, run_dir: Path) -> None:
 
 def show_stage_passes(metrics: Mapping[str, Any]) -> None:
     """Print the cost of later stages in passes of the run that they ran in, where these are known."""
-    stages = {"classify/passes": "classifiers", "ensemble/passes": "neighbours and ensemble"}
+    stages = {"classify/passes": "the second stage", "ensemble/passes": "neighbours and ensemble"}
     for name, stage in stages.items():
         if name in metrics:
             _show_passes(stage, metrics[name], metrics[name] * metrics["train/pass_seconds"], metrics)
