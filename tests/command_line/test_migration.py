@@ -50,6 +50,14 @@ def test_keys_that_came_later_have_their_defaults_and_others_stay():
     assert "gamma_min" not in config.get("loss", {}) or config.loss._target_.startswith("prime_xmc.")
 
 
+def test_a_run_without_neighbours_gets_none():
+    config = old()
+    del config["classify"]
+    update_config(config)
+    assert (config.classify, config.neighbours) == (None, None)
+    assert config.ensemble.default.W == 0.5
+
+
 def test_a_logger_of_its_own_is_one_of_several():
     config = old()
     update_config(config)
