@@ -297,7 +297,7 @@ def test_no_text_goes_twice_through_the_same_weights(train, tmp_path, monkeypatc
     passed: dict[tuple, int] = {}
     num_trained, forward = 0, TextEncoder.forward
 
-    def counted(self, token_ids, lengths):
+    def counted(self, token_ids, lengths, text_ids=None):
         nonlocal num_trained
         if torch.is_grad_enabled():
             num_trained += len(lengths)
@@ -305,7 +305,7 @@ def test_no_text_goes_twice_through_the_same_weights(train, tmp_path, monkeypatc
             weights = digest(*(p for p in self.parameters()))
             for text in token_ids.split(lengths.tolist()):
                 passed[weights, tuple(text.tolist())] = passed.get((weights, tuple(text.tolist())), 0) + 1
-        return forward(self, token_ids, lengths)
+        return forward(self, token_ids, lengths, text_ids)
 
     monkeypatch.setattr(TextEncoder, "forward", counted)
     more = ["classify=true", "classify_settings=[trainer.max_epochs=1]"] if classify else []

@@ -170,6 +170,7 @@ def open_data(
     max_length: int,
     num_validation: int,
     seed: int,
+    memory_labels: int = 0,
     corpus: Corpus | None = None,
 ) -> PrimeDataModule:
     """Make the data module of `dataset` and `sampling` and open its data, prepared if need be.
@@ -181,6 +182,7 @@ def open_data(
         max_length: Most tokens of a text.
         num_validation: Number of training queries that are held out.
         seed: Seed of the split and of sampling.
+        memory_labels: Most labels of a batch whose embedding is remembered, which the second stage has no use for.
         corpus: The data, where they are open already.
     """
     dataset, sampling = config.dataset, config.sampling
@@ -196,6 +198,7 @@ def open_data(
         positive_weighting=sampling.positive_weighting,
         loss_positives=sampling.loss_positives,
         more_queries_per_label=sampling.more_queries_per_label,
+        memory_labels=memory_labels,
         num_validation=num_validation,
         seed=seed,
         corpus=corpus,
@@ -226,6 +229,7 @@ def make_data(config: DictConfig) -> PrimeDataModule:
         max_length=fitted.dataset.max_length,
         num_validation=fitted.dataset.num_validation,
         seed=fitted.seed,
+        memory_labels=fitted.sampling.memory_labels,
         corpus=corpus,
     )
 
@@ -297,6 +301,7 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
         seed=config.seed,
         make_bank=make_bank,
         callbacks=method_callbacks(config),
+        remember_labels=data.remembers_labels,
         zero_banks=(config.get("callbacks") or {}).get("initialise") is None,
     ).train()  # pre-trained encoders come in eval mode, and Lightning keeps it
 

@@ -183,6 +183,42 @@ class TestMoreQueries:
         assert build(make_builder([[0]]), [0], [[0]]).more is None
 
 
+class TestMemoryLabels:
+    @given(data_sets(), seeds)
+    def test_the_positives_that_were_not_drawn_with_their_masks(self, data, seed):
+        positives, filtered = data
+        query_ids, drawn = some_batch(positives, seed)
+        batch = build(make_builder(positives, filtered, memory_labels=NUM_LABELS), query_ids, drawn)
+        of_batch = [positives[query] for query in query_ids]
+        expected = sorted(set().union(*of_batch) - set(batch.label_ids.tolist()))
+        assert batch.memory.ids.tolist() == expected
+        for row, query in enumerate(query_ids):
+            for column, label in enumerate(expected):
+                excluded = label in filtered[query]
+                related = label in positives[query]
+                assert bool(batch.memory.positives[row, column]) == (related and not excluded)
+                assert bool(batch.memory.negatives[row, column]) == (not related and not excluded)
+
+    def test_of_more_labels_a_part_which_is_a_function_of_the_batch(self):
+        builder = make_builder([[0, 1, 2, 3, 4, 5, 6]], memory_labels=3)
+        ids = [build(builder, [0], [[6]]).memory.ids.tolist() for _ in range(2)]
+        assert ids[0] == ids[1] == sorted(ids[0])
+        assert len(ids[0]) == 3
+        assert set(ids[0]) < {0, 1, 2, 3, 4, 5}
+
+    def test_none_is_the_default(self):
+        assert build(make_builder([[0, 1]]), [0], [[1]]).memory is None
+
+    @pytest.mark.parametrize("loss_positives", ["drawn", "any"])
+    def test_positives_that_the_loss_leaves_out_are_not_remembered(self, loss_positives):
+        builder = make_builder([[0, 1]], loss_positives=loss_positives, memory_labels=4)
+        assert build(builder, [0], [[1]]).memory is None
+
+    def test_a_negative_number_is_refused(self):
+        with pytest.raises(ValueError, match="memory_labels of at least 0, got -1"):
+            make_builder([[0]], memory_labels=-1)
+
+
 class TestTexts:
     def test_pack(self):
         texts = pack(make_texts(6, 100), np.array([5, 0, 5]))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import DistilBertConfig, GPT2Config, LlamaConfig, LlamaModel, Qwen2Config, RobertaConfig, T5Config
 
+from prime_xmc.model.banks import RowBank
 from prime_xmc.model.encoder import TextEncoder, gather_rows, load_backbone, pool
 
 LENGTHS = torch.tensor([7, 1, 12, 3, 7, 3, 20, 1])
@@ -114,6 +115,32 @@ class TestTextEncoder:
     def test_what_goes_with_one_implementation(self, changes, tiny_encoder_dir):
         with pytest.raises(ValueError, match=r"need encoder\.implementation=transformers"):
             TextEncoder(str(tiny_encoder_dir), **changes)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_frozen_layers_are_computed_once_for_a_text(self, dtype, tiny_encoder_dir, monkeypatch):
+        encoder = TextEncoder(str(tiny_encoder_dir), frozen_layers=1).eval()
+        token_ids = random_tokens(LENGTHS)
+        expected = encoder(token_ids, LENGTHS)
+        encoder.keep_frozen_outputs(np.concatenate([[3], LENGTHS.numpy(), [2]]), RowBank, dtype)
+        computed = []
+        compute = encoder.packed.frozen_outputs
+        monkeypatch.setattr(
+            encoder.packed, "frozen_outputs", lambda ids, *others: computed.append(len(ids)) or compute(ids, *others)
+        )
+        first = [4, 1]  # of LENGTHS; behind one more text in the table
+        tokens = token_ids.split(LENGTHS.tolist())
+        some = encoder(torch.cat([tokens[text] for text in first]), LENGTHS[first], torch.tensor(first) + 1)
+        tolerance = {"float32": 1e-5, "float16": 2e-3}[dtype]
+        torch.testing.assert_close(some, expected[first], rtol=0, atol=tolerance)
+        for _ in range(2):
+            again = encoder(token_ids, LENGTHS, torch.arange(len(LENGTHS)) + 1)
+            torch.testing.assert_close(again, expected, rtol=0, atol=tolerance)
+        num_first = int(LENGTHS[first].sum())
+        assert computed == [num_first, int(LENGTHS.sum()) - num_first]
+
+    def test_frozen_layers_need_the_packed_implementation(self, tiny_encoder_dir):
+        with pytest.raises(ValueError, match=r"encoder\.frozen_layers=1 needs encoder\.implementation=packed"):
+            TextEncoder(str(tiny_encoder_dir), implementation="transformers", frozen_layers=1)
 
     def test_implementations_agree(self, tiny_encoder_dir):
         token_ids = random_tokens(LENGTHS)

@@ -618,6 +618,19 @@ class TestPrimeLoss:
         torch.testing.assert_close(torch.stack(logged), torch.stack([terms[name].detach() for name in TERMS]))
         assert not any(value.requires_grad for value in logs.values())
 
+    def test_further_prototypes_enter_the_first_term_alone(self, embeddings):
+        query_emb, label_emb, prototypes, positives, negatives = embeddings
+        encoded = slice(len(label_emb) - 2)
+        terms = self.terms(
+            query_emb, label_emb[encoded], prototypes[encoded], positives[:, encoded], negatives[:, encoded]
+        )
+        first = triplet(query_emb @ prototypes.T, positives, negatives, **ALL_CHANGED)[0]
+        assert first.item() != terms["prototype_weight"].item()
+        module = PrimeLoss(**ALL_CHANGED, regulariser_margin=0.25, regulariser_hinge=False)
+        loss, _ = module(query_emb, label_emb[encoded], prototypes, positives, negatives)
+        others = terms["text_weight"] + terms["label_weight"] + 0.1 * terms["regulariser_weight"]
+        torch.testing.assert_close(loss, first + others)
+
     @pytest.mark.parametrize("off", TERMS)
     def test_weight_zero_switches_a_term_off(self, off, embeddings):
         terms = self.terms(*embeddings)

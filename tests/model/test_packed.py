@@ -101,6 +101,28 @@ class TestPackedBackbone:
         assert_same_gradients(gradients(backbone, chunked), gradients(backbone, whole))
 
     @pytest.mark.parametrize("chunk_tokens", [11, 8192])
+    def test_frozen_layers_change_nothing_but_have_no_gradient(self, backbone, chunk_tokens):
+        texts = random_texts()
+        whole = run_packed(backbone, *texts)
+        expected = gradients(backbone, whole)
+        frozen = PackedBackbone(backbone, chunk_tokens=chunk_tokens, num_frozen=1)
+        pooled = frozen(*texts, torch.float32)
+        torch.testing.assert_close(pooled, whole, rtol=1e-5, atol=1e-5)
+        lowest = ("embeddings.", "encoder.layer.0.", "transformer.layer.0.")
+        assert_same_gradients(
+            gradients(backbone, pooled), expected | {name: None for name in expected if name.startswith(lowest)}
+        )
+        # the outputs of the frozen part are all that the rest needs of the tokens
+        outputs = frozen.frozen_outputs(*texts, torch.float32)
+        assert outputs.shape == (len(texts[0]), DIM)
+        assert not outputs.requires_grad
+        torch.testing.assert_close(frozen(torch.zeros_like(texts[0]), texts[1], torch.float32, outputs), pooled)
+
+    def test_a_layer_is_left_to_train(self, backbone):
+        with pytest.raises(ValueError, match=r"frozen_layers of at least 0 and below the 2 layers.*got 2"):
+            PackedBackbone(backbone, num_frozen=2)
+
+    @pytest.mark.parametrize("chunk_tokens", [11, 8192])
     def test_computing_again_gives_the_same_gradients(self, backbone, chunk_tokens):
         texts = random_texts()
         kept = run_packed(backbone, *texts, chunk_tokens=chunk_tokens)

@@ -31,6 +31,8 @@ LAYOUT = Layout(
     num_frozen=10,
     num_free_vectors=16,
     centroid_bytes=4,
+    remembers_labels=False,
+    frozen_bytes=0,
     placement="device",
     on_gpu=False,
     searcher="flat",
@@ -135,6 +137,18 @@ class TestMemory:
         assert by_name(planned["centroids"])["pairs"] == 28 * 500
         assert by_name(planned["index"])["label vectors, from device"] == 6 * 300 * 8
         assert "label vectors, from device" not in by_name(phases(on_gpu=True, placement="host")["index"])
+
+    def test_remembered_labels_are_in_memory_from_the_first_embedding_on(self):
+        planned = phases(remembers_labels=True)
+        assert all(by_name(items)["label memory"] == 2 * 300 * 8 for items in planned.values())
+        assert "label embeddings" not in by_name(planned["centroids"])
+        assert by_name(planned["index"])["label embeddings"] == 2 * 300 * 8
+
+    def test_outputs_of_frozen_layers_have_a_row_for_each_token(self):
+        planned = phases(frozen_bytes=2)
+        assert all(
+            by_name(items)["outputs of frozen layers"] == 2 * 8 * (200 * 9 + 300 * 5) for items in planned.values()
+        )
 
     def test_half_precision_centroids(self):
         assert by_name(phases(centroid_bytes=2)["step"])["centroids"] == 2 * 300 * 8

@@ -68,7 +68,7 @@ def test_a_faiss_index_is_as_large_as_planned(kind, tmp_path):
     search = FaissSearch(kind, m=16, ef_construction=20)
     search.build(torch.randn(4000, 8))
     search.save(tmp_path / "index")
-    layout = Layout(8, 0, 0, 0, 4, "device", False, kind, 16, 0, True)
+    layout = Layout(8, 0, 0, 0, 4, False, 0, "device", False, kind, 16, 0, True)
     assert 4000 * layout.index_bytes == pytest.approx((tmp_path / "index").stat().st_size, rel=0.01)
 
 
@@ -94,6 +94,7 @@ def test_tables_are_as_large_as_planned(settings, configure):
     centroids, queries = module.prototypes.centroids, module.query_memory
     assert planned["centroids"] == centroids.rows.nbytes
     assert planned["query memory"] == queries.rows.nbytes
+    assert planned["label memory"] == module.label_memory.rows.nbytes
     assert planned["clusters of labels"] == module.prototypes.cluster_of_label.nbytes
     assert planned["inverse propensities"] == data.inverse_propensity.nbytes
     assert planned["query ids"] >= sum(

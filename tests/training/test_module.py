@@ -51,6 +51,52 @@ def test_more_queries_of_a_label_move_its_centroid_and_nothing_else(make):
     torch.testing.assert_close(remembered, query_emb[8:], atol=1e-3, rtol=0)
 
 
+def test_remembered_labels_enter_the_first_term_with_the_embedding_that_training_last_made(make):
+    module, data = make(
+        "sampling.memory_labels=4096", "sampling.num_positives=1", "model.dropout=0.0", "model.centroid_update=frozen"
+    )
+    batch = next(iter(data.train_dataloader()))
+    memory = batch.memory
+    assert len(memory.ids) > 0
+    remembered = torch.nn.functional.normalize(torch.randn(48, 32), dim=1)
+    module.label_memory.put(torch.arange(48), remembered)
+    outputs = module.training_step(batch, 0)
+    label_emb = outputs["label_emb"]
+    ids = torch.cat([batch.label_ids, memory.ids])
+    prototypes = module.prototypes(ids, torch.cat([label_emb, remembered[memory.ids].half().float()]))
+    expected, _ = module.loss(
+        outputs["query_emb"],
+        label_emb,
+        prototypes,
+        torch.cat([batch.positives, memory.positives], dim=1),
+        torch.cat([batch.negatives, memory.negatives], dim=1),
+    )
+    torch.testing.assert_close(outputs["loss"], expected, atol=1e-5, rtol=1e-4)
+    assert outputs["prototypes"].shape == label_emb.shape
+    # what this step has encoded is remembered, and nothing else
+    torch.testing.assert_close(module.label_memory.take(batch.label_ids).float(), label_emb, atol=1e-3, rtol=0)
+    torch.testing.assert_close(module.label_memory.take(memory.ids), remembered[memory.ids].half())
+
+
+def test_remembered_labels_start_from_the_pre_trained_encoder_and_are_in_checkpoints(script):
+    config, module, data = script("sampling.memory_labels=100")
+    assert set(module.banks) == {"centroids", "query_memory", "label_memory"}
+    trainer = trainer_of(max_steps=1, callbacks=[], precision="32-true")
+    before = {}
+
+    class Look(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            before["memory"] = pl_module.label_memory.rows.clone()
+
+    trainer.callbacks.append(Look())
+    encoder = make_module(config, data).encoder.eval()
+    trainer.fit(module, datamodule=data)
+    tokens = data.corpus.label_tokens
+    with torch.no_grad():
+        expected = encoder(torch.from_numpy(tokens.values.astype("int64")), torch.from_numpy(tokens.lengths))
+    torch.testing.assert_close(before["memory"].float(), expected, atol=1e-3, rtol=0)
+
+
 @pytest.fixture(scope="module")
 def script(toy_settings, compose, tmp_path_factory):
     """Makes what a user's own script would: configuration, untrained module and data."""
@@ -143,6 +189,31 @@ class TestOwnScript:
         module.loss.forward = fail
         with pytest.raises(ValueError, match=r"not finite at step 2 .*its terms regulariser\. .*Lower optimizer\.lr"):
             trainer_of(log_every_n_steps=5).fit(module, datamodule=data)
+
+
+def test_outputs_of_frozen_layers_are_kept_and_change_nothing(script):
+    texts, results = [], []
+    for keep in (True, False):
+        config, module, data = script("encoder.frozen_layers=1")
+        if not keep:
+            module.encoder.keep_frozen_outputs = lambda *_: None
+        compute, counted = module.encoder.packed.frozen_outputs, []
+        module.encoder.packed.frozen_outputs = lambda ids, lengths, dtype, c=compute, n=counted: (
+            n.append(len(lengths)) or c(ids, lengths, dtype)
+        )
+        trainer = trainer_of()
+        trainer.fit(module, datamodule=data)
+        texts.append(sum(counted))
+        results.append({name: value.detach() for name, value in module.state_dict().items()})
+    num_texts = len(data.sampler.query_ids) + data.corpus.num_labels + len(data.validation_ids)
+    assert texts[0] <= num_texts < texts[1]
+    for name, value in results[0].items():
+        if not name.endswith("key.bias"):  # whose gradient is 0 but for rounding, which Adam makes as large as any
+            torch.testing.assert_close(value, results[1][name], rtol=1e-2, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    assert torch.equal(
+        results[0]["encoder.backbone.encoder.layer.0.output.dense.weight"],
+        make_module(config, data).encoder.backbone.encoder.layer[0].output.dense.weight,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ MOVED = {
 # Sections that code reads key by key. Others are given to objects, which have their own defaults.
 SECTIONS = ("dataset", "sampling", "trainer")
 KEPT = ("name", "dir", "hint")  # of a data set: never another one's
+# What older runs had none of, in place of today's default: a run of theirs stays what it was.
+ABSENT = {"sampling.memory_labels": 0}
 
 
 def update_targets(config: DictConfig) -> None:
@@ -49,6 +51,10 @@ def add_keys(config: DictConfig, defaults: DictConfig) -> None:
         config: The configuration.
         defaults: What its entry point has without any setting.
     """
+    with open_dict(config):
+        for key, value in ABSENT.items():
+            if OmegaConf.select(defaults, key) is not None and OmegaConf.select(config, key) is None:
+                OmegaConf.update(config, key, value)
     _fill(config, defaults, ())
     for section in SECTIONS:
         if isinstance(config.get(section), DictConfig) and isinstance(defaults.get(section), DictConfig):

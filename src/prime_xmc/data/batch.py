@@ -42,6 +42,20 @@ class MoreQueries(NamedTuple):
     pair_labels: Tensor
 
 
+class MemoryLabels(NamedTuple):
+    """Further positives of a batch's queries, whose texts are not encoded: the module remembers an embedding of each.
+
+    Attributes:
+        ids: int64 [label], ascending, each once; none of them is among the batch's own labels.
+        positives: bool [query, label], the pairs that the loss pulls together.
+        negatives: bool [query, label], the pairs that it pushes apart.
+    """
+
+    ids: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+
 class Batch(NamedTuple):
     """Some queries and the labels drawn for them, as a training step needs them.
 
@@ -56,6 +70,7 @@ class Batch(NamedTuple):
             that are not in the batch: the query moves their centroids too.
         pair_labels: int64 [pair], the label id in each such pair.
         more: Further queries of the labels, where they were asked for.
+        memory: Further positives of the queries, where they were asked for.
     """
 
     query_ids: Tensor
@@ -67,6 +82,7 @@ class Batch(NamedTuple):
     pair_rows: Tensor
     pair_labels: Tensor
     more: MoreQueries | None = None
+    memory: MemoryLabels | None = None
 
 
 def pack(tokens: Ragged, ids: Int64[np.ndarray, " text"]) -> Texts:
@@ -119,8 +135,15 @@ class BatchBuilder(Dataset):
         num_more: Further queries to draw for each label of a batch, uniformly among those of `queries_of_label`; what
             is drawn and in the batch already is not added.
         queries_of_label: Ids of the training queries of each label; may be left out where `num_more` is 0.
+        memory_labels: Most labels of a batch whose embedding is remembered instead of encoded: the positives of its
+            queries that were not drawn; of more of them a random part is taken. They are pulled where all positives
+            are, and are not added otherwise.
 
-    Source: Appendix H for further queries.
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Source: Appendix H for further queries. Remembered labels are not in the paper; cross-batch memory, Wang et al.
+        2020, keeps embeddings of earlier batches for negatives.
     """
 
     def __init__(
@@ -131,14 +154,18 @@ class BatchBuilder(Dataset):
         loss_positives: LossPositives,
         num_more: int = 0,
         queries_of_label: Ragged | None = None,
+        memory_labels: int = 0,
     ):
         if loss_positives not in ("drawn", "any", "all"):
             raise ValueError(f"expected sampling.loss_positives drawn, any or all, got {loss_positives!r}")
+        if memory_labels < 0:
+            raise ValueError(f"expected sampling.memory_labels of at least 0, got {memory_labels}")
         self.queries = queries
         self.label_tokens = label_tokens
         self.loss_positives = loss_positives
         self.num_more = num_more
         self.queries_of_label = queries_of_label
+        self.memory_labels = memory_labels if loss_positives == "all" else 0
         self._equally = np.ones(len(queries) if num_more else 0)
 
     def __getitem__(self, item: tuple[np.ndarray, np.ndarray]) -> Batch:
@@ -174,7 +201,20 @@ class BatchBuilder(Dataset):
             pair_rows=torch.from_numpy(pairs.row_ids()),
             pair_labels=torch.from_numpy(pairs.values.astype(np.int64)),
             more=self._draw_more(query_ids, label_ids) if self.num_more else None,
+            memory=self._remember(query_ids, label_ids) if self.memory_labels else None,
         )
+
+    def _remember(self, query_ids: Int64[np.ndarray, " query"], label_ids: Int64[np.ndarray, " label"]) -> MemoryLabels:
+        pairs = self.queries.positives.take(query_ids)
+        ids = np.setdiff1d(pairs.values, label_ids).astype(np.int64)
+        if len(ids) > self.memory_labels:
+            # a function of the batch alone, as above, and no repetition of what that draws
+            rng = np.random.default_rng([*query_ids, self.memory_labels, len(ids)])
+            ids = np.sort(rng.choice(ids, self.memory_labels, replace=False))
+        shape = (len(query_ids), len(ids))
+        related = mask(shape, *membership(pairs, ids))
+        excluded = mask(shape, *membership(self.queries.filtered.take(query_ids), ids))
+        return MemoryLabels(torch.from_numpy(ids), related & ~excluded, ~related & ~excluded)
 
     def _draw_more(self, query_ids: Int64[np.ndarray, " query"], label_ids: Int64[np.ndarray, " label"]) -> MoreQueries:
         assert self.queries_of_label is not None

@@ -35,6 +35,7 @@ class PrimeDataModule(LightningDataModule):
         loss_positives: Positives that the loss pulls to their query, see `BatchBuilder`.
         more_queries_per_label: Number of further training queries drawn for each label of a batch; they move its
             centroid and nothing else.
+        memory_labels: Most labels of a batch whose embedding is remembered instead of encoded, see `BatchBuilder`.
         num_validation: Number of training queries held out for validation; None: as many as suit their number.
         encode_chunk: Number of texts in a batch of the loaders that only encode.
         seed: Seed of the validation split and of the sampler.
@@ -60,6 +61,7 @@ class PrimeDataModule(LightningDataModule):
         positive_weighting: Literal["inverse_propensity", "uniform"] = "inverse_propensity",
         loss_positives: LossPositives = "all",
         more_queries_per_label: int = 0,
+        memory_labels: int = 0,
         num_validation: int | None = None,
         encode_chunk: int = 1024,
         seed: int = 0,
@@ -82,10 +84,16 @@ class PrimeDataModule(LightningDataModule):
         self.positive_weighting = positive_weighting
         self.loss_positives = loss_positives
         self.more_queries_per_label = more_queries_per_label
+        self.memory_labels = memory_labels
         self.num_validation = num_validation
         self.encode_chunk = encode_chunk
         self.seed = seed
         self._opened = corpus
+
+    @property
+    def remembers_labels(self) -> bool:
+        """Whether batches have labels whose embedding the module has to remember."""
+        return self.memory_labels > 0 and self.loss_positives == "all"
 
     def prepare_data(self) -> None:
         """Prepare the raw files, unless that has been done before."""
@@ -151,6 +159,7 @@ class PrimeDataModule(LightningDataModule):
             loss_positives=self.loss_positives,
             num_more=self.more_queries_per_label,
             queries_of_label=queries_of_label,
+            memory_labels=self.memory_labels,
         )
         trainer: Any = self.trainer
         if trainer is not None and trainer.overfit_batches > 0:

@@ -1,16 +1,20 @@
 """The siamese text encoder: token ids to L2-normalised embeddings, pooled over the tokens."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prime_xmc.model.banks import RowBank
 from prime_xmc.model.encoder_folder import Pooling, Prompts, resolve_pooling, resolve_prompts
+from prime_xmc.model.frozen import FrozenOutputs
 from prime_xmc.model.lora import add_adapters
 from prime_xmc.model.packed import PackedBackbone
 
@@ -154,6 +158,8 @@ class TextEncoder(nn.Module):
         intermediate_size: Inner dimension of the feed-forward layers where `pretrained` is false; None keeps that of
             the configuration.
         dropout: Dropout of the transformer while training, in [0, 1).
+        frozen_layers: Number of layers, from the first one on, that stay as they are, as do the embeddings below
+            them; for implementation "packed". They have no dropout. See `keep_frozen_outputs`.
         implementation: "packed" computes without padding (BERT and DistilBERT, see `PackedBackbone`); "transformers"
             runs any encoder or decoder of that library in length-sorted padded chunks.
         pooling: Part of the last layer that becomes the embedding: the "mean" over the tokens, or, with implementation
@@ -187,6 +193,7 @@ class TextEncoder(nn.Module):
         num_layers: int | None = None,
         intermediate_size: int | None = None,
         dropout: float = 0.0,
+        frozen_layers: int = 0,
         implementation: Literal["packed", "transformers"] = "packed",
         pooling: Pooling | Literal["auto"] = "auto",
         query_prompt: str | None = None,
@@ -204,6 +211,11 @@ class TextEncoder(nn.Module):
             raise ValueError(
                 f"encoder.pooling={pooling}, encoder.lora={lora}, encoder.compile={compile}: pooling other than mean, "
                 "LoRA and compiling need encoder.implementation=transformers"
+            )
+        if implementation == "transformers" and frozen_layers:
+            raise ValueError(
+                f"encoder.frozen_layers={frozen_layers} needs encoder.implementation=packed: leave it out, or train "
+                "adapters with encoder.lora"
             )
         self.source = source
         self.backbone: Any = load_backbone(
@@ -225,10 +237,13 @@ class TextEncoder(nn.Module):
         self.chunk_tokens = chunk_tokens
         self.recompute = recompute
         self.packed: PackedBackbone | None = None
+        self.frozen: FrozenOutputs | None = None
         if lora is not None:
             self.backbone = add_adapters(self.backbone, **lora)
         if implementation == "packed":
-            self.packed = PackedBackbone(self.backbone, chunk_tokens=chunk_tokens, recompute=recompute)
+            self.packed = PackedBackbone(
+                self.backbone, chunk_tokens=chunk_tokens, recompute=recompute, num_frozen=frozen_layers
+            )
         elif compile:
             self.backbone.compile(dynamic=True)
 
@@ -252,12 +267,32 @@ class TextEncoder(nn.Module):
         tables = (m for name, m in self.backbone.named_modules() if name.endswith("position_embeddings"))
         return positions - max((table.padding_idx + 1 for table in tables if _skips_padding(table)), default=0)
 
-    def forward(self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> Float[Tensor, "text d"]:
+    def keep_frozen_outputs(
+        self, lengths: Int64[np.ndarray, " text"], make_bank: Callable[..., RowBank], dtype: str
+    ) -> None:
+        """Compute the frozen layers once for each of these texts, from now on, if there are frozen layers.
+
+        Args:
+            lengths: Number of tokens of every text that may come again.
+            make_bank: Maker of the table of outputs, which has 2 d or 4 d bytes for every token.
+            dtype: Dtype of the table, "float16" or "float32"; see `FrozenOutputs`.
+        """
+        if self.packed is not None and self.packed.num_frozen:
+            self.frozen = FrozenOutputs(lengths, self.dim, make_bank, dtype)
+
+    def forward(
+        self,
+        token_ids: Int[Tensor, " token"],
+        lengths: Int[Tensor, " text"],
+        text_ids: Int64[Tensor, " text"] | None = None,
+    ) -> Float[Tensor, "text d"]:
         """Encode texts of any lengths in any order.
 
         Args:
             token_ids: Ids of all texts behind one another, special tokens included, on the encoder's device.
             lengths: Tokens of each text, at least 1, on the CPU.
+            text_ids: Places of the texts among those of `keep_frozen_outputs`, whose outputs of the frozen layers are
+                then used again. None: all layers are computed.
 
         Returns:
             Unit vectors, float32. The layers compute in the dtype of the surrounding autocast, if there is one.
@@ -273,12 +308,22 @@ class TextEncoder(nn.Module):
             autocast = torch.is_autocast_enabled(device)
             dtype = torch.get_autocast_dtype(device) if autocast else self.backbone.dtype
             with torch.autocast(device, enabled=False):
-                pooled = self.packed(sorted_ids, sorted_lengths.tolist(), dtype)
+                frozen = None
+                if self.frozen is not None and text_ids is not None:
+                    compute = partial(self._frozen_outputs, dtype=dtype)
+                    frozen = self.frozen.take(text_ids.cpu()[order], sorted_ids, sorted_lengths, compute)
+                pooled = self.packed(sorted_ids, sorted_lengths.tolist(), dtype, frozen)
         else:
             pooled = self._encode_padded(sorted_ids, sorted_lengths)
         original = torch.empty_like(order)
         original[order] = torch.arange(len(order))
         return F.normalize(pooled.float(), dim=1)[original.to(pooled.device)]
+
+    def _frozen_outputs(
+        self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"], dtype: torch.dtype
+    ) -> Float[Tensor, "token d"]:
+        assert self.packed is not None
+        return self.packed.frozen_outputs(token_ids, lengths.tolist(), dtype)
 
     def _encode_padded(
         self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]

@@ -397,41 +397,43 @@ class PrimeLoss(nn.Module):
         self,
         query_emb: Float[Tensor, "query d"],
         label_emb: Float[Tensor, "label d"],
-        prototypes: Float[Tensor, "label d"],
-        positives: Bool[Tensor, "query label"],
-        negatives: Bool[Tensor, "query label"],
+        prototypes: Float[Tensor, "candidate d"],
+        positives: Bool[Tensor, "query candidate"],
+        negatives: Bool[Tensor, "query candidate"],
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the objective, and detached values to log: its terms, and the contrast's statistics of the first one.
 
         Args:
             query_emb: Unit vectors h_q.
             label_emb: Unit vectors h_l.
-            prototypes: Unit vectors z_l.
+            prototypes: Unit vectors z_l of the same labels, then of others that enter the first term alone.
             positives: Pairs to pull together.
             negatives: Pairs to push apart; disjoint from `positives`. A pair may be in neither.
         """
         text_sim = query_emb @ label_emb.T
         prototype_sim = query_emb @ prototypes.T
+        encoded = slice(len(label_emb))
+        is_positive, is_negative = positives[:, encoded], negatives[:, encoded]
         total = query_emb.new_zeros(())
         logs: dict[str, Tensor] = {}
         terms = {
             "query_prototype": (prototype_sim, positives, negatives),
-            "query_label": (text_sim, positives, negatives),
-            "label_query": (text_sim.T, positives.T, negatives.T),
+            "query_label": (text_sim, is_positive, is_negative),
+            "label_query": (text_sim.T, is_positive.T, is_negative.T),
         }
-        for name, (similarity, is_positive, is_negative) in terms.items():
+        for name, contrasted in terms.items():
             if self.weights[name]:
-                value, stats = self.contrast(similarity, is_positive, is_negative)
+                value, stats = self.contrast(*contrasted)
                 total = total + self.weights[name] * value
                 logs[name] = value.detach()
                 if name == "query_prototype":
                     logs |= stats
         if self.weights["regulariser"]:
             value = regulariser(
-                prototype_sim,
+                prototype_sim[:, encoded],
                 text_sim,
-                positives,
-                negatives,
+                is_positive,
+                is_negative,
                 margin=self.regulariser_margin,
                 num_negatives=self.contrast.num_negatives,
                 hinge=self.regulariser_hinge,

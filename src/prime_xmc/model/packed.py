@@ -8,7 +8,7 @@ activations, and copies of tensors that are cheaper to compute again.
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -285,6 +285,14 @@ def _buffer(shape: Sequence[int], like: Tensor) -> Tensor:
     return like.new_empty(_round_up(size, MEMORY_MULTIPLE))[:size].view(*shape)
 
 
+def _cast(layers: list[LayerParameters], dtype: torch.dtype) -> list[list[Tensor]]:
+    return [[parameter.to(dtype) for parameter in layer] for layer in layers]
+
+
+def _pad_rows(rows: Float[Tensor, "token d"], number: int) -> Float[Tensor, "{number} d"]:
+    return F.pad(rows, (0, 0, 0, number - len(rows)))
+
+
 def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
@@ -316,12 +324,13 @@ class PackedBackbone:
         recompute: Whether chunks are computed again in the backward pass instead of being kept for it. Memory is then
             that of one chunk, whatever the size of the batch, and a step takes a third more time. Gradients are the
             same (GradCache, Gao et al. 2021).
+        num_frozen: Number of layers, from the first one on, that are not trained, nor the embeddings below them.
 
     Raises:
-        ValueError: If the model is of another kind, with what to use instead.
+        ValueError: If the model is of another kind, with what to use instead, or no layer would be left to train.
     """
 
-    def __init__(self, backbone: nn.Module, *, chunk_tokens: int = 4096, recompute: bool = False):
+    def __init__(self, backbone: nn.Module, *, chunk_tokens: int = 4096, recompute: bool = False, num_frozen: int = 0):
         config: Any = backbone.config
         instead = "use encoder.implementation=transformers"
         if config.model_type not in ("bert", "distilbert"):
@@ -339,9 +348,23 @@ class PackedBackbone:
         self.recompute = recompute
         self.num_heads: int = config.num_attention_heads
         self.eps: float = 1e-12 if config.model_type == "distilbert" else config.layer_norm_eps
+        layers = list(self._modules())
+        if not 0 <= num_frozen < len(layers):
+            raise ValueError(
+                f"expected encoder.frozen_layers of at least 0 and below the {len(layers)} layers of the encoder, got "
+                f"{num_frozen}"
+            )
+        self.num_frozen = num_frozen
+        if num_frozen:
+            for module in (self.backbone.embeddings, *layers[:num_frozen]):
+                module.requires_grad_(False)
 
     def __call__(
-        self, token_ids: Int[Tensor, " token"], lengths: list[int], dtype: torch.dtype
+        self,
+        token_ids: Int[Tensor, " token"],
+        lengths: list[int],
+        dtype: torch.dtype,
+        frozen: Float[Tensor, "token d"] | None = None,
     ) -> Float[Tensor, "text d"]:
         """Return the mean over the tokens of each text of the last layer's output, in float32.
 
@@ -349,38 +372,68 @@ class PackedBackbone:
             token_ids: Ids of all texts, concatenated.
             lengths: Tokens of each text, ascending.
             dtype: Dtype in which the layers compute. Parameters stay as they are and are cast once per call.
+            frozen: What `frozen_outputs` returns for these texts, if it is known already.
         """
-        # for all chunks at once, since each gradient of this table has a row for every token of the vocabulary
-        words = self.backbone.embeddings.word_embeddings(token_ids)
-        layers = [[parameter.to(dtype) for parameter in layer] for layer in self._layers()]
-        chunks = _chunks(lengths, self.chunk_tokens)
+        if self.num_frozen:
+            rows = self.frozen_outputs(token_ids, lengths, dtype) if frozen is None else frozen.to(dtype)
+        else:
+            # for all chunks at once, since each gradient of this table has a row for every token of the vocabulary
+            rows = self.backbone.embeddings.word_embeddings(token_ids)
+        layers = _cast(self._layers()[self.num_frozen :], dtype)
         pooled = []
-        for chunk, rows in zip(chunks, words.split([sum(chunk) for chunk in chunks]), strict=True):
-            arguments = (rows, length_groups(chunk), _round_up(sum(chunk), TOKEN_MULTIPLE), layers, dtype)
+        for part, groups, num_rows in self._in_chunks(rows, lengths):
             if self.recompute and torch.is_grad_enabled():
-                pooled.append(checkpoint(self._encode_chunk, *arguments, use_reentrant=False))
+                pooled.append(
+                    checkpoint(self._encode_chunk, part, groups, num_rows, layers, dtype, use_reentrant=False)
+                )
             else:
-                pooled.append(self._encode_chunk(*arguments))
+                pooled.append(self._encode_chunk(part, groups, num_rows, layers, dtype))
         return torch.cat(pooled)
+
+    @torch.no_grad()
+    def frozen_outputs(
+        self, token_ids: Int[Tensor, " token"], lengths: list[int], dtype: torch.dtype
+    ) -> Float[Tensor, "token d"]:
+        """Return the output of the last frozen layer for every token, in `dtype`; there is no dropout up to there.
+
+        Args:
+            token_ids: Ids of all texts, concatenated.
+            lengths: Tokens of each text, ascending.
+            dtype: Dtype in which the layers compute.
+        """
+        words = self.backbone.embeddings.word_embeddings(token_ids)
+        layers = _cast(self._layers()[: self.num_frozen], dtype)
+        result = words.new_empty(words.shape, dtype=dtype)
+        start = 0
+        for part, groups, num_rows in self._in_chunks(words, lengths):
+            hidden = _pad_rows(self._embed(part, groups).to(dtype), num_rows)
+            for parameters in layers:
+                hidden = PackedLayer.apply(hidden, groups, self.num_heads, self.eps, (0.0, 0.0, 0.0), *parameters)
+            result[start : start + len(part)] = hidden[: len(part)]
+            start += len(part)
+        return result
+
+    def _in_chunks(
+        self, rows: Float[Tensor, "token d"], lengths: list[int]
+    ) -> Iterator[tuple[Float[Tensor, "part d"], list[LengthGroup], int]]:
+        """Yield the rows of each chunk, its texts by length, and the number of rows that its layers compute."""
+        chunks = _chunks(lengths, self.chunk_tokens)
+        for chunk, part in zip(chunks, rows.split([sum(chunk) for chunk in chunks]), strict=True):
+            yield part, length_groups(chunk), _round_up(sum(chunk), TOKEN_MULTIPLE)
 
     def _encode_chunk(
         self,
-        words: Float[Tensor, "token d"],
+        rows: Float[Tensor, "token d"],
         groups: list[LengthGroup],
         num_rows: int,
         layers: list[list[Tensor]],
         dtype: torch.dtype,
     ) -> Float[Tensor, "text d"]:
-        embeddings = self.backbone.embeddings
-        positions = torch.arange(groups[-1].length, device=words.device)
-        position = torch.cat([positions[:length].repeat(texts) for _, texts, length in groups])
-        embedded = words + embeddings.position_embeddings(position)
-        if hasattr(embeddings, "token_type_embeddings"):
-            embedded = embedded + embeddings.token_type_embeddings.weight[0]
         training = self.backbone.training
         dropout = self.dropout if training else (0.0, 0.0, 0.0)
-        normed = F.dropout(embeddings.LayerNorm(embedded), self.embedding_dropout, training)
-        hidden = F.pad(normed.to(dtype), (0, 0, 0, num_rows - len(words)))
+        if not self.num_frozen:
+            rows = F.dropout(self._embed(rows, groups), self.embedding_dropout, training).to(dtype)
+        hidden = _pad_rows(rows, num_rows)
         for parameters in layers:
             hidden = PackedLayer.apply(hidden, groups, self.num_heads, self.eps, dropout, *parameters)
         pooled = []
@@ -389,10 +442,22 @@ class PackedBackbone:
             pooled.append(tokens.mean(dim=1, dtype=torch.float32))
         return torch.cat(pooled)
 
+    def _embed(self, words: Float[Tensor, "token d"], groups: list[LengthGroup]) -> Float[Tensor, "token d"]:
+        """Return what the first layer gets, from the embeddings of the words alone."""
+        embeddings = self.backbone.embeddings
+        positions = torch.arange(groups[-1].length, device=words.device)
+        position = torch.cat([positions[:length].repeat(texts) for _, texts, length in groups])
+        embedded = words + embeddings.position_embeddings(position)
+        if hasattr(embeddings, "token_type_embeddings"):
+            embedded = embedded + embeddings.token_type_embeddings.weight[0]
+        return embeddings.LayerNorm(embedded)
+
+    def _modules(self) -> Iterable[Any]:
+        return (self.backbone.transformer if hasattr(self.backbone, "transformer") else self.backbone.encoder).layer
+
     def _layers(self) -> list[LayerParameters]:
-        if hasattr(self.backbone, "transformer"):
-            return [self._distilbert_layer(layer) for layer in self.backbone.transformer.layer]
-        return [self._bert_layer(layer) for layer in self.backbone.encoder.layer]
+        read = self._distilbert_layer if hasattr(self.backbone, "transformer") else self._bert_layer
+        return [read(layer) for layer in self._modules()]
 
     def _bert_layer(self, layer: Any) -> LayerParameters:
         attention, output = layer.attention.self, layer.attention.output

@@ -75,6 +75,7 @@ def memory_by_phase(sizes: Sizes, layout: Layout, schedule: Schedule, measured: 
     """
     d, num_labels, num_queries = layout.dim, sizes.num_labels, sizes.num_queries
     num_free, num_trained = layout.num_free_vectors, layout.num_trained
+    num_tokens = round(num_queries * sizes.tokens_per_query + num_labels * sizes.tokens_per_label)
     device: Place = "device" if layout.on_gpu else "host"
     places: dict[str, Place] = {"device": device, "host": "host", "mmap": "mapped"}
     bank = places[layout.placement]
@@ -89,6 +90,7 @@ def memory_by_phase(sizes: Sizes, layout: Layout, schedule: Schedule, measured: 
     sent = 6 * d if layout.on_gpu and bank == "device" else 0  # to Faiss on the host, or to the file of prototypes
     every = ("centroids", "clusters", "step", "index", "test")
     trained, indexed = every[1:], every[3:]
+    first_encoded = indexed if layout.remembers_labels else ("centroids", *indexed)  # it goes into the memory otherwise
     items: list[tuple[tuple[str, ...], Item]] = [
         (every, Item("program and libraries", "host", measured.program)),
         (every, Item("prepared data", "mapped", _mapped_bytes(sizes))),
@@ -96,6 +98,8 @@ def memory_by_phase(sizes: Sizes, layout: Layout, schedule: Schedule, measured: 
         (every, Item("free vectors", device, 4 * d, num_free, "free vector")),
         (every, Item("centroids", bank, layout.centroid_bytes * d, num_labels, "label")),
         (every, Item("query memory", bank, 2 * d, num_queries, "query")),
+        (every, Item("label memory", bank, 2 * d * layout.remembers_labels, num_labels, "label")),
+        (every, Item("outputs of frozen layers", bank, layout.frozen_bytes * d, num_tokens, "token")),
         (every, Item("clusters of labels", device, 8, num_labels, "label")),
         (every, Item("inverse propensities", "host", 8, num_labels, "label")),
         (every, Item("query ids", "host", _QUERY_IDS, num_queries, "query")),
@@ -105,7 +109,7 @@ def memory_by_phase(sizes: Sizes, layout: Layout, schedule: Schedule, measured: 
         (trained, Item("working memory", "host", working)),
         (("step",), Item("working memory", "device", measured.step.device)),
         (indexed, Item("working memory", "device", measured.encoding.device)),
-        (("centroids", *indexed), Item("label embeddings", bank, 2 * d, num_labels, "label")),
+        (first_encoded, Item("label embeddings", bank, 2 * d, num_labels, "label")),
         (("centroids",), Item("pairs, sorting", device, _SORTED_PAIR, sizes.num_pairs, "pair")),
         (("centroids",), Item("pairs", "host", _PAIR_ON_HOST if layout.on_gpu else 0, sizes.num_pairs, "pair")),
         (("centroids",), Item("block of rows", device, _CENTROID_ENTRY * d, min(_CENTROID_BLOCK, num_labels), "row")),
@@ -144,7 +148,7 @@ def disk_bytes(sizes: Sizes, layout: Layout, phases: Phases) -> dict[str, int]:
     model += (layout.centroid_bytes * d + 8) * num_labels  # centroids and the labels' clusters
     optimiser = 8 * layout.num_trained + 2 * free_vectors
     query_rows = 2 * d * num_queries + 8 * (num_queries - layout.num_validation)  # memory and clusters
-    checkpoint = model + optimiser + query_rows
+    checkpoint = model + optimiser + query_rows + 2 * d * layout.remembers_labels * num_labels
     return {
         "prepared data": sum(prepared.values()),
         "cached embeddings": 2 * d * (num_labels + num_queries),

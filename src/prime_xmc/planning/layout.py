@@ -18,6 +18,8 @@ class Layout(NamedTuple):
     num_frozen: int  # parameters without gradient
     num_free_vectors: int  # F; 0 where prototypes have none
     centroid_bytes: int  # bytes per centroid entry
+    remembers_labels: bool  # whether training remembers an embedding of each label
+    frozen_bytes: int  # bytes per entry of the kept outputs of frozen layers; 0 where there are no frozen layers
     placement: str  # of the banks
     on_gpu: bool
     searcher: str  # "exact", "flat" or "hnsw"
@@ -41,6 +43,7 @@ class Layout(NamedTuple):
 def layout_of(config: DictConfig, module: PrimeModule) -> Layout:
     """Return the layout of a configuration's tables, given its module with tables of any size."""
     free_vectors, searcher = module.prototypes.free_vectors, module.searcher
+    num_frozen = 0 if module.encoder.packed is None else module.encoder.packed.num_frozen
     dense = [p for p in module.parameters() if p is not free_vectors]
     return Layout(
         dim=module.encoder.dim,
@@ -48,6 +51,8 @@ def layout_of(config: DictConfig, module: PrimeModule) -> Layout:
         num_frozen=sum(p.numel() for p in dense if not p.requires_grad),
         num_free_vectors=0 if free_vectors is None else config.model.num_free_vectors,
         centroid_bytes=module.prototypes.centroids.rows.element_size(),
+        remembers_labels=module.label_memory is not None,
+        frozen_bytes=0 if not num_frozen else 4 if str(config.trainer.precision).startswith("32") else 2,
         placement=module.query_memory.placement,
         on_gpu=device_of(config).type == "cuda",
         searcher=searcher.kind if isinstance(searcher, FaissSearch) else "exact",

@@ -60,6 +60,7 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
         max_length=config.dataset.max_length,
         num_validation=0,
         seed=config.seed,
+        memory_labels=small.sampling.memory_labels,
         corpus=corpus,
     )
     small.callbacks.initialise = small.callbacks.clusters = None  # nothing to fill banks from; zeros take as long
@@ -155,7 +156,9 @@ class Watch(Callback):
         module: Any = pl_module
         self.before_encoding = self.restart()
         for _ in range(2):
-            self.encode_seconds = seconds_of(lambda: module.embed([self.texts], module.query_memory), self.device)
+            self.encode_seconds = seconds_of(
+                lambda: module.embed([self.texts], module.query_memory, "query"), self.device
+            )
         self.encoding_peak = self.peak()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

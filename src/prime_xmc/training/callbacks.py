@@ -24,6 +24,7 @@ from prime_xmc.model.prototypes import fill_mean_centroids
 from prime_xmc.progress import track
 from prime_xmc.training.embedding_cache import load_embeddings, save_embeddings
 from prime_xmc.training.protocols import (
+    Kind,
     LabelIndex,
     PrototypeModule,
     QueryMemory,
@@ -64,15 +65,18 @@ class InitialisePrototypes(Callback):
         directory = (
             self.cache_dir / f"embeddings-{trainer.strategy.broadcast(self._fingerprint(trainer, module, data))}"
         )
-        labels = module.make_bank(data.corpus.num_labels, module.encoder.dim, dtype="float16").to(module.device)
+        labels = module.label_memory
+        if labels is None:
+            labels = module.make_bank(data.corpus.num_labels, module.encoder.dim, dtype="float16").to(module.device)
         embedded = {"query": module.query_memory, "label": labels}
         # embedding is shared out: either all processes take part in it, or none does
         if trainer.strategy.reduce_boolean_decision(directory.is_dir()):
             load_embeddings(directory, embedded)
         else:
             loaders = {"query": data.train_text_dataloader(), "label": data.label_dataloader()}
-            for name, bank in embedded.items():
-                module.embed(_with_progress(loaders[name], name), bank)
+            kinds: tuple[Kind, ...] = ("query", "label")
+            for kind in kinds:
+                module.embed(_with_progress(loaders[kind], kind), embedded[kind], kind)
             if trainer.is_global_zero:
                 save_embeddings(directory, embedded)
         if not trainer.is_global_zero:
@@ -102,9 +106,9 @@ class ExactCentroids(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Encode the training queries and replace the centroids."""
         module, data = prototype_module(pl_module), data_of(trainer)
-        module.embed(_with_progress(data.train_text_dataloader(), "query"), module.query_memory)
+        module.embed(_with_progress(data.train_text_dataloader(), "query"), module.query_memory, "query")
         labels = module.make_bank(data.corpus.num_labels, module.encoder.dim, dtype="float16").to(module.device)
-        module.embed(_with_progress(data.label_dataloader(), "label"), labels)
+        module.embed(_with_progress(data.label_dataloader(), "label"), labels, "label")
         if trainer.is_global_zero:
             pairs = _train_pairs(data, module.device)
             fill_mean_centroids(module.prototypes.centroids, module.query_memory, labels, *pairs)

@@ -27,11 +27,13 @@ from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.divergence import DivergenceWatch
 from prime_xmc.training.optimizers import clip_gradients, with_warmup
+from prime_xmc.training.protocols import Kind
 from prime_xmc.training.sharded import copy_from_first, digest, encode_sharded, require_same
 from prime_xmc.training.start import check_precision, check_processes, missing_callbacks
 
 logger = logging.getLogger(__name__)
 
+_TABLES = ("query_memory.", "label_memory.", "prototypes.", "encoder.frozen.")  # prefixes of the tables' names
 _CHECKED_ROWS = 1024  # of a bank: where these are zero, all are
 _HOW_TO_LOAD = (
     "A checkpoint's state_dict does not hold the banks: load it with trainer.fit, validate or test(module, "
@@ -74,6 +76,8 @@ class PrimeModule(LightningModule):
         seed: Seed of a step's random numbers (dropout), together with the step's number, so that a step is the same
             whether or not the run was interrupted before it.
         make_bank: Function that makes tables with a row per query or label.
+        remember_labels: Whether to keep the embedding that training last made of each label, for batches with
+            `MemoryLabels`.
         callbacks: Callbacks that belong to the method, such as `InitialisePrototypes` and `RebuildClusters`. A Trainer
             that has one of the same class keeps its own.
         zero_banks: Whether training and ranking may start from banks that were never filled, for ablations.
@@ -96,6 +100,7 @@ class PrimeModule(LightningModule):
         warmup_fraction: float = 0.1,
         seed: int = 0,
         make_bank: Callable[..., RowBank] = RowBank,
+        remember_labels: bool = False,
         callbacks: Sequence[Callback] = (),
         zero_banks: bool = False,
     ):
@@ -112,6 +117,7 @@ class PrimeModule(LightningModule):
         self.metrics = XMCMetrics(inverse_propensity)
         # the embedding that training itself last made of each query, for clusters without another encoding pass
         self.query_memory = make_bank(num_queries, encoder.dim, dtype="float16")
+        self.label_memory = make_bank(prototypes.num_labels, encoder.dim, dtype="float16") if remember_labels else None
         self.make_bank = make_bank
         self.callbacks = list(callbacks)
         self.zero_banks = zero_banks
@@ -123,20 +129,21 @@ class PrimeModule(LightningModule):
         self.divergence = DivergenceWatch()
         self._compared_epoch: int | None = None  # the last one whose batches were compared between processes
         # every process changes its own tables, all in the same way, so DDP need not send them
-        tables = [name for name, _ in self.named_buffers() if name.startswith(("query_memory.", "prototypes."))]
+        tables = [name for name, _ in self.named_buffers() if name.startswith(_TABLES)]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [*tables, "prototypes.free_vectors"])
 
     @property
     def banks(self) -> dict[str, RowBank]:
         """The tables that training changes by name."""
-        return {"centroids": self.prototypes.centroids, "query_memory": self.query_memory}
+        banks = {"centroids": self.prototypes.centroids, "query_memory": self.query_memory}
+        return banks if self.label_memory is None else banks | {"label_memory": self.label_memory}
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the callbacks of the method that the Trainer does not have."""
         return missing_callbacks(self.trainer, self.callbacks)
 
     def setup(self, stage: str) -> None:
-        """Refuse what would train or rank otherwise than it should.
+        """Refuse what would train or rank otherwise than it should; make room for outputs of frozen layers.
 
         Raises:
             ValueError: If the precision is none of float32 weights, or the processes would not see the same data.
@@ -144,6 +151,10 @@ class PrimeModule(LightningModule):
         check_precision(str(self.trainer.precision))
         check_processes(self.trainer)
         data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and data is not None and self.encoder.frozen is None:
+            lengths = np.concatenate([data.corpus.train.tokens.lengths, data.corpus.label_tokens.lengths])
+            dtype = "float32" if str(self.trainer.precision).startswith("32") else "float16"
+            self.encoder.keep_frozen_outputs(lengths, self.make_bank, dtype)
         if self.trainer.world_size > 1 and data is not None:
             parts = {
                 "data set": digest(data.corpus.manifest["fingerprint"]),
@@ -165,18 +176,20 @@ class PrimeModule(LightningModule):
         for table in tables:
             copy_from_first(table, self.device)
 
-    def unfilled(self) -> list[str]:
-        """Return the names of the tables behind the prototypes that were never filled."""
+    def unfilled(self, *, training: bool = False) -> list[str]:
+        """Return the names of the tables that were never filled, of those behind the prototypes or behind a step."""
         prototypes, names = self.prototypes, []
         if "centroid" in prototypes.sources and not prototypes.centroids.rows[:_CHECKED_ROWS].any():
             names.append("centroids")
         free_vectors = prototypes.free_vectors
         if free_vectors is not None and len(free_vectors) > 1 and not prototypes.cluster_of_label.any():
             names.append("clusters of labels")
+        if training and self.label_memory is not None and not self.label_memory.rows[:_CHECKED_ROWS].any():
+            names.append("remembered label embeddings")
         return names
 
-    def _require_banks(self) -> None:
-        names = self.unfilled()
+    def _require_banks(self, *, training: bool = False) -> None:
+        names = self.unfilled(training=training)
         if names and not self.zero_banks:
             raise ValueError(
                 f"{' and '.join(names)} are all zero: they were never filled, and prototypes made of them are wrong. "
@@ -190,9 +203,9 @@ class PrimeModule(LightningModule):
         Raises:
             ValueError: If there are such.
         """
-        self._require_banks()
-        if self.zero_banks and self.unfilled():
-            logger.warning("callbacks.initialise=null: training starts from %s of zero", " and ".join(self.unfilled()))
+        self._require_banks(training=True)
+        if self.zero_banks and (names := self.unfilled(training=True)):
+            logger.warning("callbacks.initialise=null: training starts from %s of zero", " and ".join(names))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Hand over the banks: `ShardedCheckpointIO` streams them, Lightning's own writes their rows into the file."""
@@ -228,13 +241,29 @@ class PrimeModule(LightningModule):
         self.discard_index()
         return result
 
-    def forward(self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> Float[Tensor, "text d"]:
-        """Encode texts; the processes of a data-parallel run share the work and all get the whole."""
+    def forward(
+        self,
+        token_ids: Int[Tensor, " token"],
+        lengths: Int[Tensor, " text"],
+        text_ids: Int64[Tensor, " text"] | None = None,
+    ) -> Float[Tensor, "text d"]:
+        """Encode texts; the processes of a data-parallel run share the work and all get the whole.
+
+        Args:
+            token_ids: Ids of all texts behind one another.
+            lengths: Tokens of each text.
+            text_ids: Ids of training queries, or num_queries plus the ids of labels; None for other texts.
+        """
         lengths = lengths.cpu()  # by them the host orders the texts and cuts chunks; the Trainer moves all of a batch
         if self._trainer is None or self.trainer.world_size == 1:
-            return self.encoder(token_ids, lengths)
+            return self.encoder(token_ids, lengths, text_ids)
         return encode_sharded(
-            self.encoder, token_ids, lengths, rank=self.trainer.global_rank, world_size=self.trainer.world_size
+            self.encoder,
+            token_ids,
+            lengths,
+            text_ids,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
         )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -265,22 +294,25 @@ class PrimeModule(LightningModule):
         Returns:
             `loss`; and for callbacks, without gradient, `query_emb`, `label_emb` and `prototypes`.
         """
-        embeddings = self(batch.token_ids, batch.lengths)
+        text_ids = torch.cat([batch.query_ids, len(self.query_memory) + batch.label_ids])
+        embeddings = self(batch.token_ids, batch.lengths, text_ids)
         query_emb, label_emb = embeddings.split([len(batch.query_ids), len(batch.label_ids)])
-        prototypes = self.prototypes(batch.label_ids, label_emb)
+        prototypes, positives, negatives = self._candidates(batch, label_emb)
         seen = self._seen(batch, query_emb.detach())
         # cosines near 1 differ by less than bf16 can tell
         with torch.autocast(self.device.type, enabled=False):
-            loss, logs = self.loss(query_emb, label_emb, prototypes, batch.positives, batch.negatives)
+            loss, logs = self.loss(query_emb, label_emb, prototypes, positives, negatives)
             drift = self.prototypes.update_centroids(*seen)
         self.query_memory.put(batch.query_ids, query_emb)
+        if self.label_memory is not None:
+            self.label_memory.put(batch.label_ids, label_emb)
         size = len(batch.query_ids)
         self.num_trained += size
         self.divergence.note(self.global_step, loss, logs)
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         logs = {f"train/{name}": value for name, value in logs.items()} | {"train/centroid_drift": drift}
         self.log_dict(logs, on_step=True, on_epoch=True, batch_size=size)
-        embedded = {"query_emb": query_emb, "label_emb": label_emb, "prototypes": prototypes}
+        embedded = {"query_emb": query_emb, "label_emb": label_emb, "prototypes": prototypes[: len(label_emb)]}
         return {"loss": loss} | {name: emb.detach() for name, emb in embedded.items()}
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -291,13 +323,25 @@ class PrimeModule(LightningModule):
         """
         self.divergence.look_up(self.trainer, batch_idx)
 
+    def _candidates(self, batch: Batch, label_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return prototypes of the batch's labels, then of those in memory, and their positive and negative pairs."""
+        if batch.memory is None:
+            return self.prototypes(batch.label_ids, label_emb), batch.positives, batch.negatives
+        assert self.label_memory is not None
+        remembered = self.label_memory.take(batch.memory.ids).float()
+        return (
+            self.prototypes(torch.cat([batch.label_ids, batch.memory.ids]), torch.cat([label_emb, remembered])),
+            torch.cat([batch.positives, batch.memory.positives], dim=1),
+            torch.cat([batch.negatives, batch.memory.negatives], dim=1),
+        )
+
     @torch.no_grad()
     def _seen(self, batch: Batch, query_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the embeddings that move centroids, and row and label id of their pairs."""
         if batch.more is None:
             return query_emb, batch.pair_rows, batch.pair_labels
         texts = batch.more.texts
-        more_emb = self(texts.token_ids, texts.lengths)
+        more_emb = self(texts.token_ids, texts.lengths, texts.ids)
         self.query_memory.put(texts.ids, more_emb)
         return (
             torch.cat([query_emb, more_emb]),
@@ -335,22 +379,26 @@ class PrimeModule(LightningModule):
             )
 
     @torch.no_grad()
-    def embed(self, texts: Iterable[Texts], bank: RowBank) -> None:
+    def embed(self, texts: Iterable[Texts], bank: RowBank, kind: Kind) -> None:
         """Encode all texts of a loader into the rows of their ids.
 
         Args:
             texts: Chunks of texts.
             bank: Where the embeddings go; rows of ids that the loader does not have stay as they are.
+            kind: What the texts are: training queries ("query") or labels ("label").
         """
-        for ids, emb in self._encoded(texts):
+        for ids, emb in self._encoded(texts, kind):
             bank.put(ids, emb)
 
-    def _encoded(self, texts: Iterable[Texts]) -> Iterator[tuple[Int64[Tensor, " text"], Float[Tensor, "text d"]]]:
+    def _encoded(
+        self, texts: Iterable[Texts], kind: Kind
+    ) -> Iterator[tuple[Int64[Tensor, " text"], Float[Tensor, "text d"]]]:
         was_training = self.training
         self.eval()
+        first = len(self.query_memory) if kind == "label" else 0
         for chunk in texts:
             with self.trainer.precision_plugin.forward_context():
-                emb = self(chunk.token_ids.to(self.device), chunk.lengths)
+                emb = self(chunk.token_ids.to(self.device), chunk.lengths, first + chunk.ids)
             yield chunk.ids.to(self.device), emb
         self.train(was_training)
 
@@ -373,7 +421,7 @@ class PrimeModule(LightningModule):
             for bank in (label_emb, prototypes):
                 bank.to(self.device)
             loader = self.trainer.datamodule.label_dataloader()  # type: ignore[attr-defined]
-            for ids, emb in self._encoded(loader):
+            for ids, emb in self._encoded(loader, "label"):
                 label_emb.put(ids, emb)
                 prototypes.put(ids, self.prototypes(ids, emb))
             self.searcher.build(prototypes.rows)
@@ -424,7 +472,8 @@ class PrimeModule(LightningModule):
     def _rank(self, batch: Texts, stage: Literal["val", "test"]) -> tuple[np.ndarray, np.ndarray]:
         queries = self.trainer.datamodule.truth(stage)  # type: ignore[attr-defined]
         ids = batch.ids.cpu().numpy()
-        query_emb = self(batch.token_ids, batch.lengths)
+        # validation queries are training queries that are held out
+        query_emb = self(batch.token_ids, batch.lengths, batch.ids if stage == "val" else None)
         if self.keeps_queries:
             self._ranked.setdefault(stage, []).append((ids, query_emb.detach().cpu()))
         found, scores = search_unfiltered(self.searcher.search, query_emb, queries.filtered.take(ids), TOP_K)

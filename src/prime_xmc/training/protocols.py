@@ -1,7 +1,7 @@
 """What callbacks need of the module and of the data module."""
 
 from collections.abc import Callable, Iterable
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from prime_xmc.data.sampling import ClusterBatchSampler
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.prototypes import Prototypes
+
+Kind = Literal["query", "label"]  # what texts are
 
 
 @runtime_checkable
@@ -66,9 +68,10 @@ class PrototypeModule(QueryMemory, LabelIndex, Protocol):
     encoder: TextEncoder
     prototypes: Prototypes
     make_bank: Callable[..., RowBank]
+    label_memory: RowBank | None
 
-    def embed(self, texts: Iterable[Texts], bank: RowBank) -> None:
-        """Encode all texts of a loader into the rows of their ids."""
+    def embed(self, texts: Iterable[Texts], bank: RowBank, kind: Kind) -> None:
+        """Encode all texts of a loader, queries or labels, into the rows of their ids."""
 
     def copy_tables_from_first(self) -> None:
         """Give every process that trains along the tables of the first one."""

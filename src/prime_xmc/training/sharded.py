@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from prime_xmc.model.encoder import TextEncoder, gather_rows
@@ -17,6 +17,7 @@ def encode_sharded(
     encoder: TextEncoder,
     token_ids: Int[Tensor, " token"],
     lengths: Int[Tensor, " text"],
+    text_ids: Int64[Tensor, " text"] | None = None,
     *,
     rank: int,
     world_size: int,
@@ -40,7 +41,8 @@ def encode_sharded(
         texts = {"number of texts": len(lengths), "texts": digest(token_ids, lengths)}
         require_same(texts, "the texts to encode", token_ids.device)
     mine = lengths.argsort(stable=True)[rank::world_size]
-    local = encoder(token_ids[gather_rows(lengths, mine).to(token_ids.device)], lengths[mine])
+    my_ids = None if text_ids is None else text_ids.cpu()[mine]
+    local = encoder(token_ids[gather_rows(lengths, mine).to(token_ids.device)], lengths[mine], my_ids)
     per_rank = -(-len(lengths) // world_size)
     padded = local.new_zeros(per_rank, local.shape[1])
     padded[: len(mine)] = local.detach()

@@ -1,0 +1,59 @@
+"""Outputs of frozen encoder layers, which are the same whenever a text comes again and so are computed once."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor, nn
+
+from prime_xmc.model.banks import RowBank
+
+
+class FrozenOutputs(nn.Module):
+    """The last frozen layer's output for every token of the texts that have been seen.
+
+    Args:
+        lengths: Number of tokens of every text.
+        dim: Size d of a token's output.
+        make_bank: Maker of the table, which has a row for every token; it decides where the table is kept.
+        dtype: "float16", which holds what layers in bfloat16 return without loss, or "float32".
+    """
+
+    def __init__(self, lengths: Int64[np.ndarray, " text"], dim: int, make_bank: Callable[..., RowBank], dtype: str):
+        super().__init__()
+        ends = torch.from_numpy(lengths.astype(np.int64)).cumsum(0)
+        self.starts: Int64[Tensor, " text"] = ends - torch.from_numpy(lengths.astype(np.int64))
+        self.known: Bool[Tensor, " text"] = torch.zeros(len(lengths), dtype=torch.bool)
+        self.bank = make_bank(int(ends[-1]) if len(ends) else 0, dim, dtype=dtype)
+
+    def take(
+        self,
+        text_ids: Int64[Tensor, " text"],
+        token_ids: Int[Tensor, " token"],
+        lengths: Int[Tensor, " text"],
+        compute: Callable[[Int[Tensor, " new"], Int[Tensor, " new_text"]], Float[Tensor, "new d"]],
+    ) -> Float[Tensor, "token d"]:
+        """Return the outputs for all tokens of some texts; those of new texts are computed and kept.
+
+        Args:
+            text_ids: Places of the texts in the table.
+            token_ids: Their tokens, concatenated.
+            lengths: Tokens of each text, on the CPU.
+            compute: Function that returns the outputs for tokens and lengths of texts in any order.
+        """
+        text_ids = text_ids.cpu()
+        new = ~self.known[text_ids]
+        if new.any():
+            inside = torch.repeat_interleave(new, lengths)
+            outputs = compute(token_ids[inside.to(token_ids.device)], lengths[new])
+            self.bank.put(self._places(text_ids[new], lengths[new], token_ids.device), outputs)
+            self.known[text_ids[new]] = True
+        return self.bank.take(self._places(text_ids, lengths, token_ids.device))
+
+    def _places(
+        self, text_ids: Int64[Tensor, " text"], lengths: Int[Tensor, " text"], device: torch.device
+    ) -> Int64[Tensor, " token"]:
+        """Return the rows of the tokens of some texts."""
+        first = self.starts[text_ids] - (lengths.cumsum(0) - lengths)
+        return (torch.repeat_interleave(first, lengths) + torch.arange(int(lengths.sum()))).to(device)
