@@ -101,6 +101,8 @@ def toy_settings(tiny_encoder_dir: Path, toy_dataset: Path) -> list[str]:
         f"dataset.dir={toy_dataset}",
         "dataset.num_validation=40",
         "dataset.num_free_vectors=8",
+        "classify=false",  # what follows the first stage has tests of its own
+        "neighbours=null",
     ]
 
 

@@ -16,6 +16,8 @@ from prime_xmc.reporting.run_folders import find_runs
 def settings(toy_settings, tmp_path_factory) -> dict[str, object]:
     return {
         **dict(setting.split("=", 1) for setting in toy_settings if "num_" not in setting),
+        "classify": False,
+        "neighbours": None,
         "dataset.num_validation": 40,
         "dataset.num_free_vectors": 8,
         "dataset.batch_size": 32,

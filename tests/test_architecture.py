@@ -28,7 +28,11 @@ ROOMS: dict[str, set[str]] = {
     "export": {"files", "progress", "data", "index", "model"},
     "training": {"files", "printing", "progress", "data", "index", "model", "evaluation", "export"},
     "assemble": {"app", "data", "index", "model", "evaluation", "export", "training"},
-    "stages": {"app", "files", "printing", "data", "index", "model", "evaluation", "export", "training", "assemble"},
+    "scoring": {"app", "data", "index", "evaluation", "export", "training", "assemble"},
+    "stages": {
+        *("app", "files", "printing", "data", "index", "model", "evaluation", "export", "training", "assemble"),
+        "scoring",
+    },
     "api": {"app", "command_line", "conf_files", "data", "stages", "training"},
     "planning": {"data", "index", "model", "evaluation", "training", "assemble"},
     "reporting": {"files", "data", "evaluation"},

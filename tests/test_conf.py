@@ -104,6 +104,20 @@ def test_data_sets_keep_their_settings(compose):
         assert composed == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], 6),
+        (["trainer.max_epochs=1"], 1),
+        (["dataset.max_epochs=3", "dataset.validate_every=2"], 2),
+        (["dataset.validate_every=5", "trainer.max_epochs=3"], 3),
+        (["dataset.validate_every=5", "trainer.max_epochs=-1", "trainer.max_steps=7"], 5),
+    ],
+)
+def test_validation_comes_at_the_latest_after_the_last_epoch(settings, expected, compose):
+    assert compose(*settings).trainer.check_val_every_n_epoch == expected
+
+
 def test_prime_lite_draws_one_positive_in_half_the_batch(compose):
     full, lite = (
         compose("dataset=amazontitles131k", f"model={model}", "run_dir=run") for model in ("prime", "prime_lite")

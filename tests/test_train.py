@@ -191,7 +191,7 @@ def test_classifiers_are_trained_on_the_model_of_the_run(complete, overrides, tm
     assert metrics["test/P@1"] == alone["test/P@1"]
     assert metrics["test/W/P@1"] == second["test/W/P@1"]
     assert metrics["classify/epochs"] == 2
-    assert metrics["val/ensemble/P@1"] == second["val/ensemble/P@1"]
+    assert metrics["val/W/P@1"] == second["val/W/P@1"]
     # the same queries were held out; the first stage searches with faiss, the second with torch
     assert second["val/theta/P@1"] == pytest.approx(alone["val/P@1"], abs=0.03)
 
@@ -402,3 +402,15 @@ def test_a_data_parallel_run_can_be_a_job_of_a_sweep(overrides, tmp_path):
     done = subprocess.run(failing, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "dataset.max_length=65 is above the 64" in (tmp_path / "failing" / "0" / "error.txt").read_text()
+
+
+@pytest.mark.slow
+def test_the_first_of_several_processes_goes_on_to_the_other_scorers(overrides, tmp_path):
+    quick = '["trainer.max_epochs=1","callbacks.progress=null","trainer.check_val_every_n_epoch=1"]'
+    both = ["classify=true", f"classify_settings={quick}", "neighbours={k:5,temperature:0.05}"]
+    several = ["trainer=ddp", "trainer.devices=2", "trainer.max_epochs=1", "hydra.run.dir=two"]
+    printed = command_line(overrides, *both, *several, cwd=tmp_path)
+    assert "test, ensemble" in printed
+    metrics = read_metrics(tmp_path / "two")
+    assert {"val/W/P@1", "test/W/P@1", "test/neighbours/P@1", "test/ensemble/P@1"} <= metrics.keys()
+    assert Predictor.load(tmp_path / "two" / "model").scorer == "ensemble"

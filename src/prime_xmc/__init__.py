@@ -23,11 +23,15 @@ def load(
     device: str = "cpu",
     index: Literal["auto", "exact", "faiss"] = "auto",
     precision: str | None = None,
+    scorer: str = "auto",
+    classifiers: str | Path | None = None,
 ) -> "prime_xmc.export.predictor.Predictor":
     """Open an exported model, `<run>/model`; arguments and errors are those of `Predictor.load`."""
     from prime_xmc.export.predictor import Predictor  # torch and transformers take seconds to import
 
-    return Predictor.load(folder, device=device, index=index, precision=precision)
+    return Predictor.load(
+        folder, device=device, index=index, precision=precision, scorer=scorer, classifiers=classifiers
+    )
 
 
 def train(overrides: Sequence[str] = (), **settings: Any) -> "prime_xmc.api.TrainedRun":

@@ -19,7 +19,6 @@ from prime_xmc.data.preparation import prepare
 from prime_xmc.data.raw import RawFiles, Record, read_records
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.predictor import Predictor
-from prime_xmc.export.scorers import use_classifiers
 from prime_xmc.model.encoder_folder import Prompts, resolve_prompts
 from prime_xmc.training.debugging import check_profiler, make_profiler
 from prime_xmc.training.module import PrimeModule
@@ -373,25 +372,32 @@ def check_settings(config: DictConfig) -> None:
 
 
 def load_predictor(config: DictConfig) -> Predictor:
-    """Load the model that a configuration names, on its device, in its precision or else in the model's own."""
+    """Load the model that a configuration names, to score by its prototypes.
+
+    It is on the device of the configuration, in its precision or else in the model's own.
+    """
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Predictor.load(config.model.dir, device=device, index=config.search, precision=config.get("precision"))
+    return Predictor.load(
+        config.model.dir, device=device, index=config.search, precision=config.get("precision"), scorer="theta"
+    )
 
 
 def load_scorer(config: DictConfig) -> Predictor:
-    """Load the model, and the classifiers that a configuration names, if it does.
+    """Load the model that a configuration names, with its scorer, as `load_predictor` does.
 
     Raises:
-        FileNotFoundError: If model or classifiers are missing.
-        ValueError: If the classifiers are not of this model, or another search than an exact one is asked for them.
+        FileNotFoundError: If the model, or what the scorer needs, is missing.
+        ValueError: If classifiers are not of this model, or another search than an exact one is asked for them.
     """
-    predictor = load_predictor(config)
-    if config.classifiers is not None:
-        if config.search == "faiss":
-            raise ValueError("search=faiss: the exported index is of the prototypes; classifiers= takes search=exact")
-        model, directory = (Path(folder).expanduser() for folder in (config.model.dir, config.classifiers))
-        use_classifiers(predictor, model, directory, config.scorer)
-    return predictor
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Predictor.load(
+        config.model.dir,
+        device=device,
+        index=config.search,
+        precision=config.get("precision"),
+        scorer=config.scorer,
+        classifiers=config.classifiers,
+    )
 
 
 def model_corpus(config: DictConfig, predictor: Predictor) -> Corpus:

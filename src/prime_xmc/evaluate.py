@@ -37,18 +37,18 @@ def run(config: DictConfig) -> dict[str, float]:
             f"classifiers={config.classifiers} need the model that they were trained on: model=<run>/model"
         )
     if config.model.dir is not None:
-        name = str(config.model.dir)
         predictor = load_scorer(config)
+        shown = Path(config.model.dir).name + ("" if predictor.scorer == "theta" else f", {predictor.scorer}")
         corpus = model_corpus(config, predictor)
         indices, scores = rank_split(predictor, corpus.test)
     else:
-        name = str(config.predictions)
+        path = Path(config.predictions).expanduser()
+        shown = path.name
         corpus = open_corpus(config)
-        indices, scores = read_rankings(Path(name).expanduser(), corpus, raw_test_queries(config, corpus))
+        indices, scores = read_rankings(path, corpus, raw_test_queries(config, corpus))
     constants = config.dataset.propensity
     weights = inverse_propensity(corpus.label_frequency, len(corpus.train), constants.a, constants.b)
     metrics = evaluate(indices, corpus.test.positives, weights)
-    shown = Path(name).name if config.classifiers is None else f"{Path(name).name}, {config.scorer}"
     results = {f"test/{metric}": value for metric, value in metrics.items()}
     if config.output is not None:
         write_json(Path(config.output).expanduser(), results)

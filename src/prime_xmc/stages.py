@@ -1,4 +1,4 @@
-"""The two stages of a run, each from a configuration to a run folder: prototypes, then one-vs-all classifiers."""
+"""The stages of a run, each from a configuration to a run folder: prototypes, then one-vs-all classifiers."""
 
 import time
 from collections.abc import Mapping
@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from prime_xmc.app import compose
@@ -17,8 +16,6 @@ from prime_xmc.assemble import (
     check_settings,
     fit_second_stage,
     fit_to_data,
-    load_predictor,
-    make_classifier_data,
     make_data,
     make_module,
     make_trainer,
@@ -29,19 +26,20 @@ from prime_xmc.evaluation.metrics import evaluate
 from prime_xmc.evaluation.predictions import save_predictions
 from prime_xmc.evaluation.rank import rank_by
 from prime_xmc.export.bundle import save_bundle, update_metrics
-from prime_xmc.export.scorers import SCORERS, encoder_digest, label_vectors, read_prototypes, save_classifiers
+from prime_xmc.export.scorers import SCORERS, label_vectors, read_prototypes, save_classifiers
 from prime_xmc.files import write_json
 from prime_xmc.index.search import ExactSearch
 from prime_xmc.model.classifiers import Classifiers
 from prime_xmc.printing import unfailing_output
+from prime_xmc.scoring import FinishedModel, Scorers, check_ensemble, finish_scorers, open_finished
 from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.classifier_module import ClassifierModule
 from prime_xmc.training.continuation import ContinuedRun, check_origin, origin, read_origin
-from prime_xmc.training.debugging import debugging, mark_debugging
+from prime_xmc.training.debugging import debugging, limits, mark_debugging
 from prime_xmc.training.interruption import SaveWhenInterrupted, how_to_continue, interruptible
 from prime_xmc.training.module import PrimeModule
 from prime_xmc.training.passes import PassProbe
-from prime_xmc.training.query_embeddings import Encoded, embed, embed_training_queries
+from prime_xmc.training.query_embeddings import Encoded
 from prime_xmc.training.record import (
     RunHistory,
     describe_run,
@@ -51,9 +49,11 @@ from prime_xmc.training.record import (
     quiet_libraries,
     show_classifiers,
     show_prototypes,
+    show_scorers,
     show_stage_passes,
 )
 from prime_xmc.training.run_folder import METRICS, claimed, record_configuration, with_run_folder
+from prime_xmc.training.sharded import leave_group
 
 
 class TrainedPrototypes(NamedTuple):
@@ -85,6 +85,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
     """
     quiet_libraries()
     check_settings(config)
+    check_ensemble(config)
     second = classify_settings(config)
     if second is not None:
         check_settings(compose("classify", second))  # hours before they are used
@@ -103,7 +104,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         if continued is not None:
             check_origin(Path(config.ckpt_path), recorded, given)
         module = make_module(config, data)
-        module.keeps_queries = second is not None
+        module.keeps_queries = second is not None or config.get("neighbours") is not None
         export = ExportModel(
             partial(_export, run_dir / "model", data=data, settings=settings),
             config.export_every_n_epochs,
@@ -132,14 +133,18 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         record.enter(None)
         metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
         metrics |= mark_debugging(config)
+        leave_group()
         if trainer.is_global_zero:
             update_metrics(run_dir / "model", metrics)
             if module.test_predictions is not None:
                 save_predictions(run_dir / "predictions.npz", *module.test_predictions)
             show_prototypes(metrics, run_dir)
-            if second is not None:
-                first_stage = FirstStage(record.pass_seconds, str(trainer.precision), module.ranked_queries())
-                metrics |= second_stage(config, second, run_dir, first_stage)
+            if second is not None or config.get("neighbours") is not None:
+                handed = FirstStage(record.pass_seconds, str(trainer.precision), module.ranked_queries())
+                scored, weights = later_stages(config, run_dir, second, handed)
+                metrics |= scored
+                update_metrics(run_dir / "model", metrics)
+                show_scorers(metrics, weights)
                 show_stage_passes(metrics)
             write_json(run_dir / METRICS, metrics)  # last: it says that the run is finished
     return TrainedPrototypes(metrics, module, data, trainer)
@@ -149,15 +154,20 @@ def classify_settings(config: DictConfig) -> list[str] | None:
     """Return the settings of the second stage of a run; None: it has none.
 
     `classify` is true or false. As in version 0.1.0, it may also be the list of the settings, or null for none.
+
+    Raises:
+        ValueError: If it is anything else.
     """
     classify = config.get("classify")
     if classify is None or classify is False:
         return None
+    if classify is not True and not isinstance(classify, ListConfig):
+        raise ValueError(f"classify={classify}: expected true, false, or a list of settings of the second stage")
     return [str(setting) for setting in (config.classify_settings if classify is True else classify)]
 
 
 class FirstStage(NamedTuple):
-    """What a first stage hands to a second one in the same run, besides its model.
+    """What a first stage hands to later ones in the same run, besides its model.
 
     Attributes:
         pass_seconds: Duration of a pass; None where it was not measured.
@@ -170,27 +180,50 @@ class FirstStage(NamedTuple):
     encoded: dict[str, Encoded]
 
 
-def second_stage(config: DictConfig, settings: list[str], run_dir: Path, first: FirstStage) -> dict[str, Any]:
-    """Train one-vs-all classifiers on the exported model of a run, in its folder classify/.
+def later_stages(
+    config: DictConfig, run_dir: Path, settings: list[str] | None, first: FirstStage
+) -> tuple[dict[str, Any], str]:
+    """Train classifiers on the exported model of a run, and add them, the voting queries and the ensemble to it.
 
     Args:
         config: Configuration of the run.
-        settings: Settings of the second stage.
-        run_dir: Folder of the run.
+        run_dir: Folder of the run; the classifiers are trained in its folder classify/.
+        settings: Settings of the second stage; None: there are no classifiers.
         first: What the run hands over.
 
     Returns:
-        The metrics of the classifiers and of the ensemble, how many epochs they took, and their cost.
+        Metrics of the scorers that are added, how many epochs the classifiers took, and their cost; and a sentence on
+        the weights of the ensemble.
     """
-    stage = compose("classify", [*_same_device(config, settings), *settings])
+    given = settings or []
+    stage = compose("classify", [*_same_device(config, given), *_same_debugging(config, given), *given])
     stage.dataset = OmegaConf.to_container(config.dataset, resolve=True)
     stage.model.dir = str(run_dir / "model")
     stage.run_dir = str(run_dir / "classify")
     for key in ("seed", "test", "cache_dir"):
         stage[key] = config[key]
-    metrics = _train_classifiers(stage, first).metrics
-    scored = {name: value for name, value in metrics.items() if "/W/" in name or "/ensemble/" in name}
-    return scored | describe_stage(metrics, first.pass_seconds)
+    model = open_finished(stage, first.precision, first.encoded)
+    metrics: dict[str, Any] = {}
+    classifiers, of_classifiers = None, None
+    if settings is not None:
+        trained = _train_classifiers(stage, model)
+        metrics |= describe_stage(trained.metrics, first.pass_seconds)
+        classifiers, of_classifiers = trained.module.classifiers.vectors(), trained.settings
+    vote = config.get("neighbours")
+    scorers = Scorers(classifiers, of_classifiers, *((None, None) if vote is None else (vote.k, vote.temperature)))
+    scored, ensemble = finish_scorers(config, model, scorers, run_dir)
+    metrics |= scored
+    if first.pass_seconds is not None:
+        metrics["ensemble/passes"] = metrics["ensemble/seconds"] / first.pass_seconds
+    return metrics, ensemble.describe()
+
+
+def _same_debugging(config: DictConfig, settings: list[str]) -> list[str]:
+    """Return settings with which the second stage of a run for debugging sees as little of the data as the first."""
+    if any(setting.startswith("debug=") for setting in settings):
+        return []
+    option = [] if config.get("debug") is None else [f"debug={config.debug}"]
+    return [*option, *(f"trainer.{key}={value}" for key, value in limits(config).items())]
 
 
 def _same_device(config: DictConfig, settings: list[str]) -> list[str]:
@@ -235,11 +268,13 @@ class TrainedClassifiers(NamedTuple):
         metrics: Content of metrics.json.
         module: The trained module.
         data: Its data module.
+        settings: Description of the training, as the folder of the classifiers has it.
     """
 
     metrics: dict[str, Any]
     module: ClassifierModule
     data: PrimeDataModule
+    settings: dict[str, Any]
 
 
 def train_classifiers(config: DictConfig) -> TrainedClassifiers:
@@ -254,25 +289,28 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
     quiet_libraries()
     check_settings(config)
     config = with_run_folder(config)
-    record_configuration(config, Path(config.run_dir))
-    return _train_classifiers(config)
-
-
-def _train_classifiers(config: DictConfig, first: FirstStage | None = None) -> TrainedClassifiers:
-    quiet_libraries()
-    run_dir, model = Path(config.run_dir), Path(config.model.dir).expanduser()
+    run_dir = Path(config.run_dir)
+    record_configuration(config, run_dir)
     explain = partial(how_to_continue, run_dir, None, started=time.time())
-    with unfailing_output(), claimed(run_dir) as claim, interruptible(explain):
+    with unfailing_output(), interruptible(explain):
+        trained = _train_classifiers(config)
+        show_classifiers(trained.metrics, run_dir)
+    return trained
+
+
+def _train_classifiers(config: DictConfig, model: FinishedModel | None = None) -> TrainedClassifiers:
+    """Train classifiers in the folder of a configuration, on the model that it names or that is open already."""
+    run_dir = Path(config.run_dir)
+    with claimed(run_dir) as claim:
         record = RunHistory()
-        predictor = load_predictor(config)
-        data = make_classifier_data(config, predictor)
+        model = model or open_finished(config)
+        predictor, data = model.predictor, model.data
         config = fit_second_stage(config, data)
         settings = describe_run(config, data) | {"model": predictor.config["settings"]["config"]}
-        digest, prototypes = encoder_digest(model), read_prototypes(model)
         record.enter("initialise")
-        known = first.encoded if first is not None and first.precision == predictor.precision else {}
-        query_memory = embed_training_queries(predictor, data, Path(config.cache_dir), digest, known.get("val"))
+        query_memory = model.queries.train
         record.enter("prepare")
+        prototypes = read_prototypes(model.folder)
         module = ClassifierModule(
             Classifiers(prototypes),
             query_memory,
@@ -293,42 +331,33 @@ def _train_classifiers(config: DictConfig, first: FirstStage | None = None) -> T
         trainer.fit(module, datamodule=data)
 
         classifiers = module.classifiers.vectors()
-        save_classifiers(run_dir / "classifiers", classifiers, digest=digest, settings=settings)
+        save_classifiers(run_dir / "classifiers", classifiers, digest=model.digest, settings=settings)
         record.enter("test")
-        test_emb = None
-        if config.test and len(data.corpus.test):
-            test_emb = embed(predictor, data.corpus.test.tokens, "test queries", known.get("test"))
-        metrics = _evaluate_scorers(run_dir, test_emb, module, data, prototypes, classifiers.cpu(), predictor.device)
+        metrics = _evaluate_scorers(config, run_dir, model, prototypes, classifiers.cpu())
         record.enter(None)
         metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
         metrics |= mark_debugging(config)
         write_json(run_dir / METRICS, metrics)
-        show_classifiers(metrics, run_dir)
-    return TrainedClassifiers(metrics, module, data)
+    return TrainedClassifiers(metrics, module, data, settings)
 
 
 def _evaluate_scorers(
-    run_dir: Path,
-    test_emb: Tensor | None,
-    module: ClassifierModule,
-    data: PrimeDataModule,
-    prototypes: Tensor,
-    classifiers: Tensor,
-    device: torch.device,
+    config: DictConfig, run_dir: Path, model: FinishedModel, prototypes: Tensor, classifiers: Tensor
 ) -> dict[str, Any]:
-    """Return the metrics of each way to score, and save its predictions where there are embeddings of test queries."""
+    """Return the metrics of each way to score, and save its predictions for the test split."""
+    device, data = model.predictor.device, model.data
     scorers = {scorer: label_vectors(prototypes, classifiers, scorer).to(device) for scorer in SCORERS}
     metrics: dict[str, Any] = {}
     train, ids = data.corpus.train, data.validation_ids
     if len(ids):
-        query_emb = module(torch.from_numpy(ids))
+        query_emb = model.queries.of_training(ids)
         for scorer, vectors in scorers.items():
             indices, _ = rank_by(vectors, query_emb, train.filtered.take(ids))
             metrics |= _named("val", scorer, evaluate(indices, train.positives.take(ids), data.inverse_propensity))
-    if test_emb is not None:
+    if config.test and len(data.corpus.test):
         test = data.corpus.test
         for scorer, vectors in scorers.items():
-            indices, scores = rank_by(vectors, test_emb, test.filtered)
+            indices, scores = rank_by(vectors, model.queries.test, test.filtered)
             save_predictions(run_dir / f"predictions_{scorer}.npz", indices, scores)
             metrics |= _named("test", scorer, evaluate(indices, test.positives, data.inverse_propensity))
     return metrics

@@ -218,7 +218,7 @@ class TestConfiguration:
             "trainer.precision=32-true",
             "trainer.log_every_n_steps=2",
         ]
-        quiet = ["callbacks.progress=null"]
+        quiet = ["callbacks.progress=null", "classify=false", "neighbours=null"]
         config = compose(*small, *quick, *quiet, f"run_dir={tmp_path}")
         metrics, module, data, trainer = run(config)
         assert len(module.prototypes.free_vectors) == 64

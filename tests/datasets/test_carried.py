@@ -45,7 +45,13 @@ def test_the_prepared_data_have_the_counts_of_the_readme(dataset, name, compose,
 
 @pytest.mark.slow
 def test_a_model_trains_on_lf_go_15k(compose, cache_dir, tmp_path):
-    quick = ["encoder.num_layers=1", "trainer.max_steps=2", "callbacks.progress=null"]
+    quick = [
+        "encoder.num_layers=1",
+        "trainer.max_steps=2",
+        "callbacks.progress=null",
+        "classify=false",
+        "neighbours=null",
+    ]
     config = compose("dataset=go15k", *quick, f"cache_dir={cache_dir}", f"run_dir={tmp_path}/run")
     metrics = train_prototypes(config).metrics
     assert metrics["test/P@1"] > 0.2  # what the untrained layer ranks well is still there

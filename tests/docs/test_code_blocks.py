@@ -36,7 +36,10 @@ PAGES = [
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 # What makes the blocks quick: less data in the tutorial, and a smaller encoder trained for one epoch.
 LESS_DATA = ("[:1500]", "[:100]")
-QUICK_TRAINING = ("encoder.num_layers=1", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1")
+QUICK_TRAINING = (
+    *("encoder.num_layers=1", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1"),
+    "classify_settings=['trainer.max_epochs=1','trainer.check_val_every_n_epoch=1']",
+)
 OTHER_PROGRAMS = ("cd", "export", "git", "source", "tensorboard", "wandb")
 
 FENCE = re.compile(

@@ -118,9 +118,20 @@ class TestPackedBackbone:
         assert not outputs.requires_grad
         torch.testing.assert_close(frozen(torch.zeros_like(texts[0]), texts[1], torch.float32, outputs), pooled)
 
+    def test_for_a_while_none_is_frozen(self, backbone):
+        texts = random_texts()
+        expected = gradients(backbone, run_packed(backbone, *texts))
+        frozen = PackedBackbone(backbone, num_frozen=1)
+        with frozen.unfrozen():
+            assert_same_gradients(gradients(backbone, frozen(*texts, torch.float32)), expected)
+        without = [name for name, grad in gradients(backbone, frozen(*texts, torch.float32)).items() if grad is None]
+        assert any(".layer.0." in name for name in without)
+        assert not any(".layer.1." in name for name in without)
+
     def test_a_layer_is_left_to_train(self, backbone):
-        with pytest.raises(ValueError, match=r"frozen_layers of at least 0 and below the 2 layers.*got 2"):
-            PackedBackbone(backbone, num_frozen=2)
+        assert PackedBackbone(backbone, num_frozen=7).num_frozen == 1
+        with pytest.raises(ValueError, match=r"frozen_layers of at least 0, got -1"):
+            PackedBackbone(backbone, num_frozen=-1)
 
     @pytest.mark.parametrize("chunk_tokens", [11, 8192])
     def test_computing_again_gives_the_same_gradients(self, backbone, chunk_tokens):

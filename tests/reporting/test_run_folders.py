@@ -95,6 +95,30 @@ class TestRead:
         assert weights.epochs == [{"epoch": 0, "train/loss": 0.5, "val/P@1": 0.25}]
         assert [run.overrides.get("scorer") for run in (first, weights, ensemble)] == [None, "W", "ensemble"]
 
+    def test_the_ensemble_of_a_run_and_the_vote_are_in_its_own_folder(self, tmp_path, write_run):
+        path = write_run(tmp_path / "run", overrides=("neighbours.k=5",))
+        times = {"train/seconds": 5, "classify/seconds": 2, "ensemble/seconds": 1}
+        scored = {"test/P@1": 0.1, "test/W/P@1": 0.2, "test/neighbours/P@1": 0.3, "test/ensemble/P@1": 0.4}
+        (path / "metrics.json").write_text(json.dumps(scored | times))
+        (path / "classify").mkdir()
+        for folder, scorer in ((path, "ensemble"), (path / "classify", "ensemble"), (path / "classify", "W")):
+            (folder / f"predictions_{scorer}.npz").write_bytes((path / "predictions.npz").read_bytes())
+        (path / "classify" / "metrics.csv").write_text("epoch,train/loss,val/W/P@1\n0,0.5,0.25\n")
+        theta, weights, vote, ensemble = read_runs(path)
+        assert [run.metrics["train/seconds"] for run in (theta, weights, vote, ensemble)] == [5, 7, 6, 8]
+        assert ensemble.predictions == path / "predictions_ensemble.npz"
+        assert weights.predictions == path / "classify" / "predictions_W.npz"
+        assert (vote.predictions, vote.epochs) == (None, [])
+        assert [run.overrides.get("neighbours.k") for run in (theta, vote)] == [None, "5"]
+
+    def test_what_follows_the_prototypes_makes_no_other_configuration_of_them(self, tmp_path, write_run):
+        plain, more = write_run(tmp_path / "plain"), write_run(tmp_path / "more")
+        config = more / ".hydra" / "config.yaml"
+        config.write_text(config.read_text() + "\nclassify: true\nneighbours: {k: 20}\n")
+        (more / "metrics.json").write_text(json.dumps({"test/P@1": 0.1, "test/W/P@1": 0.2}))
+        (alone,), (theta, weights) = read_runs(plain), read_runs(more)
+        assert alone.fingerprint() == theta.fingerprint() != weights.fingerprint()
+
     def test_classifiers_of_models_that_differ_in_their_seed_are_of_one_configuration(self, tmp_path, write_run):
         paths = []
         for number, (seed, gamma_min) in enumerate([(1, 0.1), (2, 0.1), (1, 0.3)]):

@@ -18,7 +18,7 @@ MOVED = {
 SECTIONS = ("dataset", "sampling", "trainer")
 KEPT = ("name", "dir", "hint")  # of a data set: never another one's
 # What older runs had none of, in place of today's default: a run of theirs stays what it was.
-ABSENT = {"sampling.memory_labels": 0}
+ABSENT = {"classify": None, "neighbours": None, "sampling.memory_labels": 0}
 
 
 def update_targets(config: DictConfig) -> None:
@@ -53,7 +53,9 @@ def add_keys(config: DictConfig, defaults: DictConfig) -> None:
     """
     with open_dict(config):
         for key, value in ABSENT.items():
-            if OmegaConf.select(defaults, key) is not None and OmegaConf.select(config, key) is None:
+            group, _, name = key.rpartition(".")
+            node, known = (OmegaConf.select(each, group) if group else each for each in (config, defaults))
+            if isinstance(node, DictConfig) and isinstance(known, DictConfig) and name in known and name not in node:
                 OmegaConf.update(config, key, value)
     _fill(config, defaults, ())
     for section in SECTIONS:

@@ -15,8 +15,10 @@ from jaxtyping import Float
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from prime_xmc.export.ensemble import has_ensemble, read_ensemble
 from prime_xmc.export.folder import CONFIG, FORMAT_VERSION, INDEX, LABELS, METRICS, PROTOTYPES, read_config
 from prime_xmc.export.model_card import model_card
+from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.export.settings import portable
 from prime_xmc.files import publishing, save_tensors, write_json, write_text
 from prime_xmc.index.search import FaissSearch, faiss_problem
@@ -209,4 +211,5 @@ def _write_labels(path: Path, labels: Iterable[tuple[str, str]]) -> int:
 def _write_results(directory: Path, config: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> None:
     if metrics is not None:
         write_json(directory / METRICS, dict(metrics))
-    write_text(directory / "README.md", model_card(config, metrics or {}))
+    ensemble = read_ensemble(directory, encoder_digest(directory)) if has_ensemble(directory) else None
+    write_text(directory / "README.md", model_card(config, metrics or {}, ensemble))

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from prime_xmc.export.ensemble import Ensemble
 from prime_xmc.export.folder import query_fields, query_separator
 
 _SOURCES = {
@@ -36,13 +37,14 @@ _FILL_IN = (
 )
 
 
-def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], ensemble: Ensemble | None = None) -> str:
     """Return the card's Markdown, with the front matter that the hub reads.
 
     Args:
         config: Content of the model's prime_config.json.
         metrics: Results, of which those called `test/<metric>`, fractions in [0, 1], are shown, with the sentences
             called `note/<what>` on the data that they are of; empty where there are none yet.
+        ensemble: How several scorers are added up; None: there are the prototypes alone.
     """
     settings, prototypes = config["settings"], config["prototypes"]
     dataset = settings.get("dataset", "an unnamed data set")
@@ -56,6 +58,7 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         dim=prototypes["dim"],
         made_of=_made_of(prototypes["sources"]),
         reads=_reads(config),
+        scorers="" if ensemble is None else _scorers(ensemble),
         max_length=config["max_length"],
         package_version=config["package_version"],
         settings=json.dumps(settings, indent=2, ensure_ascii=False),
@@ -75,7 +78,7 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         ],
         metrics=["precision", "recall"],
         model_name=f"PRIME on {dataset}",
-        eval_results=[_eval_result(dataset, name, value) for name, value in results.items()] or None,
+        eval_results=[_eval_result(dataset, name, value) for name, value in _by_default(results).items()] or None,
     )
     return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}").content
 
@@ -127,13 +130,50 @@ def _reads(config: Mapping[str, Any]) -> str:
     return "".join(f" {sentence}" for sentence in sentences)
 
 
+def _scorers(ensemble: Ensemble) -> str:
+    """Return a paragraph on the scorers beside the prototypes."""
+    kinds = ["`theta`, by prototypes"]
+    if ensemble.weights.W or "W" in ensemble.validation:
+        kinds.append("`W`, by one-vs-all classifiers on the same encoder")
+    if ensemble.k is not None:
+        kinds.append(
+            f"`neighbours`, by a vote of the {ensemble.k} most similar training queries, whose embeddings and labels "
+            "are in `neighbours/`"
+        )
+    sentence = ensemble.describe()
+    return (
+        f"\nIt has several scorers: {'; '.join(kinds)}; and `ensemble`, their weighted sum, which is the one that it "
+        f"takes unless `scorer=` names another. {sentence[0].upper()}{sentence[1:]}.\n"
+    )
+
+
+def _by_scorer(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return the results of each scorer by the name of the metric; those without a scorer's name are of theta."""
+    scorers: dict[str, dict[str, float]] = {}
+    for name, value in results.items():
+        scorer, _, metric = name.rpartition("/")
+        scorers.setdefault(scorer or "theta", {})[metric] = value
+    return scorers
+
+
+def _by_default(results: Mapping[str, float]) -> dict[str, float]:
+    """Return the results of the scorer that the model takes unless another is named."""
+    scorers = _by_scorer(results)
+    return scorers.get("ensemble") or scorers.get("theta", {})
+
+
 def _results(results: Mapping[str, float], notes: Sequence[str]) -> str:
     """Return the table, and what has to be known of the data that the results are of."""
     sentences = " ".join(f"{note[0].upper()}{note[1:]}." for note in notes)
     if not results:
         return sentences or "Not evaluated yet."
-    rows = [f"| {name} | {100 * value:.2f} |" for name, value in results.items()]
-    table = "\n".join(["| metric (test split) | percent |", "|---|---:|", *rows])
+    scorers = _by_scorer(results)
+    columns = ["percent"] if list(scorers) == ["theta"] else [f"{scorer}, percent" for scorer in scorers]
+    rows = [f"| metric (test split) | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for metric in dict.fromkeys(metric for values in scorers.values() for metric in values):
+        cells = [f"{100 * values[metric]:.2f}" if metric in values else "–" for values in scorers.values()]
+        rows.append(f"| {metric} | {' | '.join(cells)} |")
+    table = "\n".join(rows)
     return f"{table}\n\n{sentences}" if sentences else table
 
 
@@ -143,7 +183,7 @@ _CARD = """\
 Ranks {num_labels} labels for a text. A text encoder ({pooling}, {dim} dimensions, unit length) embeds the query.
 {made_of}
 A label's score is the cosine of query and prototype.{reads}
-
+{scorers}
 ## How to load it
 
 ```python

@@ -10,22 +10,21 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.export.folder import (
     AGAIN,
-    INDEX,
     LABELS,
-    PROTOTYPES,
     query_fields,
     query_separator,
     read_config,
     training_precision,
 )
-from prime_xmc.index.search import ExactSearch, FaissSearch, Search, faiss_problem
+from prime_xmc.export.searchers import choose_scorer, load_searcher
+from prime_xmc.index.search import Search
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.precision import native_precision
 from prime_xmc.progress import track
@@ -43,7 +42,8 @@ class ScoredLabel(NamedTuple):
     Attributes:
         uid: Identifier in the raw data.
         text: Title of the label.
-        score: Cosine between query and label prototype, in [-1, 1]; higher is closer.
+        score: Score of the label, higher is closer: by prototypes or classifiers a cosine in [-1, 1], by neighbours
+            their share in [0, 1] that has the label, by the ensemble the weighted sum of these.
         id: Row in the raw data's file of labels, counted from 0.
     """
 
@@ -66,10 +66,11 @@ class Predictor:
     Args:
         encoder: Encoder f_theta, on the device to compute on.
         tokenizer: Tokenizer of the encoder, which cuts texts at the model's length and pads nothing.
-        searcher: Search in the label prototypes.
+        searcher: Search of the scorer.
         labels: Identifier (uid) and text of every label, in order.
         config: Content of the model's prime_config.json.
         precision: Precision of the encoder's layers: "bf16-mixed" computes them in bfloat16, "32-true" in float32.
+        scorer: Name of the scorer that the search is of.
 
     Example:
         predictor = Predictor.load("outputs/train/2026-01-31_12-00-00/model")
@@ -88,6 +89,7 @@ class Predictor:
         config: Mapping[str, Any],
         *,
         precision: str = "32-true",
+        scorer: str = "theta",
     ):
         self.encoder = encoder.eval()
         self.tokenizer = tokenizer
@@ -95,6 +97,7 @@ class Predictor:
         self.labels = labels
         self.config = config
         self.precision = precision
+        self.scorer = scorer
         self._has_warned = False  # of fewer labels than were asked for
 
     @classmethod
@@ -104,6 +107,8 @@ class Predictor:
         device: str = "cpu",
         index: Literal["auto", "exact", "faiss"] = "auto",
         precision: str | None = None,
+        scorer: str = "auto",
+        classifiers: str | Path | None = None,
     ) -> "Predictor":
         """Load the folder that `save_bundle` wrote.
 
@@ -112,12 +117,19 @@ class Predictor:
             device: Device to compute on, as torch names it: "cpu", "cuda", "cuda:1".
             index: Kind of search: "faiss" uses the Faiss index of the folder, "exact" torch on the device. "auto" takes
                 the former where the index is approximate (hnsw), as chosen in training, and Faiss can be used; else the
-                latter, which finds what a flat index finds.
+                latter, which finds what a flat index finds. In the ensemble it is the search of prototypes and
+                classifiers; neighbours are always searched exactly.
             precision: Precision of the encoder's layers, "bf16-mixed" or "32-true"; the former rounds scores at about
                 1e-3. None takes that of the training where the device computes it natively, and else "32-true".
+            scorer: Way to score: by prototypes ("theta"), one-vs-all classifiers ("W"), a vote of the nearest training
+                queries ("neighbours"), or by the sum of these that was chosen in training ("ensemble"). "auto" takes
+                the ensemble where the folder has one, else the prototypes.
+            classifiers: Folder of classifiers that were trained on the model later, for "W" or "ensemble", which is the
+                mean of their scores and those of the prototypes then; None for those in the model's folder.
 
         Raises:
-            FileNotFoundError: If the folder is no exported model, or has no Faiss index though index="faiss".
+            FileNotFoundError: If the folder is no exported model, lacks what the scorer needs, or has no Faiss index
+                though index="faiss".
             ImportError: If index="faiss" but Faiss cannot be used.
             ValueError: If the folder has another format version, is damaged, or an argument is none of those above.
         """
@@ -127,6 +139,8 @@ class Predictor:
             raise ValueError(f"expected index auto, exact or faiss, got {index!r}")
         if precision is not None and precision not in PRECISIONS:
             raise ValueError(f"expected precision bf16-mixed or 32-true, got {precision!r}")
+        others = None if classifiers is None else Path(classifiers).expanduser()
+        scorer_name = choose_scorer(directory, scorer, others)
         num_labels = config["prototypes"]["num_labels"]
         labels = _read_labels(directory / LABELS)
         if len(labels) != num_labels:
@@ -137,10 +151,10 @@ class Predictor:
             raise ValueError(f"device {device!r} cannot be used here: {error}; take cpu, cuda or cuda:<n>") from error
         encoder = _load_encoder(directory, config["encoder"]).to(device)
         tokenizer = _load_tokenizer(directory, config["max_length"], encoder.num_tokens)
-        searcher = _load_searcher(directory, config, index, device)
+        searcher = load_searcher(directory, config, scorer=scorer_name, index=index, device=device, classifiers=others)
         if precision is None:
             precision = _own_precision(training_precision(config), torch.device(device))
-        return cls(encoder, tokenizer, searcher, labels, config, precision=precision)
+        return cls(encoder, tokenizer, searcher, labels, config, precision=precision, scorer=scorer_name)
 
     @property
     def num_labels(self) -> int:
@@ -167,8 +181,9 @@ class Predictor:
 
         Args:
             texts: Queries; an empty one is predicted from its special tokens alone.
-            top_k: Number of labels per query, at least 1; all labels are returned where the model has fewer.
-            min_score: Lowest score of a label, a cosine in [-1, 1]; labels below it are left out. None keeps all.
+            top_k: Number of labels per query, at least 1; all labels are returned where the model has fewer. Neighbours
+                alone score the labels that they have, and may return fewer.
+            min_score: Lowest score of a label, see `ScoredLabel`; labels below it are left out. None keeps all.
 
         Raises:
             ValueError: If top_k is below 1, or texts are not strings.
@@ -182,7 +197,7 @@ class Predictor:
                 [
                     self._scored(label_id, score)
                     for label_id, score in zip(row, row_scores, strict=True)
-                    if min_score is None or score >= min_score
+                    if label_id >= 0 and (min_score is None or score >= min_score)
                 ],
             )
             for text, row, row_scores in zip(checked, ids.tolist(), scores.tolist(), strict=True)
@@ -228,7 +243,8 @@ class Predictor:
 
         Args:
             query_emb: Unit vectors.
-            top_k: Number of labels per query, at least 1; all labels are returned where the model has fewer.
+            top_k: Number of labels per query, at least 1; all labels are returned where the model has fewer. Where
+                neighbours alone score fewer, -inf and -1 fill up.
 
         Raises:
             ValueError: If top_k is below 1.
@@ -311,47 +327,3 @@ def _own_precision(trained: str, device: torch.device) -> str:
         return trained
     logger.info("the model was trained in %s, which %s does not compute natively: 32-true is used", trained, device)
     return "32-true"
-
-
-def _load_searcher(
-    directory: Path, config: Mapping[str, Any], index: Literal["auto", "exact", "faiss"], device: str
-) -> Search:
-    path = directory / INDEX
-    exported = config["index"] if path.is_file() else None
-    if index == "faiss" and exported is None:
-        raise FileNotFoundError(
-            f"{directory} has no {INDEX}: take search=exact, or train where Faiss is installed to have one exported"
-        )
-    expected = config["prototypes"]["num_labels"], config["prototypes"]["dim"]
-    if index == "faiss" or (index == "auto" and exported is not None and _is_wanted(exported["kind"])):
-        assert exported is not None
-        faiss_search = FaissSearch(**exported)
-        faiss_search.load(path)
-        _check_shape(path, faiss_search.shape, expected)
-        return faiss_search
-    exact = ExactSearch()
-    path = directory / PROTOTYPES
-    try:
-        with safe_open(path, framework="pt", device=device) as tensors:
-            prototypes = tensors.get_tensor("prototypes")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
-    _check_shape(path, tuple(prototypes.shape), expected)
-    exact.build(prototypes)
-    return exact
-
-
-def _is_wanted(kind: str) -> bool:
-    """Say whether an exported index is to be used unasked: it is approximate, chosen in training, and Faiss works."""
-    if kind == "flat":
-        return False
-    problem = faiss_problem()
-    if problem is not None:
-        logger.info("the model's %s index is not used, and the search is exact: %s", kind, problem)
-    return problem is None
-
-
-def _check_shape(path: Path, shape: tuple[int, ...], expected: tuple[int, int]) -> None:
-    if shape != expected:
-        found, wanted = (" x ".join(map(str, sizes)) for sizes in (shape, expected))
-        raise ValueError(f"{path} holds {found} numbers, expected {wanted}, labels x dimensions; {AGAIN}")

@@ -6,7 +6,7 @@ of h_q . z_l and h_q . w_l is h_q . (z_l + w_l) / 2.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,18 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from prime_xmc.export.folder import AGAIN as EXPORT_AGAIN
 from prime_xmc.export.folder import PROTOTYPES
-from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.settings import portable
 from prime_xmc.files import publishing, save_tensors, write_json
-from prime_xmc.index.search import ExactSearch
 
 SCORERS = ("theta", "W", "ensemble")
 FORMAT_VERSION = 1
 CONFIG = "classifiers.json"
 VECTORS = "classifiers.safetensors"
+FOLDER = "classifiers"  # in a model folder, and in the run folder of a second stage
 
-_AGAIN = "copy it again, or train the classifiers again"
+AGAIN = "copy it again, or train the model's scorers again"
 
 
 def label_vectors(
@@ -52,13 +52,13 @@ def label_vectors(
     return classifiers if scorer == "W" else (prototypes + classifiers) / 2
 
 
-def read_prototypes(model: Path) -> Float[Tensor, "label d"]:
-    """Return z_l of an exported model.
+def read_prototypes(model: Path, device: str = "cpu") -> Float[Tensor, "label d"]:
+    """Return z_l of an exported model, on a device.
 
     Raises:
         ValueError: If the file is damaged.
     """
-    return _read(model / PROTOTYPES, "prototypes")
+    return _read(model / PROTOTYPES, "prototypes", device, EXPORT_AGAIN)
 
 
 def encoder_digest(model: Path) -> str:
@@ -91,49 +91,75 @@ def save_classifiers(
         save_tensors(temporary / VECTORS, {"classifiers": vectors})
 
 
-def load_classifiers(directory: Path, model: Path) -> Float[Tensor, "label d"]:
+def load_classifiers(directory: Path, model: Path, digest: str | None = None) -> Float[Tensor, "label d"]:
     """Read the classifiers that `save_classifiers` wrote for a model.
+
+    Args:
+        directory: Folder of the classifiers.
+        model: Folder of the model.
+        digest: Fingerprint of its encoder, None: it is computed.
 
     Raises:
         FileNotFoundError: If the folder holds none.
         ValueError: If they are damaged, of another format version, or for another model.
     """
-    path = directory / CONFIG
-    if not path.is_file() or not (directory / VECTORS).is_file():
-        raise FileNotFoundError(
-            f"{directory.absolute()} holds no classifiers, {CONFIG} and {VECTORS}: expected the folder classifiers/ of "
-            "a run of prime_xmc.classify"
-        )
-    try:
-        config = json.loads(path.read_bytes())
-        format_version, digest = config["format_version"], config["encoder"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); {_AGAIN}") from error
-    if format_version != FORMAT_VERSION:
-        raise ValueError(f"{path}: format_version is {format_version}, this version reads {FORMAT_VERSION}: {_AGAIN}")
-    if digest != encoder_digest(model):
-        raise ValueError(
-            f"the classifiers in {directory} are not for the model {model}: its encoder is another one. Give the model "
-            "that they were trained on"
-        )
-    return _read(directory / VECTORS, "classifiers")
+    config = read_part(
+        directory,
+        (CONFIG, VECTORS),
+        FORMAT_VERSION,
+        "classifiers",
+        "the folder classifiers/ of a run of prime_xmc.classify",
+    )
+    check_encoder(config, encoder_digest(model) if digest is None else digest, f"the classifiers in {directory}", model)
+    return _read(directory / VECTORS, "classifiers", "cpu", AGAIN)
 
 
-def use_classifiers(predictor: Predictor, model: Path, directory: Path, scorer: str) -> None:
-    """Let a predictor score by classifiers, or by the ensemble, instead of by the prototypes; searched exactly.
+def read_part(
+    directory: Path, names: Sequence[str], format_version: int, what: str, expected: str = "a complete model folder"
+) -> dict[str, Any]:
+    """Return the description of a part of a model, its folder's first file, after checking that all files are there.
 
     Raises:
-        FileNotFoundError: If the folder holds no classifiers.
-        ValueError: See `load_classifiers` and `label_vectors`.
+        FileNotFoundError: If a file is missing.
+        ValueError: If the description is damaged, or of another format version.
     """
-    vectors = label_vectors(read_prototypes(model), load_classifiers(directory, model), scorer)
-    predictor.searcher = ExactSearch()
-    predictor.searcher.build(vectors.to(predictor.device))
+    if not all((directory / name).is_file() for name in names):
+        raise FileNotFoundError(f"{directory.absolute()} holds no {what}, {' and '.join(names)}: expected {expected}")
+    return read_json(directory / names[0], format_version)
 
 
-def _read(path: Path, name: str) -> Float[Tensor, "row d"]:
+def read_json(path: Path, format_version: int) -> dict[str, Any]:
+    """Return the content of a JSON file with a format version and the fingerprint of an encoder.
+
+    Raises:
+        ValueError: If it is damaged, or of another format version.
+    """
     try:
-        with safe_open(path, framework="pt") as tensors:
+        content = json.loads(path.read_bytes())
+        written, _ = content["format_version"], content["encoder"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); {AGAIN}") from error
+    if written != format_version:
+        raise ValueError(f"{path}: format_version is {written}, this version reads {format_version}: {AGAIN}")
+    return content
+
+
+def check_encoder(content: Mapping[str, Any], digest: str, what: str, model: Path) -> None:
+    """Check that a part of a model is for its encoder.
+
+    Raises:
+        ValueError: If it is for another one.
+    """
+    if content["encoder"] != digest:
+        raise ValueError(
+            f"{what} are not for the model {model}: its encoder is another one. Give the model that they were trained "
+            "on"
+        )
+
+
+def _read(path: Path, name: str, device: str, again: str) -> Float[Tensor, "row d"]:
+    try:
+        with safe_open(path, framework="pt", device=device) as tensors:
             return tensors.get_tensor(name)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); {_AGAIN}") from error
+        raise ValueError(f"{path} is damaged ({error}); {again}") from error

@@ -16,11 +16,7 @@ Found = tuple[Float32[Tensor, "query k"], Int64[Tensor, "query k"]]
 
 
 class Search(ABC):
-    """Finds the labels whose vectors have the highest inner product with a query's."""
-
-    @abstractmethod
-    def build(self, vectors: Float32[Tensor, "label d"]) -> None:
-        """Search in these vectors from now on."""
+    """Finds the labels with the highest scores for a query, such as the inner product with a label's vector."""
 
     @torch.no_grad()
     def search(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
@@ -28,7 +24,8 @@ class Search(ABC):
 
         Args:
             query_emb: Embeddings on any device; the results are on the same one.
-            k: Labels per query, at least 1; all labels are returned where there are fewer.
+            k: Labels per query, at least 1; all labels are returned where there are fewer. A search that gives a score
+                to some labels alone fills up with -inf and -1.
         """
         scores, ids = self._search(query_emb, k)
         return scores.to(query_emb.device), ids.to(query_emb.device)
@@ -136,7 +133,7 @@ class FaissSearch(Search):
         unfilled = (ids < 0).any(axis=1)  # a part of the graph that the walk did not reach
         if unfilled.any():
             scores[unfilled], ids[unfilled] = self._index.storage.search(queries[unfilled], k)
-        return _ranked(torch.from_numpy(scores), torch.from_numpy(ids))
+        return ranked(torch.from_numpy(scores), torch.from_numpy(ids))
 
     def save(self, path: Path) -> None:
         """Write the index to a file, which appears only when it is complete."""
@@ -202,11 +199,11 @@ def _top_k(scores: Float32[Tensor, "query label"], k: int) -> Found:
     # Which of several k-th scores topk returns is undefined: there, a stable sort decides.
     tied = (top[:, k - 1] == top[:, k]).nonzero()[:, 0]
     top[tied], columns[tied] = (part[:, : k + 1] for part in scores[tied].sort(dim=1, descending=True, stable=True))
-    return _ranked(top[:, :k], columns[:, :k])
+    return ranked(top[:, :k], columns[:, :k])
 
 
-def _ranked(scores: Float32[Tensor, "query k"], ids: Int64[Tensor, "query k"]) -> Found:
-    """Sort the columns of each row by score, highest first, then by id."""
+def ranked(scores: Float32[Tensor, "query k"], ids: Int64[Tensor, "query k"]) -> Found:
+    """Return the columns of each row sorted by score, highest first, then by id."""
     ids, order = ids.sort(dim=1)
     scores, by_score = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
     return scores, ids.gather(1, by_score)

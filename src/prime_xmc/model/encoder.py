@@ -159,7 +159,8 @@ class TextEncoder(nn.Module):
             the configuration.
         dropout: Dropout of the transformer while training, in [0, 1).
         frozen_layers: Number of layers, from the first one on, that stay as they are, as do the embeddings below
-            them; for implementation "packed". They have no dropout. See `keep_frozen_outputs`.
+            them; the last layer is trained in any case. For implementation "packed". They have no dropout. See
+            `keep_frozen_outputs`.
         implementation: "packed" computes without padding (BERT and DistilBERT, see `PackedBackbone`); "transformers"
             runs any encoder or decoder of that library in length-sorted padded chunks.
         pooling: Part of the last layer that becomes the embedding: the "mean" over the tokens, or, with implementation

@@ -9,6 +9,7 @@ activations, and copies of tensors that are cheaper to compute again.
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -324,10 +325,11 @@ class PackedBackbone:
         recompute: Whether chunks are computed again in the backward pass instead of being kept for it. Memory is then
             that of one chunk, whatever the size of the batch, and a step takes a third more time. Gradients are the
             same (GradCache, Gao et al. 2021).
-        num_frozen: Number of layers, from the first one on, that are not trained, nor the embeddings below them.
+        num_frozen: Number of layers, from the first one on, that are not trained, nor the embeddings below them. The
+            last layer is trained in any case.
 
     Raises:
-        ValueError: If the model is of another kind, with what to use instead, or no layer would be left to train.
+        ValueError: If the model is of another kind, with what to use instead, or the number is negative.
     """
 
     def __init__(self, backbone: nn.Module, *, chunk_tokens: int = 4096, recompute: bool = False, num_frozen: int = 0):
@@ -349,14 +351,24 @@ class PackedBackbone:
         self.num_heads: int = config.num_attention_heads
         self.eps: float = 1e-12 if config.model_type == "distilbert" else config.layer_norm_eps
         layers = list(self._modules())
-        if not 0 <= num_frozen < len(layers):
-            raise ValueError(
-                f"expected encoder.frozen_layers of at least 0 and below the {len(layers)} layers of the encoder, got "
-                f"{num_frozen}"
-            )
-        self.num_frozen = num_frozen
-        if num_frozen:
-            for module in (self.backbone.embeddings, *layers[:num_frozen]):
+        if num_frozen < 0:
+            raise ValueError(f"expected encoder.frozen_layers of at least 0, got {num_frozen}")
+        self.num_frozen = num_frozen = min(num_frozen, len(layers) - 1)
+        self._frozen = (self.backbone.embeddings, *layers[:num_frozen]) if num_frozen else ()
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    @contextmanager
+    def unfrozen(self) -> Iterator[None]:
+        """Let no layer be frozen, for the duration of the context."""
+        num_frozen, self.num_frozen = self.num_frozen, 0
+        for module in self._frozen:
+            module.requires_grad_(True)
+        try:
+            yield
+        finally:
+            self.num_frozen = num_frozen
+            for module in self._frozen:
                 module.requires_grad_(False)
 
     def __call__(

@@ -6,6 +6,7 @@ import re
 import statistics
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,8 @@ class Watch(Callback):
         module: Any = pl_module
         self.before_encoding = self.restart()
         for _ in range(2):
-            self.encode_seconds = seconds_of(
-                lambda: module.embed([self.texts], module.query_memory, "query"), self.device
-            )
+            encode = partial(module.embed, [self.texts], module.query_memory, "query")
+            self.encode_seconds = seconds_of(encode, self.device)
         self.encoding_peak = self.peak()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

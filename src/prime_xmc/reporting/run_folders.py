@@ -17,6 +17,7 @@ _OVERRIDES = Path(".hydra", "overrides.yaml")
 _EXPORT = Path("model", "prime_config.json")
 _CLASSIFIERS = Path("classifiers", "classifiers.json")
 _STAGE = "classify"  # folder of a second stage, within the run folder of the first
+_AFTERWARDS = ("classify", "classify_settings", "neighbours", "ensemble")  # settings of what follows the prototypes
 _MEASURED = re.compile(r"(val|test)/(?:(\w+)/)?([^/]+)")  # split, scorer if there are several, metric
 _JOB = "job.json"  # what a sweep notes about each of its jobs
 # Two runs belong to one configuration if they differ only in their seed, in where they write, and in what they show.
@@ -150,9 +151,9 @@ def read_runs(path: Path) -> list[RunRecord]:
     )
     scorers = dict.fromkeys(match[2] for name in metrics or {} if (match := _MEASURED.fullmatch(name)))
     if None not in scorers:  # classifiers alone, or a run that has not measured anything
-        return [_of_scorer(run, path, scorer) for scorer in scorers] or [run]
-    later = [_of_scorer(_with_stage(run), path / _STAGE, scorer) for scorer in scorers if scorer is not None]
-    return [replace(run, metrics=_values_of(run.metrics or {}, None)), *later]
+        return [_of_scorer(run, path, scorer) for scorer in scorers if scorer is not None] or [run]
+    later = [_of_scorer(_with_stages(run, scorer), path / _STAGE, scorer) for scorer in scorers if scorer is not None]
+    return [_of_prototypes(run), *later]
 
 
 def comparable(key: str, value: Any) -> Any:
@@ -283,25 +284,53 @@ def _read_epochs(path: Path) -> list[dict[str, float]]:
     return rows
 
 
+def _of_prototypes(run: RunRecord) -> RunRecord:
+    """Return the record of the prototypes of a run, which do not depend on what follows them."""
+
+    def kept(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key.partition(".")[0] not in _AFTERWARDS}
+
+    return replace(
+        run,
+        settings=kept(run.settings),
+        derived=kept(run.derived),
+        overrides=kept(run.overrides),
+        metrics=_values_of(run.metrics or {}, None),
+    )
+
+
 def _of_scorer(run: RunRecord, stage: Path, scorer: str) -> RunRecord:
-    """Return the record of one scorer of a run with classifiers, under the names of metrics that other runs use."""
+    """Return the record of one scorer of a run with several, under the names of metrics that other runs use.
+
+    Args:
+        run: The run.
+        stage: Folder of the classifiers' training; predictions are there where the run's own folder has none.
+        scorer: Name of the scorer.
+    """
+    rows = [] if scorer == "neighbours" else _read_epochs(stage / "metrics.csv")
+    name = f"predictions_{scorer}.npz"
     return replace(
         run,
         settings=run.settings | {"scorer": scorer},
         overrides=run.overrides | {"scorer": scorer},
         metrics=_values_of(run.metrics or {}, scorer),
-        epochs=[_values_of(row, scorer) for row in _read_epochs(stage / "metrics.csv")],
-        predictions=_file(stage / f"predictions_{scorer}.npz"),
+        epochs=[_values_of(row, scorer) for row in rows],
+        predictions=_file(run.path / name) or _file(stage / name),
     )
 
 
-def _with_stage(run: RunRecord) -> RunRecord:
-    """Return a run whose cost includes that of its second stage."""
+def _with_stages(run: RunRecord, scorer: str) -> RunRecord:
+    """Return a run whose cost includes that of the stages that a scorer needs."""
     metrics = dict(run.metrics or {})
-    times = [metrics[name] for name in ("train/seconds", "classify/seconds") if name in metrics]
-    if "train/passes" in metrics:
-        metrics["train/passes"] += metrics.get("classify/passes", 0.0)
-    return replace(run, metrics=metrics | {"train/seconds": sum(times)})
+    needed = ["train"]
+    if scorer != "neighbours":
+        needed.append("classify")
+    if scorer != "W":
+        needed.append("ensemble")
+    for unit in ("seconds", "passes"):
+        if f"train/{unit}" in metrics:
+            metrics[f"train/{unit}"] = sum(metrics.get(f"{stage}/{unit}", 0.0) for stage in needed)
+    return replace(run, metrics=metrics)
 
 
 def _values_of(values: Mapping[str, Any], scorer: str | None) -> dict[str, Any]:

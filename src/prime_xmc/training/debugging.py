@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig
@@ -26,8 +27,13 @@ def debugging(config: DictConfig) -> str | None:
     """
     if config.get("debug") is not None:
         return str(config.debug)
-    given = [f"trainer.{key}" for key, whole in PARTIAL.items() if not _is_whole(config.trainer.get(key), whole)]
-    return ", ".join(given) or None
+    return ", ".join(f"trainer.{key}" for key in limits(config)) or None
+
+
+def limits(config: DictConfig) -> dict[str, Any]:
+    """Return the settings of the Trainer with which a run sees only a part of the data."""
+    given = {key: config.trainer.get(key) for key in PARTIAL}
+    return {key: value for key, value in given.items() if not _is_whole(value, PARTIAL[key])}
 
 
 def mark_debugging(config: DictConfig) -> dict[str, str]:

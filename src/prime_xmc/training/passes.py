@@ -1,13 +1,13 @@
 """The cost of a pass, a measure of training that does not depend on the machine.
 
 A pass is the forward and the backward of the bare encoder over all training and label texts once, on the device, in the
-precision and in the chunks of the run.
+precision and in the chunks of the run. All of its layers count, also those that the run leaves frozen.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from prime_xmc.data.batch import pack
-from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.training.callbacks import ReleaseMemory
 from prime_xmc.training.protocols import PrototypeModule, TrainingData, data_of, prototype_module
 from prime_xmc.training.record import RunHistory
@@ -90,6 +89,7 @@ def seconds_per_token(
     def encode(token_ids: Tensor, lengths: Tensor) -> None:
         with torch.enable_grad(), trainer.precision_plugin.forward_context():
             loss = encoder(token_ids, lengths).square().sum()
+        parameters = [p for p in encoder.parameters() if p.requires_grad]
         if loss.requires_grad:
             # not `backward`, which would leave gradients in the parameters and wake the hooks of DDP
             torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -97,7 +97,9 @@ def seconds_per_token(
     seconds: list[float] = []
     num_tokens = spent = 0
     on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []), _all_layers(encoder) as parameters:  # for dropout
+    unfrozen = nullcontext() if encoder.packed is None else encoder.packed.unfrozen()
+    # the random numbers are those of dropout
+    with unfrozen, torch.random.fork_rng(devices=[device] if on_gpu else []):
         while len(seconds) < 1 + SAMPLES or (sum(seconds[1:]) < SECONDS and spent + sample_tokens <= allowed):
             token_ids, lengths = _sample(data, rng, num_texts)
             seconds.append(seconds_of(partial(encode, token_ids.to(device), lengths), device))
@@ -105,25 +107,6 @@ def seconds_per_token(
             num_tokens += len(token_ids) if len(seconds) > 1 else 0
     ReleaseMemory(every_n_steps=1).release()
     return sum(seconds[1:]) / num_tokens
-
-
-@contextmanager
-def _all_layers(encoder: TextEncoder) -> Iterator[list[nn.Parameter]]:
-    """Let gradients reach frozen layers too, so that a pass is the same whatever is trained; yield the parameters."""
-    packed, frozen, num_frozen = encoder.packed, [], 0
-    if packed is not None and packed.num_frozen:
-        named = encoder.backbone.named_parameters()
-        frozen = [p for name, p in named if not p.requires_grad and not name.startswith("pooler.")]
-        packed.num_frozen, num_frozen = 0, packed.num_frozen
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield [p for p in encoder.parameters() if p.requires_grad]
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        if packed is not None and num_frozen:
-            packed.num_frozen = num_frozen
 
 
 def seconds_of(action: Callable[[], Any], device: torch.device) -> float:

@@ -1,12 +1,15 @@
 """Embeddings of a data set's queries by a trained model, computed once and kept in the cache for the second stage."""
 
 import hashlib
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.data.datamodule import PrimeDataModule
@@ -69,3 +72,44 @@ def embed_training_queries(
         bank.put(torch.arange(len(tokens)), embed(predictor, tokens, "training queries", known))
         save_embeddings(directory, {".": bank})
     return bank
+
+
+class EncodedQueries:
+    """The embeddings of a data set's queries by a trained model, each split made once, when it is asked for.
+
+    Args:
+        predictor: The model.
+        data: The data set.
+        cache_dir: Folder in which those of the training queries are kept.
+        digest: Fingerprint of the encoder.
+        known: Queries that the same model has encoded already: "val", ids of training queries, and "test".
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        data: PrimeDataModule,
+        cache_dir: Path,
+        digest: str,
+        known: Mapping[str, Encoded] | None = None,
+    ):
+        self._predictor = predictor
+        self._data = data
+        self._cache_dir = cache_dir
+        self._digest = digest
+        self._known = known or {}
+
+    @cached_property
+    def train(self) -> RowBank:
+        """Embeddings of all training queries, those that were held out included, rounded to float16."""
+        known = self._known.get("val")
+        return embed_training_queries(self._predictor, self._data, self._cache_dir, self._digest, known)
+
+    @cached_property
+    def test(self) -> Float[Tensor, "query d"]:
+        """Embeddings of the test queries."""
+        return embed(self._predictor, self._data.corpus.test.tokens, "test queries", self._known.get("test"))
+
+    def of_training(self, ids: Int64[np.ndarray, " query"]) -> Float[Tensor, "query d"]:
+        """Return the embeddings of some training queries, unit vectors on the CPU."""
+        return normalize(self.train.take(torch.from_numpy(ids)).float(), dim=-1)

@@ -257,16 +257,33 @@ def show_classifiers(metrics: Mapping[str, Any], run_dir: Path) -> None:
     _show_notes(metrics)
 
 
+def show_scorers(metrics: Mapping[str, Any], weights: str) -> None:
+    """Print the results of all scorers of a run.
+
+    Args:
+        metrics: Content of metrics.json.
+        weights: What the ensemble is, as a sentence.
+    """
+    for stage, shown in (("val", "validation"), ("test", "test")):
+        rows = {f"{shown}, theta": _metrics_of(f"{stage}/", metrics)}
+        rows |= {
+            f"{shown}, {name}": _metrics_of(f"{stage}/{name}/", metrics) for name in ("W", "neighbours", "ensemble")
+        }
+        print_table({name: row for name, row in rows.items() if row})
+    print_notes([weights])
+
+
 def _show_end(cost: str, run_dir: Path) -> None:
     # as it is: brackets in the folder's name are no markup, and a line break would not be part of it
     Console().print(f"{cost}. Run folder: {run_dir}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_stage_passes(metrics: Mapping[str, Any]) -> None:
-    """Print the cost of a second stage in passes of the run that it ran in, where these are known."""
-    if "classify/passes" in metrics:
-        passes = metrics["classify/passes"]
-        _show_passes("the second stage", passes, passes * metrics["train/pass_seconds"], metrics)
+    """Print the cost of later stages in passes of the run that they ran in, where these are known."""
+    stages = {"classify/passes": "classifiers", "ensemble/passes": "neighbours and ensemble"}
+    for name, stage in stages.items():
+        if name in metrics:
+            _show_passes(stage, metrics[name], metrics[name] * metrics["train/pass_seconds"], metrics)
 
 
 def _show_passes(what: str, passes: float, seconds: float, metrics: Mapping[str, Any]) -> None:

@@ -121,3 +121,12 @@ def copy_from_first(table: Tensor, device: torch.device, block_bytes: int = _BLO
 
 def _together() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def leave_group() -> None:
+    """End the group of the processes that trained together, if there is one.
+
+    What follows is the work of the first process alone, and metrics would wait in it for the others for ever.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,192 @@
+"""The weights with which the scores of several scorers are added up, chosen on validation queries."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, Int64
+from torch import Tensor
+
+from prime_xmc.data.corpus import Ragged
+from prime_xmc.evaluation.metrics import METRICS, TOP_K, evaluate
+from prime_xmc.index.fused import PROTOTYPES, Weights, mixture
+from prime_xmc.index.neighbours import Neighbours, as_rows, pair_scores
+from prime_xmc.index.search import ExactSearch
+
+
+class ScoreTable(NamedTuple):
+    """The scores of all that can be among a query's best labels, for some weights of the scorers.
+
+    Attributes:
+        label_ids: Labels that may be an answer, ascending in each row; -1 pads.
+        theta: Their scores by the prototypes.
+        W: Their scores by the classifiers, 0 where there are none.
+        neighbours: Their votes, 0 where there are none.
+    """
+
+    label_ids: Int64[np.ndarray, "query candidate"]
+    theta: Float32[np.ndarray, "query candidate"]
+    W: Float32[np.ndarray, "query candidate"]
+    neighbours: Float32[np.ndarray, "query candidate"]
+
+    def take(self, rows: Int64[np.ndarray, "taken"]) -> "ScoreTable":
+        """Return the rows of some queries, such as those of a bootstrap sample."""
+        return ScoreTable(*(part[rows] for part in self))
+
+
+class Choice(NamedTuple):
+    """What `choose_weights` found.
+
+    Attributes:
+        weights: The best weights.
+        value: Their value by the criterion, 1 for the prototypes alone.
+        results: Metrics of the criterion for all weights that were compared.
+    """
+
+    weights: Weights
+    value: float
+    results: dict[Weights, dict[str, float]]
+
+
+def weight_grid(of_classifiers: Iterable[float | int], of_neighbours: Iterable[float | int]) -> list[Weights]:
+    """Return all weights to compare, the prototypes alone first, then by the neighbours' and the classifiers' weight.
+
+    Args:
+        of_classifiers: Weights of the classifiers, in [0, 1]; that of the prototypes is the rest to 1.
+        of_neighbours: Weights of the vote, at least 0.
+
+    Raises:
+        ValueError: If a weight is out of range.
+    """
+    classifiers, neighbours = ({0.0, *map(float, weights)} for weights in (of_classifiers, of_neighbours))
+    for weight in classifiers:
+        if not 0 <= weight <= 1:
+            raise ValueError(f"expected weights of W between 0 and 1, got {weight:g}")
+    for weight in neighbours:
+        if not weight >= 0:
+            raise ValueError(f"expected weights of the neighbours of at least 0, got {weight:g}")
+    return [Weights(1 - w, w, vote) for vote in sorted(neighbours) for w in sorted(classifiers)]
+
+
+def deepest_rank(criterion: Sequence[str]) -> int:
+    """Return the largest k of metrics such as P@5.
+
+    Raises:
+        ValueError: If there are none, or one is unknown.
+    """
+    if not criterion:
+        raise ValueError("expected at least one metric in ensemble.criterion, got none")
+    for name in criterion:
+        if name not in METRICS:
+            raise ValueError(f"expected metrics in ensemble.criterion, of {', '.join(METRICS)}; got {name!r}")
+    return max(int(name.rpartition("@")[2]) for name in criterion)
+
+
+@torch.no_grad()
+def tabulate_scores(
+    query_emb: Float32[Tensor, "query d"],
+    prototypes: Float32[Tensor, "label d"],
+    classifiers: Float32[Tensor, "label d"] | None,
+    neighbours: Neighbours | None,
+    filtered: Ragged,
+    grid: Sequence[Weights],
+    depth: int,
+) -> ScoreTable:
+    """Return the scores of all labels that can be among a query's best `depth` for weights of the grid.
+
+    These are its best labels by each linear part of the grid, and those with a vote.
+
+    Args:
+        query_emb: Embeddings of the queries, unit vectors, on the device of the vectors.
+        prototypes: Prototypes z_l.
+        classifiers: Classifiers w_l, None where there are none.
+        neighbours: Training queries that vote, without those of `query_emb`; None where there are none.
+        filtered: Labels that are never an answer of the query; they are left out.
+        grid: Weights that may be asked for.
+        depth: Number of labels of each query that have to be right.
+    """
+    num_queries, num_labels = len(query_emb), len(prototypes)
+    wanted = depth + int(filtered.lengths.max(initial=0))
+    rows = torch.arange(num_queries, device=query_emb.device)[:, None]
+    parts = []
+    for weights in dict.fromkeys(weights._replace(neighbours=0.0) for weights in grid):
+        search = ExactSearch()
+        search.build(mixture(prototypes, classifiers, weights))
+        parts.append((rows * num_labels + search.search(query_emb, wanted)[1]).flatten())
+    votes = None if neighbours is None else neighbours.votes(query_emb)
+    if votes is not None:
+        parts.append((votes.rows * num_labels + votes.label_ids).to(query_emb.device))
+    keys = torch.cat(parts).unique()  # ascending
+    excluded = torch.from_numpy(filtered.row_ids() * num_labels + filtered.values.astype(np.int64))
+    keys = keys[~torch.isin(keys, excluded.to(keys.device))]
+    rows, label_ids = keys // num_labels, keys % num_labels
+    theta = pair_scores(query_emb, prototypes, rows, label_ids)
+    w = torch.zeros_like(theta) if classifiers is None else pair_scores(query_emb, classifiers, rows, label_ids)
+    vote = torch.zeros_like(theta)
+    if votes is not None:
+        voted = (votes.rows * num_labels + votes.label_ids).to(keys.device)
+        is_kept = torch.isin(voted, keys)  # not those of filtered labels
+        vote[torch.searchsorted(keys, voted[is_kept])] = votes.scores.to(keys.device)[is_kept]
+    columns = (as_rows(rows, values, num_queries, 0).cpu().numpy() for values in (theta, w, vote))
+    return ScoreTable(as_rows(rows, label_ids, num_queries, -1).cpu().numpy(), *columns)
+
+
+def rank_table(table: ScoreTable, weights: Weights, depth: int) -> Int64[np.ndarray, "query k"]:
+    """Return the ids of each query's best `depth` labels by the weighted sum, in `TOP_K` columns that -1 fills up.
+
+    Equal sums are ranked by id.
+    """
+    scores = weights.theta * table.theta + weights.W * table.W + weights.neighbours * table.neighbours
+    scores = np.where(table.label_ids < 0, -np.inf, scores)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]  # labels ascend within a row
+    best = np.take_along_axis(table.label_ids, order, axis=1)
+    return np.pad(best, ((0, 0), (0, max(0, TOP_K - best.shape[1]))), constant_values=-1)
+
+
+def choose_weights(
+    table: ScoreTable,
+    positives: Ragged,
+    inverse_propensity: Float64[np.ndarray, "label"],
+    grid: Sequence[Weights],
+    criterion: Sequence[str],
+) -> Choice:
+    """Return the weights of the grid that are best for some queries; of equally good ones, the first.
+
+    The value of weights is the mean over the metrics of the criterion of metric / metric of the prototypes alone. A
+    metric that is 0 for the prototypes is left out; where all are, the value of everything is 1.
+
+    Args:
+        table: Scores, see `tabulate_scores`, for this grid and the `deepest_rank` of this criterion.
+        positives: True labels of each query of the table.
+        inverse_propensity: Inverse propensity of every label.
+        grid: Weights to compare, see `weight_grid`.
+        criterion: Metrics.
+
+    Raises:
+        ValueError: If a metric is unknown, or no query has a true label.
+    """
+    depth = deepest_rank(criterion)
+
+    def measure(weights: Weights) -> dict[str, float]:
+        metrics = evaluate(rank_table(table, weights, depth), positives, inverse_propensity)
+        if not metrics:
+            raise ValueError("expected validation queries with labels to choose weights on, got none")
+        return {name: metrics[name] for name in criterion}
+
+    own = measure(PROTOTYPES)
+    results = {weights: own if weights == PROTOTYPES else measure(weights) for weights in grid}
+    values = {weights: relative_mean(metrics, own) for weights, metrics in results.items()}
+    best = max(values, key=values.__getitem__)  # the first of equals
+    return Choice(best, values[best], results)
+
+
+def relative_mean(metrics: Mapping[str, float], reference: Mapping[str, float]) -> float:
+    """Return the mean of metric / reference over the metrics whose reference is above 0; 1 where there are none.
+
+    Example:
+        >>> relative_mean({"P@1": 0.3, "R@10": 0.5}, {"P@1": 0.2, "R@10": 0.5})
+        1.25
+    """
+    ratios = [metrics[name] / value for name, value in reference.items() if value > 0]
+    return round(float(np.mean(ratios)), 12) if ratios else 1.0  # beyond that, sums depend on their order

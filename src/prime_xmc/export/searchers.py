@@ -1,0 +1,185 @@
+"""The search of an exported model: of its prototypes, of its classifiers, by a vote, or of their ensemble."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from prime_xmc.export import ensemble as ensembles
+from prime_xmc.export.folder import AGAIN, INDEX, PROTOTYPES
+from prime_xmc.export.neighbours_folder import FOLDER as NEIGHBOURS
+from prime_xmc.export.neighbours_folder import VotingQueries, load_neighbours
+from prime_xmc.export.scorers import FOLDER as CLASSIFIERS
+from prime_xmc.export.scorers import encoder_digest, label_vectors, load_classifiers, read_prototypes
+from prime_xmc.index.fused import FusedSearch, mixture
+from prime_xmc.index.neighbours import Neighbours, VoteSearch
+from prime_xmc.index.search import ExactSearch, FaissSearch, Search, faiss_problem
+
+logger = logging.getLogger(__name__)
+
+SCORERS = ("theta", "W", "neighbours", "ensemble")
+Index = Literal["auto", "exact", "faiss"]
+
+
+def choose_scorer(model: Path, scorer: str, classifiers: Path | None) -> str:
+    """Return the scorer that is meant: "auto" is the ensemble where there is one, else the prototypes.
+
+    Args:
+        model: Folder of the model.
+        scorer: One of `SCORERS`, or "auto".
+        classifiers: Folder of classifiers beside the model, None: those in the model's own folder are meant.
+
+    Raises:
+        ValueError: If there is no such scorer, or it does not use classifiers= that are given.
+    """
+    if scorer not in ("auto", *SCORERS):
+        raise ValueError(f"expected scorer auto, {', '.join(SCORERS[:-1])} or {SCORERS[-1]}, got {scorer!r}")
+    if classifiers is not None and scorer == "neighbours":
+        raise ValueError("scorer=neighbours does not use classifiers: leave classifiers= out, or take scorer=W")
+    if scorer == "auto":
+        return "ensemble" if classifiers is not None or ensembles.has_ensemble(model) else "theta"
+    return scorer
+
+
+def load_searcher(
+    model: Path, config: Mapping[str, Any], *, scorer: str, index: Index, device: str, classifiers: Path | None = None
+) -> Search:
+    """Return the search of a scorer.
+
+    Args:
+        model: Folder of the model.
+        config: Content of its prime_config.json.
+        scorer: One of `SCORERS`.
+        index: Search of the label vectors, see `Predictor.load`.
+        device: Device to compute on.
+        classifiers: Folder of classifiers beside the model, whose ensemble is the plain mean with the prototypes.
+
+    Raises:
+        FileNotFoundError: If the model lacks what the scorer needs, or has no Faiss index though index="faiss".
+        ImportError: If index="faiss" but Faiss cannot be used.
+        ValueError: If a file is damaged or of another model, or index="faiss" but the scorer is searched exactly.
+    """
+    if scorer == "theta":
+        return _of_prototypes(model, config, index, device)
+    if index == "faiss" and (scorer != "ensemble" or classifiers is not None):
+        of = "classifiers=" if classifiers is not None else f"scorer={scorer}"
+        raise ValueError(f"search=faiss: the exported index is of the prototypes; {of} takes search=exact")
+    if classifiers is not None:
+        prototypes = read_prototypes(model)
+        return _exact(label_vectors(prototypes, load_classifiers(classifiers, model), scorer).to(device))
+    digest = encoder_digest(model)
+    if scorer == "W":
+        return _exact(load_classifiers(model / CLASSIFIERS, model, digest).to(device))
+    ensemble = ensembles.read_ensemble(model, digest)
+    if scorer == "neighbours":
+        if ensemble.k is None:
+            reason = "it was trained with neighbours=null; take another scorer"
+            raise FileNotFoundError(f"{model.absolute()} has no {NEIGHBOURS}/: {reason}")
+        return VoteSearch(_neighbours(model, config, ensemble, digest, device))
+    return _of_ensemble(model, config, ensemble, digest, index, device)
+
+
+def voting(queries: VotingQueries, *, k: int, temperature: float | int, device: str | torch.device) -> Neighbours:
+    """Return training queries, as they are kept, ready to vote on a device."""
+    return Neighbours(
+        normalize(queries.query_emb.to(device).float(), dim=1),
+        torch.from_numpy(queries.labels.values).to(device, torch.int64),
+        torch.from_numpy(queries.labels.offsets).to(device),
+        k=k,
+        temperature=temperature,
+    )
+
+
+def _neighbours(
+    model: Path, config: Mapping[str, Any], ensemble: ensembles.Ensemble, digest: str, device: str
+) -> Neighbours:
+    queries = load_neighbours(model / NEIGHBOURS, model, config["prototypes"]["num_labels"], digest)
+    assert ensemble.k is not None
+    assert ensemble.temperature is not None
+    return voting(queries, k=ensemble.k, temperature=ensemble.temperature, device=device)
+
+
+def _of_ensemble(
+    model: Path, config: Mapping[str, Any], ensemble: ensembles.Ensemble, digest: str, index: Index, device: str
+) -> Search:
+    weights = ensemble.weights
+    prototypes = _prototypes(model, config, device)
+    classifiers = load_classifiers(model / CLASSIFIERS, model, digest).to(device) if weights.W else None
+    vectors = mixture(prototypes, classifiers, weights)
+    if vectors is prototypes:  # the linear part is theirs alone, and so is its index
+        linear = _of_prototypes(model, config, index, device)
+    else:
+        linear = _of_mixture(model, config, vectors, index)
+    if weights.neighbours == 0:
+        return linear
+    return FusedSearch(linear, vectors, _neighbours(model, config, ensemble, digest, device), weights.neighbours)
+
+
+def _of_mixture(model: Path, config: Mapping[str, Any], vectors: Float[Tensor, "label d"], index: Index) -> Search:
+    path, exported = model / ensembles.INDEX, config["index"]
+    is_approximate = exported is not None and exported["kind"] != "flat"
+    if index == "faiss" and is_approximate and not path.is_file():
+        raise FileNotFoundError(f"{model} has no {ensembles.INDEX}: take search=exact, or scorer=theta")
+    if is_approximate and path.is_file() and (index == "faiss" or (index == "auto" and _is_wanted(exported["kind"]))):
+        search = FaissSearch(**exported)
+        search.load(path)
+        _check_shape(path, search.shape, _shape(config))
+        return search
+    if index == "faiss":  # a flat index is a copy of the vectors
+        search = FaissSearch("flat")
+        search.build(vectors)
+        return search
+    return _exact(vectors)
+
+
+def _exact(vectors: Float[Tensor, "label d"]) -> ExactSearch:
+    search = ExactSearch()
+    search.build(vectors)
+    return search
+
+
+def _prototypes(model: Path, config: Mapping[str, Any], device: str) -> Float[Tensor, "label d"]:
+    prototypes = read_prototypes(model, device)
+    _check_shape(model / PROTOTYPES, tuple(prototypes.shape), _shape(config))
+    return prototypes
+
+
+def _of_prototypes(model: Path, config: Mapping[str, Any], index: Index, device: str) -> Search:
+    path = model / INDEX
+    exported = config["index"] if path.is_file() else None
+    if index == "faiss" and exported is None:
+        raise FileNotFoundError(
+            f"{model} has no {INDEX}: take search=exact, or train where Faiss is installed to have one exported"
+        )
+    if index == "faiss" or (index == "auto" and exported is not None and _is_wanted(exported["kind"])):
+        assert exported is not None
+        search = FaissSearch(**exported)
+        search.load(path)
+        _check_shape(path, search.shape, _shape(config))
+        return search
+    return _exact(_prototypes(model, config, device))
+
+
+def _is_wanted(kind: str) -> bool:
+    """Say whether an exported index is to be used unasked: it is approximate, chosen in training, and Faiss works."""
+    if kind == "flat":
+        return False
+    problem = faiss_problem()
+    if problem is not None:
+        logger.info("the model's %s index is not used, and the search is exact: %s", kind, problem)
+    return problem is None
+
+
+def _shape(config: Mapping[str, Any]) -> tuple[int, int]:
+    return config["prototypes"]["num_labels"], config["prototypes"]["dim"]
+
+
+def _check_shape(path: Path, shape: tuple[int, ...], expected: tuple[int, int]) -> None:
+    if shape != expected:
+        found, wanted = (" x ".join(map(str, sizes)) for sizes in (shape, expected))
+        raise ValueError(f"{path} holds {found} numbers, expected {wanted}, labels x dimensions; {AGAIN}")

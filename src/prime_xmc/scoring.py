@@ -1,0 +1,258 @@
+"""After training: further scorers of a model are weighed against each other, added to it, and tested."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from omegaconf import DictConfig
+from torch import Tensor
+
+from prime_xmc.app import compose
+from prime_xmc.assemble import load_predictor, make_classifier_data
+from prime_xmc.data.corpus import Split
+from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.evaluation.fusion import choose_weights, deepest_rank, tabulate_scores, weight_grid
+from prime_xmc.evaluation.metrics import TOP_K, evaluate
+from prime_xmc.evaluation.predictions import save_predictions
+from prime_xmc.evaluation.rank import Ranking, search_unfiltered
+from prime_xmc.export.ensemble import Ensemble, add_scorers
+from prime_xmc.export.neighbours_folder import VotingQueries
+from prime_xmc.export.predictor import Predictor
+from prime_xmc.export.scorers import encoder_digest, read_prototypes
+from prime_xmc.export.searchers import load_searcher, voting
+from prime_xmc.index.fused import FusedSearch, Weights, mixture
+from prime_xmc.index.neighbours import Neighbours, VoteSearch, check_vote
+from prime_xmc.index.search import ExactSearch, FaissSearch, Search, faiss_problem
+from prime_xmc.training.query_embeddings import Encoded, EncodedQueries
+
+
+class FinishedModel(NamedTuple):
+    """An exported model with the data that it was trained on.
+
+    Attributes:
+        folder: Folder of the model.
+        predictor: The model, which scores by its prototypes.
+        data: The data set, with the same queries held out as in training.
+        digest: Fingerprint of the encoder.
+        queries: Embeddings of the queries.
+    """
+
+    folder: Path
+    predictor: Predictor
+    data: PrimeDataModule
+    digest: str
+    queries: EncodedQueries
+
+
+class Scorers(NamedTuple):
+    """What scores besides the prototypes.
+
+    Attributes:
+        classifiers: Classifiers w_l, unit vectors; None: there are none.
+        classifier_settings: Description of their training.
+        k: Number of training queries that vote; None: none do.
+        temperature: Temperature of the vote.
+    """
+
+    classifiers: Float[Tensor, "label d"] | None
+    classifier_settings: Mapping[str, Any] | None
+    k: int | None
+    temperature: float | None
+
+
+def open_finished(
+    config: DictConfig, precision: str | None = None, encoded: Mapping[str, Encoded] | None = None
+) -> FinishedModel:
+    """Open the model and the data set that the configuration of a second stage names.
+
+    Args:
+        config: The configuration.
+        precision: Precision in which queries are encoded already.
+        encoded: These queries by stage: "val", ids of training queries, and "test".
+
+    Raises:
+        FileNotFoundError: If there is no such model or data set.
+        ValueError: If they do not belong together.
+    """
+    folder = Path(config.model.dir).expanduser()
+    predictor = load_predictor(config)
+    data = make_classifier_data(config, predictor)
+    digest = encoder_digest(folder)
+    known = encoded if precision == predictor.precision else None
+    queries = EncodedQueries(predictor, data, Path(config.cache_dir), digest, known)
+    return FinishedModel(folder, predictor, data, digest, queries)
+
+
+def ensemble_settings(config: DictConfig) -> DictConfig:
+    """Return what a configuration says of the ensemble; one of version 0.1.0 says nothing, and has today's default."""
+    return config.get("ensemble") or compose("train", []).ensemble
+
+
+def check_ensemble(config: DictConfig) -> None:
+    """Check what a configuration says of neighbours and ensemble, hours before it is used.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+    ensemble, neighbours = ensemble_settings(config), config.get("neighbours")
+    deepest_rank(list(ensemble.criterion))
+    weight_grid(
+        [*ensemble.W, ensemble.default.W],
+        [*ensemble.neighbours, ensemble.default.neighbours],
+    )
+    if neighbours is not None:
+        check_vote(neighbours.k, neighbours.temperature)
+
+
+def finish_scorers(
+    config: DictConfig, model: FinishedModel, scorers: Scorers, run_dir: Path
+) -> tuple[dict[str, float], Ensemble]:
+    """Choose the weights of a model's scorers, add these to the model, and test them.
+
+    The weights are chosen on the validation queries, which neither prototypes nor classifiers have seen, and which do
+    not vote then. Afterwards they vote too.
+
+    Args:
+        config: Configuration of the training: its `ensemble`, and whether there is a test.
+        model: The model with its data.
+        scorers: The scorers to add.
+        run_dir: Folder in which the predictions for the test split are saved.
+
+    Returns:
+        Metrics of the scorers that were added and of the ensemble, and how long it took but for the test; and how the
+        ensemble adds them up.
+    """
+    started, settings = time.perf_counter(), ensemble_settings(config)
+    data, device = model.data, str(model.predictor.device)
+    train, ids = data.corpus.train, data.validation_ids
+    labelled = ids[train.positives.lengths[ids] > 0]
+    prototypes = read_prototypes(model.folder, device)
+    classifiers = None if scorers.classifiers is None else scorers.classifiers.to(device)
+    voters = data.sampler.query_ids
+    neighbours = None
+    if scorers.k is not None and scorers.temperature is not None:
+        queries = _voting_queries(model, voters)
+        neighbours = voting(queries, k=scorers.k, temperature=scorers.temperature, device=device)
+
+    if len(labelled):
+        held_out = Split(train.tokens.take(ids), train.positives.take(ids), train.filtered.take(ids))
+        query_emb = model.queries.of_training(ids).to(device)
+        weights = _choose(settings, query_emb, prototypes, classifiers, neighbours, held_out, data)
+        searches = _searches(prototypes, classifiers, neighbours, weights)
+        validation = {
+            name: evaluate(_rank(search, query_emb, held_out)[0], held_out.positives, data.inverse_propensity)
+            for name, search in searches.items()
+        }
+    else:
+        default, validation = settings.default, {}
+        of_classifiers = 0.0 if classifiers is None else float(default.W)
+        weights = Weights(1 - of_classifiers, of_classifiers, 0.0 if neighbours is None else float(default.neighbours))
+    ensemble = Ensemble(
+        weights,
+        scorers.k,
+        scorers.temperature,
+        len(ids) if len(labelled) else 0,
+        list(settings.criterion) if len(labelled) else [],
+        validation,
+    )
+
+    everybody = _voting_queries(model, np.union1d(voters, labelled)) if neighbours is not None else None
+    add_scorers(
+        model.folder,
+        ensemble,
+        digest=model.digest,
+        classifiers=scorers.classifiers,
+        classifier_settings=scorers.classifier_settings,
+        voters=everybody,
+        index=_approximate_index(model.predictor, prototypes, classifiers, weights),
+    )
+    seconds = time.perf_counter() - started
+    names = [name for name in _searches(prototypes, classifiers, neighbours, weights) if name != "theta"]
+    metrics = _named("val", {name: validation[name] for name in names if name in validation})
+    test = data.corpus.test
+    if config.test and len(test):
+        for name in names:  # as they were written, so that what is measured is what predicts
+            search = load_searcher(model.folder, model.predictor.config, scorer=name, index="auto", device=device)
+            indices, scores = _rank(search, model.queries.test, test)
+            save_predictions(run_dir / f"predictions_{name}.npz", indices, scores)
+            metrics |= _named("test", {name: evaluate(indices, test.positives, data.inverse_propensity)})
+    return metrics | {"ensemble/seconds": seconds}, ensemble
+
+
+def _choose(
+    settings: DictConfig,
+    query_emb: Float[Tensor, "query d"],
+    prototypes: Float[Tensor, "label d"],
+    classifiers: Float[Tensor, "label d"] | None,
+    neighbours: Neighbours | None,
+    held_out: Split,
+    data: PrimeDataModule,
+) -> Weights:
+    criterion = list(settings.criterion)
+    grid = weight_grid(
+        () if classifiers is None else list(settings.W), () if neighbours is None else list(settings.neighbours)
+    )
+    table = tabulate_scores(
+        query_emb, prototypes, classifiers, neighbours, held_out.filtered, grid, deepest_rank(criterion)
+    )
+    return choose_weights(table, held_out.positives, data.inverse_propensity, grid, criterion).weights
+
+
+def _searches(
+    prototypes: Float[Tensor, "label d"],
+    classifiers: Float[Tensor, "label d"] | None,
+    neighbours: Neighbours | None,
+    weights: Weights,
+) -> dict[str, Search]:
+    """Return the exact search of each scorer, by its name; the ensemble is the last."""
+    vectors = mixture(prototypes, classifiers, weights)
+    searches: dict[str, Search] = {"theta": _exact(prototypes)}
+    if classifiers is not None:
+        searches["W"] = _exact(classifiers)
+    if neighbours is None:
+        return searches | {"ensemble": _exact(vectors)}
+    fused = FusedSearch(_exact(vectors), vectors, neighbours, weights.neighbours)
+    return searches | {"neighbours": VoteSearch(neighbours), "ensemble": fused}
+
+
+def _exact(vectors: Float[Tensor, "label d"]) -> ExactSearch:
+    search = ExactSearch()
+    search.build(vectors)
+    return search
+
+
+def _rank(search: Search, query_emb: Float[Tensor, "query d"], split: Split) -> Ranking:
+    return search_unfiltered(search.search, query_emb, split.filtered, TOP_K)
+
+
+def _voting_queries(model: FinishedModel, ids: Int64[np.ndarray, " query"]) -> VotingQueries:
+    bank, positives = model.queries.train, model.data.corpus.train.positives
+    return VotingQueries(bank.take(torch.from_numpy(ids)), positives.take(ids))
+
+
+def _approximate_index(
+    predictor: Predictor,
+    prototypes: Float[Tensor, "label d"],
+    classifiers: Float[Tensor, "label d"] | None,
+    weights: Weights,
+) -> FaissSearch | None:
+    """Return an index of the ensemble's linear part where the model has an approximate one of its prototypes.
+
+    None where that index serves the ensemble too, or there is none.
+    """
+    exported = predictor.config["index"]
+    if weights.W == 0 or exported is None or exported["kind"] == "flat" or faiss_problem() is not None:
+        return None
+    index = FaissSearch(**exported)
+    index.build(mixture(prototypes, classifiers, weights))
+    return index
+
+
+def _named(stage: str, by_scorer: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {
+        f"{stage}/{scorer}/{name}": value for scorer, metrics in by_scorer.items() for name, value in metrics.items()
+    }

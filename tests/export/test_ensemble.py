@@ -1,0 +1,260 @@
+"""Several scorers of a model folder: what is written, what is read, and what is said of a folder that lacks a part."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import prime_xmc
+from prime_xmc.data.corpus import Ragged
+from prime_xmc.export.bundle import update_metrics
+from prime_xmc.export.ensemble import Ensemble, add_scorers, read_ensemble
+from prime_xmc.export.neighbours_folder import VotingQueries, load_neighbours, save_neighbours
+from prime_xmc.export.scorers import encoder_digest, read_prototypes, save_classifiers
+from prime_xmc.index.fused import Weights
+from prime_xmc.index.search import FaissSearch
+
+TEXTS = ["a red cat", "blue house and green river"]
+NUM_LABELS, DIM = 48, 32
+WEIGHTS = Weights(0.75, 0.25, 0.5)
+
+
+@pytest.fixture
+def classifiers() -> torch.Tensor:
+    return normalize(torch.randn(NUM_LABELS, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
+
+
+@pytest.fixture
+def voters() -> VotingQueries:
+    query_emb = normalize(torch.randn(60, DIM, generator=torch.Generator().manual_seed(1)), dim=1)
+    rng = np.random.default_rng(0)
+    labels = Ragged.from_rows([np.sort(rng.permutation(NUM_LABELS)[: row % 4]) for row in range(60)], dtype=np.int32)
+    return VotingQueries(query_emb.half(), labels)
+
+
+@pytest.fixture
+def model(toy_bundle, tmp_path) -> Path:
+    shutil.copytree(toy_bundle, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def add(model, classifiers, voters):
+    """Adds scorers to the model: add(weights, k=5, classifiers=None, ...)."""
+
+    def call(weights=WEIGHTS, k=5, **parts):
+        given = {"classifiers": classifiers, "voters": voters, "index": None} | parts
+        ensemble = Ensemble(weights, k, 0.1, 40, ["P@1"], {"theta": {"P@1": 0.5}, "ensemble": {"P@1": 0.75}})
+        add_scorers(model, ensemble, digest=encoder_digest(model), classifier_settings={"seed": 3}, **given)
+        return ensemble
+
+    return call
+
+
+def scores(predictor) -> torch.Tensor:
+    """Scores of all labels for the texts; -inf where a label has none."""
+    table = torch.full((len(TEXTS), NUM_LABELS), -torch.inf)
+    for row, prediction in enumerate(predictor.predict(TEXTS, top_k=NUM_LABELS)):
+        for label in prediction.labels:
+            table[row, label.id] = label.score
+    return table
+
+
+def test_the_ensemble_is_the_weighted_sum_of_the_scorers(model, add):
+    add()
+    theta, w, vote, ensemble = (
+        scores(prime_xmc.load(model, scorer=name)) for name in ("theta", "W", "neighbours", "ensemble")
+    )
+    assert (vote == -torch.inf).any(), "neighbours name some labels alone"
+    expected = 0.75 * theta + 0.25 * w + 0.5 * vote.clamp(min=0)
+    torch.testing.assert_close(ensemble, expected, atol=1e-5, rtol=0)
+
+
+def test_the_ensemble_is_what_a_model_that_has_one_takes(model, add):
+    assert prime_xmc.load(model).scorer == "theta"
+    add()
+    assert prime_xmc.load(model).scorer == "ensemble"
+    assert torch.equal(scores(prime_xmc.load(model)), scores(prime_xmc.load(model, scorer="ensemble")))
+
+
+def test_votes_alone_are_a_share_of_the_neighbours(model, add):
+    add()
+    (prediction, _) = prime_xmc.load(model, scorer="neighbours").predict(TEXTS, top_k=NUM_LABELS)
+    assert 0 < len(prediction.labels) < NUM_LABELS
+    assert all(0 < label.score <= 1 for label in prediction.labels)
+
+
+def test_what_was_written_is_read(model, add, voters):
+    expected = add()
+    digest = encoder_digest(model)
+    assert read_ensemble(model, digest) == Ensemble(**{**vars(expected), "criterion": ("P@1",)})
+    read = load_neighbours(model / "neighbours", model, NUM_LABELS, digest)
+    assert torch.equal(read.query_emb, voters.query_emb)
+    assert np.array_equal(read.labels.values, voters.labels.values)
+    assert np.array_equal(read.labels.offsets, voters.labels.offsets)
+    names = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
+    assert {
+        "ensemble.json",
+        *("classifiers/classifiers.json", "classifiers/classifiers.safetensors"),
+        *("neighbours/neighbours.json", "neighbours/neighbours.safetensors"),
+    } <= names
+
+
+@pytest.mark.parametrize("last", ["classifiers", "neighbours", "ensemble.json"])
+def test_a_model_is_one_of_prototypes_until_all_is_written(model, add, last, monkeypatch):
+    """Also where an older ensemble was there."""
+    add(Weights(0.5, 0.5, 0.1))
+    expected = scores(prime_xmc.load(model, scorer="theta"))
+
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    target = {"classifiers": "save_classifiers", "neighbours": "save_neighbours", "ensemble.json": "write_json"}[last]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"prime_xmc.export.ensemble.{target}", fail)
+        with pytest.raises(KeyboardInterrupt):
+            add()
+    predictor = prime_xmc.load(model)
+    assert predictor.scorer == "theta"
+    assert torch.equal(scores(predictor), expected)
+
+
+class TestIndex:
+    """What `search=` means for each scorer."""
+
+    @pytest.fixture
+    def approximate(self, model, add, classifiers) -> FaissSearch:
+        """Makes the exported index one of hnsw, with one of the ensemble beside it."""
+        settings = {"kind": "hnsw", "m": 8, "ef_construction": 40, "ef_search": 64}
+        config = json.loads((model / "prime_config.json").read_text())
+        (model / "prime_config.json").write_text(json.dumps(config | {"index": settings}))
+        prototypes, index = read_prototypes(model), FaissSearch(**settings)
+        index.build(prototypes)
+        index.save(model / "index.faiss")
+        index.build(0.75 * prototypes + 0.25 * classifiers)
+        add(index=index)
+        return index
+
+    def test_an_exported_approximate_index_is_the_linear_part(self, model, approximate):
+        found = prime_xmc.load(model).searcher
+        assert isinstance(found.linear, FaissSearch)
+        assert found.linear.kind == "hnsw"
+        torch.testing.assert_close(
+            scores(prime_xmc.load(model)), scores(prime_xmc.load(model, index="exact")), atol=1e-5, rtol=0
+        )
+
+    def test_prototypes_and_neighbours_have_the_index_of_the_prototypes(self, model, approximate, add):
+        add(Weights(1.0, 0.0, 0.5))
+        (model / "ensemble.faiss").unlink()
+        assert prime_xmc.load(model).searcher.linear.kind == "hnsw"
+
+    def test_an_approximate_index_of_the_ensemble_that_is_missing(self, model, approximate):
+        (model / "ensemble.faiss").unlink()
+        with pytest.raises(FileNotFoundError, match=r"has no ensemble\.faiss: take search=exact, or scorer=theta"):
+            prime_xmc.load(model, index="faiss")
+
+    def test_a_flat_index_is_made_of_the_ensembles_vectors(self, model, add):
+        add()
+        predictor = prime_xmc.load(model, index="faiss")
+        assert predictor.searcher.linear.kind == "flat"
+        torch.testing.assert_close(scores(predictor), scores(prime_xmc.load(model, index="exact")))
+
+    @pytest.mark.parametrize("scorer", ["W", "neighbours"])
+    def test_scorers_that_are_searched_exactly(self, model, add, scorer):
+        add()
+        with pytest.raises(ValueError, match=f"the exported index is of the prototypes; scorer={scorer} takes search="):
+            prime_xmc.load(model, scorer=scorer, index="faiss")
+
+
+class TestWhatIsMissing:
+    @pytest.mark.parametrize("scorer", ["neighbours", "ensemble"])
+    def test_a_model_of_prototypes(self, model, scorer):
+        with pytest.raises(FileNotFoundError, match=r"has no ensemble\.json, so its one scorer is theta"):
+            prime_xmc.load(model, scorer=scorer)
+
+    def test_no_classifiers(self, model):
+        with pytest.raises(FileNotFoundError, match=r"holds no classifiers"):
+            prime_xmc.load(model, scorer="W")
+
+    def test_no_neighbours(self, model, add):
+        add(Weights(0.5, 0.5, 0.0), k=None, voters=None)
+        assert prime_xmc.load(model).scorer == "ensemble"
+        with pytest.raises(FileNotFoundError, match=r"has no neighbours/: it was trained with neighbours=null"):
+            prime_xmc.load(model, scorer="neighbours")
+
+    def test_an_unknown_scorer(self, model):
+        with pytest.raises(ValueError, match="expected scorer auto, theta, W, neighbours or ensemble, got 'w'"):
+            prime_xmc.load(model, scorer="w")
+
+    def test_neighbours_of_other_classifiers(self, model, add, classifiers, tmp_path):
+        save_classifiers(tmp_path / "later", classifiers, digest=encoder_digest(model), settings={})
+        with pytest.raises(ValueError, match="scorer=neighbours does not use classifiers"):
+            prime_xmc.load(model, scorer="neighbours", classifiers=tmp_path / "later")
+        add()
+        mean = scores(prime_xmc.load(model, classifiers=tmp_path / "later"))
+        theta, w = (scores(prime_xmc.load(model, scorer=name)) for name in ("theta", "W"))
+        torch.testing.assert_close(mean, (theta + w) / 2, atol=1e-5, rtol=0)
+
+
+class TestDamage:
+    def test_of_another_encoder(self, model, add, voters):
+        add()
+        save_neighbours(model / "neighbours", voters, digest="other")
+        with pytest.raises(ValueError, match=r"the training queries in .* are not for the model"):
+            prime_xmc.load(model)
+        content = json.loads((model / "ensemble.json").read_text())
+        (model / "ensemble.json").write_text(json.dumps(content | {"encoder": "other"}))
+        with pytest.raises(ValueError, match=r"the weights in .*ensemble\.json are not for the model"):
+            prime_xmc.load(model)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", r"ensemble\.json is damaged"),
+            ('{"format_version": 9, "encoder": "x"}', r"format_version is 9, this version reads 1"),
+        ],
+    )
+    def test_of_the_weights(self, model, add, content, message):
+        add()
+        (model / "ensemble.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            prime_xmc.load(model)
+
+    def test_weights_that_are_missing(self, model, add):
+        add()
+        content = json.loads((model / "ensemble.json").read_text())
+        del content["weights"]["W"]
+        (model / "ensemble.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"ensemble\.json is damaged .*W"):
+            prime_xmc.load(model)
+
+    def test_of_the_voting_queries(self, model, add):
+        add()
+        path = model / "neighbours" / "neighbours.safetensors"
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(ValueError, match=r"neighbours\.safetensors is damaged"):
+            prime_xmc.load(model)
+
+    def test_labels_that_the_model_does_not_have(self, model, voters):
+        labels = Ragged.from_rows([[NUM_LABELS]] * 60, dtype=np.int32)
+        save_neighbours(model / "neighbours", VotingQueries(voters.query_emb, labels), digest="d")
+        with pytest.raises(ValueError, match="expected labels from 0 to 47 for each of 60 queries"):
+            load_neighbours(model / "neighbours", model, NUM_LABELS, "d")
+
+
+def test_the_model_card_has_a_column_for_each_scorer_and_says_the_weights(model, add):
+    add()
+    update_metrics(
+        model, {"test/P@1": 0.5, "test/W/P@1": 0.25, "test/ensemble/P@1": 0.75, "test/neighbours/P@1": 0.125}
+    )
+    card = (model / "README.md").read_text()
+    assert "| metric (test split) | theta, percent | W, percent | ensemble, percent | neighbours, percent |" in card
+    assert "| P@1 | 50.00 | 25.00 | 75.00 | 12.50 |" in card
+    assert "Ensemble: 0.75 theta + 0.25 W + 0.5 neighbours, weights chosen on 40 validation queries." in card
+    assert "vote of the 5 most similar training queries" in card
+    assert "value: 0.75" in card.split("---")[1], "the hub gets the figures of the scorer that is used"
+    assert "value: 0.25" not in card.split("---")[1]

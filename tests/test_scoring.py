@@ -1,0 +1,181 @@
+"""What follows the prototypes within a run, from end to end: an untrained model of the toy data set."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import prime_xmc
+from prime_xmc.evaluate import run as evaluate
+from prime_xmc.evaluation.metrics import METRICS
+from prime_xmc.evaluation.predictions import load_predictions
+from prime_xmc.export.ensemble import read_ensemble
+from prime_xmc.export.scorers import encoder_digest
+from prime_xmc.scoring import check_ensemble
+from prime_xmc.stages import _same_debugging
+from prime_xmc.stages import train_prototypes as run
+from prime_xmc.training.classifier_module import ClassifierModule
+
+SCORERS = ("W", "neighbours", "ensemble")
+QUICK = '["trainer.max_epochs=2","optimizer.lr=3e-2","callbacks.progress=null","trainer.log_every_n_steps=1"]'
+
+
+@pytest.fixture(scope="module")
+def overrides(toy_settings, tmp_path_factory) -> list[str]:
+    return [
+        *toy_settings,
+        "sampling.batch_size=32",
+        "trainer.max_epochs=1",
+        "trainer.precision=32-true",
+        "dataset.validate_every=1",
+        "callbacks.progress=null",
+        "trainer.log_every_n_steps=2",
+        f"cache_dir={tmp_path_factory.mktemp('cache')}",
+        "classify=true",
+        f"classify_settings={QUICK}",
+        "neighbours={k:5,temperature:0.05}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def train(overrides, compose):
+    return lambda folder, *more: run(compose(*overrides, *more, f"run_dir={folder}"))
+
+
+@pytest.fixture(scope="module")
+def complete(train, tmp_path_factory):
+    """A run with all scorers: its folder and what it made."""
+    folder = tmp_path_factory.mktemp("complete")
+    return folder, train(folder)
+
+
+def test_each_scorer_has_its_metrics(complete):
+    folder, made = complete
+    assert json.loads((folder / "metrics.json").read_text()) == made.metrics
+    for stage in ("val", "test"):
+        for name in METRICS:
+            assert f"{stage}/{name}" in made.metrics
+            assert all(0 <= made.metrics[f"{stage}/{scorer}/{name}"] <= 1 for scorer in SCORERS)
+    assert made.metrics["classify/epochs"] == 2
+    second = json.loads((folder / "classify" / "metrics.json").read_text())
+    assert second["test/W/P@1"] == made.metrics["test/W/P@1"]
+    assert json.loads((folder / "model" / "metrics.json").read_text())["test/W/P@1"] == second["test/W/P@1"]
+
+
+def test_the_ensemble_is_no_worse_than_the_prototypes_on_the_queries_it_was_chosen_on(complete):
+    folder, made = complete
+    ensemble = read_ensemble(folder / "model", encoder_digest(folder / "model"))
+    assert ensemble.num_validation == len(made.data.validation_ids) == 40
+    own, chosen = ensemble.validation["theta"], ensemble.validation["ensemble"]
+    assert own["P@1"] == pytest.approx(made.metrics["val/P@1"], abs=0.03)  # by the rounded embeddings of the queries
+    ratios = [chosen[name] / own[name] for name in ensemble.criterion if own[name]]
+    assert np.mean(ratios) >= 1 - 1e-9
+    assert chosen == {name: made.metrics[f"val/ensemble/{name}"] for name in METRICS}
+
+
+def test_validation_queries_do_not_vote_while_weights_are_chosen_and_do_afterwards(
+    complete, train, tmp_path, monkeypatch
+):
+    folder, made = complete
+    voting = []
+    original = prime_xmc.scoring.voting
+    monkeypatch.setattr(
+        "prime_xmc.scoring.voting", lambda queries, **k: voting.append(queries) or original(queries, **k)
+    )
+    again = train(tmp_path, f"ckpt_path={folder}/checkpoints/last.ckpt", "classify=false")
+    (held_out,) = voting
+    positives = made.data.corpus.train.positives
+    assert np.array_equal(held_out.labels.values, positives.take(made.data.train_ids).values)
+    written = load_file(tmp_path / "model" / "neighbours" / "neighbours.safetensors")
+    assert np.array_equal(written["label_ids"].numpy(), positives.values)
+    assert len(written["query_emb"]) == 240
+    assert again.metrics["val/neighbours/P@1"] == made.metrics["val/neighbours/P@1"]
+    assert not [name for name in again.metrics if "/W/" in name]
+    assert not (tmp_path / "classify").exists()
+
+
+@pytest.mark.parametrize("scorer", ["theta", *SCORERS])
+def test_the_model_predicts_what_was_measured(complete, compose, overrides, scorer):
+    folder, made = complete
+    data = [each for each in overrides if each.startswith(("dataset=", "dataset.dir", "cache_dir"))]
+    found = evaluate(compose(*data, f"model.dir={folder}/model", f"scorer={scorer}", "device=cpu", name="evaluate"))
+    prefix = "test/" if scorer == "theta" else f"test/{scorer}/"
+    assert found == pytest.approx({f"test/{name}": made.metrics[f"{prefix}{name}"] for name in METRICS}, abs=1e-6)
+    if scorer != "theta":
+        path = folder / f"predictions_{scorer}.npz"
+        of_file = evaluate(compose(*data, f"predictions={path}", name="evaluate"))
+        assert of_file == pytest.approx(found, abs=1e-6)
+    assert prime_xmc.load(folder / "model").scorer == "ensemble"
+
+
+def test_neighbours_say_nothing_of_labels_that_none_of_them_has(complete):
+    ids, scores = load_predictions(complete[0] / "predictions_neighbours.npz")
+    assert (ids == -1).any()
+    assert np.array_equal(ids == -1, scores == -np.inf)
+
+
+def test_without_validation_queries_the_weights_are_those_of_the_configuration(train, tmp_path, capsys):
+    weights = ["ensemble.default.W=0.25", "ensemble.default.neighbours=0.2"]
+    made = train(tmp_path, "dataset.num_validation=0", "test=false", *weights)
+    ensemble = read_ensemble(tmp_path / "model", encoder_digest(tmp_path / "model"))
+    assert (ensemble.weights, ensemble.num_validation) == ((0.75, 0.25, 0.2), 0)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "ensemble: 0.75 theta + 0.25 W + 0.2 neighbours, weights of the configuration" in printed
+    assert not [name for name in made.metrics if name.startswith(("val/", "test/"))]
+
+
+def test_a_signal_in_the_second_stage_says_how_to_continue(train, tmp_path, monkeypatch, capsys):
+    step = ClassifierModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifierModule, "training_step", training_step)
+        with pytest.raises(SystemExit) as ended:
+            train(tmp_path)
+    assert ended.value.code == 143
+    assert "Training is saved" in capsys.readouterr().err
+    assert not (tmp_path / "metrics.json").exists()
+    assert prime_xmc.load(tmp_path / "model").scorer == "theta"
+
+
+def test_a_run_for_debugging_has_a_short_second_stage(train, tmp_path):
+    made = train(tmp_path, "trainer.limit_train_batches=1", "classify_settings=[callbacks.progress=null]", "test=false")
+    assert made.metrics["classify/epochs"] == 30
+    second = json.loads((tmp_path / "classify" / "metrics.json").read_text())
+    assert second["debug"] == "trainer.limit_train_batches"
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "expected"),
+    [
+        ([], [], []),
+        (["debug=fast"], [], ["debug=fast", "trainer.fast_dev_run=True"]),
+        (["debug=fast"], ["debug=limit"], []),
+        (["trainer.limit_val_batches=2"], [], ["trainer.limit_val_batches=2"]),
+        (["trainer.limit_train_batches=1"], [], ["trainer.limit_train_batches=1"]),
+        (["trainer.limit_train_batches=1.0"], [], []),
+    ],
+)
+def test_what_a_run_for_debugging_passes_on(given, settings, expected, compose):
+    assert _same_debugging(compose(*given), settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("ensemble.criterion=[P@9]", "expected metrics in ensemble.criterion"),
+        ("ensemble.W=[2]", "weights of W between 0 and 1, got 2"),
+        ("ensemble.neighbours=[-1]", "weights of the neighbours of at least 0, got -1"),
+        ("neighbours.k=0", r"neighbours\.k of at least 1, a whole number, got 0"),
+        ("neighbours.temperature=0", r"neighbours\.temperature above 0, got 0"),
+    ],
+)
+def test_settings_are_checked_before_training(given, message, compose):
+    with pytest.raises(ValueError, match=message):
+        check_ensemble(compose(given))
