@@ -311,9 +311,7 @@ def test_no_text_goes_twice_through_the_same_weights(train, tmp_path, monkeypatc
     more = ["classify=true", "classify_settings=[trainer.max_epochs=1]"] if classify else []
     train(tmp_path / "run", f"cache_dir={tmp_path}/cache", "trainer.check_val_every_n_epoch=1", *more)
     start = 200 + 48  # training queries and labels
-    validations = EPOCHS * (
-        48 + 40
-    )  # each of the labels anew; the last one's are also those of the export and the test
+    validations = EPOCHS * (48 + 40)  # labels anew; the last one's are also those of the export and the test
     second_stage = 200 if classify else 0  # the training queries; those held out and of the test are encoded already
     assert sum(passed.values()) == start + validations + 60 + second_stage
     assert EPOCHS * 200 < num_trained <= EPOCHS * (200 + STEPS * 32)

@@ -75,10 +75,10 @@ def test_time_is_extrapolated_by_tokens(parts, monkeypatch):
     spent, clock = [], SimpleNamespace(now=0.0)
     encode = type(module.encoder).forward
 
-    def forward(self, token_ids, lengths):
+    def forward(self, token_ids, lengths, text_ids=None):
         spent.append(len(token_ids))
         clock.now += (100 if len(spent) == 1 else 0.01) * len(token_ids)  # the first call compiles kernels
-        return encode(self, token_ids, lengths)
+        return encode(self, token_ids, lengths, text_ids)
 
     monkeypatch.setattr(type(module.encoder), "forward", forward)
     monkeypatch.setattr(passes.time, "perf_counter", lambda: clock.now)
@@ -130,6 +130,26 @@ def test_it_leaves_weights_gradients_and_random_numbers_alone(parts, small):
     assert all(p.grad is None for p in module.parameters())
     assert module.training
     assert module.encoder.training
+
+
+def test_frozen_layers_belong_to_a_pass(parts, small, config, tmp_path, monkeypatch):
+    """Else the unit would shrink with what is trained, and costs could not be compared."""
+    whole, _, trainer = parts
+    module = make_module(config(tmp_path, "encoder.frozen_layers=1"), trainer.datamodule)
+    trained = [p.requires_grad for p in module.parameters()]
+    reached, grad = [], torch.autograd.grad
+
+    def counted(loss, parameters, **options):
+        gradients = grad(loss, parameters, **options)
+        reached.append(sum(gradient is not None for gradient in gradients))
+        return gradients
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    PassProbe(RunHistory()).on_fit_start(trainer, module)
+    assert set(reached) == {sum(p.requires_grad for p in whole.encoder.parameters())}
+    assert [p.requires_grad for p in module.parameters()] == trained
+    assert module.encoder.packed.num_frozen == 1
+    assert not all(trained)
 
 
 @pytest.mark.parametrize("more", [[], ["encoder.implementation=transformers", "encoder.recompute=true"]])
