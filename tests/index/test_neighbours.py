@@ -110,7 +110,7 @@ def test_inner_products_of_pairs_in_chunks(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"k": 0, "temperature": 0.1}, r"expected neighbours\.k of at least 1, got 0"),
+        ({"k": 0, "temperature": 0.1}, r"expected neighbours\.k of at least 1, a whole number, got 0"),
         ({"k": 1, "temperature": 0.0}, r"expected neighbours\.temperature above 0, got 0\.0"),
     ],
 )
