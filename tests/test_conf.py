@@ -155,3 +155,23 @@ def test_precision_is_one_that_lightning_knows():
     assert native_precision("cpu") in ("bf16-mixed", "32-true")
     if not torch.cuda.is_available():
         assert native_precision("gpu") == "32-true"
+
+
+@pytest.mark.parametrize(("every", "expected"), [("null", None), ("2", 2), ("9", 5)])
+def test_validation_at_the_latest_after_the_last_epoch(every, expected, compose):
+    config = compose(f"dataset.validate_every={every}", "trainer.max_epochs=5")
+    assert config.trainer.check_val_every_n_epoch == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], 4),
+        (["encoder.implementation=transformers"], 0),
+        (["encoder.implementation=transformers", "encoder.lora={r: 4, alpha: 8}"], 0),
+        (["encoder.pretrained=false"], 0),
+        (["encoder.frozen_layers=2"], 2),
+    ],
+)
+def test_layers_are_frozen_by_default_where_they_can_be(settings, expected, compose):
+    assert compose(*settings).encoder.frozen_layers == expected

@@ -76,9 +76,15 @@ def default_free_vectors(num_labels: int) -> int:
 OmegaConf.register_new_resolver("package", package_folder, replace=True)
 OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
 OmegaConf.register_new_resolver("free_vectors", default_free_vectors, replace=True)
-# At the latest after the last epoch; a number of epochs below 1 sets no limit.
+# At the latest after the last epoch; a number of epochs below 1 sets no limit, and null is no validation by epochs.
 OmegaConf.register_new_resolver(
-    "validation_interval", lambda every, last: min(every, last) if last and last > 0 else every, replace=True
+    "validation_interval", lambda every, last: min(every, last) if every and last and last > 0 else every, replace=True
+)
+# Layers can stay frozen where they are pre-trained and the implementation can freeze them.
+OmegaConf.register_new_resolver(
+    "frozen_layers",
+    lambda number, implementation, pretrained: number if implementation == "packed" and pretrained else 0,
+    replace=True,
 )
 # Half of what is to follow the size of the data is not null itself: it would pass for the whole of it.
 OmegaConf.register_new_resolver("half", lambda number: "half" if number is None else number // 2, replace=True)

@@ -215,8 +215,8 @@ class TextEncoder(nn.Module):
             )
         if implementation == "transformers" and frozen_layers:
             raise ValueError(
-                f"encoder.frozen_layers={frozen_layers} needs encoder.implementation=packed: leave it out, or train "
-                "adapters with encoder.lora"
+                f"encoder.frozen_layers={frozen_layers} needs encoder.implementation=packed: give "
+                "encoder.frozen_layers=0, and encoder.lora to train adapters alone"
             )
         self.source = source
         self.backbone: Any = load_backbone(
