@@ -135,7 +135,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         record.enter(None)
         metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
         metrics |= mark_debugging(config)
-        queries = _encode_queries(module, data) if module.keeps_queries else None
+        queries = _encode_queries(module, data, trainer.strategy.root_device) if module.keeps_queries else None
         leave_group()
         if trainer.is_global_zero:
             update_metrics(run_dir / "model", metrics)
@@ -185,13 +185,19 @@ class FirstStage(NamedTuple):
     seconds: float
 
 
-def _encode_queries(module: PrimeModule, data: PrimeDataModule) -> tuple[dict[str, Encoded], float]:
+def _encode_queries(
+    module: PrimeModule, data: PrimeDataModule, device: torch.device
+) -> tuple[dict[str, Encoded], float]:
     """Return embeddings of the queries by the finished model, and the time that it took.
 
     The module encodes them, not the model that is loaded for the next stage: it has kept the outputs of frozen layers.
+    When the Trainer is done, it leaves the module on the CPU: it goes back to the device of the run, and again to the
+    CPU, so that the next stage has the device to itself.
     """
     started, ranked = time.perf_counter(), module.ranked_queries()
+    module.to(device)
     module.embed(data.train_text_dataloader(), module.query_memory, "query")
+    module.cpu()
     ids = data.sampler.query_ids
     embeddings = module.query_memory.take(torch.from_numpy(ids)).float().cpu()
     if "val" in ranked:
