@@ -216,6 +216,39 @@ def test_outputs_of_frozen_layers_are_kept_and_change_nothing(script):
     )
 
 
+class TestKeptOutputs:
+    def test_each_training_computes_its_own(self, script):
+        _, module, data = script("encoder.frozen_layers=1")
+        kept = []
+        for precision in ("bf16-mixed", "32-true"):
+            trainer_of(precision=precision, max_steps=1).fit(module, datamodule=data)
+            kept.append(module.encoder.frozen)
+        assert kept[1] is not kept[0]
+        assert [outputs.bank.rows.dtype for outputs in kept] == [torch.float16, torch.float32]
+
+    def test_those_of_other_texts_are_dropped(self, script):
+        _, module, data = script("encoder.frozen_layers=1")
+        trainer_of(max_steps=1).fit(module, datamodule=data)
+        trainer_of().validate(module, datamodule=data, verbose=False)
+        assert module.encoder.frozen is not None
+        _, _, other = script("encoder.frozen_layers=1", "dataset.max_length=5")
+        trainer_of().validate(module, datamodule=other, verbose=False)
+        assert module.encoder.frozen is None
+
+    def test_other_weights_make_them_unknown(self, script):
+        _, module, data = script("encoder.frozen_layers=1")
+        trainer_of(max_steps=1).fit(module, datamodule=data)
+        assert module.encoder.frozen.known.any()
+        module.load_state_dict(module.state_dict())
+        assert not module.encoder.frozen.known.any()
+
+    def test_processes_do_not_send_them_to_each_other(self, script):
+        _, module, data = script("encoder.frozen_layers=1")
+        trainer_of(max_steps=1).fit(module, datamodule=data)
+        # what DDP, and Lightning where there is nothing to train, read
+        assert "encoder.frozen.bank.rows" in module._ddp_params_and_buffers_to_ignore
+
+
 @pytest.fixture(scope="module")
 def trained(script, tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoints") / "last.ckpt"

@@ -27,6 +27,10 @@ class FrozenOutputs(nn.Module):
         self.known: Bool[Tensor, " text"] = torch.zeros(len(lengths), dtype=torch.bool)
         self.bank = make_bank(int(ends[-1]) if len(ends) else 0, dim, dtype=dtype)
 
+    def forget(self) -> None:
+        """Let all texts be computed anew."""
+        self.known.fill_(False)
+
     def take(
         self,
         text_ids: Int64[Tensor, " text"],

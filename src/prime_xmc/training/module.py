@@ -128,15 +128,19 @@ class PrimeModule(LightningModule):
         self._ranked: dict[str, list[tuple[np.ndarray, Tensor]]] = {}
         self.divergence = DivergenceWatch()
         self._compared_epoch: int | None = None  # the last one whose batches were compared between processes
-        # every process changes its own tables, all in the same way, so DDP need not send them
-        tables = [name for name, _ in self.named_buffers() if name.startswith(_TABLES)]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [*tables, "prototypes.free_vectors"])
+        self._kept_texts: Any = None  # data whose texts the encoder keeps outputs of frozen layers for
+        self._leave_tables_alone()
 
     @property
     def banks(self) -> dict[str, RowBank]:
         """The tables that training changes by name."""
         banks = {"centroids": self.prototypes.centroids, "query_memory": self.query_memory}
         return banks if self.label_memory is None else banks | {"label_memory": self.label_memory}
+
+    def _leave_tables_alone(self) -> None:
+        """Keep DDP from sending tables: every process changes its own, those of prototypes all in the same way."""
+        tables = [name for name, _ in self.named_buffers() if name.startswith(_TABLES)]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [*tables, "prototypes.free_vectors"])
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the callbacks of the method that the Trainer does not have."""
@@ -151,10 +155,7 @@ class PrimeModule(LightningModule):
         check_precision(str(self.trainer.precision))
         check_processes(self.trainer)
         data: Any = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and data is not None and self.encoder.frozen is None:
-            lengths = np.concatenate([data.corpus.train.tokens.lengths, data.corpus.label_tokens.lengths])
-            dtype = "float32" if str(self.trainer.precision).startswith("32") else "float16"
-            self.encoder.keep_frozen_outputs(lengths, self.make_bank, dtype)
+        self._prepare_frozen_outputs(stage, None if data is None else data.corpus)
         if self.trainer.world_size > 1 and data is not None:
             parts = {
                 "data set": digest(data.corpus.manifest["fingerprint"]),
@@ -162,6 +163,19 @@ class PrimeModule(LightningModule):
                 "seed": self.seed,
             }
             require_same(parts, "the data", self.trainer.strategy.root_device)
+
+    def _prepare_frozen_outputs(self, stage: str, corpus: Any) -> None:
+        """Make room for outputs of frozen layers before training, and drop those that are of other texts."""
+        if stage != "fit" and self._kept_texts is corpus:
+            return
+        # a training may have another precision, or weights that were put in since the last one
+        self.encoder.frozen = self._kept_texts = None
+        if stage == "fit" and corpus is not None:
+            lengths = np.concatenate([corpus.train.tokens.lengths, corpus.label_tokens.lengths])
+            dtype = "float32" if str(self.trainer.precision).startswith("32") else "float16"
+            self.encoder.keep_frozen_outputs(lengths, self.make_bank, dtype)
+            self._kept_texts = corpus
+        self._leave_tables_alone()
 
     def on_fit_start(self) -> None:
         """Let all processes start from the same tables, which the callbacks, or a checkpoint, have filled by now."""
@@ -236,8 +250,10 @@ class PrimeModule(LightningModule):
         self.discard_index()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take over parameters; the labels have to be encoded anew."""
+        """Take over parameters; the labels have to be encoded anew, and frozen layers may be others."""
         result = super().load_state_dict(state_dict, strict, assign)
+        if self.encoder.frozen is not None:
+            self.encoder.frozen.forget()
         self.discard_index()
         return result
 
