@@ -4,7 +4,7 @@ from pathlib import Path
 
 IMAGES = Path(__file__).resolve().parent
 METRICS = ("P@1", "P@5", "PSP@1", "PSP@5", "R@10", "R@100")
-SYSTEMS = {"prototypes": "#1f5fbf", "one-vs-all classifiers": "#c06a12", "both together": "#12796a"}  # rows, colours
+SYSTEMS = {"prototypes": "#1f5fbf", "one-vs-all classifiers": "#c06a12", "ensemble": "#12796a"}  # rows, colours
 STYLE = """<style>
 text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;font-size:14px;fill:#1c2733}
 .value{font-size:11px;fill:#4a5a6a}
@@ -48,7 +48,7 @@ def draw(results: dict[str, dict[str, float]]) -> str:
             label = f'x="{x + BAR / 2:g}" y="{BOTTOM - height - 6:.1f}" text-anchor="middle"'
             parts.append(f'<text class="value" {label}>{value:.1f}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - LEFT}" y1="{BOTTOM}" y2="{BOTTOM}"/>')
-    title = "<title>Test metrics on LF-Debian-18K in percent: prototypes, classifiers, and both together</title>"
+    title = "<title>Test metrics on LF-Debian-18K in percent: prototypes, classifiers, and their ensemble</title>"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
     return "\n".join([head, title, STYLE, *parts, "</svg>", ""])
 

@@ -76,7 +76,7 @@ def default_free_vectors(num_labels: int) -> int:
 OmegaConf.register_new_resolver("package", package_folder, replace=True)
 OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
 OmegaConf.register_new_resolver("free_vectors", default_free_vectors, replace=True)
-# At the latest after the last epoch; a number of epochs below 1 sets no limit, and null is no validation by epochs.
+# A training that is shorter than the interval validates after its last epoch. null is no validation by epochs.
 OmegaConf.register_new_resolver(
     "validation_interval", lambda every, last: min(every, last) if every and last and last > 0 else every, replace=True
 )

@@ -100,7 +100,7 @@ def test_readme_has_the_numbers_of_the_results_page():
     readme, results = table(ROOT / "README.md", "scores by"), table(DOCS / "results.md", "run")
     assert readme.pop("scores by") == results["run"]
     assert [values[:-1] for values in readme.values()] == [
-        results[name][:-1] for name in ("prototypes", "one-vs-all classifiers", "both together")
+        results[name][:-1] for name in ("prototypes", "one-vs-all classifiers", "ensemble")
     ]
 
 
