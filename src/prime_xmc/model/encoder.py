@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.encoder_folder import Pooling, Prompts, resolve_pooling, resolve_prompts
-from prime_xmc.model.frozen import FrozenOutputs
+from prime_xmc.model.frozen import FrozenOutputs, token_rows
 from prime_xmc.model.lora import add_adapters
 from prime_xmc.model.packed import PackedBackbone
 
@@ -377,7 +377,4 @@ def pool(
 
 def gather_rows(lengths: Int[Tensor, " text"], order: Int[Tensor, " wanted"]) -> Int[Tensor, " token"]:
     """Return the index of the tokens of some texts, in the given order, among the packed tokens of all texts."""
-    starts = (lengths.cumsum(0) - lengths)[order]
-    new_lengths = lengths[order]
-    new_starts = new_lengths.cumsum(0) - new_lengths
-    return torch.repeat_interleave(starts - new_starts, new_lengths) + torch.arange(int(new_lengths.sum()))
+    return token_rows((lengths.cumsum(0) - lengths)[order], lengths[order])

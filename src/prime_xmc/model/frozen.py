@@ -10,6 +10,17 @@ from torch import Tensor, nn
 from prime_xmc.model.banks import RowBank
 
 
+def token_rows(starts: Int[Tensor, " text"], lengths: Int[Tensor, " text"]) -> Int[Tensor, " token"]:
+    """Return the rows of the tokens of some texts, given each text's first row and its number of tokens."""
+    first = starts - (lengths.cumsum(0) - lengths)
+    return torch.repeat_interleave(first, lengths) + torch.arange(int(lengths.sum()))
+
+
+def kept_dtype(precision: str) -> str:
+    """Return the dtype in which outputs are kept, given Lightning's name of the precision in which layers compute."""
+    return "float32" if precision.startswith("32") else "float16"
+
+
 class FrozenOutputs(nn.Module):
     """The last frozen layer's output for every token of the texts that have been seen.
 
@@ -17,7 +28,8 @@ class FrozenOutputs(nn.Module):
         lengths: Number of tokens of every text.
         dim: Size d of a token's output.
         make_bank: Maker of the table, which has a row for every token; it decides where the table is kept.
-        dtype: "float16", which holds what layers in bfloat16 return without loss, or "float32".
+        dtype: "float16", which has more digits than bfloat16 and range enough for what layer norms return, or
+            "float32"; see `kept_dtype`.
     """
 
     def __init__(self, lengths: Int64[np.ndarray, " text"], dim: int, make_bank: Callable[..., RowBank], dtype: str):
@@ -51,13 +63,6 @@ class FrozenOutputs(nn.Module):
         if new.any():
             inside = torch.repeat_interleave(new, lengths)
             outputs = compute(token_ids[inside.to(token_ids.device)], lengths[new])
-            self.bank.put(self._places(text_ids[new], lengths[new], token_ids.device), outputs)
+            self.bank.put(token_rows(self.starts[text_ids[new]], lengths[new]).to(token_ids.device), outputs)
             self.known[text_ids[new]] = True
-        return self.bank.take(self._places(text_ids, lengths, token_ids.device))
-
-    def _places(
-        self, text_ids: Int64[Tensor, " text"], lengths: Int[Tensor, " text"], device: torch.device
-    ) -> Int64[Tensor, " token"]:
-        """Return the rows of the tokens of some texts."""
-        first = self.starts[text_ids] - (lengths.cumsum(0) - lengths)
-        return (torch.repeat_interleave(first, lengths) + torch.arange(int(lengths.sum()))).to(device)
+        return self.bank.take(token_rows(self.starts[text_ids], lengths).to(token_ids.device))

@@ -7,6 +7,8 @@ from omegaconf import DictConfig
 
 from prime_xmc.data.sampling import cluster_size_at
 from prime_xmc.index.search import FaissSearch
+from prime_xmc.model.banks import DTYPES
+from prime_xmc.model.frozen import kept_dtype
 from prime_xmc.training.module import PrimeModule
 
 
@@ -52,7 +54,7 @@ def layout_of(config: DictConfig, module: PrimeModule) -> Layout:
         num_free_vectors=0 if free_vectors is None else config.model.num_free_vectors,
         centroid_bytes=module.prototypes.centroids.rows.element_size(),
         remembers_labels=module.label_memory is not None,
-        frozen_bytes=0 if not num_frozen else 4 if str(config.trainer.precision).startswith("32") else 2,
+        frozen_bytes=DTYPES[kept_dtype(str(config.trainer.precision))].itemsize if num_frozen else 0,
         placement=module.query_memory.placement,
         on_gpu=device_of(config).type == "cuda",
         searcher=searcher.kind if isinstance(searcher, FaissSearch) else "exact",

@@ -22,6 +22,7 @@ from prime_xmc.evaluation.metrics import TOP_K
 from prime_xmc.evaluation.rank import search_unfiltered
 from prime_xmc.model.banks import BANKS, RowBank
 from prime_xmc.model.encoder import TextEncoder
+from prime_xmc.model.frozen import kept_dtype
 from prime_xmc.model.losses import PrimeLoss
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
@@ -172,8 +173,7 @@ class PrimeModule(LightningModule):
         self.encoder.frozen = self._kept_texts = None
         if stage == "fit" and corpus is not None:
             lengths = np.concatenate([corpus.train.tokens.lengths, corpus.label_tokens.lengths])
-            dtype = "float32" if str(self.trainer.precision).startswith("32") else "float16"
-            self.encoder.keep_frozen_outputs(lengths, self.make_bank, dtype)
+            self.encoder.keep_frozen_outputs(lengths, self.make_bank, kept_dtype(str(self.trainer.precision)))
             self._kept_texts = corpus
         self._leave_tables_alone()
 

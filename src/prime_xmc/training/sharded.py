@@ -41,7 +41,7 @@ def encode_sharded(
         texts = {"number of texts": len(lengths), "texts": digest(token_ids, lengths)}
         require_same(texts, "the texts to encode", token_ids.device)
     mine = lengths.argsort(stable=True)[rank::world_size]
-    my_ids = None if text_ids is None else text_ids.cpu()[mine]
+    my_ids = None if text_ids is None else text_ids[mine.to(text_ids.device)]  # not on the host, which would wait
     local = encoder(token_ids[gather_rows(lengths, mine).to(token_ids.device)], lengths[mine], my_ids)
     per_rank = -(-len(lengths) // world_size)
     padded = local.new_zeros(per_rank, local.shape[1])
