@@ -70,10 +70,8 @@ class ExactSearch(Search):
 
     def _blocks(self) -> tuple[int, int]:
         """Return queries and labels per block."""
-        query_block, label_block = _CPU_BLOCKS
-        if self._vectors.device.type == "cuda":
-            label_block = min(max(1, len(self._vectors)), _MOST_LABELS)
-            query_block = max(1, min(_GPU_SCORES // label_block, _MOST_QUERIES))
+        on_gpu = self._vectors.device.type == "cuda"
+        query_block, label_block = gpu_blocks(len(self._vectors)) if on_gpu else _CPU_BLOCKS
         return self.query_block or query_block, self.label_block or label_block
 
 
@@ -82,6 +80,17 @@ _CPU_BLOCKS = 1024, 32_768  # whose scores fit the cache that processors share
 _GPU_SCORES = 2**28
 _MOST_LABELS = 2**21
 _MOST_QUERIES = 2**12
+
+
+def gpu_blocks(num_labels: int) -> tuple[int, int]:
+    """Return how many queries and labels a GPU scores at once.
+
+    Example:
+        >>> gpu_blocks(1_300_000)
+        (206, 1300000)
+    """
+    label_block = min(max(1, num_labels), _MOST_LABELS)
+    return min(_GPU_SCORES // label_block, _MOST_QUERIES), label_block
 
 
 def _search_by_sorting(
