@@ -175,9 +175,9 @@ class TestMemory:
 
     def test_exact_search_on_a_gpu_holds_scores(self):
         exact = {"searcher": "exact", "on_gpu": True}
-        assert by_name(phases(**exact)["test"])["block of scores"] == 4 * 4096 * 300
+        assert by_name(phases(**exact)["test"], "device")["block of scores"] == 4 * 4096 * 300
         for phase in (phases(on_gpu=True), phases(searcher="exact"), phases(**exact, placement="host")):
-            assert "block of scores" not in by_name(phase["test"])
+            assert "block of scores" not in [item.name for item in phase["test"]]
 
     def test_more_queries_than_labels_are_clustered(self):
         planned = phases(SIZES._replace(num_queries=1000))
