@@ -68,7 +68,7 @@ K = 100
 BATCHES = 4  # that a round of steps goes through
 ROUNDS = 8
 TOKENS = 13  # of a made-up text; 126,000 tokens in a batch of 9,600 texts
-WARM_UP, PROFILED = 10, 20  # steps of a run before the steady state, and steps that are profiled in it
+EPOCHS, LEFT_OUT = 4, 3  # of a run; steps of an epoch before its steady state
 RUN_STEPS = 200  # of the run that a plan is compared with
 
 
@@ -199,7 +199,7 @@ def default_run_rows(targets: Sequence[Target]) -> Iterator[Row]:
         subprocess.run([*command, f"hydra.run.dir={directory}/run"], cwd=ROOT, env=environment(), check=True)
         seconds = time.perf_counter() - start
         metrics = json.loads(Path(directory, "run", "metrics.json").read_text(encoding="utf-8"))
-    shown = ", ".join(f"{name} {100 * metrics[f'test/{name}']:.2f}" for name in ("P@1", "PSP@5"))
+    shown = ", ".join(f"{name} {100 * metrics.get(f'test/{name}', float('nan')):.2f}" for name in ("P@1", "PSP@5"))
     note = f"data prepared before; {metrics['train/epochs']} epochs, classifiers, test and export; {shown}"
     yield targets[0].row(seconds, note)
 
@@ -295,38 +295,37 @@ def operations_of(training: Training, batch: Batch) -> float:
 
 
 class StepWatch(Callback):
-    """Profiles some steps of each epoch and times those that follow, without the host waiting in between.
+    """Times the steps of each epoch together, but for the first ones, without the host waiting in between.
 
     Args:
-        profiled: Number of steps to profile; 0: none.
+        profiled: Whether the steps of the second epoch are profiled, and only those of later epochs timed.
     """
 
-    def __init__(self, profiled: int):
+    def __init__(self, profiled: bool):
         self.profiled = profiled
         self.busy_ms = 0.0  # of a step
         self.seconds = 0.0
         self.num_steps = 0
-        self._profile: profile | None = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Begin or end a measurement."""
-        if self.profiled and batch_idx == WARM_UP:
+        profiles = self.profiled and trainer.current_epoch == 1
+        if self.profiled and trainer.current_epoch == 0:
+            return
+        if batch_idx == LEFT_OUT - 1:
             torch.cuda.synchronize()
-            self._profile = profile(activities=[ProfilerActivity.CUDA])
-            self._profile.start()
-        elif self._profile is not None and batch_idx == WARM_UP + self.profiled:
-            torch.cuda.synchronize()
-            self._profile.stop()
-            self.busy_ms = busy_seconds(self._profile) / self.profiled * 1e3
-        first = WARM_UP + (self.profiled + WARM_UP if self.profiled else 0)
-        last = batch_idx == trainer.num_training_batches - 1 or trainer.global_step == trainer.max_steps
-        if batch_idx == first:
-            torch.cuda.synchronize()
+            if profiles:
+                self._profile = profile(activities=[ProfilerActivity.CUDA])
+                self._profile.start()
             self._start = time.perf_counter()
-        elif batch_idx > first and last:
+        elif batch_idx == trainer.num_training_batches - 1 or trainer.global_step == trainer.max_steps:
             torch.cuda.synchronize()
-            self.seconds += time.perf_counter() - self._start
-            self.num_steps += batch_idx - first
+            if profiles:
+                self._profile.stop()
+                self.busy_ms = busy_seconds(self._profile) / (batch_idx + 1 - LEFT_OUT) * 1e3
+            else:
+                self.seconds += time.perf_counter() - self._start
+                self.num_steps += batch_idx + 1 - LEFT_OUT
 
 
 def busy_seconds(profiled: profile) -> float:
@@ -340,9 +339,13 @@ def busy_seconds(profiled: profile) -> float:
 
 
 def run_steps(config: DictConfig, data: PrimeDataModule) -> tuple[float, float, int]:
-    """Train for an epoch without validation; return the milliseconds of a step, those of its work, and the steps."""
-    watch = StepWatch(PROFILED)
-    train(config, data, watch, max_epochs=1)
+    """Train for some epochs without validation.
+
+    Returns:
+        Milliseconds of a step, those of its work on the GPU, and the number of steps that were timed.
+    """
+    watch = StepWatch(profiled=True)
+    train(config, data, watch, max_epochs=EPOCHS)
     return 1e3 * watch.seconds / watch.num_steps, watch.busy_ms, watch.num_steps
 
 
@@ -350,7 +353,7 @@ def real_step_ms(overrides: list[str]) -> float:
     """Train as configured and return the milliseconds of a step, all but the first of each epoch."""
     config = compose_on_gpu(*overrides)
     data = make_data(config)
-    watch = StepWatch(0)
+    watch = StepWatch(profiled=False)
     train(config, data, watch)
     return 1e3 * watch.seconds / watch.num_steps
 
