@@ -172,7 +172,7 @@ def plan_rows(scale: float, folder: Path, targets: Sequence[Target]) -> Iterator
     memory = f"device {planned['device']:.1f} GB, host {planned['host']:.1f} GB"
     note = f"{TOKENS} tokens a text; {shares}; {memory}; planned in {seconds:.0f} s"
     yield hours_target.row(sum(planned["hours"].values()), note)
-    sizes = {"labels": 130_000, "queries": 220_000, "test_queries": 1000}
+    sizes = {"labels": 400_000, "queries": 220_000, "test_queries": 1000}
     overrides = [
         "dataset=synthetic",
         *large_encoder(folder),
