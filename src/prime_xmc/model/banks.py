@@ -71,11 +71,11 @@ class RowBank(nn.Module):
 
     def take(self, ids: Int64[Tensor, " row"]) -> Float[Tensor, "row d"]:
         """Return some rows, in the bank's dtype, on the device of `ids`."""
-        return self.rows[ids.to(self.rows.device)].to(ids.device)
+        return _move(self.rows[_move(ids, self.rows.device)], ids.device)
 
     def put(self, ids: Int64[Tensor, " row"], rows: Float[Tensor, "row d"]) -> None:
         """Replace some rows, each once."""
-        self.rows[ids.to(self.rows.device)] = rows.detach().to(self.rows.device, self.rows.dtype)
+        self.rows[_move(ids, self.rows.device)] = _move(rows.detach(), self.rows.device).to(self.rows.dtype)
 
     def save(self, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
         """Write the rows to a folder, in shards: rows-00000.safetensors and so on, and an index.
@@ -117,6 +117,11 @@ class RowBank(nn.Module):
             start += len(shard)
         if start != len(self):
             raise ValueError(f"{directory} has {start} rows in all, expected {len(self)}: it is incomplete")
+
+
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; the host waits for copies from a GPU, and not for those to one."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def read_shards(directory: Path, num_shards: int) -> Iterator[Float[Tensor, "row d"]]:
