@@ -40,9 +40,9 @@ def test_more_queries_of_a_label_move_its_centroid_and_nothing_else(make):
     # towards the mean of the label's queries, those of the batch and those beside it
     query_emb = torch.cat([outputs[1]["query_emb"], module(*batch.more.texts[1:]).detach()])
     rows = torch.cat([batch.pair_rows, 8 + batch.more.pair_rows])
-    label_ids = torch.cat([batch.pair_labels, batch.more.pair_labels])
+    label_ids = batch.moved_ids[torch.cat([batch.pair_places, batch.more.pair_places])]
     label = int(batch.label_ids[0])
-    assert int((batch.more.pair_labels == label).sum()) > 0
+    assert int((batch.moved_ids[batch.more.pair_places] == label).sum()) > 0
     mean = query_emb[rows[label_ids == label]].mean(0)
     torch.testing.assert_close(steps[1][label], 0.05 * (mean - before[label]), atol=1e-6, rtol=1e-4)
     assert not torch.allclose(steps[0][label], steps[1][label], atol=1e-4)
@@ -68,8 +68,8 @@ def test_remembered_labels_enter_the_first_term_with_the_embedding_that_training
         outputs["query_emb"],
         label_emb,
         prototypes,
-        torch.cat([batch.positives, memory.positives], dim=1),
-        torch.cat([batch.negatives, memory.negatives], dim=1),
+        memory.relations.positives(),
+        memory.relations.negatives(),
     )
     torch.testing.assert_close(outputs["loss"], expected, atol=1e-5, rtol=1e-4)
     assert outputs["prototypes"].shape == label_emb.shape
@@ -301,6 +301,33 @@ class TestBanks:
         module.build_index()
         module.load_state_dict(checkpoint["state_dict"])
         assert not module.has_index
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["sampling.memory_labels=8", "sampling.num_positives=1"],
+        ["sampling.more_queries_per_label=1", "sampling.memory_labels=0", "model.centroid_update=one"],
+        ["loss=infonce"],
+        ["sampling.loss_positives=any", "loss.num_negatives=null", "loss.weighting=active_mean"],
+    ],
+)
+@pytest.mark.parametrize("clip", ["norm", "value"])
+def test_the_host_waits_for_no_result_of_a_step(make, settings, clip, never_waits):
+    """What the encoder does apart, which has its own tests."""
+    module, data = make(*settings)
+    optimizer = module.optimizer(module.parameter_groups())
+    never_waits.exempt(module.encoder)
+    before = module.prototypes.free_vectors.detach().clone()
+    for number, batch in zip(range(2), data.train_dataloader(), strict=False):
+        with never_waits:
+            module.training_step(batch.to(torch.device("cpu")), number)["loss"].backward()
+            module.configure_gradient_clipping(optimizer, 0.5, clip)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert not torch.equal(module.prototypes.free_vectors, before)
+    with pytest.raises(AssertionError, match="the host would wait for nonzero"), never_waits:
+        torch.ones(3).nonzero()
 
 
 @pytest.mark.cuda

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader
@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Pinnable(Protocol):
     """A batch that can be put into memory from which a GPU copies while the host goes on."""
 

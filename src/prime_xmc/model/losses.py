@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 Weighting = Literal["softmax", "sum", "active_mean"]
-Pairs = tuple[Int64[Tensor, " pair"], Int64[Tensor, " pair"]]
+Pairs = tuple[Int64[Tensor, "_"], Int64[Tensor, "_"]]
 """Anchor and candidate of each positive pair, in the order of anchors, then of candidates."""
 
 
