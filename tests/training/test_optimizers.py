@@ -112,7 +112,10 @@ def test_row_adam_is_sparse_adam(counts_rows):
     generator = torch.Generator().manual_seed(0)
     ours = torch.nn.Parameter(torch.randn(30, 16, generator=generator))
     theirs = torch.nn.Parameter(ours.detach().clone())
-    optimizers = {ours: RowAdam([ours], lr=0.1, betas=(0.8, 0.9)), theirs: SparseAdam([theirs], lr=0.1, betas=(0.8, 0.9))}
+    optimizers = {
+        ours: RowAdam([ours], lr=0.1, betas=(0.8, 0.9)),
+        theirs: SparseAdam([theirs], lr=0.1, betas=(0.8, 0.9)),
+    }
     for count in (40, 1, 0, 20):
         rows, weight = torch.randint(30, (count,), generator=generator), torch.randn(count, 16, generator=generator)
         for table, optimizer in optimizers.items():

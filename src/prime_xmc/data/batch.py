@@ -346,9 +346,7 @@ class BatchBuilder(Dataset):
             for rows in (pairs, filtered)
         )
         answers = _without(related, excluded)
-        return MemoryLabels(
-            torch.from_numpy(ids), _relations(len(query_ids), width, answers, related, excluded)
-        )
+        return MemoryLabels(torch.from_numpy(ids), _relations(len(query_ids), width, answers, related, excluded))
 
     def _draw_more(
         self,

@@ -143,7 +143,7 @@ class ClassifierModule(LightningModule):
         Raises:
             ValueError: If it has.
         """
-        self.step_log.log(self, batch_idx)
+        self.step_log.log(self)
 
     def batch_loss(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the loss of a batch's queries against their labels, and what else to log."""

@@ -338,7 +338,7 @@ class PrimeModule(LightningModule):
         Raises:
             ValueError: If it has.
         """
-        self.step_log.log(self, batch_idx)
+        self.step_log.log(self)
 
     def _candidates(self, batch: Batch, label_emb: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Pairs, Pairs]]:
         """Return prototypes of the batch's labels, then of those in memory, and their positive and negative pairs.

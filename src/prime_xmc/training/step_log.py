@@ -45,20 +45,21 @@ class StepLog:
         sums, count = self._sums.get(names, (torch.zeros_like(values), 0))
         self._sums[names] = sums + values * size, count + size
 
-    def log(self, module: Any, batch_idx: int) -> None:
+    def log(self, module: Any) -> None:
         """Hand on what is due after a step, in `on_train_batch_end` of a module.
 
         Raises:
             ValueError: If it is read and training has diverged.
         """
         trainer = module.trainer
-        if trainer._logger_connector.should_update_logs and self._last is not None:
-            self.divergence.require_finite()
-            names, values = self._last
-            for name, value in zip(names, values.cpu(), strict=True):
-                module.log(f"train/{name}_step", value, prog_bar=name == "loss", on_step=True, on_epoch=False)
-        if _ends_epoch(trainer):
-            self.divergence.require_finite()
+        ends_epoch = _ends_epoch(trainer)
+        if self._last is None or not (ends_epoch or trainer._logger_connector.should_update_logs):
+            return
+        self.divergence.require_finite()
+        names, values = self._last
+        for name, value in zip(names, values.cpu(), strict=True):
+            module.log(f"train/{name}_step", value, prog_bar=name == "loss", on_step=True, on_epoch=False)
+        if ends_epoch:
             for name, mean in self._means().items():
                 # by its plain name too, which callbacks monitor
                 module.log(f"train/{name}", mean, logger=False, on_step=False, on_epoch=True, batch_size=1)
