@@ -174,13 +174,13 @@ class Batch(NamedTuple):
 
     def pin_memory(self) -> "Batch":
         """Return the batch in memory from which a GPU copies while the host goes on."""
-        moved = {name: getattr(self, name).pin_memory() for name in _MOVED}
+        moved: dict[str, Any] = {name: getattr(self, name).pin_memory() for name in _MOVED}
         optional = {name: part.pin_memory() for name, part in self._optional().items()}
         return self._replace(relations=self.relations.pin_memory(), **moved, **optional)
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device; what the host goes by stays there: text ids and lengths."""
-        moved = {name: send(getattr(self, name), device) for name in _MOVED}
+        moved: dict[str, Any] = {name: send(getattr(self, name), device) for name in _MOVED}
         optional = {name: part.to(device) for name, part in self._optional().items()}
         return self._replace(relations=self.relations.to(device), **moved, **optional)
 

@@ -168,9 +168,8 @@ def _device(metrics: Mapping[str, Any]) -> str:
     """Return on which GPU the model was trained, within a sentence; empty where it was none."""
     if "device" not in metrics:
         return ""
-    return (
-        f", on one {metrics['device']}, of whose memory it took {metrics['peak_device_memory_bytes'] / 2**30:.1f} GiB"
-    )
+    memory = metrics["peak_device_memory_bytes"] / 2**30
+    return f", on one {metrics['device']}, of whose memory it took {memory:.1f} GiB"
 
 
 def _results(results: Mapping[str, float], notes: Sequence[str]) -> str:

@@ -164,10 +164,8 @@ class Prototypes(nn.Module):
             target = query_emb.new_zeros(len(label_ids), query_emb.shape[1])
             target.index_add_(0, pair_places, query_emb[pair_rows])
             # not bincount, which makes the host wait for a GPU
-            counts = query_emb.new_zeros(len(label_ids)).index_add_(
-                0, pair_places, query_emb.new_ones(len(pair_places))
-            )
-            target /= counts[:, None]
+            ones = query_emb.new_ones(len(pair_places))
+            target /= query_emb.new_zeros(len(label_ids)).index_add_(0, pair_places, ones)[:, None]
         else:
             first = torch.full_like(label_ids, len(query_emb)).scatter_reduce(0, pair_places, pair_rows, "amin")
             target = query_emb[first]

@@ -91,16 +91,16 @@ class RowAdam(Optimizer):
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None:
-                    self._change(table, group)
+                    self._change(table, table.grad, group)
         return loss
 
-    def _change(self, table: Tensor, group: dict[str, Any]) -> None:
+    def _change(self, table: Tensor, sparse_gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[table]
         if not state:
             state |= {"step": 0, "exp_avg": torch.zeros_like(table), "exp_avg_sq": torch.zeros_like(table)}
         state["step"] += 1
         beta1, beta2 = group["betas"]
-        rows, gradient = summed_rows(table.grad)
+        rows, gradient = summed_rows(sparse_gradient)
         # what is written to a row that occurs twice is the same in both places
         average, square = state["exp_avg"][rows], state["exp_avg_sq"][rows]
         average = gradient.sub(average).mul_(1 - beta1).add_(average)
