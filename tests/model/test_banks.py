@@ -100,7 +100,8 @@ class TestErrors:
             RowBank(2, 2, placement="disk")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_on_cuda(placement):
     bank = filled(placement=placement).to("cuda")

@@ -330,11 +330,77 @@ def test_the_host_waits_for_no_result_of_a_step(make, settings, clip, never_wait
         torch.ones(3).nonzero()
 
 
+@pytest.fixture(scope="module")
+def whole_run(toy_settings, compose, tmp_path_factory):
+    """Trains, classifies and tests on a device; returns the metrics."""
+
+    def whole_run(trainer):
+        folder = tmp_path_factory.mktemp(trainer)
+        settings = [
+            *(f"trainer={trainer}", "trainer.max_epochs=1", "sampling.more_queries_per_label=1"),
+            *("classify=true", "classify_settings=[trainer.max_epochs=1]", "neighbours={k:3,temperature:0.05}"),
+            *(f"cache_dir={folder}/cache", f"run_dir={folder}/run"),
+        ]
+        return run(compose(*toy_settings, *settings)).metrics
+
+    return whole_run
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        "cpu",
+        pytest.param(
+            "gpu",
+            marks=[
+                pytest.mark.cuda,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+def test_a_whole_run(whole_run, trainer):
+    metrics = whole_run(trainer)
+    for scorer in ("", "W/", "neighbours/", "ensemble/"):
+        assert 0 < metrics[f"test/{scorer}R@10"] <= 1
+    if trainer == "gpu":
+        assert metrics["device"] == torch.cuda.get_device_name()
+        assert 0 < metrics["peak_device_memory_bytes"] < 2**30
+    else:
+        assert "device" not in metrics
+
+
+class Strict(L.Callback):
+    """Raises where the host waits for the GPU between the third step and the sixth, the next batches included."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 6:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_run_on_cuda(toy_settings, compose, tmp_path):
-    quick = ["trainer.max_epochs=1", "sampling.more_queries_per_label=1", "classify=[trainer.max_epochs=1]"]
-    settings = [*toy_settings, "trainer=gpu", *quick, f"cache_dir={tmp_path}/cache", f"run_dir={tmp_path}/run"]
-    metrics = run(compose(*settings)).metrics
-    assert 0 < metrics["test/R@10"] <= 1
-    assert 0 < metrics["test/W/R@10"] <= 1
+@pytest.mark.parametrize(
+    ("settings", "clip"),
+    [
+        (["sampling.memory_labels=8", "sampling.num_positives=1"], None),
+        (["sampling.more_queries_per_label=1"], 1.0),
+        (["loss=infonce", "encoder.frozen_layers=1"], None),
+    ],
+)
+def test_the_host_never_waits_for_a_gpu(make, settings, clip):
+    """Three steps of a Trainer, with all around them: the next batch, optimiser, schedule, what is logged."""
+    module, data = make(*settings)
+    del module.log, module.log_dict
+    trainer = trainer_of(
+        accelerator="gpu", max_epochs=1, callbacks=[Strict()], log_every_n_steps=1000, gradient_clip_val=clip
+    )
+    try:
+        trainer.fit(module, datamodule=data)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.global_step > 6
