@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from prime_xmc.assemble import make_data, make_module
+from prime_xmc.data import background, sampling
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.callbacks import InitialisePrototypes, RebuildClusters
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
@@ -328,6 +329,20 @@ def test_the_host_waits_for_no_result_of_a_step(make, settings, clip, never_wait
     assert not torch.equal(module.prototypes.free_vectors, before)
     with pytest.raises(AssertionError, match="the host would wait for nonzero"), never_waits:
         torch.ones(3).nonzero()
+
+
+def test_batches_that_a_thread_makes_ahead_train_the_same(script, monkeypatch):
+    """To the last bit; and where training ends within an epoch, it is known which batches were trained."""
+    results = []
+    for ahead in (False, True):
+        monkeypatch.setattr(sampling, "works_ahead", lambda device, ahead=ahead: ahead)
+        monkeypatch.setattr(background, "works_ahead", lambda device, ahead=ahead: ahead)
+        _, module, data = script()
+        trainer_of(max_steps=10).fit(module, datamodule=data)
+        results.append((module.state_dict(), data.state_dict()["sampler"]["position"]))
+    (expected, position), (found, position_ahead) = results
+    assert position == position_ahead == 3  # of seven
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.fixture(scope="module")

@@ -194,7 +194,7 @@ class ReleaseMemory(Callback):
     """Gives memory that malloc holds but nobody uses back to the system, on Linux with glibc; elsewhere does nothing.
 
     Every batch has tensors of its own sizes, which leave the heap in pieces. It would grow to twice what is in use over
-    the first hundred steps. Those of a training on a GPU are on the GPU, and nothing is released there.
+    the first hundred steps. Where a GPU trains, what a step makes is not on the heap, and steps release nothing.
 
     Args:
         every_n_steps: Training steps between releases. Pages that are given back cost time when they are needed again.
@@ -208,7 +208,7 @@ class ReleaseMemory(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Release if it is time."""
-        if (batch_idx + 1) % self.every_n_steps == 0 and pl_module.device.type == "cpu":
+        if pl_module.device.type == "cpu" and (batch_idx + 1) % self.every_n_steps == 0:
             self.release()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

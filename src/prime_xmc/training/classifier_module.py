@@ -160,9 +160,10 @@ class ClassifierModule(LightningModule):
 
         The candidates are its positives, then its hardest negatives.
         """
-        filtered = self.queries.filtered.take(batch.query_ids.cpu().numpy())
+        query_ids = batch.text_ids[: len(query_emb)].numpy()  # on the host
+        filtered = self.queries.filtered.take(query_ids)
         filtered_rows, filtered_labels = (
-            torch.from_numpy(ids.astype(np.int64)).to(self.device) for ids in (filtered.row_ids(), filtered.values)
+            send(torch.from_numpy(ids.astype(np.int64)), self.device) for ids in (filtered.row_ids(), filtered.values)
         )
         assert self.loss.num_negatives is not None
         hard, exists = hardest_of_all(
@@ -172,8 +173,9 @@ class ClassifierModule(LightningModule):
             torch.cat([batch.pair_labels, filtered_labels]),
             self.loss.num_negatives,
         )
-        num_positives = torch.bincount(batch.pair_rows, minlength=len(query_emb))
-        positives = torch.arange(int(num_positives.max()), device=self.device) < num_positives[:, None]
+        num_positives = self.queries.positives.take(query_ids).lengths
+        columns = torch.arange(int(num_positives.max(initial=0)), device=self.device)
+        positives = columns < send(torch.from_numpy(num_positives), self.device)[:, None]
         label_ids, places = torch.cat([batch.pair_labels, hard.flatten()]).unique(return_inverse=True)
         rows = torch.arange(len(query_emb), device=self.device).repeat_interleave(hard.shape[1])
         found = pair_similarity(query_emb, self.classifiers(label_ids), torch.cat([batch.pair_rows, rows]), places)

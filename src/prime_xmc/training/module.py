@@ -1,5 +1,6 @@
 """The LightningModule: steps, logging and optimisers around encoder, prototypes and loss."""
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -317,7 +318,9 @@ class PrimeModule(LightningModule):
         seen = self._seen(batch, query_emb.detach())
         # cosines near 1 differ by less than bf16 can tell
         with torch.autocast(self.device.type, enabled=False):
-            loss, logs = self.loss(query_emb, label_emb, prototypes, positives, negatives, pairs)
+            # a loss of somebody's own, in place of `PrimeLoss`, may have no use for them
+            known = {"pairs": pairs} if "pairs" in inspect.signature(self.loss.forward).parameters else {}
+            loss, logs = self.loss(query_emb, label_emb, prototypes, positives, negatives, **known)
             drift = self.prototypes.update_centroids(*seen, batch.moved_ids)
         self.query_memory.put(batch.query_ids, query_emb)
         if self.label_memory is not None:
