@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.fabric.utilities import move_data_to_device
 
 from prime_xmc.data.batch import BatchBuilder, Relations, SameBatches, TextChunks, membership, pack, places_of
 from prime_xmc.data.corpus import Ragged, Split
@@ -185,6 +186,17 @@ class TestBatchBuilder:
         query_ids, drawn = some_batch(positives, seed)
         batch = build(make_builder(positives, filtered), query_ids, drawn)
         assert batch.moved_ids.tolist() == sorted({label for query in query_ids for label in positives[query]})
+
+    def test_the_trainer_moves_all_but_what_the_host_goes_by(self):
+        queries_of_label = Ragged.grouped(np.array([1, 4, 4, 2]), np.array([0, 0, 1, 2]), NUM_LABELS)
+        builder = make_builder([[1, 4], [4], [2, 3]], num_more=2, queries_of_label=queries_of_label, memory_labels=4)
+        moved = move_data_to_device(build(builder, [2, 0], [[2], [4]]), torch.device("meta"))
+        host = {moved.text_ids, moved.lengths, moved.more.texts.ids, moved.more.texts.lengths}
+        assert {tensor.device.type for tensor in host} == {"cpu"}
+        parts = (moved, moved.relations, moved.more, moved.more.texts, moved.memory, moved.memory.relations)
+        rest = [value for part in parts for value in part if isinstance(value, torch.Tensor) and value not in host]
+        assert len(rest) == 14
+        assert {tensor.device.type for tensor in rest} == {"meta"}
 
     @pytest.mark.cuda
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

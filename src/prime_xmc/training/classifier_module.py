@@ -22,6 +22,7 @@ from prime_xmc.model.classifiers import Classifiers, hardest_of_all, pair_simila
 from prime_xmc.model.losses import Contrast, contrast_of
 from prime_xmc.training.module import Searcher
 from prime_xmc.training.optimizers import with_warmup
+from prime_xmc.training.randomness import seed_step
 from prime_xmc.training.start import check_precision, missing_callbacks
 from prime_xmc.training.step_log import StepLog
 
@@ -123,7 +124,7 @@ class ClassifierModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the step's random numbers."""
-        torch.manual_seed(hash((self.seed, self.global_step)))
+        seed_step(self.seed, self.global_step, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""

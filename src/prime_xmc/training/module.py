@@ -29,6 +29,7 @@ from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.optimizers import clip_gradients, with_warmup
 from prime_xmc.training.protocols import Kind
+from prime_xmc.training.randomness import seed_step
 from prime_xmc.training.sharded import copy_from_first, digest, encode_sharded, require_same
 from prime_xmc.training.start import check_precision, check_processes, missing_callbacks
 from prime_xmc.training.step_log import StepLog
@@ -290,7 +291,7 @@ class PrimeModule(LightningModule):
         Raises:
             ValueError: If it is the first batch of an epoch here, and not the same in all processes.
         """
-        torch.manual_seed(hash((self.seed, self.global_step)))
+        seed_step(self.seed, self.global_step, self.device)
         self.discard_index()
         if self.trainer.world_size > 1 and self._compared_epoch != self.current_epoch:
             self._compared_epoch = self.current_epoch

@@ -177,15 +177,17 @@ def clip_gradients(
                 gradients.append(parameter.grad._values())
             else:
                 gradients.append(parameter.grad)
+    if algorithm not in ("norm", "value"):
+        raise ValueError(f"expected trainer.gradient_clip_algorithm norm or value, got {algorithm!r}")
+    if not gradients:
+        return
     if algorithm == "norm":
         scale = (value / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0).view(1)
         agree(scale)
         torch._foreach_mul_(gradients, scale[0])
-    elif algorithm == "value":
+    else:
         torch._foreach_clamp_min_(gradients, -value)
         torch._foreach_clamp_max_(gradients, value)
-    else:
-        raise ValueError(f"expected trainer.gradient_clip_algorithm norm or value, got {algorithm!r}")
 
 
 def with_warmup(
