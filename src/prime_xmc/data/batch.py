@@ -324,17 +324,18 @@ class BatchBuilder(Dataset):
             pair_rows=torch.from_numpy(pairs.row_ids()),
             pair_places=torch.from_numpy(pair_places),
             more=self._draw_more(query_ids, label_ids, moved_ids) if self.num_more else None,
-            memory=self._remember(query_ids, label_ids, pairs, filtered) if self.memory_labels else None,
+            memory=self._remember(query_ids, label_ids, moved_ids, pairs, filtered) if self.memory_labels else None,
         )
 
     def _remember(
         self,
         query_ids: Int64[np.ndarray, " query"],
         label_ids: Int64[np.ndarray, " label"],
+        moved_ids: Int[np.ndarray, " moved"],
         pairs: Ragged,
         filtered: Ragged,
     ) -> MemoryLabels:
-        ids = np.setdiff1d(pairs.values, label_ids).astype(np.int64)
+        ids = np.setdiff1d(moved_ids, label_ids, assume_unique=True).astype(np.int64)
         if len(ids) > self.memory_labels:
             # a function of the batch alone, as above, and no repetition of what that draws
             rng = np.random.default_rng([*query_ids, self.memory_labels, len(ids)])
@@ -375,7 +376,7 @@ def _relations(
     related: Int64[np.ndarray, " related"],
     excluded: Int64[np.ndarray, " excluded"],
 ) -> Relations:
-    spared = np.union1d(related, excluded) if len(excluded) else related
+    spared = np.sort(np.concatenate([related, _without(excluded, related)])) if len(excluded) else related
     return Relations(num_queries, num_candidates, torch.from_numpy(positives), torch.from_numpy(spared))
 
 
