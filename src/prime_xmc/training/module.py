@@ -176,6 +176,8 @@ class PrimeModule(LightningModule):
         if stage == "fit" and corpus is not None:
             lengths = np.concatenate([corpus.train.tokens.lengths, corpus.label_tokens.lengths])
             self.encoder.keep_frozen_outputs(lengths, self.make_bank, kept_dtype(str(self.trainer.precision)))
+            if self.encoder.frozen is not None:
+                self.encoder.frozen.bank.stays_on_gpu = True
             self._kept_texts = corpus
         self._leave_tables_alone()
 
