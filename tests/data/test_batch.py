@@ -286,6 +286,42 @@ class TestMemoryLabels:
             make_builder([[0]], memory_labels=-1)
 
 
+class TestLeftOut:
+    POSITIVES = [[0, 1, 2], [1, 2], [2, 3]]
+    FREQUENCY = np.array([1, 2, 3, 1, 0, 0, 0, 0, 0])
+
+    def left_out(self, share, **more):
+        builder = make_builder(
+            self.POSITIVES, memory_labels=NUM_LABELS, leave_one_out=share, label_frequency=self.FREQUENCY, **more
+        )
+        return build(builder, [2, 0], [[3], [1]])
+
+    def test_all_positives_whose_label_has_another_query(self):
+        batch = self.left_out(1.0)
+        ids = torch.cat([batch.label_ids, batch.memory.ids])
+        rows, columns, num_queries = batch.left_out
+        found = list(zip(batch.query_ids[rows].tolist(), ids[columns].tolist(), num_queries.tolist(), strict=True))
+        assert sorted(found) == [(0, 1, 2), (0, 2, 3), (2, 2, 3)]
+
+    def test_a_part_of_them_which_is_a_function_of_the_batch(self):
+        frequency = np.full(NUM_LABELS, 5)
+        builder = make_builder([list(range(NUM_LABELS))] * 40, leave_one_out=0.25, label_frequency=frequency)
+        drawn = [[label % NUM_LABELS] for label in range(40)]
+        batches = [build(builder, range(40), drawn) for _ in range(2)]
+        assert torch.equal(batches[0].left_out.rows, batches[1].left_out.rows)
+        assert torch.equal(batches[0].left_out.columns, batches[1].left_out.columns)
+        assert 0.15 < len(batches[0].left_out.rows) / (40 * NUM_LABELS) < 0.35
+        assert batches[0].positives[batches[0].left_out.rows, batches[0].left_out.columns].all()
+
+    def test_none_is_the_default(self):
+        assert build(make_builder([[0, 1]]), [0], [[1]]).left_out is None
+
+    @pytest.mark.parametrize("share", [-0.1, 1.5])
+    def test_what_is_no_probability_is_refused(self, share):
+        with pytest.raises(ValueError, match=f"sampling.leave_one_out between 0 and 1, got {share}"):
+            make_builder([[0]], leave_one_out=share)
+
+
 class TestTexts:
     def test_pack(self):
         texts = pack(make_texts(6, 100), np.array([5, 0, 5]))

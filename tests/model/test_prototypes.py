@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from prime_xmc.model.banks import RowBank
-from prime_xmc.model.prototypes import SOURCES, LabelPrototypeNetwork, Prototypes, fill_mean_centroids
+from prime_xmc.model.prototypes import SOURCES, LabelPrototypeNetwork, Prototypes, fill_mean_centroids, leave_out
 
 NUM_LABELS, DIM = 6, 8
 
@@ -277,3 +277,23 @@ class TestDtype:
         assert module.centroids.rows.dtype == torch.float16
         remaining = (module.centroids.rows[2].float() - target[0]).norm() / (start - target).norm()
         assert remaining < 0.01
+
+
+class TestLeaveOneOut:
+    def test_the_mean_of_the_others_with_the_length_of_the_mean_of_all(self):
+        queries = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+        mean = queries.mean(dim=0)
+        rest = leave_out(mean[None], queries[:1], ids(3))
+        torch.testing.assert_close(rest, torch.tensor([[0.0, 1.0]], dtype=torch.float64) * mean.norm())
+
+    def test_prototypes_are_those_of_the_other_centroid(self):
+        module = make()
+        initialise(module, unit_rows(NUM_LABELS, seed=1) * 0.8, ids(2, 2, 0, 1, 0, 1))
+        rows, label_emb, query_emb, num_queries = ids(3, 0, 3), unit_rows(3), unit_rows(3, seed=2), ids(2, 5, 4)
+        found = module.leave_one_out(rows, label_emb, query_emb, num_queries)
+        for place, row in enumerate(rows.tolist()):
+            other = make()
+            initialise(other, module.centroids.rows.clone(), module.cluster_of_label)
+            rest = leave_out(module.centroids.rows[[row]], query_emb[[place]], num_queries[[place]])
+            other.centroids.put(ids(row), rest)
+            torch.testing.assert_close(found[[place]], other(ids(row), label_emb[[place]]))

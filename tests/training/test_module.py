@@ -54,7 +54,11 @@ def test_more_queries_of_a_label_move_its_centroid_and_nothing_else(make):
 
 def test_remembered_labels_enter_the_first_term_with_the_embedding_that_training_last_made(make):
     module, data = make(
-        "sampling.memory_labels=4096", "sampling.num_positives=1", "model.dropout=0.0", "model.centroid_update=frozen"
+        "sampling.memory_labels=4096",
+        "sampling.num_positives=1",
+        "sampling.leave_one_out=0",
+        "model.dropout=0.0",
+        "model.centroid_update=frozen",
     )
     batch = next(iter(data.train_dataloader()))
     memory = batch.memory
@@ -77,6 +81,32 @@ def test_remembered_labels_enter_the_first_term_with_the_embedding_that_training
     # what this step has encoded is remembered, and nothing else
     torch.testing.assert_close(module.label_memory.take(batch.label_ids).float(), label_emb, atol=1e-3, rtol=0)
     torch.testing.assert_close(module.label_memory.take(memory.ids), remembered[memory.ids].half())
+
+
+def test_positives_are_scored_without_themselves_in_the_centroid(make):
+    module, data = make(
+        "sampling.memory_labels=4096",
+        "sampling.num_positives=1",
+        "sampling.leave_one_out=0.5",
+        "model.dropout=0.0",
+        "model.centroid_update=frozen",
+    )
+    batch = next(iter(data.train_dataloader()))
+    rows, columns, num_queries = batch.left_out
+    assert 0 < len(rows) < len(batch.memory.relations.positive_places)
+    before = module.query_memory.rows.clone().float()
+    outputs = module.training_step(batch, 0)
+    query_emb, label_emb = outputs["query_emb"], outputs["label_emb"]
+    ids = torch.cat([batch.label_ids, batch.memory.ids])
+    text_emb = torch.cat([label_emb, module.label_memory.take(batch.memory.ids).float()])
+    candidates, relations = module.prototypes(ids, text_emb), batch.memory.relations
+    seen = before[batch.query_ids[rows]]
+    own = module.prototypes.leave_one_out(ids[columns], text_emb[columns], seen, num_queries)
+    matrices = relations.positives(), relations.negatives()
+    expected, _ = module.loss(query_emb, label_emb, candidates, *matrices, left_out=(rows, columns, own))
+    torch.testing.assert_close(outputs["loss"], expected, atol=1e-5, rtol=1e-4)
+    with_themselves, _ = module.loss(query_emb, label_emb, candidates, *matrices)
+    assert not torch.isclose(outputs["loss"], with_themselves)
 
 
 def test_remembered_labels_start_from_the_pre_trained_encoder_and_are_in_checkpoints(script):

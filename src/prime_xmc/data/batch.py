@@ -126,6 +126,28 @@ class MemoryLabels(NamedTuple):
         return MemoryLabels(send(self.ids, device), self.relations.to(device))
 
 
+class LeftOut(NamedTuple):
+    """Positives whose query is left out of its label's centroid, see `Prototypes.leave_one_out`.
+
+    Attributes:
+        rows: int64 [pair], the query's row in each pair.
+        columns: int64 [pair], the label's column among all candidates: the batch's own labels, then those in memory.
+        num_queries: int64 [pair], number of training queries of the label, at least 2.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    num_queries: Tensor
+
+    def pin_memory(self) -> "LeftOut":
+        """Return the pairs in memory from which a GPU copies while the host goes on."""
+        return LeftOut(*(part.pin_memory() for part in self))
+
+    def to(self, device: torch.device) -> "LeftOut":
+        """Return the pairs on a device."""
+        return LeftOut(*(send(part, device) for part in self))
+
+
 class Batch(NamedTuple):
     """Some queries and the labels drawn for them, as a training step needs them.
 
@@ -143,6 +165,7 @@ class Batch(NamedTuple):
         pair_places: int64 [pair], place of the label in `moved_ids` in each such pair.
         more: Further queries of the labels, where they were asked for.
         memory: Further positives of the queries, where they were asked for.
+        left_out: Positives whose query is left out of the centroid, where they were asked for.
     """
 
     query_ids: Tensor
@@ -156,6 +179,7 @@ class Batch(NamedTuple):
     pair_places: Tensor
     more: MoreQueries | None = None
     memory: MemoryLabels | None = None
+    left_out: LeftOut | None = None
 
     @property
     def positives(self) -> Bool[Tensor, "query label"]:
@@ -185,7 +209,7 @@ class Batch(NamedTuple):
         return self._replace(relations=self.relations.to(device), **moved, **optional)
 
     def _optional(self) -> dict[str, Any]:
-        return {name: part for name in ("more", "memory") if (part := getattr(self, name)) is not None}
+        return {name: part for name in ("more", "memory", "left_out") if (part := getattr(self, name)) is not None}
 
 
 _MOVED = ("query_ids", "label_ids", "token_ids", "moved_ids", "pair_rows", "pair_places")
@@ -259,12 +283,15 @@ class BatchBuilder(Dataset):
         memory_labels: Most labels of a batch whose embedding is remembered instead of encoded: the positives of its
             queries that were not drawn; of more of them a random part is taken. They are pulled where all positives
             are, and are not added otherwise.
+        leave_one_out: Probability, for each positive of a query whose label has other training queries too, that the
+            query is left out of the label's centroid.
+        label_frequency: Number of training queries of each label; may be left out where `leave_one_out` is 0.
 
     Raises:
         ValueError: If a setting is out of range.
 
     Source: Appendix H for further queries. Remembered labels are not in the paper; cross-batch memory, Wang et al.
-        2020, keeps embeddings of earlier batches for negatives.
+        2020, keeps embeddings of earlier batches for negatives. Nor are centroids that leave a query out.
     """
 
     def __init__(
@@ -276,14 +303,20 @@ class BatchBuilder(Dataset):
         num_more: int = 0,
         queries_of_label: Ragged | None = None,
         memory_labels: int = 0,
+        leave_one_out: float | int = 0.0,
+        label_frequency: Int64[np.ndarray, " label"] | None = None,
     ):
         if loss_positives not in ("drawn", "any", "all"):
             raise ValueError(f"expected sampling.loss_positives drawn, any or all, got {loss_positives!r}")
         if memory_labels < 0:
             raise ValueError(f"expected sampling.memory_labels of at least 0, got {memory_labels}")
+        if not 0 <= leave_one_out <= 1:
+            raise ValueError(f"expected sampling.leave_one_out between 0 and 1, got {leave_one_out}")
         self.queries = queries
         self.label_tokens = label_tokens
         self.loss_positives = loss_positives
+        self.leave_one_out = leave_one_out
+        self.label_frequency = label_frequency
         self.num_more = num_more
         self.queries_of_label = queries_of_label
         self.memory_labels = memory_labels if loss_positives == "all" else 0
@@ -313,6 +346,7 @@ class BatchBuilder(Dataset):
             chosen = answers
         relations = _relations(len(query_ids), width, chosen, related, excluded)
         queries, labels = pack(self.queries.tokens, query_ids), pack(self.label_tokens, label_ids)
+        memory = self._remember(query_ids, label_ids, moved_ids, pairs, filtered) if self.memory_labels else None
         return Batch(
             query_ids=queries.ids,
             label_ids=labels.ids,
@@ -324,8 +358,26 @@ class BatchBuilder(Dataset):
             pair_rows=torch.from_numpy(pairs.row_ids()),
             pair_places=torch.from_numpy(pair_places),
             more=self._draw_more(query_ids, label_ids, moved_ids) if self.num_more else None,
-            memory=self._remember(query_ids, label_ids, moved_ids, pairs, filtered) if self.memory_labels else None,
+            memory=memory,
+            left_out=self._leave_out(query_ids, label_ids, relations, memory) if self.leave_one_out else None,
         )
+
+    def _leave_out(
+        self,
+        query_ids: Int64[np.ndarray, " query"],
+        label_ids: Int64[np.ndarray, " label"],
+        relations: Relations,
+        memory: MemoryLabels | None,
+    ) -> LeftOut:
+        assert self.label_frequency is not None
+        if memory is not None:
+            label_ids, relations = np.concatenate([label_ids, memory.ids.numpy()]), memory.relations
+        rows, columns = (part.numpy() for part in relations.pairs())
+        num_queries = self.label_frequency[label_ids[columns]]
+        # a function of the batch alone, as above, and no repetition of what that draws
+        rng = np.random.default_rng([*query_ids, len(columns), 1])
+        is_left_out = (rng.random(len(columns)) < self.leave_one_out) & (num_queries > 1)
+        return LeftOut(*(torch.from_numpy(part[is_left_out]) for part in (rows, columns, num_queries)))
 
     def _remember(
         self,

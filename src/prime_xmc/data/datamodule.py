@@ -41,6 +41,7 @@ class PrimeDataModule(LightningDataModule):
         more_queries_per_label: Number of further training queries drawn for each label of a batch; they move its
             centroid and nothing else.
         memory_labels: Most labels of a batch whose embedding is remembered instead of encoded, see `BatchBuilder`.
+        leave_one_out: Probability that a query is left out of the centroid of one of its labels, see `BatchBuilder`.
         num_validation: Number of training queries held out for validation; None: as many as suit their number.
         encode_chunk: Number of texts in a batch of the loaders that only encode; None: as many as suit the device.
         seed: Seed of the validation split and of the sampler.
@@ -67,6 +68,7 @@ class PrimeDataModule(LightningDataModule):
         loss_positives: LossPositives = "all",
         more_queries_per_label: int = 0,
         memory_labels: int = 0,
+        leave_one_out: float | int = 0.0,
         num_validation: int | None = None,
         encode_chunk: int | None = None,
         seed: int = 0,
@@ -90,6 +92,7 @@ class PrimeDataModule(LightningDataModule):
         self.loss_positives = loss_positives
         self.more_queries_per_label = more_queries_per_label
         self.memory_labels = memory_labels
+        self.leave_one_out = leave_one_out
         self.num_validation = num_validation
         self.encode_chunk = encode_chunk
         self.seed = seed
@@ -154,9 +157,11 @@ class PrimeDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Training batches. Every process builds the whole batch; the module shares out the encoding."""
-        queries_of_label = None
+        queries_of_label = label_frequency = None
+        query_ids, label_ids = self.train_pairs()
+        if self.leave_one_out:
+            label_frequency = np.bincount(label_ids, minlength=self.corpus.num_labels)
         if self.more_queries_per_label:
-            query_ids, label_ids = self.train_pairs()
             queries_of_label = Ragged.grouped(label_ids, query_ids, self.corpus.num_labels)
         builder = BatchBuilder(
             self.corpus.train,
@@ -165,6 +170,8 @@ class PrimeDataModule(LightningDataModule):
             num_more=self.more_queries_per_label,
             queries_of_label=queries_of_label,
             memory_labels=self.memory_labels,
+            leave_one_out=self.leave_one_out,
+            label_frequency=label_frequency,
         )
         trainer: Any = self.trainer
         if trainer is not None and trainer.overfit_batches > 0:

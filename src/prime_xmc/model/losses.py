@@ -14,6 +14,8 @@ from torch import Tensor, nn
 Weighting = Literal["softmax", "sum", "active_mean"]
 Pairs = tuple[Int64[Tensor, "_"], Int64[Tensor, "_"]]
 """Anchor and candidate of each positive pair, in the order of anchors, then of candidates."""
+LeftOutPrototypes = tuple[Int64[Tensor, "_"], Int64[Tensor, "_"], Float[Tensor, "_ d"]]
+"""Query, candidate and the candidate's prototype without that query, see `Prototypes.leave_one_out`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -443,6 +445,7 @@ class PrimeLoss(nn.Module):
         positives: Bool[Tensor, "query candidate"],
         negatives: Bool[Tensor, "query candidate"],
         pairs: tuple[Pairs, Pairs] | None = None,
+        left_out: LeftOutPrototypes | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the objective, and detached values to log: its terms, and the contrast's statistics of the first one.
 
@@ -454,9 +457,13 @@ class PrimeLoss(nn.Module):
             negatives: Pairs to push apart; disjoint from `positives`. A pair may be in neither.
             pairs: Query and label of the positive pairs with the labels of `label_emb`, then of those with any label,
                 if they are known already.
+            left_out: Positive pairs whose label has a prototype of its own for this query.
         """
         text_sim = query_emb @ label_emb.T
         prototype_sim = query_emb @ prototypes.T
+        if left_out is not None:
+            rows, columns, own = left_out
+            prototype_sim = prototype_sim.index_put((rows, columns), (query_emb[rows] * own).sum(dim=1))
         encoded = slice(len(label_emb))
         is_positive, is_negative = positives[:, encoded], negatives[:, encoded]
         total = query_emb.new_zeros(())

@@ -121,6 +121,31 @@ class Prototypes(nn.Module):
             label_ids: Ids of the labels.
             label_emb: Text embeddings h_l of these labels.
         """
+        return self._combine(label_ids, label_emb, self.centroids.take(label_ids).float())
+
+    def leave_one_out(
+        self,
+        label_ids: Int64[Tensor, " pair"],
+        label_emb: Float[Tensor, "pair d"],
+        query_emb: Float[Tensor, "pair d"],
+        num_queries: Int64[Tensor, " pair"],
+    ) -> Float[Tensor, "pair d"]:
+        """Return prototypes of labels, each without one of the label's own queries in the centroid, L2-normalised.
+
+        A label with few queries shows a query mostly that query itself, which a query to come will not find there.
+
+        Args:
+            label_ids: Ids of the labels.
+            label_emb: Text embeddings h_l of these labels.
+            query_emb: Embedding of the query that is left out, as it was when it last moved the centroid.
+            num_queries: Number of training queries of the label, at least 2.
+        """
+        rest = leave_out(self.centroids.take(label_ids).float(), query_emb.float(), num_queries)
+        return self._combine(label_ids, label_emb, rest)
+
+    def _combine(
+        self, label_ids: Int64[Tensor, " row"], label_emb: Float[Tensor, "row d"], centroids: Float[Tensor, "row d"]
+    ) -> Float[Tensor, "row d"]:
         if self.network is None:
             return label_emb.float()
         parts = []
@@ -128,7 +153,7 @@ class Prototypes(nn.Module):
             if source == "text":
                 parts.append(label_emb)
             elif source == "centroid":
-                parts.append(self.centroids.take(label_ids).float())
+                parts.append(centroids)
             else:
                 assert self.free_vectors is not None
                 # sparse, since a dense gradient would have all F rows
@@ -210,3 +235,22 @@ def fill_mean_centroids(
             sums.index_add_(0, places, queries.take(rows).float())
         counts = place.bincount(minlength=len(ids))[:, None]
         centroids.put(ids, torch.where(counts > 0, sums / counts.clamp(min=1), text))
+
+
+def leave_out(
+    centroid: Float[Tensor, "pair d"], query_emb: Float[Tensor, "pair d"], num_queries: Int64[Tensor, " pair"]
+) -> Float[Tensor, "pair d"]:
+    """Return the mean of all queries of a label but one, given the mean of all, scaled to the length of that.
+
+    (n c - h) / (n - 1)
+
+    Running centroids are means only nearly; by the scaling, no label's gets longer than those of other labels.
+
+    Args:
+        centroid: Mean c of the embeddings of a label's queries.
+        query_emb: Embedding h that is left out.
+        num_queries: Number n of the queries, at least 2.
+    """
+    count = num_queries[:, None].to(centroid.dtype)
+    rest = (count * centroid - query_emb) / (count - 1)
+    return F.normalize(rest, dim=1) * centroid.norm(dim=1, keepdim=True)

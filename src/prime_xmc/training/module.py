@@ -24,7 +24,7 @@ from prime_xmc.evaluation.rank import search_unfiltered
 from prime_xmc.model.banks import BANKS, RowBank
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.frozen import kept_dtype
-from prime_xmc.model.losses import Pairs, PrimeLoss
+from prime_xmc.model.losses import PrimeLoss
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.optimizers import clip_gradients, with_warmup
@@ -317,12 +317,13 @@ class PrimeModule(LightningModule):
         """
         embeddings = self(batch.token_ids, batch.lengths, batch.text_ids)
         query_emb, label_emb = embeddings.split([len(batch.query_ids), len(batch.label_ids)])
-        prototypes, positives, negatives, pairs = self._candidates(batch, label_emb)
+        prototypes, positives, negatives, known = self._candidates(batch, label_emb)
         seen = self._seen(batch, query_emb.detach())
         # cosines near 1 differ by less than bf16 can tell
         with torch.autocast(self.device.type, enabled=False):
             # a loss of somebody's own, in place of `PrimeLoss`, may have no use for them
-            known = {"pairs": pairs} if "pairs" in inspect.signature(self.loss.forward).parameters else {}
+            taken = inspect.signature(self.loss.forward).parameters
+            known = {name: value for name, value in known.items() if name in taken}
             loss, logs = self.loss(query_emb, label_emb, prototypes, positives, negatives, **known)
             drift = self.prototypes.update_centroids(*seen, batch.moved_ids)
         self.query_memory.put(batch.query_ids, query_emb)
@@ -346,24 +347,25 @@ class PrimeModule(LightningModule):
         """
         self.step_log.log(self)
 
-    def _candidates(self, batch: Batch, label_emb: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Pairs, Pairs]]:
+    def _candidates(self, batch: Batch, label_emb: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
         """Return prototypes of the batch's labels, then of those in memory, and their positive and negative pairs.
 
-        The positive ones as a matrix and as pairs, those with the batch's own labels and all of them.
+        The positive ones as a matrix; and what else `PrimeLoss` takes by name: as pairs, those with the batch's own
+        labels and all of them, and the prototypes without a query in the centroid.
         """
-        of_encoded = batch.relations.pairs()
-        if batch.memory is None:
-            prototypes = self.prototypes(batch.label_ids, label_emb)
-            return prototypes, batch.positives, batch.negatives, (of_encoded, of_encoded)
-        assert self.label_memory is not None
-        ids, relations = batch.memory
-        remembered = self.label_memory.take(ids).float()
-        return (
-            self.prototypes(torch.cat([batch.label_ids, ids]), torch.cat([label_emb, remembered])),
-            relations.positives(),
-            relations.negatives(),
-            (of_encoded, relations.pairs()),
-        )
+        ids, text_emb, relations = batch.label_ids, label_emb, batch.relations
+        if batch.memory is not None:
+            assert self.label_memory is not None
+            remembered = self.label_memory.take(batch.memory.ids).float()
+            ids, text_emb = torch.cat([ids, batch.memory.ids]), torch.cat([label_emb, remembered])
+            relations = batch.memory.relations
+        known: dict[str, Any] = {"pairs": (batch.relations.pairs(), relations.pairs())}
+        if batch.left_out is not None:
+            rows, columns, num_queries = batch.left_out
+            query_emb = self.query_memory.take(batch.query_ids[rows])
+            own = self.prototypes.leave_one_out(ids[columns], text_emb[columns], query_emb, num_queries)
+            known["left_out"] = rows, columns, own
+        return self.prototypes(ids, text_emb), relations.positives(), relations.negatives(), known
 
     @torch.no_grad()
     def _seen(self, batch: Batch, query_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
