@@ -307,7 +307,7 @@ def test_length_groups_of_nothing():
 
 @pytest.mark.parametrize("chunk_tokens", [1, 6, 100])
 def test_chunks_hold_all_texts_in_order(chunk_tokens):
-    chunks = packed._chunks(LENGTHS, chunk_tokens)
+    chunks = packed.cut_chunks(LENGTHS, chunk_tokens)
     assert [length for chunk in chunks for length in chunk] == LENGTHS
     fewest = math.ceil(sum(LENGTHS) / chunk_tokens)
     size = math.ceil(sum(LENGTHS) / fewest)
