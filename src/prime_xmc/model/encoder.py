@@ -220,6 +220,11 @@ class TextEncoder(nn.Module):
                 f"encoder.frozen_layers={frozen_layers} needs encoder.implementation=packed: give "
                 "encoder.frozen_layers=0, and encoder.lora to train adapters alone"
             )
+        if lora is not None and frozen_layers:
+            raise ValueError(
+                f"encoder.frozen_layers={frozen_layers}: adapters leave all layers as they are, so give "
+                "encoder.frozen_layers=0 with encoder.lora"
+            )
         if not (chunk_tokens == "auto" or (isinstance(chunk_tokens, int) and chunk_tokens > 0)):
             raise ValueError(f"expected encoder.chunk_tokens to be a positive number or auto, got {chunk_tokens!r}")
         self.source = source
@@ -238,38 +243,35 @@ class TextEncoder(nn.Module):
         self.packed: VarlenBackbone | None = None
         self.frozen: FrozenOutputs | None = None
         self._chunk_tokens = chunk_tokens
-        # whether the encoder pads on a CPU although it can be packed
-        self._pads_on_cpu = implementation == "auto" and not frozen_layers
-        by_hand = implementation != "transformers" and is_known_by_hand(self.backbone) and not compile
-        packs = implementation != "transformers" and (is_known_by_hand(self.backbone) or self._can_be_packed())
+        self._pads_on_cpu = implementation == "auto" and not frozen_layers and not compile
+        by_hand = is_known_by_hand(self.backbone)
+        if implementation != "transformers" and not by_hand:
+            packs = self._can_be_packed(required=implementation == "packed" or frozen_layers > 0)
+        else:
+            packs = implementation != "transformers"
         if lora is not None:
             self.backbone = add_adapters(self.backbone, **lora)
         if packs:
             settings: dict[str, Any] = {"recompute": recompute, "num_frozen": frozen_layers}
             own = None
-            if by_hand and self.pooling == "mean" and lora is None:
+            if by_hand and self.pooling == "mean" and lora is None and not compile:
                 own = PackedBackbone(self.backbone, chunk_tokens=self.budget(torch.device("cpu")), **settings)
             self.packed = VarlenBackbone(
-                self.backbone,
-                pooling=self.pooling,
-                chunk_tokens=self.budget,
-                compile=compile,
-                by_hand=own,
-                **settings,
+                self.backbone, pooling=self.pooling, chunk_tokens=self.budget, compile=compile, by_hand=own, **settings
             )
-        if compile and (self.packed is None or self._pads_on_cpu):
+        elif compile:
             self.backbone.compile(dynamic=True)
 
-    def _can_be_packed(self) -> bool:
+    def _can_be_packed(self, required: bool) -> bool:
         """Return whether the transformer can be packed.
 
         Raises:
-            ValueError: If not, and it has to be.
+            ValueError: If it cannot and is required to.
         """
         try:
             check_packable(self.backbone)
         except ValueError as error:
-            if not self._pads_on_cpu:
+            if required:
                 raise ValueError(f"encoder.source={self.source}: {error}") from error
             return False
         return True

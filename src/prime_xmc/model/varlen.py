@@ -97,7 +97,7 @@ def packed_attention(
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     reach = -1 if sliding_window is None else sliding_window - 1
     window = (reach, 0 if causal else reach)
-    q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))  # [token, head, size]
+    q, k, v = (heads.squeeze(0).transpose(0, 1) for heads in (query, key, value))  # [token, head, size]
     size = q.shape[-1]
     if _current.flash is not None and dropout == 0.0 and q.dtype in _FLASH_DTYPES and size % 8 == 0 and size <= 256:
         result = _current.flash(q, k, v, layout, window, scaling)
@@ -421,7 +421,7 @@ class VarlenBackbone:
         with self._prepared(layout, rows[None], dtype, part, found):
             inputs = {"inputs_embeds": rows[None], "position_ids": positions[None]}
             output = functional_call(self.model, weights, (), inputs).last_hidden_state
-        return found[0][0] if part == "below" else output[0]
+        return (found[0] if part == "below" else output).squeeze(0)
 
     @contextmanager
     def _prepared(
