@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
+    AttentionInterface,
     AutoModel,
     BertConfig,
     DebertaV2Config,
@@ -212,8 +213,13 @@ class TestVarlenBackbone:
         assert not any("forward" in vars(module) for module in model.modules())
 
     @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
-    def test_all_layers_share_a_compilation(self):
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+    def test_all_layers_share_a_compilation(self, monkeypatch):
         """Of forward and backward, for any number of tokens and texts; one more when the longest text changes."""
+        # the tests' check of types is not for the compiler
+        for name in ("_run_layer", "_padded", "_pad", "_repeat_heads", "_seen"):
+            monkeypatch.setattr(varlen, name, inspect.unwrap(getattr(varlen, name)))
+        monkeypatch.setitem(AttentionInterface._global_mapping, varlen.ATTENTION, inspect.unwrap(packed_attention))
         model = make(CONFIGS["bert"]()).eval()
         model.requires_grad_(True)
         plain, compiled = VarlenBackbone(model), VarlenBackbone(model, compile=True)

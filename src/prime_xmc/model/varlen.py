@@ -153,17 +153,17 @@ def _padded(
     rows = torch.arange(len(query), dtype=torch.int32, device=query.device)
     text = torch.searchsorted(offsets, rows, right=True) - 1
     places = text * length + rows - offsets[text]  # where all texts are padded to the longest one and then joined
-    texts = len(offsets) - 1
-
-    def pad(rows: Float[Tensor, "token head size"]) -> Float[Tensor, "text head length size"]:
-        padded = rows.new_zeros(texts * length, *rows.shape[1:]).index_copy(0, places, rows)
-        return padded.unflatten(0, (texts, length)).transpose(1, 2)
-
     seen = _seen(offsets.diff(), length, window)
-    mixed = F.scaled_dot_product_attention(
-        pad(query), pad(key), pad(value), attn_mask=seen[:, None], dropout_p=dropout, scale=scaling
-    )
+    q, k, v = (_pad(rows, places, len(offsets) - 1, length) for rows in (query, key, value))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], dropout_p=dropout, scale=scaling)
     return mixed.transpose(1, 2).flatten(0, 1).index_select(0, places)
+
+
+def _pad(
+    rows: Float[Tensor, "token head size"], places: Int[Tensor, " token"], texts: int, length: int
+) -> Float[Tensor, "{texts} head {length} size"]:
+    padded = rows.new_zeros(texts * length, *rows.shape[1:]).index_copy(0, places, rows)
+    return padded.unflatten(0, (texts, length)).transpose(1, 2)
 
 
 def _repeat_heads(
