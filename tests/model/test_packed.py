@@ -192,15 +192,16 @@ class TestPackedBackbone:
                         vocab_size=50, hidden_size=DIM, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
                     )
                 ),
-                "bert and distilbert, got roberta",
+                "got roberta with gelu",
             ),
-            (lambda: bert(hidden_act="relu"), "gelu, got relu"),
-            (lambda: distilbert(activation="relu"), "gelu, got relu"),
+            (lambda: bert(hidden_act="relu"), "got bert with relu"),
+            (lambda: bert(is_decoder=True), "got bert with gelu"),
+            (lambda: distilbert(activation="relu"), "got distilbert with relu"),
         ],
-        ids=["type", "relu", "distilbert relu"],
+        ids=["type", "relu", "decoder", "distilbert relu"],
     )
     def test_what_it_cannot_do(self, make, message):
-        with pytest.raises(ValueError, match=message + r".*use encoder\.implementation=transformers"):
+        with pytest.raises(ValueError, match=rf"bert and distilbert encoders with gelu, {message}: use VarlenBackbone"):
             PackedBackbone(make())
 
 
