@@ -22,7 +22,7 @@ from transformers import (
 
 from prime_xmc.model import varlen
 from prime_xmc.model.encoder import pool
-from prime_xmc.model.varlen import Layout, VarlenBackbone, check_packable, packed_attention, pool_packed
+from prime_xmc.model.varlen import PackedTexts, VarlenBackbone, check_packable, packed_attention, pool_packed
 
 LENGTHS = torch.tensor([9, 1, 2, 17, 5, 1, 5])
 SIZES = {
@@ -292,7 +292,7 @@ class TestPackedAttention:
     @pytest.fixture(params=["padded", "flash", "flash of equal heads"])
     def way(self, request, monkeypatch):
         """On a CPU, flash attention is what PyTorch says of its function, computed slowly; 2.11 has fewer arguments."""
-        monkeypatch.setattr(varlen._current, "layout", Layout(self.OFFSETS, 7))
+        monkeypatch.setattr(varlen._current, "texts", PackedTexts(self.OFFSETS, 7))
         if request.param != "padded":
 
             def varlen_attn(
@@ -353,7 +353,7 @@ class TestPackedAttention:
 
     def test_what_flash_attention_cannot_is_padded(self, monkeypatch):
         """Float32 and dropout: neither is left out in silence."""
-        monkeypatch.setattr(varlen._current, "layout", Layout(self.OFFSETS, 7))
+        monkeypatch.setattr(varlen._current, "texts", PackedTexts(self.OFFSETS, 7))
         monkeypatch.setattr(varlen._current, "flash", lambda *_: pytest.fail("it was asked"))
         heads = [self.heads(4, seed) for seed in range(3)]
         packed_attention(torch.nn.Module(), *heads, None)
@@ -362,7 +362,7 @@ class TestPackedAttention:
         assert (dropped - kept).abs().max() > 0.5
 
     def test_what_is_not_computed(self, monkeypatch):
-        monkeypatch.setattr(varlen._current, "layout", Layout(self.OFFSETS, 7))
+        monkeypatch.setattr(varlen._current, "texts", PackedTexts(self.OFFSETS, 7))
         heads = [self.heads(4, seed) for seed in range(3)]
         with pytest.raises(ValueError, match="packed attention has no softcap"):
             packed_attention(torch.nn.Module(), *heads, None, softcap=50.0)

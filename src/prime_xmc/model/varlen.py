@@ -29,7 +29,7 @@ _BLOCK = 128  # flash attention works in blocks of so many rows, so that a longe
 _UNKNOWN = ("softcap", "s_aux", "position_bias")  # what some models ask of attention and is not computed here
 
 
-class Layout(NamedTuple):
+class PackedTexts(NamedTuple):
     """Where the texts of some packed tokens are.
 
     Attributes:
@@ -45,11 +45,11 @@ class _Current:
     """What attention has to know of the tokens that are in a transformer now: models drop unknown keyword arguments.
 
     Attributes:
-        layout: Where their texts are.
+        texts: Where their texts are.
         flash: Flash attention, where the device has it.
     """
 
-    layout: Layout | None = None
+    texts: PackedTexts | None = None
     flash: Callable[..., Tensor] | None = None
 
 
@@ -68,7 +68,7 @@ def packed_attention(
     is_causal: bool | None = None,
     **settings: Any,
 ) -> tuple[Float[Tensor, "1 token head size"], None]:
-    """Compute attention within each text of the current layout, as transformers asks for it.
+    """Compute attention within each text of the current texts, as transformers asks for it.
 
     Flash attention knows neither float32 nor dropout of the attention weights: these, and everything on a CPU, are
     computed by PyTorch's scaled dot product over padded texts, in the dtype that is given.
@@ -88,8 +88,8 @@ def packed_attention(
     Raises:
         ValueError: If the model asks for what is not computed here.
     """
-    layout = _current.layout
-    assert layout is not None
+    texts = _current.texts
+    assert texts is not None
     assert attention_mask is None
     unknown = [name for name in _UNKNOWN if settings.get(name) is not None]
     if unknown:
@@ -100,9 +100,9 @@ def packed_attention(
     q, k, v = (heads.squeeze(0).transpose(0, 1) for heads in (query, key, value))  # [token, head, size]
     size = q.shape[-1]
     if _current.flash is not None and dropout == 0.0 and q.dtype in _FLASH_DTYPES and size % 8 == 0 and size <= 256:
-        result = _current.flash(q, k, v, layout, window, scaling)
+        result = _current.flash(q, k, v, texts, window, scaling)
     else:
-        result = _padded(q, k, v, layout, window, scaling, dropout)
+        result = _padded(q, k, v, texts, window, scaling, dropout)
     return result[None], None
 
 
@@ -123,7 +123,7 @@ def _flash_attention() -> Callable[..., Tensor]:
     shares_heads = "enable_gqa" in inspect.signature(varlen_attn).parameters  # whether keys may have fewer heads
 
     def attend(
-        query: Tensor, key: Tensor, value: Tensor, layout: Layout, window: tuple[int, int], scaling: float | None
+        query: Tensor, key: Tensor, value: Tensor, texts: PackedTexts, window: tuple[int, int], scaling: float | None
     ) -> Tensor:
         shared = {}
         if key.shape[1] != query.shape[1]:
@@ -131,7 +131,7 @@ def _flash_attention() -> Callable[..., Tensor]:
                 shared["enable_gqa"] = True
             else:
                 key, value = _repeat_heads(key, query), _repeat_heads(value, query)
-        offsets, longest = layout
+        offsets, longest = texts
         return varlen_attn(
             query, key, value, offsets, offsets, longest, longest, scale=scaling, window_size=window, **shared
         )
@@ -143,13 +143,13 @@ def _padded(
     query: Float[Tensor, "token head size"],
     key: Float[Tensor, "token key_head size"],
     value: Float[Tensor, "token key_head size"],
-    layout: Layout,
+    texts: PackedTexts,
     window: tuple[int, int],
     scaling: float | None,
     dropout: float,
 ) -> Float[Tensor, "token head size"]:
     key, value = _repeat_heads(key, query), _repeat_heads(value, query)
-    offsets, length = layout
+    offsets, length = texts
     rows = torch.arange(len(query), dtype=torch.int32, device=query.device)
     text = torch.searchsorted(offsets, rows, right=True) - 1
     places = text * length + rows - offsets[text]  # where all texts are padded to the longest one and then joined
@@ -315,21 +315,24 @@ class VarlenBackbone:
             dtype: Dtype in which the layers compute.
             frozen: What `frozen_outputs` returns for these texts, if it is known already.
         """
+        if self.num_frozen and frozen is None:
+            frozen = self.frozen_outputs(token_ids, lengths, dtype)
         if self._is_by_hand(token_ids):
             assert self.by_hand is not None
             return self.by_hand(token_ids, lengths.tolist(), dtype, frozen)
         if self.num_frozen:
-            rows = self.frozen_outputs(token_ids, lengths, dtype) if frozen is None else frozen
+            assert frozen is not None
+            rows = frozen
         else:
             # for all chunks at once, since each gradient of this table has a row for every token of the vocabulary
             rows = self.model.get_input_embeddings()(token_ids)
         weights = self._weights(dtype, "above" if self.num_frozen else "all")
         pooled = []
-        for part, layout, positions in self._in_chunks(rows, lengths):
+        for part, texts, positions in self._in_chunks(rows, lengths):
             if self.recompute and torch.is_grad_enabled():
-                pooled.append(checkpoint(self._encode, part, layout, positions, weights, dtype, use_reentrant=False))
+                pooled.append(checkpoint(self._encode, part, texts, positions, weights, dtype, use_reentrant=False))
             else:
-                pooled.append(self._encode(part, layout, positions, weights, dtype))
+                pooled.append(self._encode(part, texts, positions, weights, dtype))
         return torch.cat(pooled) if len(pooled) > 1 else pooled[0]
 
     @torch.no_grad()
@@ -347,8 +350,8 @@ class VarlenBackbone:
         try:
             return torch.cat(
                 [
-                    self._run(part, layout, positions, weights, dtype, "below")
-                    for part, layout, positions in self._in_chunks(rows, lengths)
+                    self._run(part, texts, positions, weights, dtype, "below")
+                    for part, texts, positions in self._in_chunks(rows, lengths)
                 ]
             )
         finally:
@@ -377,7 +380,7 @@ class VarlenBackbone:
 
     def _in_chunks(
         self, rows: Float[Tensor, "token d"], lengths: Int[Tensor, " text"]
-    ) -> Iterator[tuple[Float[Tensor, "part d"], Layout, Int[Tensor, " part"]]]:
+    ) -> Iterator[tuple[Float[Tensor, "part d"], PackedTexts, Int[Tensor, " part"]]]:
         """Yield the rows of each chunk, where its texts are, and the positions of its tokens."""
         budget = self.chunk_tokens(rows.device)
         if len(rows) <= budget:
@@ -392,23 +395,23 @@ class VarlenBackbone:
             offsets = send(F.pad(ends, (1, 0)).int(), rows.device)
             positions = torch.arange(self.first_position, self.first_position + len(part))
             positions -= torch.repeat_interleave(ends - own, own)
-            yield part, Layout(offsets, int(own.max())), send(positions, rows.device)
+            yield part, PackedTexts(offsets, int(own.max())), send(positions, rows.device)
 
     def _encode(
         self,
         rows: Float[Tensor, "token d"],
-        layout: Layout,
+        texts: PackedTexts,
         positions: Int[Tensor, " token"],
         weights: dict[str, Any],
         dtype: torch.dtype,
     ) -> Float[Tensor, "text d"]:
-        hidden = self._run(rows, layout, positions, weights, dtype, "above" if self.num_frozen else "all")
-        return pool_packed(hidden, layout.offsets, self.pooling)
+        hidden = self._run(rows, texts, positions, weights, dtype, "above" if self.num_frozen else "all")
+        return pool_packed(hidden, texts.offsets, self.pooling)
 
     def _run(
         self,
         rows: Float[Tensor, "token d"],
-        layout: Layout,
+        texts: PackedTexts,
         positions: Int[Tensor, " token"],
         weights: dict[str, Tensor],
         dtype: torch.dtype,
@@ -418,19 +421,19 @@ class VarlenBackbone:
         found: list[Tensor] = []
         if self.embeddings is None or part == "above":
             rows = rows.to(dtype)
-        with self._prepared(layout, rows[None], dtype, part, found):
+        with self._prepared(texts, rows[None], dtype, part, found):
             inputs = {"inputs_embeds": rows[None], "position_ids": positions[None]}
             output = functional_call(self.model, weights, (), inputs).last_hidden_state
         return (found[0] if part == "below" else output).squeeze(0)
 
     @contextmanager
     def _prepared(
-        self, layout: Layout, rows: Float[Tensor, "1 token d"], dtype: torch.dtype, part: str, found: list[Tensor]
+        self, texts: PackedTexts, rows: Float[Tensor, "1 token d"], dtype: torch.dtype, part: str, found: list[Tensor]
     ) -> Iterator[None]:
         """Let the model use packed attention on these tokens, and run the wanted layers of it alone."""
         number = self.num_frozen
         with ExitStack() as stack:
-            stack.enter_context(_attention_of(self.model, layout))
+            stack.enter_context(_attention_of(self.model, texts))
             if self.embeddings is not None:
                 embed = self.embeddings.forward
                 stack.enter_context(
@@ -463,8 +466,8 @@ def _compiled(run: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
     """Return a layer's forward by `run`, a compiled `_run_layer`, for which the number of tokens and texts is open."""
 
     def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        assert _current.layout is not None
-        offsets, longest = _current.layout
+        assert _current.texts is not None
+        offsets, longest = _current.texts
         if _current.flash is not None:
             longest = -(-longest // _BLOCK) * _BLOCK
         tokens = hidden.shape[1]
@@ -490,7 +493,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _run_layer(layer: nn.Module, offsets: Tensor, longest: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
     # here, since a compiler takes numbers of an object for constants and arguments for variables
-    _current.layout = Layout(offsets, longest)
+    _current.texts = PackedTexts(offsets, longest)
     return type(layer).forward(layer, hidden, *args, **kwargs)
 
 
@@ -505,19 +508,19 @@ def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None
 
 
 @contextmanager
-def _attention_of(model: Any, layout: Layout) -> Iterator[None]:
+def _attention_of(model: Any, texts: PackedTexts) -> Iterator[None]:
     """Let a model use packed attention, for the duration of the context, and leave out its pooler."""
     before, pooler = model.config._attn_implementation, getattr(model, "pooler", None)
     model.config._attn_implementation = ATTENTION
     if pooler is not None:
         model.pooler = None
-    outer = _current.layout, _current.flash
-    _current.layout = layout
-    _current.flash = _flash_attention() if flash_runs(layout.offsets.device, torch.bfloat16) else None
+    outer = _current.texts, _current.flash
+    _current.texts = texts
+    _current.flash = _flash_attention() if flash_runs(texts.offsets.device, torch.bfloat16) else None
     try:
         yield
     finally:
-        _current.layout, _current.flash = outer
+        _current.texts, _current.flash = outer
         model.config._attn_implementation = before
         if pooler is not None:
             model.pooler = pooler
