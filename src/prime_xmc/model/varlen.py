@@ -68,11 +68,11 @@ def packed_attention(
     is_causal: bool | None = None,
     **settings: Any,
 ) -> tuple[Float[Tensor, "1 token head size"], None]:
-    """Compute attention within each text of the current texts, as transformers asks for it.
+    """Compute attention within each of the current texts, as transformers asks for it.
 
-    Flash attention knows neither float32 nor dropout of the attention weights, and no head whose size is above 256 or no
-    multiple of 8: these, and everything on a CPU or a GPU before Ampere, are computed by PyTorch's scaled dot product
-    over padded texts, in the dtype that is given. Nothing is rounded that was not.
+    Flash attention knows neither float32 nor dropout of the attention weights, and no head whose size is above 256 or
+    not a multiple of 8: these, and everything on a CPU or a GPU before Ampere, are computed by PyTorch's scaled dot
+    product over padded texts, in the dtype that is given. Nothing is rounded that was not.
 
     Args:
         module: The layer of attention.
