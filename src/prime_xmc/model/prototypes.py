@@ -140,7 +140,8 @@ class Prototypes(nn.Module):
         self,
         query_emb: Float[Tensor, "query d"],
         pair_rows: Int64[Tensor, " pair"],
-        pair_labels: Int64[Tensor, " pair"],
+        pair_places: Int64[Tensor, " pair"],
+        label_ids: Int64[Tensor, " label"],
     ) -> Float[Tensor, ""]:
         """Move the centroids of a batch's positives towards its queries: c_p <- alpha c_p + (1 - alpha) h_q.
 
@@ -149,22 +150,24 @@ class Prototypes(nn.Module):
         Args:
             query_emb: Query embeddings h_q of the batch.
             pair_rows: Row of the query in each (query, positive label) pair.
-            pair_labels: Label id in each pair.
+            pair_places: Place of the label among `label_ids` in each pair.
+            label_ids: Ids of the labels, each once; all of them have a pair.
 
         Returns:
             Mean length of the steps; 0 if there is none.
 
         Source: Eq. 4.
         """
-        if self.centroid_update == "frozen" or len(pair_rows) == 0:
+        if self.centroid_update == "frozen" or len(label_ids) == 0:
             return query_emb.new_zeros(())
-        label_ids, place = pair_labels.unique(return_inverse=True)
         if self.centroid_update == "mean":
             target = query_emb.new_zeros(len(label_ids), query_emb.shape[1])
-            target.index_add_(0, place, query_emb[pair_rows])
-            target /= place.bincount(minlength=len(label_ids))[:, None]
+            target.index_add_(0, pair_places, query_emb[pair_rows])
+            # not bincount, which makes the host wait for a GPU
+            ones = query_emb.new_ones(len(pair_places))
+            target /= query_emb.new_zeros(len(label_ids)).index_add_(0, pair_places, ones)[:, None]
         else:
-            first = torch.full_like(label_ids, len(query_emb)).scatter_reduce(0, place, pair_rows, "amin")
+            first = torch.full_like(label_ids, len(query_emb)).scatter_reduce(0, pair_places, pair_rows, "amin")
             target = query_emb[first]
         old = self.centroids.take(label_ids).float()
         step = (1 - self.momentum) * (target.float() - old)
