@@ -305,3 +305,12 @@ def test_a_package_without_configuration_says_what_to_do(clone):
     done = train(clone)
     assert done.returncode == 1
     assert f"expected train.yaml in {clone / 'src' / 'prime_xmc' / 'conf'} (an installed wheel) or in" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "there", "expected"),
+    [("cpu", True, 4), ("gpu", False, 20), ("cuda", True, 20), ("auto", True, 20), ("auto", False, 4)],
+)
+def test_a_value_by_the_device(accelerator, there, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    assert prime_xmc.app.by_device(accelerator, 4, 20) == expected

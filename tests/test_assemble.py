@@ -6,7 +6,15 @@ import logging
 import pytest
 from omegaconf import OmegaConf
 
-from prime_xmc.assemble import fit_second_stage, fit_to_data, fit_to_size, make_data, raw_files, raw_test_queries
+from prime_xmc.assemble import (
+    announce,
+    fit_second_stage,
+    fit_to_data,
+    fit_to_size,
+    make_data,
+    raw_files,
+    raw_test_queries,
+)
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.training.sweeps import fingerprint
 
@@ -129,3 +137,13 @@ class TestData:
         fitted = fit_second_stage(config, data)
         assert fitted.dataset.num_validation == 3
         assert fitted.sampling.clusters.initial_size == 4
+
+
+@pytest.mark.parametrize(("accelerator", "there", "said"), [("cpu", True, 1), ("cpu", False, 0), ("auto", True, 0)])
+def test_a_gpu_that_is_not_used_is_named(small, monkeypatch, caplog, accelerator, there, said):
+    monkeypatch.setattr("prime_xmc.assemble.CUDAAccelerator.is_available", lambda: there)
+    config = small(f"trainer.accelerator={accelerator}")
+    data = make_data(config)
+    with caplog.at_level(logging.INFO, logger="prime_xmc"):
+        announce(fit_to_data(config, data.corpus), data)
+    assert sum("trainer=gpu trains on it" in message for message in caplog.messages) == said

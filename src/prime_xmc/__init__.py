@@ -25,12 +25,19 @@ def load(
     precision: str | None = None,
     scorer: str = "auto",
     classifiers: str | Path | None = None,
+    prototype_dtype: str = "float32",
 ) -> "prime_xmc.export.predictor.Predictor":
     """Open an exported model, `<run>/model`; arguments and errors are those of `Predictor.load`."""
     from prime_xmc.export.predictor import Predictor  # torch and transformers take seconds to import
 
     return Predictor.load(
-        folder, device=device, index=index, precision=precision, scorer=scorer, classifiers=classifiers
+        folder,
+        device=device,
+        index=index,
+        precision=precision,
+        scorer=scorer,
+        classifiers=classifiers,
+        prototype_dtype=prototype_dtype,
     )
 
 

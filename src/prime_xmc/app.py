@@ -62,6 +62,18 @@ def native_precision(accelerator: str) -> str:
     return precision.native_precision(accelerator)
 
 
+def by_device(accelerator: str, cpu: Any, gpu: Any) -> Any:
+    """Return the one of two values that is for the device of an accelerator, as Lightning calls it.
+
+    In the configuration files: `${by_device:${trainer.accelerator},4,20}`.
+    """
+    if accelerator == "auto":
+        import torch  # takes seconds
+
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    return cpu if accelerator == "cpu" else gpu
+
+
 def default_free_vectors(num_labels: int) -> int:
     """Return the number of free vectors for some labels, which configurations of version 0.1.0 ask for.
 
@@ -75,6 +87,7 @@ def default_free_vectors(num_labels: int) -> int:
 # replace: a test process imports this module afresh for another copy of the package
 OmegaConf.register_new_resolver("package", package_folder, replace=True)
 OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
+OmegaConf.register_new_resolver("by_device", by_device, replace=True)
 OmegaConf.register_new_resolver("free_vectors", default_free_vectors, replace=True)
 # A training that is shorter than the interval validates after its last epoch. null is no validation by epochs.
 OmegaConf.register_new_resolver(

@@ -249,7 +249,7 @@ def fit_second_stage(config: DictConfig, data: PrimeDataModule) -> DictConfig:
 
 
 def announce(config: DictConfig, data: PrimeDataModule) -> None:
-    """Say in a line of the log what a training is about to do.
+    """Say in a line of the log what a training is about to do, and in another if a GPU is there that it does not use.
 
     Args:
         config: The configuration, fitted to the data.
@@ -265,6 +265,8 @@ def announce(config: DictConfig, data: PrimeDataModule) -> None:
         validate_every=config.trainer.check_val_every_n_epoch,
     )
     logger.info("%s", line)
+    if config.trainer.accelerator == "cpu" and CUDAAccelerator.is_available():
+        logger.info("training on the CPU; there is a GPU here, and trainer=gpu trains on it")
 
 
 def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
@@ -401,6 +403,7 @@ def load_scorer(config: DictConfig) -> Predictor:
         precision=config.get("precision"),
         scorer=config.scorer,
         classifiers=config.classifiers,
+        prototype_dtype=config.get("prototype_dtype", "float32"),
     )
 
 

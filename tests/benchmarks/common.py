@@ -31,6 +31,7 @@ from rich.text import Text
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
+NOT_MEASURED = "not measured"  # note of a row that a benchmark has not come to
 
 
 class Row(NamedTuple):
@@ -43,7 +44,8 @@ class Row(NamedTuple):
         unit: Unit of target and measured value, "" for a bare number.
         passed: Whether the target is met.
         note: Circumstances of the measurement, for people.
-        details: Numbers behind the value, and the machine on which it was measured.
+        details: Numbers behind the value, and the machine on which it was measured. `skipped`, where it is there, says
+            that the machine lacks what is measured.
     """
 
     name: str
@@ -55,13 +57,24 @@ class Row(NamedTuple):
     details: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
     @property
+    def skipped(self) -> bool:
+        """Whether there was nothing to measure on this machine."""
+        return bool(self.details.get("skipped"))
+
+    @property
+    def verdict(self) -> str:
+        """Whether the target is met, for people."""
+        return "skipped" if self.skipped else "pass" if self.passed else "fail"
+
+    @property
     def value(self) -> str:
         """Measured value with its unit, for people."""
         return "not measured" if self.measured is None else f"{self.measured:.4g} {self.unit}".rstrip()
 
     def sentence(self) -> str:
         """Return the row in a line for people."""
-        return f"{'pass' if self.passed else 'FAIL'}  {self.name}: {self.value} ({self.target}); {self.note}"
+        verdict = "FAIL" if self.verdict == "fail" else self.verdict
+        return f"{verdict}  {self.name}: {self.value} ({self.target}); {self.note}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as an object of results.json."""
@@ -106,6 +119,10 @@ class Target(NamedTuple):
         """Return the row of a value that could not be measured."""
         return Row(self.name, self.text, None, self.unit, False, note)
 
+    def skipped(self, note: str) -> Row:
+        """Return the row of a value for which the machine lacks what `note` names."""
+        return Row(self.name, self.text, None, self.unit, False, note, {"skipped": True})
+
 
 def make_table(rows: Sequence[Row], title: str | None = None) -> Table:
     """Return rows as a table for people."""
@@ -113,7 +130,7 @@ def make_table(rows: Sequence[Row], title: str | None = None) -> Table:
     for column in ("what", "target", "measured", "", "how"):
         table.add_column(column, justify="right" if column in ("target", "measured") else "left", overflow="fold")
     for row in rows:
-        verdict = Text("pass", "green") if row.passed else Text("fail", "bold red")
+        verdict = Text(row.verdict, {"pass": "green", "skipped": "", "fail": "bold red"}[row.verdict])
         table.add_row(Text(row.name), Text(row.target), Text(row.value), verdict, Text(row.note))
     return table
 
@@ -148,7 +165,7 @@ def main(description: str | None, targets: Sequence[Target], rows: Callable[[flo
                 file.write(json.dumps(row.to_json()) + "\n")
 
     for target in targets:
-        append(target.failed("not measured"))
+        append(target.failed(NOT_MEASURED))
     measured = []
     start = time.perf_counter()
     for row in rows(arguments.scale):

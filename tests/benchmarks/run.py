@@ -7,7 +7,7 @@
 The file is a list of objects with `name`, `target`, `measured` (null where a benchmark failed), `unit`, `pass`, `note`,
 the `seconds` that the measurement took, and the machine. In the same folder, results.md is the table in Markdown and
 <topic>.log the output of a benchmark. The exit status is 1 if a benchmark failed to measure something; a missed target
-is a result.
+is a result, and rows that need a GPU are skipped where there is none.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from common import FOLDER, ROOT, Row, environment, make_console, make_table, scale_argument
+from common import FOLDER, NOT_MEASURED, ROOT, Row, environment, make_console, make_table, scale_argument
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -58,15 +58,16 @@ def main() -> int:
             log = arguments.output / f"{topic}.log"
             measured = run_benchmark(files[topic], arguments.scale, arguments.timeout, log)
             for row in measured:
-                console.print(Text(row.sentence(), "green" if row.passed else "red"))
+                console.print(Text(row.sentence(), {"pass": "green", "skipped": "", "fail": "red"}[row.verdict]))
             rows += measured
             write_json(arguments.output / "results.json", [row.to_json() for row in rows])
             write_text(arguments.output / "results.md", markdown(rows))
             progress.advance(task)
     title = "all benchmarks" if arguments.scale == 1 else f"at scale {arguments.scale}: targets mean scale 1"
     console.print(make_table(rows, title))
-    console.print(f"{sum(row.passed for row in rows)} of {len(rows)} pass; {arguments.output / 'results.json'}")
-    return int(any(row.measured is None for row in rows))
+    tried = [row for row in rows if not row.skipped]
+    console.print(f"{sum(row.passed for row in tried)} of {len(tried)} pass; {arguments.output / 'results.json'}")
+    return int(any(row.measured is None for row in tried))
 
 
 def run_benchmark(file: Path, scale: float, timeout: float, log: Path) -> list[Row]:
@@ -100,7 +101,10 @@ def run_benchmark(file: Path, scale: float, timeout: float, log: Path) -> list[R
     latest = {row.name: row for row in map(Row.from_json, map(json.loads, content.splitlines()))}
     printed = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     reason = f"{problem}: {printed[-1] if printed else 'nothing printed'}; see {log}"
-    rows = [row if row.measured is not None else row._replace(note=reason) for row in latest.values()]
+    rows = [
+        row if row.measured is not None or row.skipped or row.note != NOT_MEASURED else row._replace(note=reason)
+        for row in latest.values()
+    ]
     return rows or [Row(file.stem.removeprefix("bench_"), "", None, "", False, reason)]
 
 
@@ -108,7 +112,7 @@ def markdown(rows: list[Row]) -> str:
     """Return the table as the README shows it."""
     lines = ["| what | target | measured | | how |", "|---|---|---|---|---|"]
     for row in rows:
-        cells = (row.name, row.target, row.value, "pass" if row.passed else "**fail**", row.note)
+        cells = (row.name, row.target, row.value, "**fail**" if row.verdict == "fail" else row.verdict, row.note)
         lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

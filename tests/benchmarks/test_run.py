@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent
 
@@ -97,6 +98,29 @@ def test_a_benchmark_that_dies_leaves_what_it_measured(run, tmp_path, end, timeo
     ]
     assert rows[2].note.startswith(reason)
     assert str(tmp_path / "toy.log") in rows[2].note
+
+
+def test_what_the_machine_lacks_is_skipped(run, tmp_path):
+    rows = run_benchmark(run, tmp_path, "yield TARGETS[2].skipped('no GPU'); return")
+    skipped = rows[2]
+    assert (skipped.skipped, skipped.measured, skipped.note, skipped.verdict) == (True, None, "no GPU", "skipped")
+    assert [row.verdict for row in rows[:2]] == ["pass", "fail"]
+    assert "| c | shown | not measured | skipped | no GPU |" in run.markdown(rows)
+
+
+def test_a_benchmark_goes_on_after_a_part_that_has_failed(run, tmp_path):
+    rows = run_benchmark(run, tmp_path, "yield TARGETS[2].failed('no luck'); return")
+    assert (rows[2].verdict, rows[2].note) == ("fail", "no luck")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
+def test_rows_of_a_gpu_are_skipped_without_one(tmp_path):
+    done = command_line("gpu", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert len(content) == 16
+    assert all(row["skipped"] and row["measured"] is None and row["note"] == "no GPU" for row in content)
+    assert "0 of 0 pass" in done.stdout
 
 
 def test_a_benchmark_that_does_not_start_is_a_failed_row(run, tmp_path):

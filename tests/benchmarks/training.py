@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -12,6 +13,7 @@ from prime_xmc.app import compose
 from prime_xmc.assemble import make_data, make_module
 from prime_xmc.data.batch import Batch
 from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.planning.layout import device_of
 from prime_xmc.training.module import PrimeModule
 
 
@@ -37,6 +39,15 @@ class Training:
     release_every: int
     num_steps: int = 0
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self.module.device
+
+    def put(self, batch: Batch) -> Batch:
+        """Return a batch as the Trainer hands it to the model: on its device."""
+        return self.module.transfer_batch_to_device(batch, self.device, 0)
+
     def step(self, batch: Batch) -> None:
         """Make a training step as the Trainer does."""
         with self.autocast():
@@ -45,7 +56,7 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.num_steps += 1
-        if self.num_steps % self.release_every == 0:
+        if self.device.type == "cpu" and self.num_steps % self.release_every == 0:
             self.release()
 
     def backward(self, forward: Callable[[], Tensor]) -> None:
@@ -57,14 +68,18 @@ class Training:
 
     def autocast(self) -> torch.autocast:
         """Return a context that computes in `dtype`."""
-        return torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def make_training(*overrides: str) -> Training:
     """Make the objects that `python -m prime_xmc.train` with these settings would train, without initial banks."""
     config = compose("train", [*overrides, "run_dir=outputs/bench"])
-    data = make_data(config)
-    module = make_module(config, data)
+    return training_of(config, make_data(config))
+
+
+def training_of(config: DictConfig, data: PrimeDataModule) -> Training:
+    """Make the objects that are trained on some data, on the device of the configuration."""
+    module = make_module(config, data).to(device_of(config))
     module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
     return Training(
         module,

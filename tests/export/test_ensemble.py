@@ -74,6 +74,16 @@ def test_the_ensemble_is_the_weighted_sum_of_the_scorers(model, add):
     torch.testing.assert_close(ensemble, expected, atol=1e-5, rtol=0)
 
 
+def test_the_ensemble_in_half_precision_rounds_labels_with_a_vote_as_those_without(model, add):
+    add()
+    exact, half = (prime_xmc.load(model, prototype_dtype=name) for name in ("float32", "bfloat16"))
+    assert half.searcher.vectors.dtype == torch.bfloat16
+    query_emb = half.encode(TEXTS).bfloat16().float()
+    vectors = exact.searcher.vectors.bfloat16().float()
+    expected = query_emb @ vectors.T + 0.5 * scores(prime_xmc.load(model, scorer="neighbours")).clamp(min=0)
+    torch.testing.assert_close(scores(half), expected, atol=1e-6, rtol=0)
+
+
 def test_the_ensemble_is_what_a_model_that_has_one_takes(model, add):
     assert prime_xmc.load(model).scorer == "theta"
     add()

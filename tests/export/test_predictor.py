@@ -120,6 +120,35 @@ class TestPrediction:
         assert not torch.equal(exact, rounded)
         assert torch.allclose(exact, rounded, atol=0.05)
 
+    def test_float16_is_close(self, toy_bundle):
+        exact, rounded = (Predictor.load(toy_bundle, precision=p).encode(TEXTS) for p in ("32-true", "16-mixed"))
+        assert rounded.dtype == torch.float32
+        assert not torch.equal(exact, rounded)
+        assert torch.allclose(exact, rounded, atol=0.01)
+
+    @pytest.mark.parametrize(("name", "dtype"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])
+    def test_prototypes_in_half_precision(self, toy_bundle, name, dtype):
+        exact, half = (Predictor.load(toy_bundle, prototype_dtype=each) for each in ("float32", name))
+        query_emb = exact.encode(TEXTS)
+        rounded = exact.searcher._vectors.to(dtype).float()
+        scores, ids = half.search(query_emb, 48)
+        assert half.searcher._vectors.dtype == dtype
+        assert scores.dtype == torch.float32
+        expected = (query_emb.to(dtype).float() @ rounded.T).gather(1, ids)
+        assert torch.equal(scores, expected)
+
+    @pytest.mark.cuda
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+    def test_cuda_agrees_with_cpu(self, toy_bundle, name):
+        cpu, cuda = (
+            Predictor.load(toy_bundle, device=device, precision="32-true", prototype_dtype=name)
+            for device in ("cpu", "cuda")
+        )
+        query_emb = cpu.encode(TEXTS)
+        torch.testing.assert_close(cuda.encode(TEXTS), query_emb, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(cuda.search(query_emb, 48)[0], cpu.search(query_emb, 48)[0], rtol=1e-5, atol=1e-6)
+
     @pytest.mark.parametrize(
         ("trained", "native", "expected", "said"),
         [
@@ -187,11 +216,12 @@ class TestPrediction:
         ids = predictor.search(vectors, 1)[1]
         assert ids.tolist() == [[0], [1], [2]]
 
-    def test_encoder_of_another_implementation(self, tmp_path, tiny_encoder_dir):
-        encoder = TextEncoder(str(tiny_encoder_dir), implementation="transformers", attention="sdpa", dropout=0.1)
+    @pytest.mark.parametrize("implementation", ["transformers", "auto"])
+    def test_encoder_of_another_implementation(self, implementation, tmp_path, tiny_encoder_dir):
+        encoder = TextEncoder(str(tiny_encoder_dir), implementation=implementation, attention="sdpa", dropout=0.1)
         save(tmp_path / "model", tiny_encoder_dir, encoder=encoder)
         predictor = Predictor.load(tmp_path / "model")
-        assert predictor.encoder.packed is None
+        assert predictor.encoder.implementation == implementation
         assert predictor.encoder.backbone.config._attn_implementation == "sdpa"
         assert torch.allclose(predictor.encode(["cat"])[0], with_transformers(tmp_path / "model", "cat"), atol=1e-5)
 
@@ -219,8 +249,13 @@ class TestBadArguments:
         ("argument", "said"),
         [
             ({"device": "gpu"}, "device 'gpu' cannot be used here"),
-            ({"precision": "16"}, "expected precision bf16-mixed or 32-true, got '16'"),
+            ({"precision": "16"}, "expected precision bf16-mixed, 16-mixed or 32-true, got '16'"),
             ({"index": "annoy"}, "expected index auto, exact or faiss, got 'annoy'"),
+            ({"prototype_dtype": "int8"}, "expected prototype_dtype float32, float16 or bfloat16, got 'int8'"),
+            (
+                {"prototype_dtype": "float16", "index": "faiss"},
+                "Faiss searches in float32; prototype_dtype=float16 takes search=exact",
+            ),
         ],
     )
     def test_settings(self, toy_bundle, argument, said):

@@ -185,6 +185,23 @@ class TestQuality:
         assert found > 0.995 * mean_similarity(x, balanced_clusters(x, 250, seed=0))
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestOnCuda:
+    @pytest.mark.parametrize("num_clusters", [8, 2500])
+    def test_as_good_as_on_the_cpu(self, num_clusters):
+        x = nested_groups(20_000, 32)
+        clusters = balanced_clusters(x.cuda(), num_clusters, seed=0)
+        assert clusters.is_cuda
+        assert_balanced(clusters.cpu(), len(x), num_clusters)
+        expected = mean_similarity(x, balanced_clusters(x, num_clusters, seed=0))
+        assert mean_similarity(x, clusters.cpu()) > 0.995 * expected
+
+    def test_same_clusters_again(self):
+        x = nested_groups(20_000, 32).cuda()
+        assert torch.equal(balanced_clusters(x, 300, seed=0), balanced_clusters(x, 300, seed=0))
+
+
 def test_progress_ends_at_one():
     done = []
     balanced_clusters(torch.randn(20_000, 4), 9, seed=0, on_progress=done.append)

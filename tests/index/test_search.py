@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from prime_xmc.index.search import ExactSearch, FaissSearch, faiss_problem
+from prime_xmc.index.search import ExactSearch, FaissSearch, faiss_problem, search_without_waiting
 
 
 def whole_numbers(rows, d=6, *, seed):
@@ -59,6 +59,74 @@ class TestExact:
             found = search.search(query_emb, 10)
         assert torch.equal(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
+
+
+class TestWithoutWaiting:
+    """The search of GPUs, on the CPU."""
+
+    @pytest.mark.parametrize("label_block", [1, 5, 100, 299, 1000])
+    @pytest.mark.parametrize("k", [1, 3, 10, 299, 300])
+    def test_brute_force_ties_by_id_whatever_the_blocks(self, label_block, k):
+        vectors, query_emb = whole_numbers(300, seed=0), whole_numbers(20, seed=1)
+        vectors[7] = -0.0  # its scores are of both signs, and equal
+        found = search_without_waiting(query_emb, vectors, k, label_block)
+        for part, expected in zip(found, brute_force(vectors, query_emb, k), strict=True):
+            assert torch.equal(part, expected)
+
+    def test_equals_the_search_of_the_cpu(self):
+        vectors, query_emb = unit_vectors(5000, 24, seed=0), unit_vectors(40, 24, seed=1)
+        found = search_without_waiting(query_emb, vectors, 20, 5000)
+        for part, expected in zip(found, built(ExactSearch(), vectors).search(query_emb, 20), strict=True):
+            torch.testing.assert_close(part, expected)
+
+    def test_all_equal(self):
+        _, ids = search_without_waiting(torch.ones(2, 3), torch.ones(1000, 3), 6, 1000)
+        assert ids.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_rounds_queries_and_vectors_but_not_scores(dtype):
+    vectors, query_emb = unit_vectors(300, 24, seed=0), unit_vectors(40, 24, seed=1)
+    expected = built(ExactSearch(), vectors.to(dtype).float()).search(query_emb.to(dtype).float(), 10)
+    found = built(ExactSearch(), vectors.to(dtype)).search(query_emb, 10)
+    assert found[0].dtype == torch.float32
+    for part, wanted in zip(found, expected, strict=True):
+        assert torch.equal(part, wanted)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestOnCuda:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("num_queries", [1, 50])
+    def test_agrees_with_cpu(self, dtype, num_queries):
+        vectors, query_emb = unit_vectors(20_000, 64, seed=0).to(dtype), unit_vectors(num_queries, 64, seed=1)
+        expected_scores, expected_ids = built(ExactSearch(), vectors).search(query_emb, 100)
+        torch.set_float32_matmul_precision("high")  # must not reach the scores
+        try:
+            scores, ids = built(ExactSearch(), vectors.cuda()).search(query_emb, 100)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-6)
+        assert (ids == expected_ids).float().mean() > 0.99
+
+    def test_ties_by_id(self):
+        vectors, query_emb = whole_numbers(5000, seed=0), whole_numbers(20, seed=1)
+        found = built(ExactSearch(), vectors.cuda()).search(query_emb, 50)
+        for part, expected in zip(found, brute_force(vectors, query_emb, 50), strict=True):
+            assert torch.equal(part, expected)
+
+    def test_the_host_does_not_wait(self):
+        search, query_emb = (
+            built(ExactSearch(), unit_vectors(5000, 64, seed=0).cuda()),
+            unit_vectors(9, 64, seed=1).cuda(),
+        )
+        search.search(query_emb, 10)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            search.search(query_emb, 10)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(

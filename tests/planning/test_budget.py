@@ -3,7 +3,6 @@
 import pytest
 
 from prime_xmc.planning.budget import (
-    NUM_SEARCHED,
     Item,
     Measured,
     Memory,
@@ -50,6 +49,7 @@ MEASURED = Measured(
     cluster_seconds=0.001,
     add_seconds=0.25,
     search_seconds=0.125,
+    num_searched=64,
 )
 
 # L = 300, N = 200 (160 trained on), T = 50, d = 8, F = 16
@@ -173,6 +173,12 @@ class TestMemory:
         planned = phases(schedule=SCHEDULE._replace(cluster_sizes=()), num_free_vectors=0, test=False)
         assert list(planned) == ["centroids", "step", "index"]
 
+    def test_exact_search_on_a_gpu_holds_scores(self):
+        exact = {"searcher": "exact", "on_gpu": True}
+        assert by_name(phases(**exact)["test"], "device")["block of scores"] == 4 * 4096 * 300
+        for phase in (phases(on_gpu=True), phases(searcher="exact"), phases(**exact, placement="host")):
+            assert "block of scores" not in [item.name for item in phase["test"]]
+
     def test_more_queries_than_labels_are_clustered(self):
         planned = phases(SIZES._replace(num_queries=1000))
         assert by_name(planned["clusters"])["rows to cluster"] == (2 * 8 + 48) * 960
@@ -223,9 +229,13 @@ class TestSeconds:
                 "training steps": 2 * 40,
                 "clusters of labels and queries": 0.001 * (160 * (4 + 2) + 300 * 4),
                 "encoding and indexing labels": 2 * 300 * (0.5 + 0.25),
-                "ranking of validation and test queries": (2 * 40 + 50) * (0.5 + 0.125 * 300 / NUM_SEARCHED),
+                "ranking of validation and test queries": (2 * 40 + 50) * (0.5 + 0.125 * 300 / 64),
             }
         )
+
+    def test_queries_are_encoded_for_later_stages(self):
+        planned = seconds_by_part(SIZES, LAYOUT, SCHEDULE._replace(encodes_queries=True), MEASURED, 1)
+        assert planned["encoding queries for later stages"] == 0.5 * 160
 
     def test_processes_share_the_encoding(self):
         one, two = (seconds_by_part(SIZES, LAYOUT, SCHEDULE, MEASURED, number) for number in (1, 2))

@@ -15,6 +15,8 @@ class TestSchedule:
     def schedule(self, compose):
         """Makes the schedule of 1,100 queries with some overrides."""
         settings = [
+            "classify=false",
+            "neighbours=null",
             "dataset.num_validation=100",
             "dataset.batch_size=300",
             "dataset.max_epochs=5",
@@ -37,6 +39,11 @@ class TestSchedule:
     def test_without_validation_and_clusters(self, schedule):
         settings = ["dataset.num_validation=0", "dataset.batch_size=275", "sampling.clusters.first_epoch=null"]
         assert schedule(*settings) == Schedule(4, 20, (), 0, 1)
+
+    @pytest.mark.parametrize("setting", ["classify=true", "neighbours={k: 20, temperature: 0.05}"])
+    def test_what_follows_needs_the_queries(self, schedule, setting):
+        assert schedule(setting).encodes_queries
+        assert not schedule().encodes_queries
 
     def test_no_end(self, schedule):
         with pytest.raises(ValueError, match=r"no end: give trainer\.max_epochs or trainer\.max_steps"):

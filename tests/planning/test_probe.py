@@ -51,6 +51,15 @@ class TestProbe:
         assert min(measured.step_seconds, measured.encode_seconds, measured.search_seconds) > 0
         assert measured.program > 1e8
 
+    @pytest.mark.cuda
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_on_cuda(self, configure):
+        overrides = ["probe_steps=3", "sampling.batch_size=64", "trainer=gpu", "index=exact"]
+        module, measured = probe(configure(*overrides), SIZES)
+        assert len(module.query_memory) == 6 * 64
+        assert min(measured.step_seconds, measured.encode_seconds, measured.cluster_seconds) > 0
+        assert min(measured.step.device, measured.encoding.device) > 0
+
     def test_a_batch_has_each_query_once_where_there_are_too_few(self, configure):
         module, _ = probe(configure("probe_steps=0", "sampling.batch_size=64"), SIZES._replace(num_queries=10))
         assert len(module.query_memory) == 10
@@ -58,7 +67,7 @@ class TestProbe:
 
 class TestWatch:
     def test_the_peak_is_that_since_the_restart(self, make):
-        watch = Watch(torch.device("cpu"), make())
+        watch = Watch(torch.device("cpu"), make(), 3)
         np.ones(2**26, dtype=np.uint8)
         before = watch.restart()
         assert watch.peak().host - before.host < 2**25
@@ -71,4 +80,4 @@ class TestWatch:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
     def test_a_gpu_that_is_not_there(self, make):
         with pytest.raises(ValueError, match="there is none here to measure: plan on the machine of the run"):
-            Watch(torch.device("cuda"), make())
+            Watch(torch.device("cuda"), make(), 3)

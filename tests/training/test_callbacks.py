@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 
 from prime_xmc.assemble import make_data, make_module
-from prime_xmc.training.callbacks import EpochTable, ExportModel
+from prime_xmc.training.callbacks import EpochTable, ExportModel, ReleaseMemory
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +54,13 @@ def test_a_run_continued_after_its_end_has_the_table_in_its_new_folder(tmp_path)
     table.load_state_dict({"rows": [{"epoch": 0, "step": 5, "lr": 0.25}]})
     table.on_train_end(L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), L.LightningModule())
     assert (tmp_path / "metrics.csv").read_text() == "epoch,step,lr\n0,5,0.25\n"
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", [1, 3]), ("meta", [])])
+def test_memory_is_released_every_n_steps_of_the_cpu_alone(device, expected, monkeypatch):
+    callback, module, released = ReleaseMemory(every_n_steps=2), L.LightningModule().to(device), []
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    for step in range(5):
+        monkeypatch.setattr(callback, "release", lambda step=step: released.append(step))
+        callback.on_train_batch_end(trainer, module, None, None, step)
+    assert released == expected

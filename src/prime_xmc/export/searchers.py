@@ -47,7 +47,14 @@ def choose_scorer(model: Path, scorer: str, classifiers: Path | None) -> str:
 
 
 def load_searcher(
-    model: Path, config: Mapping[str, Any], *, scorer: str, index: Index, device: str, classifiers: Path | None = None
+    model: Path,
+    config: Mapping[str, Any],
+    *,
+    scorer: str,
+    index: Index,
+    device: str,
+    classifiers: Path | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Search:
     """Return the search of a scorer.
 
@@ -58,30 +65,36 @@ def load_searcher(
         index: Search of the label vectors, see `Predictor.load`.
         device: Device to compute on.
         classifiers: Folder of classifiers beside the model, whose ensemble is the plain mean with the prototypes.
+        dtype: Precision in which label vectors are kept and multiplied; half precisions are searched exactly.
 
     Raises:
         FileNotFoundError: If the model lacks what the scorer needs, or has no Faiss index though index="faiss".
         ImportError: If index="faiss" but Faiss cannot be used.
         ValueError: If a file is damaged or of another model, or index="faiss" but the scorer is searched exactly.
     """
+    if dtype != torch.float32:
+        if index == "faiss":
+            name = str(dtype).removeprefix("torch.")
+            raise ValueError(f"search=faiss: Faiss searches in float32; prototype_dtype={name} takes search=exact")
+        index = "exact"
     if scorer == "theta":
-        return _of_prototypes(model, config, index, device)
+        return _of_prototypes(model, config, index, device, dtype)
     if index == "faiss" and (scorer != "ensemble" or classifiers is not None):
         of = "classifiers=" if classifiers is not None else f"scorer={scorer}"
         raise ValueError(f"search=faiss: the exported index is of the prototypes; {of} takes search=exact")
     if classifiers is not None:
         prototypes = read_prototypes(model)
-        return _exact(label_vectors(prototypes, load_classifiers(classifiers, model), scorer).to(device))
+        return _exact(label_vectors(prototypes, load_classifiers(classifiers, model), scorer).to(device, dtype))
     digest = encoder_digest(model)
     if scorer == "W":
-        return _exact(load_classifiers(model / CLASSIFIERS, model, digest).to(device))
+        return _exact(load_classifiers(model / CLASSIFIERS, model, digest).to(device, dtype))
     ensemble = ensembles.read_ensemble(model, digest)
     if scorer == "neighbours":
         if ensemble.k is None:
             reason = "it was trained with neighbours=null; take another scorer"
             raise FileNotFoundError(f"{model.absolute()} has no {NEIGHBOURS}/: {reason}")
         return VoteSearch(_neighbours(model, config, ensemble, digest, device))
-    return _of_ensemble(model, config, ensemble, digest, index, device)
+    return _of_ensemble(model, config, ensemble, digest, index, device, dtype)
 
 
 def voting(queries: VotingQueries, *, k: int, temperature: float | int, device: str | torch.device) -> Neighbours:
@@ -105,14 +118,21 @@ def _neighbours(
 
 
 def _of_ensemble(
-    model: Path, config: Mapping[str, Any], ensemble: ensembles.Ensemble, digest: str, index: Index, device: str
+    model: Path,
+    config: Mapping[str, Any],
+    ensemble: ensembles.Ensemble,
+    digest: str,
+    index: Index,
+    device: str,
+    dtype: torch.dtype,
 ) -> Search:
     weights = ensemble.weights
     prototypes = _prototypes(model, config, device)
     classifiers = load_classifiers(model / CLASSIFIERS, model, digest).to(device) if weights.W else None
-    vectors = mixture(prototypes, classifiers, weights)
-    if vectors is prototypes:  # the linear part is theirs alone, and so is its index
-        linear = _of_prototypes(model, config, index, device)
+    mixed = mixture(prototypes, classifiers, weights)
+    vectors = mixed.to(dtype)
+    if mixed is prototypes:  # the linear part is theirs alone, and so is its index
+        linear = _of_prototypes(model, config, index, device, dtype)
     else:
         linear = _of_mixture(model, config, vectors, index)
     if weights.neighbours == 0:
@@ -149,7 +169,9 @@ def _prototypes(model: Path, config: Mapping[str, Any], device: str) -> Float[Te
     return prototypes
 
 
-def _of_prototypes(model: Path, config: Mapping[str, Any], index: Index, device: str) -> Search:
+def _of_prototypes(
+    model: Path, config: Mapping[str, Any], index: Index, device: str, dtype: torch.dtype = torch.float32
+) -> Search:
     path = model / INDEX
     exported = config["index"] if path.is_file() else None
     if index == "faiss" and exported is None:
@@ -162,7 +184,7 @@ def _of_prototypes(model: Path, config: Mapping[str, Any], index: Index, device:
         search.load(path)
         _check_shape(path, search.shape, _shape(config))
         return search
-    return _exact(_prototypes(model, config, device))
+    return _exact(_prototypes(model, config, device).to(dtype))
 
 
 def _is_wanted(kind: str) -> bool:

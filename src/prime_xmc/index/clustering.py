@@ -7,6 +7,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from prime_xmc.index.full_precision import full_float32
+
 
 def balanced_clusters(
     embeddings: Float[Tensor, "n d"],
@@ -71,9 +73,10 @@ def balanced_clusters(
             for nodes in (shape_of_node == shape).nonzero()[:, 0].split(max(1, block // node_size)):
                 places = (start[nodes, None] + torch.arange(node_size)).to(device)  # [nodes, size]
                 rows = order[places]
-                scores = _split_scores(
-                    embeddings, rows, node_left, first[nodes].to(device), block, max_iterations, tolerance
-                )
+                with full_float32(device):
+                    scores = _split_scores(
+                        embeddings, rows, node_left, first[nodes].to(device), block, max_iterations, tolerance
+                    )
                 order[places] = rows.gather(1, scores.argsort(dim=1, descending=True, stable=True))
                 done += rows.numel()
                 on_progress((level + done / n) / num_levels)

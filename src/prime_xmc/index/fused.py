@@ -59,7 +59,7 @@ class FusedSearch(Search):
         ValueError: If the weight is negative.
     """
 
-    def __init__(self, linear: Search, vectors: Float32[Tensor, "label d"], neighbours: Neighbours, weight: float):
+    def __init__(self, linear: Search, vectors: Float[Tensor, "label d"], neighbours: Neighbours, weight: float):
         if weight < 0:
             raise ValueError(f"expected a weight of the neighbours of at least 0, got {weight}")
         self.linear = linear

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -143,19 +143,20 @@ class VoteSearch(Search):
 
 def pair_scores(
     query_emb: Float32[Tensor, "query d"],
-    vectors: Float32[Tensor, "vector d"],
+    vectors: Float[Tensor, "vector d"],
     rows: Int64[Tensor, " pair"],
     places: Int64[Tensor, " pair"],
 ) -> Float32[Tensor, " pair"]:
     """Return the inner product of each pair (query_emb[rows], vectors[places]), gathered in chunks.
 
     Args:
-        query_emb: Embeddings of queries, on the device of the vectors.
+        query_emb: Embeddings of queries, on the device of the vectors; they are rounded as these are.
         vectors: Vectors of labels.
         rows: Row of the query.
         places: Row of the vector.
     """
     chunk = max(1, _GATHERED // (4 * vectors.shape[1]))
+    query_emb = query_emb.to(vectors.dtype).float()
     with torch.autocast(vectors.device.type, enabled=False):
         parts = [
             (query_emb[some_rows] * vectors[some_places]).sum(dim=1)

@@ -1,15 +1,17 @@
 """The k prototypes with the highest inner product: exactly with torch alone, or with Faiss."""
 
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from prime_xmc.files import replacing
+from prime_xmc.index.full_precision import full_float32
 
 # Scores and label ids, best first.
 Found = tuple[Float32[Tensor, "query k"], Int64[Tensor, "query k"]]
@@ -39,41 +41,145 @@ class ExactSearch(Search):
     """Exact search in blocks, on the device of the vectors.
 
     Equal scores are ranked by id. The scores of a block are held at once: query_block * label_block * 4 bytes, 128 MiB
-    by default.
+    by default on the CPU and at most 1 GiB on a GPU. Scores are float32 in any case; vectors of a half precision are
+    searched for queries that are rounded to the same precision.
 
     Args:
-        query_block: Queries per block.
-        label_block: Labels per block.
+        query_block: Queries per block; None chooses by the device.
+        label_block: Labels per block; None chooses by the device.
     """
 
-    def __init__(self, *, query_block: int = 1024, label_block: int = 32_768):
+    def __init__(self, *, query_block: int | None = None, label_block: int | None = None):
         self.query_block = query_block
         self.label_block = label_block
 
-    def build(self, vectors: Float32[Tensor, "label d"]) -> None:
+    def build(self, vectors: Float[Tensor, "label d"]) -> None:
         """Search in these vectors from now on; they are kept, not copied."""
         self._vectors = vectors
 
     def _search(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
-        # Under a caller's autocast, scores would lose digits and their order with them.
-        with torch.autocast(self._vectors.device.type, enabled=False):
-            found = [self._search_block(block, k) for block in query_emb.split(self.query_block)]
+        device = self._vectors.device
+        query_block, label_block = self._blocks()
+        search_block = search_without_waiting if device.type == "cuda" else _search_by_sorting
+        with full_float32(device):  # scores would lose digits, and their order with them
+            found = [
+                search_block(block, self._vectors, k, label_block) for block in query_emb.to(device).split(query_block)
+            ]
         scores, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
         return scores, ids
 
-    def _search_block(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
-        query_emb = query_emb.to(self._vectors.device)
-        best_scores = query_emb.new_empty(len(query_emb), 0)
-        best_ids = torch.empty_like(best_scores, dtype=torch.int64)
-        first_id = 0
-        for vectors in self._vectors.split(self.label_block):
-            scores, ids = _top_k(query_emb @ vectors.T, k)
-            # Ids of earlier blocks are smaller and stand first, so a stable sort keeps equal scores in order of id.
-            best_scores, order = torch.cat([best_scores, scores], dim=1).sort(dim=1, descending=True, stable=True)
-            best_scores, order = best_scores[:, :k], order[:, :k]
-            best_ids = torch.cat([best_ids, ids + first_id], dim=1).gather(1, order)
-            first_id += len(vectors)
-        return best_scores, best_ids
+    def _blocks(self) -> tuple[int, int]:
+        """Return queries and labels per block."""
+        on_gpu = self._vectors.device.type == "cuda"
+        query_block, label_block = gpu_blocks(len(self._vectors)) if on_gpu else _CPU_BLOCKS
+        return self.query_block or query_block, self.label_block or label_block
+
+
+_CPU_BLOCKS = 1024, 32_768  # whose scores fit the cache that processors share
+# On a GPU, a block is as large as memory allows, since every operation on it has a price of its own.
+_GPU_SCORES = 2**28
+_MOST_LABELS = 2**21
+_MOST_QUERIES = 2**12
+
+
+def gpu_blocks(num_labels: int) -> tuple[int, int]:
+    """Return how many queries and labels a GPU scores at once.
+
+    Example:
+        >>> gpu_blocks(1_300_000)
+        (206, 1300000)
+    """
+    label_block = min(max(1, num_labels), _MOST_LABELS)
+    return min(_GPU_SCORES // label_block, _MOST_QUERIES), label_block
+
+
+def _search_by_sorting(
+    query_emb: Float32[Tensor, "query d"], vectors: Float[Tensor, "label d"], k: int, label_block: int
+) -> Found:
+    best_scores = query_emb.new_empty(len(query_emb), 0)
+    best_ids = torch.empty_like(best_scores, dtype=torch.int64)
+    first_id = 0
+    for block in vectors.split(label_block):
+        scores, ids = _top_k(_products(query_emb, block), k)
+        # Ids of earlier blocks are smaller and stand first, so a stable sort keeps equal scores in order of id.
+        best_scores, order = torch.cat([best_scores, scores], dim=1).sort(dim=1, descending=True, stable=True)
+        best_scores, order = best_scores[:, :k], order[:, :k]
+        best_ids = torch.cat([best_ids, ids + first_id], dim=1).gather(1, order)
+        first_id += len(block)
+    return best_scores, best_ids
+
+
+def search_without_waiting(
+    query_emb: Float32[Tensor, "query d"], vectors: Float[Tensor, "label d"], k: int, label_block: int
+) -> Found:
+    """Search as elsewhere, in few operations on long rows, none of which the host has to wait for: for GPUs.
+
+    Args:
+        query_emb: Embeddings on the device of the vectors.
+        vectors: Vectors of the labels.
+        k: Labels per query.
+        label_block: Labels whose scores are held at once.
+    """
+    best = torch.empty(len(query_emb), 0, dtype=torch.int64, device=query_emb.device)
+    first_id = 0
+    for block in vectors.split(label_block):
+        keys = _top_keys(_products(query_emb, block), k, first_id)
+        best = torch.cat([best, keys], dim=1)
+        if first_id:
+            best = best.topk(min(k, best.shape[1]), dim=1).values
+        first_id += len(block)
+    return _from_keys(best)
+
+
+def _products(
+    query_emb: Float32[Tensor, "query d"], vectors: Float[Tensor, "label d"]
+) -> Float32[Tensor, "query label"]:
+    """Return the inner products in float32, of queries rounded as the vectors are."""
+    if vectors.dtype != torch.float32:
+        query_emb = query_emb.to(vectors.dtype)
+        if vectors.device.type == "cuda":
+            return torch.mm(query_emb, vectors.T, out_dtype=torch.float32)
+        query_emb, vectors = query_emb.float(), vectors.float()
+    elif vectors.device.type == "cuda" and len(query_emb) == 1:
+        return torch.mv(vectors, query_emb[0])[None]  # at the speed of the memory
+    return query_emb @ vectors.T
+
+
+def _top_keys(scores: Float32[Tensor, "query label"], k: int, first_id: int) -> Int64[Tensor, "query k"]:
+    """Return the keys, highest first, of the k best of consecutive labels, or of all where there are fewer.
+
+    The labels are cut into groups. A label with one of the k best keys is in one of the k groups whose best keys are
+    highest: each of k other groups would hold a better label. Only these groups are looked at label by label.
+    """
+    num_labels, device = scores.shape[1], scores.device
+    width = 2 ** max(1, round(math.log2(max(1, num_labels // k)) / 2))  # half of the work is on groups, half on labels
+    num_groups = num_labels // width
+    ids = torch.arange(num_labels, device=device)
+    if num_groups <= k:
+        return _to_keys(scores, ids + first_id).topk(min(k, num_labels), dim=1).values
+    grouped = num_groups * width
+    best_of_group = scores[:, :grouped].unflatten(1, (num_groups, width)).amax(dim=2)
+    _, groups = _from_keys(_to_keys(best_of_group, ids[:num_groups]).topk(k, dim=1, sorted=False).values)
+    columns = (groups[:, :, None] * width + ids[:width]).flatten(1)
+    columns = torch.cat([columns, ids[grouped:].expand(len(scores), -1)], dim=1)  # those of no group
+    return _to_keys(scores.gather(1, columns), columns + first_id).topk(k, dim=1).values
+
+
+_IDS = 2**32  # more than there are labels
+
+
+def _to_keys(scores: Float32[Tensor, "query k"], ids: Int64[Tensor, "*query k"]) -> Int64[Tensor, "query k"]:
+    """Return integers, all different, in the order of the scores, and of equal scores of the smaller id first."""
+    bits = (scores + 0.0).view(torch.int32).long()  # the sum turns -0.0 into 0.0
+    # The bits of floating-point numbers are in the order of the numbers, but those of negative ones run backwards.
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) * _IDS + (_IDS - 1 - ids)
+
+
+def _from_keys(keys: Int64[Tensor, "query k"]) -> Found:
+    """Return the scores and ids of `_to_keys`."""
+    ordered = keys >> 32
+    bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
+    return bits.int().view(torch.float32), _IDS - 1 - (keys & (_IDS - 1))
 
 
 class FaissSearch(Search):

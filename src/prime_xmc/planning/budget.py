@@ -5,12 +5,12 @@ from typing import Literal, NamedTuple
 
 from prime_xmc.data.corpus import LABELS
 from prime_xmc.evaluation.metrics import TOP_K
+from prime_xmc.index.search import gpu_blocks
 from prime_xmc.planning.layout import Layout, Schedule
 from prime_xmc.planning.sizes import Sizes
 
 Place = Literal["host", "mapped", "device"]
 PLACES: tuple[Place, ...] = ("host", "mapped", "device")
-NUM_SEARCHED = 2**13  # labels that a probe searches
 
 # Bytes per row of the integers that a part of the work holds at its peak: ids, their order, a sort's own copies.
 _SORTED_PAIR = 48  # `fill_mean_centroids`
@@ -46,7 +46,8 @@ class Measured(NamedTuple):
     encode_seconds: float = 0.0  # per text, without gradient
     cluster_seconds: float = 0.0  # per row and level of the tree of clusters
     add_seconds: float = 0.0  # per label that is added to the index
-    search_seconds: float = 0.0  # per query, among `NUM_SEARCHED` labels
+    search_seconds: float = 0.0  # per query, among `num_searched` labels
+    num_searched: int = 1
 
 
 class Item(NamedTuple):
@@ -87,6 +88,8 @@ def memory_by_phase(sizes: Sizes, layout: Layout, schedule: Schedule, measured: 
     block, prediction = _CLUSTER_BLOCK[device], _PREDICTION * min(TOP_K, num_labels)
     # the searcher keeps what it searches until it is given something else: prototypes where it has no index of its own
     older = (layout.index_bytes or 4 * d) if schedule.num_indexes > 1 else 0
+    searches_on_gpu = layout.on_gpu and bank == "device" and layout.searcher == "exact"
+    num_scores = math.prod(gpu_blocks(num_labels)) if searches_on_gpu else 0
     sent = 6 * d if layout.on_gpu and bank == "device" else 0  # to Faiss on the host, or to the file of prototypes
     every = ("centroids", "clusters", "step", "index", "test")
     trained, indexed = every[1:], every[3:]
@@ -118,6 +121,7 @@ def memory_by_phase(sizes: Sizes, layout: Layout, schedule: Schedule, measured: 
         (indexed, Item("label prototypes", bank, 4 * d, num_labels, "label")),
         (indexed, Item("Faiss index", "host", layout.index_bytes, num_labels, "label")),
         (trained[:-1], Item("index before", "host" if layout.index_bytes else bank, older, num_labels, "label")),
+        (indexed, Item("block of scores", "device", 4, num_scores, "score")),
         (("index",), Item("label vectors, from device", "host", sent, num_labels, "label")),
         (("test",), Item("predictions", "host", prediction, sizes.num_test_queries, "test query")),
     ]
@@ -178,16 +182,19 @@ def seconds_by_part(
     num_queries = sizes.num_queries - layout.num_validation
     num_ranked = schedule.num_validations * layout.num_validation + (sizes.num_test_queries if layout.test else 0)
     encode = measured.encode_seconds / num_processes
-    search = measured.search_seconds * (1 if layout.searcher == "hnsw" else sizes.num_labels / NUM_SEARCHED)
+    search = measured.search_seconds * (1 if layout.searcher == "hnsw" else sizes.num_labels / measured.num_searched)
     row_levels = sum(num_queries * math.log2(max(1, num_queries / size)) for size in schedule.cluster_sizes)
     row_levels += sizes.num_labels * math.log2(max(1, layout.num_free_vectors))
-    return {
+    seconds = {
         "embedding of all training texts, if not cached": encode * (num_queries + sizes.num_labels),
         "training steps": measured.step_seconds * schedule.num_steps,
         "clusters of labels and queries": measured.cluster_seconds * row_levels,
         "encoding and indexing labels": schedule.num_indexes * sizes.num_labels * (encode + measured.add_seconds),
         "ranking of validation and test queries": num_ranked * (encode + search),
     }
+    if schedule.encodes_queries:
+        seconds["encoding queries for later stages"] = encode * num_queries
+    return seconds
 
 
 def _mapped_bytes(sizes: Sizes) -> int:

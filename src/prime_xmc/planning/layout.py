@@ -72,6 +72,7 @@ class Schedule(NamedTuple):
     cluster_sizes: tuple[int, ...]  # queries per cluster at each rebuild of the clusters
     num_validations: int
     num_indexes: int  # how often all labels are encoded and indexed, for validation or at the end
+    encodes_queries: bool = False  # whether training queries are encoded at the end, for classifiers or neighbours
 
 
 def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
@@ -100,7 +101,19 @@ def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
         if (epoch - first) % clusters.every_n_epochs == 0 or epoch in clusters.double_at
     ]
     num_indexes = num_validations + (not ends_validated)
-    return Schedule(steps_per_epoch, min(limits), tuple(size for size in sizes if size), num_validations, num_indexes)
+    return Schedule(
+        steps_per_epoch,
+        min(limits),
+        tuple(size for size in sizes if size),
+        num_validations,
+        num_indexes,
+        has_later_stages(config),
+    )
+
+
+def has_later_stages(config: DictConfig) -> bool:
+    """Return whether classifiers or neighbours follow the training of prototypes."""
+    return config.get("classify") not in (None, False) or config.get("neighbours") is not None
 
 
 def device_of(config: DictConfig) -> torch.device:

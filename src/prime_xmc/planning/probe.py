@@ -24,7 +24,7 @@ from prime_xmc.data.corpus import Corpus, Ragged, Split
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.evaluation.metrics import TOP_K
 from prime_xmc.index.clustering import balanced_clusters
-from prime_xmc.planning.budget import NUM_SEARCHED, Measured, Memory
+from prime_xmc.planning.budget import Measured, Memory
 from prime_xmc.planning.layout import count_processes, device_of
 from prime_xmc.planning.sizes import Sizes
 from prime_xmc.training.callbacks import ReleaseMemory
@@ -35,8 +35,11 @@ from prime_xmc.training.record import quiet_libraries
 logger = logging.getLogger(__name__)
 
 _LABELS_PER_DRAW = 16  # so many that, as in large data sets, few labels of a batch are drawn twice
-_NUM_TEXTS = 1024  # encoded at once, as by the data module's loaders
-_NUM_SEARCHES = 256
+# What is measured by the kind of the device: less than this would not keep a GPU busy.
+_WARM_UP = {"cpu": 1, "cuda": 3}  # steps that are not counted: they compile kernels and reserve memory
+_NUM_TEXTS = {"cpu": 1024, "cuda": 8192}  # encoded at once, as by the data module's loaders
+_NUM_SEARCHED = {"cpu": 2**13, "cuda": 2**18}  # labels that are clustered and searched
+_NUM_SEARCHES = {"cpu": 256, "cuda": 2048}
 _CONCENTRATION = 4.0  # of the made-up lengths about their mean
 
 
@@ -48,7 +51,8 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
     """
     if config.probe_steps < 0:
         raise ValueError(f"expected probe_steps of at least 0, got {config.probe_steps}")
-    num_steps = config.probe_steps + 1  # the first one compiles kernels and is not counted
+    device = device_of(config)
+    num_steps = config.probe_steps + _WARM_UP[device.type]
     small = config.copy()
     small.dataset.dir, small.dataset.num_validation = "", 0  # nothing is read or generated
     small.sampling.batch_size = min(-(-config.sampling.batch_size // count_processes(config)), sizes.num_queries)
@@ -69,8 +73,7 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
     module = make_module(small, data)
     if not config.probe_steps:
         return module, Measured()
-    device = device_of(config)
-    watch, release = Watch(device, corpus), config.callbacks.get("memory")
+    watch, release = Watch(device, corpus, num_steps), config.callbacks.get("memory")
     logger.info("probe: %d training steps on made-up texts", num_steps)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         quiet_libraries()
@@ -89,6 +92,7 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
             default_root_dir=folder,
             _convert_="all",
         )
+        data.trainer = trainer  # it makes batches as the device of this one wants them
         trainer.fit(module, train_dataloaders=data.train_dataloader())
     return module, watch.result(module.to(device))
 
@@ -129,15 +133,19 @@ def _random_texts(
 class Watch(Callback):
     """Measures encoding before the first training step, then the steps, in memory and time.
 
+    A GPU works on a step while the host prepares the next one. The steps there are timed together, from the end of one
+    to the end of another, and nothing waits in between; so the time is theirs with batches, transfers and logs.
+
     Args:
         device: Device of the Trainer.
         corpus: Data with texts to encode.
+        num_steps: Number of steps that the Trainer makes.
 
     Raises:
         ValueError: If there is no such device, or the system does not tell how much memory is in use.
     """
 
-    def __init__(self, device: torch.device, corpus: Corpus):
+    def __init__(self, device: torch.device, corpus: Corpus, num_steps: int):
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(
                 "the configuration is for a GPU, and there is none here to measure: plan on the machine of the run, "
@@ -149,8 +157,9 @@ class Watch(Callback):
             )
         self.device = device
         self.on_gpu = device.type == "cuda"
-        tokens = corpus.train.tokens
-        self.texts = TextChunks(tokens, np.arange(min(_NUM_TEXTS, len(tokens))), _NUM_TEXTS)[0]
+        self.num_steps = num_steps
+        tokens, num_texts = corpus.train.tokens, _NUM_TEXTS[device.type]
+        self.texts = TextChunks(tokens, np.arange(min(num_texts, len(tokens))), num_texts)[0]
         self.step_seconds: list[float] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -168,25 +177,38 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the time."""
-        self._started = time_on(self.device)
+        if not self.on_gpu:
+            self._started = time_on(self.device)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note how long the step took."""
-        self.step_seconds.append(time_on(self.device) - self._started)
+        """Note how long the step took, or on a GPU, at the last one, how long steps take."""
+        warm_up, last = _WARM_UP[self.device.type], self.num_steps - 1
+        if not self.on_gpu:
+            self.step_seconds.append(time_on(self.device) - self._started)
+        elif batch_idx == warm_up - 1:
+            self._started = time_on(self.device)
+        elif batch_idx == last:
+            self.step_seconds = [(time_on(self.device) - self._started) / (self.num_steps - warm_up)]
         self.step_peak = self.peak()
         self.labels_in_batch = len(batch.label_ids)
 
     def result(self, module: PrimeModule) -> Measured:
         """Time clustering and searching, and return all that was measured."""
+        num_searched, num_searches = _NUM_SEARCHED[self.device.type], _NUM_SEARCHES[self.device.type]
         vectors, queries = (
-            _random_vectors(count, module.encoder.dim).to(module.device) for count in (NUM_SEARCHED, _NUM_SEARCHES)
+            _random_vectors(count, module.encoder.dim).to(module.device) for count in (num_searched, num_searches)
         )
-        num_clusters = NUM_SEARCHED // 8
-        cluster_seconds = seconds_of(lambda: balanced_clusters(vectors, num_clusters, seed=0), self.device)
+        num_clusters = num_searched // 8
         add_seconds = seconds_of(lambda: module.searcher.build(vectors), self.device)
-        search_seconds = min(seconds_of(lambda: module.searcher.search(queries, TOP_K), self.device) for _ in range(2))
+        cluster_seconds, search_seconds = (
+            min(seconds_of(action, self.device) for _ in range(2))  # the first time, kernels are compiled
+            for action in (
+                lambda: balanced_clusters(vectors, num_clusters, seed=0),
+                lambda: module.searcher.search(queries, TOP_K),
+            )
+        )
         parameters = 4 * sum(p.numel() for p in module.parameters())
         # gradients and the optimiser's two copies, which are counted apart
         states = 12 * sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -196,11 +218,12 @@ class Watch(Callback):
             encoding=self.encoding_peak.above(self.before_encoding),
             step=step.above(Memory(0, states) if self.on_gpu else Memory(states, 0)),
             labels_in_batch=self.labels_in_batch,
-            step_seconds=statistics.median(self.step_seconds[1:]),
+            step_seconds=statistics.median(self.step_seconds[0 if self.on_gpu else 1 :]),
             encode_seconds=self.encode_seconds / len(self.texts.lengths),
-            cluster_seconds=cluster_seconds / NUM_SEARCHED / math.log2(num_clusters),
-            add_seconds=add_seconds / NUM_SEARCHED,
-            search_seconds=search_seconds / _NUM_SEARCHES,
+            cluster_seconds=cluster_seconds / num_searched / math.log2(num_clusters),
+            add_seconds=add_seconds / num_searched,
+            search_seconds=search_seconds / num_searches,
+            num_searched=num_searched,
         )
 
     def restart(self) -> Memory:

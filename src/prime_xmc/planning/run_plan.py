@@ -45,15 +45,15 @@ def plan(config: DictConfig) -> dict[str, Any]:
             f"the texts of the probe are made up; a batch has {measured.labels_in_batch} labels, drawn uniformly, and "
             "fewer where its queries share them"
         )
-        if release is None or config.probe_steps < release.every_n_steps:
+        if not layout.on_gpu and (release is None or config.probe_steps < release.every_n_steps):
             notes.append("the host's memory rises beyond what was probed until callbacks.memory gives it back")
     if num_processes > 1:
         notes.append(f"each of {num_processes} processes has all tables and encodes its share of a batch")
-    if config.get("classify") not in (None, False) or config.get("neighbours") is not None:
+    if schedule.encodes_queries:
         notes.append(
-            "training of the prototypes alone: neither classifiers (three tables of float32 with a row per label while "
-            "they are trained, one in the model) nor neighbours (float16 with a row per training query in the model, "
-            "float32 while they vote) are counted"
+            "training of the prototypes, and the queries encoded for what follows: neither classifiers (three tables "
+            "of float32 with a row per label while they are trained, one in the model) nor neighbours (float16 with a "
+            "row per training query in the model, float32 while they vote) are counted"
         )
     if layout.on_gpu:
         notes.append("memory on the device is what torch allocates; CUDA itself takes about half a GB more")
