@@ -9,6 +9,9 @@ from prime_xmc.data import background, sampling
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.callbacks import InitialisePrototypes, RebuildClusters
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
+from prime_xmc.training.classifier_module import ClassifierModule
+from prime_xmc.training.module import PrimeModule
+from prime_xmc.training.protocols import PrototypeModule, QueryMemory
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +86,12 @@ def test_remembered_labels_enter_the_first_term_with_the_embedding_that_training
     torch.testing.assert_close(module.label_memory.take(memory.ids), remembered[memory.ids].half())
 
 
+def test_modules_inherit_what_callbacks_look_for():
+    """From Python 3.12 on, a check of protocols by their members does not see submodules."""
+    assert PrototypeModule in PrimeModule.__mro__
+    assert QueryMemory in ClassifierModule.__mro__
+
+
 def test_positives_are_scored_without_themselves_in_the_centroid(make):
     module, data = make(
         "sampling.memory_labels=4096",
@@ -94,6 +103,9 @@ def test_positives_are_scored_without_themselves_in_the_centroid(make):
     batch = next(iter(data.train_dataloader()))
     rows, columns, num_queries = batch.left_out
     assert 0 < len(rows) < len(batch.memory.relations.positive_places)
+    for bank in module.banks.values():
+        rows_of_bank = torch.nn.functional.normalize(torch.randn(len(bank), 32), dim=1)
+        bank.put(torch.arange(len(bank)), rows_of_bank)
     before = module.query_memory.rows.clone().float()
     outputs = module.training_step(batch, 0)
     query_emb, label_emb = outputs["query_emb"], outputs["label_emb"]

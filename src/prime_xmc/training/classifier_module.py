@@ -22,12 +22,13 @@ from prime_xmc.model.classifiers import Classifiers, hardest_of_all, pair_simila
 from prime_xmc.model.losses import Contrast, contrast_of
 from prime_xmc.training.module import Searcher
 from prime_xmc.training.optimizers import with_warmup
+from prime_xmc.training.protocols import QueryMemory
 from prime_xmc.training.randomness import seed_step
 from prime_xmc.training.start import check_precision, missing_callbacks
 from prime_xmc.training.step_log import StepLog
 
 
-class ClassifierModule(LightningModule):
+class ClassifierModule(LightningModule, QueryMemory):
     """Trains the classifiers on frozen embeddings of the training queries.
 
     A query is pulled to its positives and pushed from its negatives:

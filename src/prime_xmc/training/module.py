@@ -28,7 +28,7 @@ from prime_xmc.model.losses import PrimeLoss
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.optimizers import clip_gradients, with_warmup
-from prime_xmc.training.protocols import Kind
+from prime_xmc.training.protocols import Kind, PrototypeModule
 from prime_xmc.training.randomness import seed_step
 from prime_xmc.training.sharded import copy_from_first, digest, encode_sharded, require_same
 from prime_xmc.training.start import check_precision, check_processes, missing_callbacks
@@ -58,7 +58,7 @@ class Searcher(Protocol):
         """Return scores, descending, and label ids."""
 
 
-class PrimeModule(LightningModule):
+class PrimeModule(LightningModule, PrototypeModule):
     """PRIME: encoder, prototypes and loss, with all that the method does around a step.
 
     It brings the callbacks along that fill its banks before training and make new clusters of queries, so that any
