@@ -170,6 +170,7 @@ def open_data(
     num_validation: int,
     seed: int,
     memory_labels: int = 0,
+    leave_one_out: float | int = 0.0,
     corpus: Corpus | None = None,
 ) -> PrimeDataModule:
     """Make the data module of `dataset` and `sampling` and open its data, prepared if need be.
@@ -182,6 +183,7 @@ def open_data(
         num_validation: Number of training queries that are held out.
         seed: Seed of the split and of sampling.
         memory_labels: Most labels of a batch whose embedding is remembered, which the second stage has no use for.
+        leave_one_out: Probability that a query is left out of the centroid of one of its labels, likewise.
         corpus: The data, where they are open already.
     """
     dataset, sampling = config.dataset, config.sampling
@@ -198,6 +200,7 @@ def open_data(
         loss_positives=sampling.loss_positives,
         more_queries_per_label=sampling.more_queries_per_label,
         memory_labels=memory_labels,
+        leave_one_out=leave_one_out,
         num_validation=num_validation,
         seed=seed,
         corpus=corpus,
@@ -229,6 +232,7 @@ def make_data(config: DictConfig) -> PrimeDataModule:
         num_validation=fitted.dataset.num_validation,
         seed=fitted.seed,
         memory_labels=fitted.sampling.memory_labels,
+        leave_one_out=fitted.sampling.leave_one_out,
         corpus=corpus,
     )
 

@@ -198,6 +198,8 @@ def _encode_queries(
     module.to(device)
     module.embed(data.train_text_dataloader(), module.query_memory, "query")
     module.cpu()
+    if device.type != "cpu":
+        module.encoder.frozen = None  # its table stays there, and nobody needs it any more
     ids = data.sampler.query_ids
     embeddings = module.query_memory.take(torch.from_numpy(ids)).float().cpu()
     if "val" in ranked:

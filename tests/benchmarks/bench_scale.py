@@ -100,10 +100,12 @@ def start_banks(training: Training) -> None:
 def renumbered(batch: Batch, module: PrimeModule) -> Batch:
     """Return the same texts under ids of a smaller model, some of which then occur several times."""
     num_labels, num_queries = module.prototypes.num_labels, len(module.query_memory)
+    query_ids, label_ids = batch.query_ids % num_queries, batch.label_ids % num_labels
     return batch._replace(
-        query_ids=batch.query_ids % num_queries,
-        label_ids=batch.label_ids % num_labels,
-        pair_labels=batch.pair_labels % num_labels,
+        query_ids=query_ids,
+        label_ids=label_ids,
+        text_ids=torch.cat([query_ids, num_queries + label_ids]),
+        moved_ids=batch.moved_ids % num_labels,
     )
 
 

@@ -3,8 +3,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.fabric.utilities import move_data_to_device
 
-from prime_xmc.data.batch import BatchBuilder, SameBatches, TextChunks, mask, membership, pack
+from prime_xmc.data.batch import BatchBuilder, Relations, SameBatches, TextChunks, membership, pack, places_of
 from prime_xmc.data.corpus import Ragged, Split
 from prime_xmc.data.sampling import draw_positives
 
@@ -55,8 +56,28 @@ class TestMembership:
         ]
         assert list(zip(row.tolist(), column.tolist(), strict=True)) == expected
 
-    def test_mask(self):
-        assert mask((2, 3), np.array([0, 1, 1]), np.array([2, 0, 0])).tolist() == [[0, 0, 1], [1, 0, 0]]
+    @given(st.lists(label_sets, max_size=6), label_sets, st.integers(0, 3))
+    def test_places_are_those_of_the_matrix(self, rows, label_ids, first):
+        width = first + len(label_ids) + 1
+        places = places_of(ragged([row[::-1] for row in rows]), np.array(label_ids, dtype=np.int64), width, first)
+        matrix = np.zeros((len(rows), width), dtype=bool)
+        for row, labels in enumerate(rows):
+            matrix[row, [first + label_ids.index(label) for label in labels if label in label_ids]] = True
+        assert places.tolist() == np.flatnonzero(matrix).tolist()
+
+
+class TestRelations:
+    def test_matrices_and_pairs(self):
+        relations = Relations(2, 3, torch.tensor([2, 3]), torch.tensor([1, 2, 3]))
+        assert relations.positives().tolist() == [[False, False, True], [True, False, False]]
+        assert relations.negatives().tolist() == [[True, False, False], [False, True, True]]
+        assert [part.tolist() for part in relations.pairs()] == [[0, 1], [2, 0]]
+
+    def test_without_candidates(self):
+        none = torch.empty(0, dtype=torch.int64)
+        relations = Relations(2, 0, none, none)
+        assert relations.positives().shape == relations.negatives().shape == (2, 0)
+        assert [len(part) for part in relations.pairs()] == [0, 0]
 
 
 class TestBatchBuilder:
@@ -154,6 +175,47 @@ class TestBatchBuilder:
         assert batch.positives.tolist() == [[False, True], [True, True]]
         assert batch.token_ids.dtype == batch.lengths.dtype == batch.pair_labels.dtype == torch.int64
 
+    def test_text_ids_are_queries_then_labels_behind_all_queries(self):
+        batch = build(make_builder([[1, 4], [4], [2]]), [2, 0], [[2], [4]])
+        assert batch.text_ids.tolist() == [2, 0, 3 + 2, 3 + 4]
+
+    @given(data_sets(), seeds)
+    @settings(deadline=None)
+    def test_moved_labels_are_those_of_the_pairs(self, data, seed):
+        positives, filtered = data
+        query_ids, drawn = some_batch(positives, seed)
+        batch = build(make_builder(positives, filtered), query_ids, drawn)
+        assert batch.moved_ids.tolist() == sorted({label for query in query_ids for label in positives[query]})
+
+    def test_the_trainer_moves_all_but_what_the_host_goes_by(self):
+        queries_of_label = Ragged.grouped(np.array([1, 4, 4, 2]), np.array([0, 0, 1, 2]), NUM_LABELS)
+        builder = make_builder([[1, 4], [4], [2, 3]], num_more=2, queries_of_label=queries_of_label, memory_labels=4)
+        moved = move_data_to_device(build(builder, [2, 0], [[2], [4]]), torch.device("meta"))
+        host = {moved.text_ids, moved.lengths, moved.more.texts.ids, moved.more.texts.lengths}
+        assert {tensor.device.type for tensor in host} == {"cpu"}
+        parts = (moved, moved.relations, moved.more, moved.more.texts, moved.memory, moved.memory.relations)
+        rest = [value for part in parts for value in part if isinstance(value, torch.Tensor) and value not in host]
+        assert len(rest) == 14
+        assert {tensor.device.type for tensor in rest} == {"meta"}
+
+    @pytest.mark.cuda
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_on_a_gpu_the_host_keeps_what_it_goes_by(self):
+        """And what is on the device is what was built."""
+        queries_of_label = Ragged.grouped(np.array([1, 4, 4, 2]), np.array([0, 0, 1, 2]), NUM_LABELS)
+        builder = make_builder([[1, 4], [4], [2, 3]], num_more=2, queries_of_label=queries_of_label, memory_labels=4)
+        built = build(builder, [2, 0], [[2], [4]])
+        pinned = built.pin_memory()
+        assert pinned.token_ids.is_pinned()
+        assert pinned.more.texts.token_ids.is_pinned()
+        moved = pinned.to(torch.device("cuda"))
+        assert {moved.text_ids.device.type, moved.lengths.device.type, moved.more.texts.ids.device.type} == {"cpu"}
+        for name in ("query_ids", "label_ids", "token_ids", "moved_ids", "pair_rows", "pair_places", "positives"):
+            assert getattr(moved, name).is_cuda
+            assert torch.equal(getattr(moved, name).cpu(), getattr(built, name)), name
+        assert torch.equal(moved.memory.relations.negatives().cpu(), built.memory.relations.negatives())
+        assert torch.equal(moved.more.pair_places.cpu(), built.more.pair_places)
+
 
 class TestMoreQueries:
     @given(data_sets(), seeds, st.integers(1, 3))
@@ -167,7 +229,8 @@ class TestMoreQueries:
         builder = make_builder(positives, num_more=num_more, queries_of_label=queries_of_label)
         batch, again = (build(builder, query_ids, drawn) for _ in range(2))
         torch.testing.assert_close(batch, again, rtol=0, atol=0)
-        texts, rows, label_ids = batch.more
+        texts, rows, places = batch.more
+        label_ids = batch.moved_ids[places]
         more = list(zip(texts.ids[rows].tolist(), label_ids.tolist(), strict=True))
         assert len(set(more)) == len(more)
         assert set(texts.ids.tolist()) == {query for query, _ in more} <= set(allowed) - set(query_ids.tolist())
@@ -192,12 +255,16 @@ class TestMemoryLabels:
         of_batch = [positives[query] for query in query_ids]
         expected = sorted(set().union(*of_batch) - set(batch.label_ids.tolist()))
         assert batch.memory.ids.tolist() == expected
+        pulled, pushed = batch.memory.relations.positives(), batch.memory.relations.negatives()
+        width = len(batch.label_ids)
+        assert torch.equal(pulled[:, :width], batch.positives)
+        assert torch.equal(pushed[:, :width], batch.negatives)
         for row, query in enumerate(query_ids):
-            for column, label in enumerate(expected):
+            for column, label in enumerate(expected, start=width):
                 excluded = label in filtered[query]
                 related = label in positives[query]
-                assert bool(batch.memory.positives[row, column]) == (related and not excluded)
-                assert bool(batch.memory.negatives[row, column]) == (not related and not excluded)
+                assert bool(pulled[row, column]) == (related and not excluded)
+                assert bool(pushed[row, column]) == (not related and not excluded)
 
     def test_of_more_labels_a_part_which_is_a_function_of_the_batch(self):
         builder = make_builder([[0, 1, 2, 3, 4, 5, 6]], memory_labels=3)
@@ -217,6 +284,42 @@ class TestMemoryLabels:
     def test_a_negative_number_is_refused(self):
         with pytest.raises(ValueError, match="memory_labels of at least 0, got -1"):
             make_builder([[0]], memory_labels=-1)
+
+
+class TestLeftOut:
+    POSITIVES = [[0, 1, 2], [1, 2], [2, 3]]
+    FREQUENCY = np.array([1, 2, 3, 1, 0, 0, 0, 0, 0])
+
+    def left_out(self, share, **more):
+        builder = make_builder(
+            self.POSITIVES, memory_labels=NUM_LABELS, leave_one_out=share, label_frequency=self.FREQUENCY, **more
+        )
+        return build(builder, [2, 0], [[3], [1]])
+
+    def test_all_positives_whose_label_has_another_query(self):
+        batch = self.left_out(1.0)
+        ids = torch.cat([batch.label_ids, batch.memory.ids])
+        rows, columns, num_queries = batch.left_out
+        found = list(zip(batch.query_ids[rows].tolist(), ids[columns].tolist(), num_queries.tolist(), strict=True))
+        assert sorted(found) == [(0, 1, 2), (0, 2, 3), (2, 2, 3)]
+
+    def test_a_part_of_them_which_is_a_function_of_the_batch(self):
+        frequency = np.full(NUM_LABELS, 5)
+        builder = make_builder([list(range(NUM_LABELS))] * 40, leave_one_out=0.25, label_frequency=frequency)
+        drawn = [[label % NUM_LABELS] for label in range(40)]
+        batches = [build(builder, range(40), drawn) for _ in range(2)]
+        assert torch.equal(batches[0].left_out.rows, batches[1].left_out.rows)
+        assert torch.equal(batches[0].left_out.columns, batches[1].left_out.columns)
+        assert 0.15 < len(batches[0].left_out.rows) / (40 * NUM_LABELS) < 0.35
+        assert batches[0].positives[batches[0].left_out.rows, batches[0].left_out.columns].all()
+
+    def test_none_is_the_default(self):
+        assert build(make_builder([[0, 1]]), [0], [[1]]).left_out is None
+
+    @pytest.mark.parametrize("share", [-0.1, 1.5])
+    def test_what_is_no_probability_is_refused(self, share):
+        with pytest.raises(ValueError, match=f"sampling.leave_one_out between 0 and 1, got {share}"):
+            make_builder([[0]], leave_one_out=share)
 
 
 class TestTexts:

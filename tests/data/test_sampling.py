@@ -1,4 +1,5 @@
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prime_xmc.data import sampling
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.data.sampling import ClusterBatchSampler, TrainLoader, cluster_size_at, draw_positives
 
@@ -193,7 +195,11 @@ class TestContinuing:
         sampler.load_state_dict({"epoch": 0, "clusters": None})
         assert_same_batches(list(sampler), list(make_sampler()))
 
-    def test_a_loader_keeps_the_position_of_its_sampler(self):
+    @pytest.mark.parametrize("ahead", [False, True])
+    def test_a_loader_keeps_the_position_of_its_sampler(self, ahead, monkeypatch):
+        """Also while the thread has the batch after it already."""
+        monkeypatch.setattr(sampling, "works_ahead", lambda device: ahead)
+
         class Ids(torch.utils.data.Dataset):
             def __getitem__(self, drawn):
                 return drawn
@@ -201,10 +207,32 @@ class TestContinuing:
         loader, other = (TrainLoader(Ids(), make_sampler()) for _ in range(2))
         iterator = iter(loader)
         whole = [next(iterator) for _ in range(7)]
+        assert_same_batches(whole, list(make_sampler()))
+        for position in (1, 3):
+            iterator = iter(loader)
+            for _ in range(position):
+                next(iterator)
+            time.sleep(0.05)
+            assert loader.state_dict() == {"position": position}
+            other.load_state_dict(loader.state_dict())
+            assert_same_batches(list(other), whole[position:])
+            assert_same_batches(list(iterator), whole[position:])
+
+    @pytest.mark.parametrize("ahead", [False, True])
+    def test_clusters_that_come_after_the_iterator_make_its_batches(self, ahead, monkeypatch):
+        """The Trainer asks for it before the callbacks at the start of an epoch make clusters."""
+        monkeypatch.setattr(sampling, "works_ahead", lambda device: ahead)
+
+        class Ids(torch.utils.data.Dataset):
+            def __getitem__(self, drawn):
+                return drawn
+
+        loader, expected = TrainLoader(Ids(), make_sampler()), make_sampler()
         iterator = iter(loader)
-        next(iterator)
-        other.load_state_dict(loader.state_dict())
-        assert_same_batches(list(other), whole[1:])
+        for sampler in (loader.sampler, expected):
+            sampler.set_epoch(3)
+            sampler.set_clusters(np.arange(100) // 4)
+        assert_same_batches(list(iterator), list(expected))
 
 
 class TestBadArguments:

@@ -131,3 +131,10 @@ def test_lines_that_load_it_run(toy_bundle, monkeypatch, capsys):
     monkeypatch.chdir(toy_bundle)
     exec(code, {})
     assert capsys.readouterr().out.startswith("terminal multiplexer with tabs [('")
+
+
+def test_says_on_which_gpu_it_was_trained():
+    gpu = {"device": "NVIDIA H100", "peak_device_memory_bytes": 3 * 2**30}
+    made = section(model_card(CONFIG, gpu), "How it was made")
+    assert "on one NVIDIA H100, of whose memory it took 3.0 GiB:" in made
+    assert "GPU" not in section(model_card(CONFIG, {}), "How it was made")

@@ -216,11 +216,12 @@ class TestPrediction:
         ids = predictor.search(vectors, 1)[1]
         assert ids.tolist() == [[0], [1], [2]]
 
-    def test_encoder_of_another_implementation(self, tmp_path, tiny_encoder_dir):
-        encoder = TextEncoder(str(tiny_encoder_dir), implementation="transformers", attention="sdpa", dropout=0.1)
+    @pytest.mark.parametrize("implementation", ["transformers", "auto"])
+    def test_encoder_of_another_implementation(self, implementation, tmp_path, tiny_encoder_dir):
+        encoder = TextEncoder(str(tiny_encoder_dir), implementation=implementation, attention="sdpa", dropout=0.1)
         save(tmp_path / "model", tiny_encoder_dir, encoder=encoder)
         predictor = Predictor.load(tmp_path / "model")
-        assert predictor.encoder.packed is None
+        assert predictor.encoder.implementation == implementation
         assert predictor.encoder.backbone.config._attn_implementation == "sdpa"
         assert torch.allclose(predictor.encode(["cat"])[0], with_transformers(tmp_path / "model", "cat"), atol=1e-5)
 

@@ -100,7 +100,8 @@ class TestErrors:
             RowBank(2, 2, placement="disk")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_on_cuda(placement):
     bank = filled(placement=placement).to("cuda")
@@ -109,3 +110,16 @@ def test_on_cuda(placement):
     assert bank.take(ids).device.type == "cuda"
     assert bank.take(ids).tolist() == [[1.0] * 4] * 2
     assert bank.rows.device.type == ("cuda" if placement == "device" else "cpu")
+    bank.cpu()
+    assert bank.rows.device.type == "cpu"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_one_that_stays_on_a_gpu_is_read_from_the_cpu():
+    bank = filled()
+    expected = bank.rows.clone()
+    bank.stays_on_gpu = True
+    assert bank.cuda().cpu().rows.is_cuda
+    ids = torch.tensor([3, 7])
+    assert torch.equal(bank.take(ids), expected[ids])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from prime_xmc.data.batch import BatchBuilder
+from prime_xmc.data.batch import BatchBuilder, Relations
 from prime_xmc.data.corpus import Ragged, Split
 from prime_xmc.index.search import ExactSearch
 from prime_xmc.model import classifiers as module_under_test
@@ -13,6 +13,7 @@ from prime_xmc.model.banks import RowBank
 from prime_xmc.model.classifiers import Classifiers, hardest_of_all, pair_similarity
 from prime_xmc.model.losses import InfoNCE, Triplet
 from prime_xmc.training.classifier_module import ClassifierModule
+from prime_xmc.training.optimizers import RowAdam
 
 LABELS = [[1.0, 0.0], [0.0, 1.0], [0.28, 0.96]]
 QUERIES = [[1.0, 0.0], [0.0, 1.0]]
@@ -37,7 +38,7 @@ def make(labels, queries, positives, filtered, loss, *, negatives, dropout=0.0):
         negatives=negatives,
         dropout=dropout,
         inverse_propensity=np.ones(len(labels)),
-        optimizer=torch.optim.SparseAdam,
+        optimizer=RowAdam,
         scheduler=torch.optim.lr_scheduler.LambdaLR,
         warmup_fraction=0.0,
         seed=0,
@@ -69,15 +70,15 @@ class TestClassifiers:
         if negatives == "sampled":
             batch = batch._replace(
                 label_ids=torch.tensor([3, 7, 11]),
-                positives=torch.tensor([[True, False, False], [False, True, False]]),
-                negatives=torch.tensor([[False, False, True], [False, False, True]]),
+                # neither query is pushed from the other's positive
+                relations=Relations(2, 3, torch.tensor([0, 4]), torch.tensor([0, 1, 3, 4])),
             )
             touched = {3, 7, 11}
         else:
             similarity = queries @ labels.T
             similarity[[0, 1], [3, 7]] = -1
             touched = {3, 7, *similarity.argmax(dim=1).tolist()}
-        optimizer = torch.optim.SparseAdam(made.parameters(), lr=0.1)
+        optimizer = RowAdam(made.parameters(), lr=0.1)
         made.batch_loss(batch)[0].backward()
         gradient = made.classifiers.weight.grad
         assert gradient.is_sparse

@@ -5,10 +5,20 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import DistilBertConfig, GPT2Config, LlamaConfig, LlamaModel, Qwen2Config, RobertaConfig, T5Config
+from transformers import (
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaModel,
+    MPNetConfig,
+    Qwen2Config,
+    RobertaConfig,
+    T5Config,
+)
 
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.encoder import TextEncoder, gather_rows, load_backbone, pool
@@ -36,10 +46,11 @@ def tiny_decoder_dir(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="module", params=["packed", "transformers", "decoder"])
+@pytest.fixture(scope="module", params=["packed", "transformers", "decoder", "packed decoder"])
 def encoder(request, tiny_encoder_dir, tiny_decoder_dir):
-    if request.param == "decoder":
-        return TextEncoder(str(tiny_decoder_dir), implementation="transformers", pooling="last").eval()
+    if request.param.endswith("decoder"):
+        implementation = "packed" if request.param.startswith("packed") else "transformers"
+        return TextEncoder(str(tiny_decoder_dir), implementation=implementation, pooling="last").eval()
     return TextEncoder(str(tiny_encoder_dir), implementation=request.param).eval()
 
 
@@ -111,10 +122,77 @@ class TestTextEncoder:
         for again, kept in zip(*found, strict=True):
             torch.testing.assert_close(again, kept, rtol=1e-5, atol=1e-6)
 
-    @pytest.mark.parametrize("changes", [{"compile": True}, {"pooling": "cls"}, {"lora": {"r": 2}}])
-    def test_what_goes_with_one_implementation(self, changes, tiny_encoder_dir):
-        with pytest.raises(ValueError, match=r"need encoder\.implementation=transformers"):
-            TextEncoder(str(tiny_encoder_dir), **changes)
+    def test_adapters_and_frozen_layers(self, tiny_encoder_dir):
+        with pytest.raises(ValueError, match=r"encoder\.frozen_layers=1: adapters leave .* so give .*frozen_layers=0"):
+            TextEncoder(str(tiny_encoder_dir), frozen_layers=1, lora={"r": 2})
+
+    @pytest.mark.parametrize("chunk_tokens", [0, -1, "many"])
+    def test_chunks_of_nothing(self, chunk_tokens, tiny_encoder_dir):
+        make = inspect.unwrap(TextEncoder.__init__)  # see test_unknown_pooling
+        with pytest.raises(ValueError, match=rf"chunk_tokens to be a positive number or auto, got {chunk_tokens!r}"):
+            make(TextEncoder.__new__(TextEncoder), str(tiny_encoder_dir), chunk_tokens=chunk_tokens)
+
+    def test_chunks_follow_the_device_unless_given(self, tiny_encoder_dir):
+        auto, given = TextEncoder(str(tiny_encoder_dir)), TextEncoder(str(tiny_encoder_dir), chunk_tokens=100)
+        assert (auto.chunk_tokens, given.chunk_tokens) == (4096, 100)
+        cuda = torch.device("cuda")
+        assert (auto.budget(cuda), given.budget(cuda)) == (65536, 100)
+        assert auto.packed.chunk_tokens(cuda) == 65536
+        assert auto.packed.by_hand.chunk_tokens == 4096
+
+    def test_layers_by_hand_are_for_what_they_can(self, tiny_encoder_dir, tiny_decoder_dir):
+        def by_hand(source, **settings):
+            return TextEncoder(str(source), **settings).packed.by_hand is not None
+
+        assert by_hand(tiny_encoder_dir)
+        assert by_hand(tiny_encoder_dir, frozen_layers=1)
+        assert not by_hand(tiny_encoder_dir, pooling="cls")
+        assert not by_hand(tiny_encoder_dir, lora={"r": 2})
+        assert not by_hand(tiny_decoder_dir)
+
+    def test_what_cannot_be_packed(self, tmp_path):
+        MPNetConfig(
+            vocab_size=20000, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
+        ).save_pretrained(tmp_path)
+        for settings in ({"implementation": "packed"}, {"implementation": "auto", "frozen_layers": 1}):
+            with pytest.raises(ValueError, match=r"mpnet computes .*: give encoder\.implementation=transformers"):
+                TextEncoder(str(tmp_path), pretrained=False, **settings)
+        assert TextEncoder(str(tmp_path), pretrained=False, implementation="auto").packed is None
+
+    def test_auto_pads_on_a_cpu(self, tiny_decoder_dir):
+        """Where nothing is gained by packing, results stay what they were."""
+        token_ids = random_tokens(LENGTHS)
+        settings = {"implementation": "auto", "pooling": "last"}
+        auto, packed, padded = (
+            TextEncoder(str(tiny_decoder_dir), **(settings | {"implementation": implementation})).eval()
+            for implementation in ("auto", "packed", "transformers")
+        )
+        assert auto.packed is not None  # for a GPU
+        assert torch.equal(auto(token_ids, LENGTHS), padded(token_ids, LENGTHS))
+        torch.testing.assert_close(packed(token_ids, LENGTHS), padded(token_ids, LENGTHS), rtol=1e-5, atol=1e-5)
+        # frozen layers are for packed texts
+        frozen = TextEncoder(str(tiny_decoder_dir), **settings, frozen_layers=1).eval()
+        assert torch.equal(frozen(token_ids, LENGTHS), packed(token_ids, LENGTHS))
+
+    @pytest.mark.parametrize("lora", [None, {"r": 2}])
+    @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+    @pytest.mark.parametrize("source", ["tiny_encoder_dir", "tiny_decoder_dir"])
+    def test_packed_texts_without_layers_by_hand(self, source, pooling, lora, request):
+        """Every pooling, with adapters and without: the same embeddings and gradients as from padded texts."""
+        results = []
+        for implementation in ("packed", "transformers"):
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                encoder = TextEncoder(
+                    str(request.getfixturevalue(source)), implementation=implementation, pooling=pooling, lora=lora
+                )
+            if encoder.packed is not None:
+                encoder.packed.by_hand = None
+            embeddings = encoder(random_tokens(LENGTHS), LENGTHS)
+            embeddings[:, :3].sum().backward()
+            results.append([embeddings, *(p.grad for p in encoder.parameters() if p.requires_grad)])
+        for packed, padded in zip(*results, strict=True):
+            torch.testing.assert_close(packed, padded, rtol=1e-3, atol=1e-4)
 
     @pytest.mark.parametrize("dtype", ["float32", "float16"])
     def test_frozen_layers_are_computed_once_for_a_text(self, dtype, tiny_encoder_dir, monkeypatch):
@@ -226,8 +304,9 @@ class TestTextEncoder:
         given = TextEncoder(str(tiny_encoder_dir), implementation="transformers", pooling="cls").eval()
         token_ids = random_tokens(LENGTHS)
         assert torch.equal(encoder(token_ids, LENGTHS), given(token_ids, LENGTHS))
-        with pytest.raises(ValueError, match=r"pools the cls token, .*: give encoder\.implementation=transformers, or"):
-            TextEncoder(str(source))
+        packed = TextEncoder(str(source)).eval()
+        assert packed.pooling == "cls"
+        torch.testing.assert_close(packed(token_ids, LENGTHS), given(token_ids, LENGTHS), rtol=1e-5, atol=1e-5)
         assert TextEncoder(str(source), pooling="mean").pooling == "mean"
 
     def test_number_of_tokens(self, tiny_encoder_dir, tiny_decoder_dir):
@@ -244,16 +323,46 @@ class TestTextEncoder:
     @pytest.mark.cuda
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     @pytest.mark.parametrize("implementation", ["packed", "transformers"])
-    def test_cuda_agrees_with_cpu(self, implementation, tiny_encoder_dir):
+    @pytest.mark.parametrize("source", ["tiny_encoder_dir", "tiny_decoder_dir"])
+    def test_cuda_agrees_with_cpu(self, source, implementation, request):
+        """Embeddings and gradients: exactly in float32, and within rounding in bf16."""
         token_ids = random_tokens(LENGTHS)
-        encoder = TextEncoder(str(tiny_encoder_dir), implementation=implementation).eval()
-        on_cpu = encoder(token_ids, LENGTHS)
-        on_cuda = encoder.cuda()(token_ids.cuda(), LENGTHS)
-        assert on_cuda.is_cuda
-        torch.testing.assert_close(on_cuda.cpu(), on_cpu, rtol=1e-3, atol=1e-3)
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            rounded = encoder(token_ids.cuda(), LENGTHS)
-        assert ((rounded.cpu() * on_cpu).sum(dim=1) > 0.99).all()
+        encoder = TextEncoder(str(request.getfixturevalue(source)), implementation=implementation).train()
+
+        def run(device, dtype=torch.float32):
+            encoder.to(device).zero_grad()
+            with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
+                embeddings = encoder(token_ids.to(device), LENGTHS)
+            (embeddings * torch.linspace(-1, 1, encoder.dim, device=device)).sum().backward()
+            gradients = [p.grad.flatten() for p in encoder.parameters() if p.requires_grad]
+            assert all(gradient.dtype == torch.float32 for gradient in gradients)
+            return embeddings.detach().cpu(), torch.cat(gradients).cpu()
+
+        on_cpu, on_cuda, rounded = run("cpu"), run("cuda"), run("cuda", torch.bfloat16)
+        torch.testing.assert_close(on_cuda[0], on_cpu[0], rtol=1e-3, atol=1e-3)
+        assert F.cosine_similarity(on_cuda[1], on_cpu[1], dim=0) > 0.9999
+        assert ((rounded[0] * on_cpu[0]).sum(dim=1) > 0.99).all()
+        assert F.cosine_similarity(rounded[1], on_cpu[1], dim=0) > 0.98
+
+    @pytest.mark.cuda
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.parametrize(
+        "settings",
+        [{}, {"chunk_tokens": 24, "recompute": True}, {"pooling": "last"}, {"frozen_layers": 1}, {"dropout": 0.1}],
+    )
+    def test_the_host_does_not_wait_for_cuda(self, settings, tiny_encoder_dir):
+        encoder = TextEncoder(str(tiny_encoder_dir), **settings).train()
+        encoder.keep_frozen_outputs(LENGTHS.numpy(), RowBank, "float16")
+        encoder.cuda()
+        token_ids, text_ids = random_tokens(LENGTHS).cuda(), torch.arange(len(LENGTHS))
+        try:
+            for step in range(3):
+                torch.cuda.set_sync_debug_mode("error" if step else "default")
+                with torch.autocast("cuda", dtype=torch.bfloat16):
+                    loss = encoder(token_ids, LENGTHS, text_ids)[:, :3].sum()
+                loss.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 class TestPool:

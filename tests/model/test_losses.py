@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_xmc.model.losses import (
+    Contrast,
     DecoupledSoftmax,
     InfoNCE,
     PrimeLoss,
@@ -725,3 +727,45 @@ class TestPrimeLoss:
     def test_settings_out_of_range(self, changes, message):
         with pytest.raises(ValueError, match=message):
             PrimeLoss(**changes)
+
+
+class TestPairs:
+    """What a loss is told of the positive pairs changes nothing, to the last bit."""
+
+    @staticmethod
+    def batch():
+        generator = torch.Generator().manual_seed(0)
+        embeddings = [F.normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (6, 5, 9)]
+        positives = torch.rand(6, 9, generator=generator) < 0.3
+        positives[2] = False
+        negatives = ~positives & (torch.rand(6, 9, generator=generator) < 0.8)
+        pairs = positives[:, :5].nonzero(as_tuple=True), positives.nonzero(as_tuple=True)
+        return [each.requires_grad_() for each in embeddings], positives, negatives, pairs
+
+    @pytest.mark.parametrize("contrast", [Triplet, InfoNCE, DecoupledSoftmax])
+    def test_known_or_looked_up(self, contrast, monkeypatch):
+        embeddings, positives, negatives, pairs = self.batch()
+        loss = PrimeLoss(contrast=contrast, num_negatives=3)
+        results = []
+        for known in (None, pairs):
+            if known is not None:
+                monkeypatch.setattr(torch.Tensor, "nonzero", None)
+            value, logs = loss(*embeddings, positives, negatives, known)
+            results.append([value, *logs.values(), *torch.autograd.grad(value, embeddings)])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+        assert results[0][0] > 0
+
+    def test_a_contrast_of_ones_own_needs_to_take_none(self):
+        @dataclass(frozen=True, kw_only=True)
+        class Own(Contrast):
+            temperature: float = 1.0
+            num_negatives: int | None = None
+
+            def __call__(self, similarity, positives, negatives):
+                return mean_or_zero(similarity, negatives), {}
+
+        embeddings, positives, negatives, pairs = self.batch()
+        loss = PrimeLoss(contrast=Own)
+        assert torch.equal(
+            loss(*embeddings, positives, negatives, pairs)[0], loss(*embeddings, positives, negatives)[0]
+        )

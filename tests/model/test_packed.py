@@ -192,15 +192,16 @@ class TestPackedBackbone:
                         vocab_size=50, hidden_size=DIM, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
                     )
                 ),
-                "bert and distilbert, got roberta",
+                "got roberta with gelu",
             ),
-            (lambda: bert(hidden_act="relu"), "gelu, got relu"),
-            (lambda: distilbert(activation="relu"), "gelu, got relu"),
+            (lambda: bert(hidden_act="relu"), "got bert with relu"),
+            (lambda: bert(is_decoder=True), "got bert with gelu"),
+            (lambda: distilbert(activation="relu"), "got distilbert with relu"),
         ],
-        ids=["type", "relu", "distilbert relu"],
+        ids=["type", "relu", "decoder", "distilbert relu"],
     )
     def test_what_it_cannot_do(self, make, message):
-        with pytest.raises(ValueError, match=message + r".*use encoder\.implementation=transformers"):
+        with pytest.raises(ValueError, match=rf"bert and distilbert encoders with gelu, {message}: use VarlenBackbone"):
             PackedBackbone(make())
 
 
@@ -307,7 +308,7 @@ def test_length_groups_of_nothing():
 
 @pytest.mark.parametrize("chunk_tokens", [1, 6, 100])
 def test_chunks_hold_all_texts_in_order(chunk_tokens):
-    chunks = packed._chunks(LENGTHS, chunk_tokens)
+    chunks = packed.cut_chunks(LENGTHS, chunk_tokens)
     assert [length for chunk in chunks for length in chunk] == LENGTHS
     fewest = math.ceil(sum(LENGTHS) / chunk_tokens)
     size = math.ceil(sum(LENGTHS) / fewest)

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from prime_xmc.model.banks import RowBank
-from prime_xmc.model.prototypes import SOURCES, LabelPrototypeNetwork, Prototypes, fill_mean_centroids
+from prime_xmc.model.prototypes import SOURCES, LabelPrototypeNetwork, Prototypes, fill_mean_centroids, leave_out
 
 NUM_LABELS, DIM = 6, 8
 
@@ -27,6 +27,11 @@ def unit_rows(num_rows, seed=0, dim=DIM):
 
 def ids(*values):
     return torch.tensor(values, dtype=torch.int64)
+
+
+def update(module, query_emb, pair_rows, pair_labels):
+    label_ids, places = pair_labels.unique(return_inverse=True)
+    return module.update_centroids(query_emb, pair_rows, places, label_ids)
 
 
 class TestForward:
@@ -146,7 +151,7 @@ class TestUpdateCentroids:
 
     def test_mean(self):
         module = self.module(momentum=0.75)
-        drift = module.update_centroids(self.QUERIES, self.PAIR_ROWS, self.PAIR_LABELS)
+        drift = update(module, self.QUERIES, self.PAIR_ROWS, self.PAIR_LABELS)
         # mean of the queries of label 0: (4/3, 4/3)
         expected = torch.tensor([[0.75 + 1 / 3, 1 / 3], [0.0, 1.0], [0.75, -0.25], [2.0, 2.0]])
         torch.testing.assert_close(module.centroids.rows, expected)
@@ -155,14 +160,14 @@ class TestUpdateCentroids:
 
     def test_one(self):
         module = self.module(momentum=0.75, centroid_update="one")
-        module.update_centroids(self.QUERIES, self.PAIR_ROWS, self.PAIR_LABELS)
+        update(module, self.QUERIES, self.PAIR_ROWS, self.PAIR_LABELS)
         # the first of its queries in the batch is query 0, though its pair comes last
         expected = torch.tensor([[1.0, 0.25], [0.0, 1.0], [0.75, -0.25], [2.0, 2.0]])
         torch.testing.assert_close(module.centroids.rows, expected)
 
     def test_frozen(self):
         module = self.module(centroid_update="frozen")
-        assert module.update_centroids(self.QUERIES, self.PAIR_ROWS, self.PAIR_LABELS).item() == 0.0
+        assert update(module, self.QUERIES, self.PAIR_ROWS, self.PAIR_LABELS).item() == 0.0
         assert torch.equal(module.centroids.rows, self.START)
 
     @pytest.mark.parametrize("centroid_update", ["mean", "one"])
@@ -170,35 +175,35 @@ class TestUpdateCentroids:
         found = []
         for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]):
             module = self.module(centroid_update=centroid_update)
-            module.update_centroids(self.QUERIES, self.PAIR_ROWS[order], self.PAIR_LABELS[order])
+            update(module, self.QUERIES, self.PAIR_ROWS[order], self.PAIR_LABELS[order])
             found.append(module.centroids.rows)
         torch.testing.assert_close(found[1], found[0])
         torch.testing.assert_close(found[2], found[0])
 
     def test_a_label_makes_one_step_however_many_queries_it_has(self):
         module = self.module(momentum=0.9)
-        module.update_centroids(self.QUERIES[[0, 0, 0, 0]], ids(0, 1, 2, 3), ids(1, 1, 1, 1))
+        update(module, self.QUERIES[[0, 0, 0, 0]], ids(0, 1, 2, 3), ids(1, 1, 1, 1))
         torch.testing.assert_close(module.centroids.rows[1], torch.tensor([0.1, 0.9 + 0.1]))
 
     def test_default_momentum_is_that_of_the_paper(self):
         module = self.module()
-        module.update_centroids(self.QUERIES, ids(2), ids(2))
+        update(module, self.QUERIES, ids(2), ids(2))
         torch.testing.assert_close(module.centroids.rows[2], torch.tensor([0.0, 0.05 * 4]))
 
     def test_steps_approach_the_query(self):
         module = self.module(momentum=0.5)
         for _ in range(30):
-            module.update_centroids(self.QUERIES, ids(1), ids(3))
+            update(module, self.QUERIES, ids(1), ids(3))
         torch.testing.assert_close(module.centroids.rows[3], self.QUERIES[1])
 
     def test_no_pair(self):
         module = self.module()
-        assert module.update_centroids(self.QUERIES, ids(), ids()).item() == 0.0
+        assert update(module, self.QUERIES, ids(), ids()).item() == 0.0
         assert torch.equal(module.centroids.rows, self.START)
 
     def test_nothing_enters_the_graph(self):
         module = self.module()
-        drift = module.update_centroids(self.QUERIES.clone().requires_grad_(), self.PAIR_ROWS, self.PAIR_LABELS)
+        drift = update(module, self.QUERIES.clone().requires_grad_(), self.PAIR_ROWS, self.PAIR_LABELS)
         assert not drift.requires_grad
         assert not module.centroids.rows.requires_grad
 
@@ -207,7 +212,7 @@ class TestState:
     def test_what_is_learnt_is_saved_and_restored_and_centroids_are_apart(self):
         module, other = make(), make()
         initialise(module, unit_rows(NUM_LABELS, seed=1), ids(2, 2, 0, 1, 0, 1))
-        module.update_centroids(unit_rows(2), ids(0, 1), ids(0, 3))
+        update(module, unit_rows(2), ids(0, 1), ids(0, 3))
         module.free_vectors.data.normal_()
         other.load_state_dict(module.state_dict())
         assert torch.equal(other.cluster_of_label, module.cluster_of_label)
@@ -268,7 +273,27 @@ class TestDtype:
         start, target = unit_rows(1, dim=256), unit_rows(1, seed=1, dim=256)
         module.centroids.put(ids(2), start)
         for _ in range(300):
-            module.update_centroids(target, ids(0), ids(2))
+            update(module, target, ids(0), ids(2))
         assert module.centroids.rows.dtype == torch.float16
         remaining = (module.centroids.rows[2].float() - target[0]).norm() / (start - target).norm()
         assert remaining < 0.01
+
+
+class TestLeaveOneOut:
+    def test_the_mean_of_the_others_with_the_length_of_the_mean_of_all(self):
+        queries = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+        mean = queries.mean(dim=0)
+        rest = leave_out(mean[None], queries[:1], ids(3))
+        torch.testing.assert_close(rest, torch.tensor([[0.0, 1.0]], dtype=torch.float64) * mean.norm())
+
+    def test_prototypes_are_those_of_the_other_centroid(self):
+        module = make()
+        initialise(module, unit_rows(NUM_LABELS, seed=1) * 0.8, ids(2, 2, 0, 1, 0, 1))
+        rows, label_emb, query_emb, num_queries = ids(3, 0, 3), unit_rows(3), unit_rows(3, seed=2), ids(2, 5, 4)
+        found = module.leave_one_out(rows, label_emb, query_emb, num_queries)
+        for place, row in enumerate(rows.tolist()):
+            other = make()
+            initialise(other, module.centroids.rows.clone(), module.cluster_of_label)
+            rest = leave_out(module.centroids.rows[[row]], query_emb[[place]], num_queries[[place]])
+            other.centroids.put(ids(row), rest)
+            torch.testing.assert_close(found[[place]], other(ids(row), label_emb[[place]]))

@@ -62,6 +62,21 @@ def test_passes_are_in_the_table_of_cost_where_runs_know_them(tables, runs_dir, 
     assert "Passes measure" in cost.caption
 
 
+def test_runs_on_a_gpu_say_which_and_how_much_of_its_memory(tables, runs_dir, study_of):
+    assert "GPU GiB" not in (*tables["cost"].header, *tables["runs"].header)
+    path = runs_dir / "0" / "metrics.json"
+    gpu = {"device": "NVIDIA H100", "peak_device_memory_bytes": 3 * 2**30}
+    path.write_text(json.dumps(json.loads(path.read_text()) | gpu))
+    made = {table.name: table for table in make_tables(study_of(runs_dir))}
+    for table in (made["cost"], made["runs"]):
+        assert {len(row) for row in table.rows} == {len(table.header)}
+    column = made["cost"].header.index("GPU GiB")
+    assert [row[column].text for row in made["cost"].rows] == ["3.00", "–"]
+    first = made["runs"].header.index("GPU")
+    shown = {tuple(cell.text for cell in row[first : first + 2]) for row in made["runs"].rows}
+    assert shown == {("NVIDIA H100", "3.00"), ("–", "–")}
+
+
 def test_unfinished_runs_say_how_they_stand(tables):
     ((path, overrides, seed, status, epochs),) = tables["unfinished"].rows
     assert path.text.endswith("/10")

@@ -5,9 +5,13 @@ import pytest
 import torch
 
 from prime_xmc.assemble import make_data, make_module
+from prime_xmc.data import background, sampling
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.callbacks import InitialisePrototypes, RebuildClusters
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
+from prime_xmc.training.classifier_module import ClassifierModule
+from prime_xmc.training.module import PrimeModule
+from prime_xmc.training.protocols import PrototypeModule, QueryMemory
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +44,9 @@ def test_more_queries_of_a_label_move_its_centroid_and_nothing_else(make):
     # towards the mean of the label's queries, those of the batch and those beside it
     query_emb = torch.cat([outputs[1]["query_emb"], module(*batch.more.texts[1:]).detach()])
     rows = torch.cat([batch.pair_rows, 8 + batch.more.pair_rows])
-    label_ids = torch.cat([batch.pair_labels, batch.more.pair_labels])
+    label_ids = batch.moved_ids[torch.cat([batch.pair_places, batch.more.pair_places])]
     label = int(batch.label_ids[0])
-    assert int((batch.more.pair_labels == label).sum()) > 0
+    assert int((batch.moved_ids[batch.more.pair_places] == label).sum()) > 0
     mean = query_emb[rows[label_ids == label]].mean(0)
     torch.testing.assert_close(steps[1][label], 0.05 * (mean - before[label]), atol=1e-6, rtol=1e-4)
     assert not torch.allclose(steps[0][label], steps[1][label], atol=1e-4)
@@ -53,7 +57,11 @@ def test_more_queries_of_a_label_move_its_centroid_and_nothing_else(make):
 
 def test_remembered_labels_enter_the_first_term_with_the_embedding_that_training_last_made(make):
     module, data = make(
-        "sampling.memory_labels=4096", "sampling.num_positives=1", "model.dropout=0.0", "model.centroid_update=frozen"
+        "sampling.memory_labels=4096",
+        "sampling.num_positives=1",
+        "sampling.leave_one_out=0",
+        "model.dropout=0.0",
+        "model.centroid_update=frozen",
     )
     batch = next(iter(data.train_dataloader()))
     memory = batch.memory
@@ -68,14 +76,49 @@ def test_remembered_labels_enter_the_first_term_with_the_embedding_that_training
         outputs["query_emb"],
         label_emb,
         prototypes,
-        torch.cat([batch.positives, memory.positives], dim=1),
-        torch.cat([batch.negatives, memory.negatives], dim=1),
+        memory.relations.positives(),
+        memory.relations.negatives(),
     )
     torch.testing.assert_close(outputs["loss"], expected, atol=1e-5, rtol=1e-4)
     assert outputs["prototypes"].shape == label_emb.shape
     # what this step has encoded is remembered, and nothing else
     torch.testing.assert_close(module.label_memory.take(batch.label_ids).float(), label_emb, atol=1e-3, rtol=0)
     torch.testing.assert_close(module.label_memory.take(memory.ids), remembered[memory.ids].half())
+
+
+def test_modules_inherit_what_callbacks_look_for():
+    """From Python 3.12 on, a check of protocols by their members does not see submodules."""
+    assert PrototypeModule in PrimeModule.__mro__
+    assert QueryMemory in ClassifierModule.__mro__
+
+
+def test_positives_are_scored_without_themselves_in_the_centroid(make):
+    module, data = make(
+        "sampling.memory_labels=4096",
+        "sampling.num_positives=1",
+        "sampling.leave_one_out=0.5",
+        "model.dropout=0.0",
+        "model.centroid_update=frozen",
+    )
+    batch = next(iter(data.train_dataloader()))
+    rows, columns, num_queries = batch.left_out
+    assert 0 < len(rows) < len(batch.memory.relations.positive_places)
+    for bank in module.banks.values():
+        rows_of_bank = torch.nn.functional.normalize(torch.randn(len(bank), 32), dim=1)
+        bank.put(torch.arange(len(bank)), rows_of_bank)
+    before = module.query_memory.rows.clone().float()
+    outputs = module.training_step(batch, 0)
+    query_emb, label_emb = outputs["query_emb"], outputs["label_emb"]
+    ids = torch.cat([batch.label_ids, batch.memory.ids])
+    text_emb = torch.cat([label_emb, module.label_memory.take(batch.memory.ids).float()])
+    candidates, relations = module.prototypes(ids, text_emb), batch.memory.relations
+    seen = before[batch.query_ids[rows]]
+    own = module.prototypes.leave_one_out(ids[columns], text_emb[columns], seen, num_queries)
+    matrices = relations.positives(), relations.negatives()
+    expected, _ = module.loss(query_emb, label_emb, candidates, *matrices, left_out=(rows, columns, own))
+    torch.testing.assert_close(outputs["loss"], expected, atol=1e-5, rtol=1e-4)
+    with_themselves, _ = module.loss(query_emb, label_emb, candidates, *matrices)
+    assert not torch.isclose(outputs["loss"], with_themselves)
 
 
 def test_remembered_labels_start_from_the_pre_trained_encoder_and_are_in_checkpoints(script):
@@ -303,11 +346,118 @@ class TestBanks:
         assert not module.has_index
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["sampling.memory_labels=8", "sampling.num_positives=1"],
+        ["sampling.more_queries_per_label=1", "sampling.memory_labels=0", "model.centroid_update=one"],
+        ["loss=infonce"],
+        ["sampling.loss_positives=any", "loss.num_negatives=null", "loss.weighting=active_mean"],
+    ],
+)
+@pytest.mark.parametrize("clip", ["norm", "value"])
+def test_the_host_waits_for_no_result_of_a_step(make, settings, clip, never_waits):
+    """What the encoder does apart, which has its own tests."""
+    module, data = make(*settings)
+    optimizer = module.optimizer(module.parameter_groups())
+    never_waits.exempt(module.encoder)
+    before = module.prototypes.free_vectors.detach().clone()
+    for number, batch in zip(range(2), data.train_dataloader(), strict=False):
+        with never_waits:
+            module.training_step(batch.to(torch.device("cpu")), number)["loss"].backward()
+            module.configure_gradient_clipping(optimizer, 0.5, clip)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert not torch.equal(module.prototypes.free_vectors, before)
+    with pytest.raises(AssertionError, match="the host would wait for nonzero"), never_waits:
+        torch.ones(3).nonzero()
+
+
+def test_batches_that_a_thread_makes_ahead_train_the_same(script, monkeypatch):
+    """To the last bit; and where training ends within an epoch, it is known which batches were trained."""
+    results = []
+    for ahead in (False, True):
+        monkeypatch.setattr(sampling, "works_ahead", lambda device, ahead=ahead: ahead)
+        monkeypatch.setattr(background, "works_ahead", lambda device, ahead=ahead: ahead)
+        _, module, data = script()
+        trainer_of(max_steps=10).fit(module, datamodule=data)
+        results.append((module.state_dict(), data.state_dict()["sampler"]["position"]))
+    (expected, position), (found, position_ahead) = results
+    assert position == position_ahead == 3  # of seven
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.fixture(scope="module")
+def whole_run(toy_settings, compose, tmp_path_factory):
+    """Trains, classifies and tests on a device; returns the metrics."""
+
+    def whole_run(trainer):
+        folder = tmp_path_factory.mktemp(trainer)
+        settings = [
+            *(f"trainer={trainer}", "trainer.max_epochs=1", "sampling.more_queries_per_label=1"),
+            *("classify=true", "classify_settings=[trainer.max_epochs=1]", "neighbours={k:3,temperature:0.05}"),
+            *(f"cache_dir={folder}/cache", f"run_dir={folder}/run"),
+        ]
+        return run(compose(*toy_settings, *settings)).metrics
+
+    return whole_run
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        "cpu",
+        pytest.param(
+            "gpu",
+            marks=[
+                pytest.mark.cuda,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+def test_a_whole_run(whole_run, trainer):
+    metrics = whole_run(trainer)
+    for scorer in ("", "W/", "neighbours/", "ensemble/"):
+        assert 0 < metrics[f"test/{scorer}R@10"] <= 1
+    if trainer == "gpu":
+        assert metrics["device"] == torch.cuda.get_device_name()
+        assert 0 < metrics["peak_device_memory_bytes"] < 2**30
+    else:
+        assert "device" not in metrics
+
+
+class Strict(L.Callback):
+    """Raises where the host waits for the GPU between the third step and the sixth, the next batches included."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 6:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_run_on_cuda(toy_settings, compose, tmp_path):
-    quick = ["trainer.max_epochs=1", "sampling.more_queries_per_label=1", "classify=[trainer.max_epochs=1]"]
-    settings = [*toy_settings, "trainer=gpu", *quick, f"cache_dir={tmp_path}/cache", f"run_dir={tmp_path}/run"]
-    metrics = run(compose(*settings)).metrics
-    assert 0 < metrics["test/R@10"] <= 1
-    assert 0 < metrics["test/W/R@10"] <= 1
+@pytest.mark.parametrize(
+    ("settings", "clip"),
+    [
+        (["sampling.memory_labels=8", "sampling.num_positives=1"], None),
+        (["sampling.more_queries_per_label=1"], 1.0),
+        (["loss=infonce", "encoder.frozen_layers=1"], None),
+    ],
+)
+def test_the_host_never_waits_for_a_gpu(make, settings, clip):
+    """Three steps of a Trainer, with all around them: the next batch, optimiser, schedule, what is logged."""
+    module, data = make(*settings)
+    del module.log, module.log_dict
+    trainer = trainer_of(
+        accelerator="gpu", max_epochs=1, callbacks=[Strict()], log_every_n_steps=1000, gradient_clip_val=clip
+    )
+    try:
+        trainer.fit(module, datamodule=data)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.global_step > 6

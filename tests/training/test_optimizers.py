@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.optim import Adam, AdamW, SparseAdam
 
-from prime_xmc.training.optimizers import DenseAndSparse, clip_gradients
+from prime_xmc.training import optimizers as module_under_test
+from prime_xmc.training.optimizers import DenseAndSparse, RowAdam, clip_gradients
 
 
 def parameters():
@@ -19,7 +20,7 @@ def make(matrix, bias, table, lr=0.1):
         {"params": [bias], "weight_decay": 0.0},
         {"params": [table], "sparse": True},
     ]
-    return DenseAndSparse(groups, dense=partial(AdamW, lr=lr), sparse=partial(SparseAdam, lr=lr))
+    return DenseAndSparse(groups, dense=partial(AdamW, lr=lr), sparse=partial(RowAdam, lr=lr))
 
 
 def loss_of(matrix, bias, table, rows, sparse=True):
@@ -92,13 +93,42 @@ def test_a_continued_optimiser_ends_as_the_uninterrupted_one():
 def test_without_a_sparse_group():
     matrix, bias, _ = parameters()
     optimizer = DenseAndSparse(
-        [{"params": [matrix, bias]}], dense=partial(AdamW, lr=0.1), sparse=partial(SparseAdam, lr=0.1)
+        [{"params": [matrix, bias]}], dense=partial(AdamW, lr=0.1), sparse=partial(RowAdam, lr=0.1)
     )
     (matrix.sum() + bias.sum()).backward()
     optimizer.step()
     torch.testing.assert_close(bias, parameters()[1] * (1 - 0.1 * 0.01) - 0.1)
 
 
+@pytest.fixture(params=[True, False], ids=["cpu", "as on a GPU"])
+def counts_rows(request, monkeypatch):
+    """Whether the rows of a gradient are counted, which takes a wait for the device on a GPU."""
+    monkeypatch.setattr(module_under_test, "_knows_number_of_rows", lambda gradient: request.param)
+    return request.param
+
+
+def test_row_adam_is_sparse_adam(counts_rows):
+    """To the last bit where rows are summed in the same order; with repeated rows, and with none at all."""
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(30, 16, generator=generator))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    optimizers = {
+        ours: RowAdam([ours], lr=0.1, betas=(0.8, 0.9)),
+        theirs: SparseAdam([theirs], lr=0.1, betas=(0.8, 0.9)),
+    }
+    for count in (40, 1, 0, 20):
+        rows, weight = torch.randint(30, (count,), generator=generator), torch.randn(count, 16, generator=generator)
+        for table, optimizer in optimizers.items():
+            (F.embedding(rows, table, sparse=True) * weight).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    if counts_rows:
+        assert torch.equal(ours, theirs)
+    else:
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.usefixtures("counts_rows")
 class TestClipGradients:
     @staticmethod
     def with_gradients():

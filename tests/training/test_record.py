@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from prime_xmc.training import record as module
@@ -119,3 +120,28 @@ def test_passes_in_words(tmp_path, capsys):
 
 def test_a_run_that_has_not_trained_has_no_speed(clock):
     assert RunHistory().describe()["train/queries_per_second"] == 0
+
+
+def test_a_gpu_is_named_with_the_most_memory_that_any_of_its_processes_took(monkeypatch):
+    record = RunHistory()
+    assert "device" not in record.describe()
+    device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(module, "gpu_name", lambda device: f"GPU {device.index}")
+    monkeypatch.setattr(module, "gpu_peak", lambda device: 7)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy._root_device = device
+    record.on_fit_start(trainer, LightningModule())
+    monkeypatch.setattr(module, "gpu_peak", lambda device: 5)
+    continued = RunHistory()
+    continued.load_state_dict(record.state_dict() | {"peak_device_memory_bytes": 7})
+    continued.on_fit_start(trainer, LightningModule())
+    described = continued.describe()
+    assert described["device"] == "GPU 1"
+    assert described["peak_device_memory_bytes"] == 7
+
+
+def test_a_gpu_is_part_of_the_sentence_at_the_end(tmp_path, capsys):
+    metrics = {"train/epochs": 4, "train/seconds": 8, "train/queries_per_second": 288, "peak_rss_bytes": 2**31}
+    show_prototypes(metrics | {"device": "NVIDIA H100", "peak_device_memory_bytes": 2**30}, tmp_path)
+    assert "peak memory 2.0 GiB, 1.0 GiB of the NVIDIA H100" in capsys.readouterr().out

@@ -12,13 +12,14 @@ MOVED = {
     "prime_xmc.model.optimizers.": "prime_xmc.training.optimizers.",
     "prime_xmc.sweeps.": "prime_xmc.training.sweeps.",
     "prime_xmc.tracking.": "prime_xmc.training.tracking.",
+    "torch.optim.SparseAdam": "prime_xmc.training.optimizers.RowAdam",
     "lightning.pytorch.callbacks.RichProgressBar": "prime_xmc.training.progress_bar.EpochProgress",
 }
 # Sections that code reads key by key. Others are given to objects, which have their own defaults.
 SECTIONS = ("dataset", "sampling", "trainer")
 KEPT = ("name", "dir", "hint")  # of a data set: never another one's
 # What older runs had none of, in place of today's default: a run of theirs stays what it was.
-ABSENT = {"classify": None, "neighbours": None, "sampling.memory_labels": 0}
+ABSENT = {"classify": None, "neighbours": None, "sampling.memory_labels": 0, "sampling.leave_one_out": 0.0}
 
 
 def update_targets(config: DictConfig) -> None:

@@ -4,18 +4,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import transformers
 from jaxtyping import Int64
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from prime_xmc.data.background import ChunkLoader
 from prime_xmc.data.batch import BatchBuilder, LossPositives, SameBatches, TextChunks
 from prime_xmc.data.corpus import Corpus, Ragged, Split
 from prime_xmc.data.fitting import hold_out
 from prime_xmc.data.preparation import prepare
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import RawFiles
-from prime_xmc.data.sampling import ClusterBatchSampler, TrainLoader
+from prime_xmc.data.sampling import CPU, ClusterBatchSampler, TrainLoader
+
+CHUNK = 1024  # texts that are encoded at once
+CHUNK_ON_GPU = 8192  # fewer would not keep it busy
 
 
 class PrimeDataModule(LightningDataModule):
@@ -36,8 +41,9 @@ class PrimeDataModule(LightningDataModule):
         more_queries_per_label: Number of further training queries drawn for each label of a batch; they move its
             centroid and nothing else.
         memory_labels: Most labels of a batch whose embedding is remembered instead of encoded, see `BatchBuilder`.
+        leave_one_out: Probability that a query is left out of the centroid of one of its labels, see `BatchBuilder`.
         num_validation: Number of training queries held out for validation; None: as many as suit their number.
-        encode_chunk: Number of texts in a batch of the loaders that only encode.
+        encode_chunk: Number of texts in a batch of the loaders that only encode; None: as many as suit the device.
         seed: Seed of the validation split and of the sampler.
         corpus: The data, where they are prepared and open already; they are then not looked for.
 
@@ -62,8 +68,9 @@ class PrimeDataModule(LightningDataModule):
         loss_positives: LossPositives = "all",
         more_queries_per_label: int = 0,
         memory_labels: int = 0,
+        leave_one_out: float | int = 0.0,
         num_validation: int | None = None,
-        encode_chunk: int = 1024,
+        encode_chunk: int | None = None,
         seed: int = 0,
         corpus: Corpus | None = None,
     ):
@@ -85,6 +92,7 @@ class PrimeDataModule(LightningDataModule):
         self.loss_positives = loss_positives
         self.more_queries_per_label = more_queries_per_label
         self.memory_labels = memory_labels
+        self.leave_one_out = leave_one_out
         self.num_validation = num_validation
         self.encode_chunk = encode_chunk
         self.seed = seed
@@ -149,9 +157,11 @@ class PrimeDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Training batches. Every process builds the whole batch; the module shares out the encoding."""
-        queries_of_label = None
+        queries_of_label = label_frequency = None
+        query_ids, label_ids = self.train_pairs()
+        if self.leave_one_out:
+            label_frequency = np.bincount(label_ids, minlength=self.corpus.num_labels)
         if self.more_queries_per_label:
-            query_ids, label_ids = self.train_pairs()
             queries_of_label = Ragged.grouped(label_ids, query_ids, self.corpus.num_labels)
         builder = BatchBuilder(
             self.corpus.train,
@@ -160,11 +170,13 @@ class PrimeDataModule(LightningDataModule):
             num_more=self.more_queries_per_label,
             queries_of_label=queries_of_label,
             memory_labels=self.memory_labels,
+            leave_one_out=self.leave_one_out,
+            label_frequency=label_frequency,
         )
         trainer: Any = self.trainer
         if trainer is not None and trainer.overfit_batches > 0:
             return DataLoader(SameBatches(builder, list(self.sampler)), batch_size=None, shuffle=False)
-        return TrainLoader(builder, self.sampler)
+        return TrainLoader(builder, self.sampler, self._device)
 
     def val_dataloader(self) -> DataLoader:
         """Texts of the validation queries."""
@@ -200,4 +212,12 @@ class PrimeDataModule(LightningDataModule):
         self.sampler.load_state_dict(state_dict["sampler"])
 
     def _encode_loader(self, tokens: Ragged, ids: Int64[np.ndarray, " text"]) -> DataLoader:
-        return DataLoader(TextChunks(tokens, ids, self.encode_chunk), batch_size=None, shuffle=False)
+        device = self._device
+        size = self.encode_chunk or (CHUNK_ON_GPU if device.type == "cuda" else CHUNK)
+        return ChunkLoader(TextChunks(tokens, ids, size), device)
+
+    @property
+    def _device(self) -> torch.device:
+        """Device of the Trainer; the CPU without one."""
+        trainer: Any = self.trainer
+        return CPU if trainer is None else trainer.strategy.root_device

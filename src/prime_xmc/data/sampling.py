@@ -9,9 +9,12 @@ import torch
 from jaxtyping import Float64, Int64
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from prime_xmc.data.background import one_ahead, pinned, works_ahead
 from prime_xmc.data.corpus import Ragged
 
 logger = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
 
 
 def draw_positives(
@@ -165,15 +168,24 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
 
     def __iter__(self) -> Iterator[tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, "batch num_positives"]]]:
         """Yield (query ids, drawn label ids) of each batch."""
+        for position, item in self.numbered():
+            self.position = position
+            yield item
+
+    def numbered(self) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        """Yield what `__iter__` does, each with the position after it, for whoever takes batches before they are used.
+
+        `position` is then theirs to set.
+        """
         first_batch, self._first_batch = self._first_batch, 0
         order = self._epoch_order()
         bounds = len(order) * np.arange(1, self._num_batches) // self._num_batches
         for batch, query_ids in enumerate(np.split(order, bounds)):
             if batch < first_batch:
                 continue
-            self.position = batch + 1
             rng = self._rng(1 + batch)
-            yield query_ids, draw_positives(self._positives, self._weight, query_ids, self._num_positives, rng)
+            drawn = draw_positives(self._positives, self._weight, query_ids, self._num_positives, rng)
+            yield batch + 1, (query_ids, drawn)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a continued run needs: epoch, position, and the clusters, which stay until the next are made."""
@@ -198,10 +210,10 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
 
 
 class TrainLoader(DataLoader):
-    """Loads the batches of a sampler in this process.
+    """Loads the batches of a sampler.
 
-    There is no worker that fetches batches in advance, so that the batches which the sampler has yielded are those that
-    have been trained at the end of a step.
+    Those for a GPU are made one ahead, by a thread. In any case the position of the sampler is that of the batches
+    which were handed out, which have been trained at the end of a step.
 
     The Trainer takes a loader with a state for one that can be continued within an epoch, and warns of others. It does
     not load that state where the number of training steps has been asked for before, as schedules do: the state of the
@@ -210,12 +222,31 @@ class TrainLoader(DataLoader):
     Args:
         dataset: Dataset that makes a batch of what the sampler yields.
         sampler: Sampler of the batches.
+        device: Device that trains.
     """
 
     sampler: ClusterBatchSampler
 
-    def __init__(self, dataset: Dataset, sampler: ClusterBatchSampler):
+    def __init__(self, dataset: Dataset, sampler: ClusterBatchSampler, device: torch.device = CPU):
         super().__init__(dataset, sampler=sampler, batch_size=None)
+        self.device = device
+
+    def __iter__(self) -> Any:
+        """Iterate over the batches of the sampler's next epoch."""
+        return self._ahead() if works_ahead(self.device) else super().__iter__()
+
+    def _ahead(self) -> Iterator[Any]:
+        # lazily: clusters of an epoch are made after the Trainer has asked for its iterator
+        positions: list[int] = []
+
+        def make() -> Iterator[Any]:
+            for position, item in self.sampler.numbered():
+                positions.append(position)
+                yield self.dataset[item]
+
+        for batch in one_ahead(pinned(make(), self.device)):
+            self.sampler.position = positions.pop(0)
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Return the position in the epoch."""

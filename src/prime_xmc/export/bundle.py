@@ -148,7 +148,7 @@ def _describe(
         "max_length": max_length,
         "pad_token_id": tokenizer.pad_token_id,
         "encoder": {
-            "implementation": "transformers" if encoder.packed is None else "packed",
+            "implementation": encoder.implementation,
             "attention": encoder.backbone.config._attn_implementation,
             "pooling": encoder.pooling,
             "query_prompt": encoder.prompts.query or None,

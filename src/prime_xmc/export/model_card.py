@@ -43,7 +43,8 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], ensemble: 
     Args:
         config: Content of the model's prime_config.json.
         metrics: Results, of which those called `test/<metric>`, fractions in [0, 1], are shown, with the sentences
-            called `note/<what>` on the data that they are of; empty where there are none yet.
+            called `note/<what>` on the data that they are of, and the GPU that it was trained on; empty where there
+            are none yet.
         ensemble: How several scorers are added up; None: there are the prototypes alone.
     """
     settings, prototypes = config["settings"], config["prototypes"]
@@ -61,6 +62,7 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], ensemble: 
         scorers="" if ensemble is None else _scorers(ensemble),
         max_length=config["max_length"],
         package_version=config["package_version"],
+        device=_device(metrics),
         settings=json.dumps(settings, indent=2, ensure_ascii=False),
         results=_results(results, notes),
         license=license_text,
@@ -162,6 +164,14 @@ def _by_default(results: Mapping[str, float]) -> dict[str, float]:
     return scorers.get("ensemble") or scorers.get("theta", {})
 
 
+def _device(metrics: Mapping[str, Any]) -> str:
+    """Return on which GPU the model was trained, within a sentence; empty where it was none."""
+    if "device" not in metrics:
+        return ""
+    memory = metrics["peak_device_memory_bytes"] / 2**30
+    return f", on one {metrics['device']}, of whose memory it took {memory:.1f} GiB"
+
+
 def _results(results: Mapping[str, float], notes: Sequence[str]) -> str:
     """Return the table, and what has to be known of the data that the results are of."""
     sentences = " ".join(f"{note[0].upper()}{note[1:]}." for note in notes)
@@ -215,7 +225,7 @@ prototypes, in the same space, are in `prototypes.safetensors`, their texts in `
 
 ## How it was made
 
-With prime_xmc {package_version} on {dataset}:
+With prime_xmc {package_version} on {dataset}{device}:
 
 ```json
 {settings}

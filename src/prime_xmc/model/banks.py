@@ -35,6 +35,10 @@ class RowBank(nn.Module):
             disappears when the process ends.
         directory: Folder for the file of "mmap"; None for the system's temporary directory.
 
+    Attributes:
+        stays_on_gpu: Whether rows that are on a GPU stay there when the module goes to the CPU, where the Trainer puts
+            it between its stages. A large table would spend seconds on the way.
+
     Raises:
         ValueError: If dtype or placement is not one of these.
     """
@@ -54,6 +58,7 @@ class RowBank(nn.Module):
         if placement not in PLACEMENTS:
             raise ValueError(f"expected bank.placement device, host or mmap, got {placement!r}")
         self.placement = placement
+        self.stays_on_gpu = False
         self.rows: Tensor
         if placement == "device":
             self.register_buffer("rows", torch.zeros(num_rows, dim, dtype=DTYPES[dtype]), persistent=False)
@@ -67,15 +72,18 @@ class RowBank(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RowBank":
         """Follow the module to another device, but keep the dtype where the module takes another, such as bfloat16."""
-        return super()._apply(lambda rows: rows.to(fn(rows[:0]).device), recurse)
+        device = fn(self.rows[:0]).device
+        if self.stays_on_gpu and self.rows.is_cuda and device.type == "cpu":
+            return self
+        return super()._apply(lambda rows: rows.to(device), recurse)
 
     def take(self, ids: Int64[Tensor, " row"]) -> Float[Tensor, "row d"]:
         """Return some rows, in the bank's dtype, on the device of `ids`."""
-        return self.rows[ids.to(self.rows.device)].to(ids.device)
+        return _move(self.rows[_move(ids, self.rows.device)], ids.device)
 
     def put(self, ids: Int64[Tensor, " row"], rows: Float[Tensor, "row d"]) -> None:
         """Replace some rows, each once."""
-        self.rows[ids.to(self.rows.device)] = rows.detach().to(self.rows.device, self.rows.dtype)
+        self.rows[_move(ids, self.rows.device)] = _move(rows.detach(), self.rows.device).to(self.rows.dtype)
 
     def save(self, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
         """Write the rows to a folder, in shards: rows-00000.safetensors and so on, and an index.
@@ -117,6 +125,11 @@ class RowBank(nn.Module):
             start += len(shard)
         if start != len(self):
             raise ValueError(f"{directory} has {start} rows in all, expected {len(self)}: it is incomplete")
+
+
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; the host waits for copies from a GPU, and not for those to one."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def read_shards(directory: Path, num_shards: int) -> Iterator[Float[Tensor, "row d"]]:

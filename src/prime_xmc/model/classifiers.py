@@ -61,7 +61,10 @@ def hardest_of_all(
         block = normalize(weight[start : start + label_block], dim=-1)
         scores = query_emb @ block.T
         inside = (excluded_labels >= start) & (excluded_labels < start + len(block))
-        scores[excluded_rows[inside], excluded_labels[inside] - start] = -torch.inf
+        # what is not inside adds 0 somewhere: to select what is, the host would wait for a GPU
+        columns = (excluded_labels - start).clamp(0, len(block) - 1)
+        least = torch.where(inside, -torch.inf, 0.0).to(scores.dtype)
+        scores.index_put_((excluded_rows, columns), least, accumulate=True)
         top, columns = scores.topk(min(k, len(block)), dim=1)
         best, order = torch.cat([best, top], dim=1).topk(min(k, best.shape[1] + top.shape[1]), dim=1)
         ids = torch.cat([ids, columns + start], dim=1).gather(1, order)

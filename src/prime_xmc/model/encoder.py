@@ -1,8 +1,7 @@
 """The siamese text encoder: token ids to L2-normalised embeddings, pooled over the tokens."""
 
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,10 +13,15 @@ from torch.utils.checkpoint import checkpoint
 
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.encoder_folder import Pooling, Prompts, resolve_pooling, resolve_prompts
-from prime_xmc.model.frozen import FrozenOutputs, token_rows
+from prime_xmc.model.frozen import FrozenOutputs, send, token_rows
 from prime_xmc.model.lora import add_adapters
-from prime_xmc.model.packed import PackedBackbone
+from prime_xmc.model.packed import PackedBackbone, is_known_by_hand
+from prime_xmc.model.varlen import VarlenBackbone, check_packable, first_position
 
+Implementation = Literal["packed", "transformers", "auto"]
+# Tokens that go through the layers at once, where the configuration leaves it to the device: on a CPU as many as its
+# caches like, on a GPU so many that it is busy.
+CHUNK_TOKENS = {"cpu": 4096, "cuda": 65536}
 # The names of dropout in the configurations of the various transformers.
 _DROPOUTS = (
     "hidden_dropout_prob",
@@ -159,29 +163,32 @@ class TextEncoder(nn.Module):
             the configuration.
         dropout: Dropout of the transformer while training, in [0, 1).
         frozen_layers: Number of layers, from the first one on, that stay as they are, as do the embeddings below
-            them; the last layer is trained in any case. For implementation "packed". They have no dropout. See
+            them; the last layer is trained in any case. They have no dropout and are packed. See
             `keep_frozen_outputs`.
-        implementation: "packed" computes without padding (BERT and DistilBERT, see `PackedBackbone`); "transformers"
-            runs any encoder or decoder of that library in length-sorted padded chunks.
-        pooling: Part of the last layer that becomes the embedding: the "mean" over the tokens, or, with implementation
-            "transformers", the "last" token (the only one of a decoder that has seen all others) or the first ("cls").
-            "auto" takes what the folder says, see `resolve_pooling`.
+        implementation: "packed" computes without padding, see `VarlenBackbone`; on a CPU there are layers of our own
+            for BERT and DistilBERT with mean pooling, see `PackedBackbone`. "transformers" runs any encoder or decoder
+            of that library in length-sorted padded chunks. "auto" packs on a GPU what can be packed and pads the rest,
+            and everything on a CPU unless layers are frozen.
+        pooling: Part of the last layer that becomes the embedding: the "mean" over the tokens, the "last" token (the
+            only one of a decoder that has seen all others) or the first ("cls"). "auto" takes what the folder says,
+            see `resolve_pooling`.
         query_prompt: Text that belongs before every query; "auto" takes the folder's, see `resolve_prompts`. Whoever
             tokenises texts puts it there.
         label_prompt: Text that belongs before every label, likewise.
-        lora: Settings of `add_adapters`, whose adapters are trained instead of the transformer; they need
-            implementation "transformers". None trains the transformer itself.
-        attention: Value of transformers' `attn_implementation`, for implementation "transformers".
-        chunk_tokens: Number of tokens, padding included, that go through the transformer at once.
+        lora: Settings of `add_adapters`, whose adapters are trained instead of the transformer. None trains the
+            transformer itself.
+        attention: Value of transformers' `attn_implementation` where texts are padded.
+        chunk_tokens: Number of tokens that go through the transformer at once, where it pads with the padding; "auto"
+            for 4,096 on a CPU and 65,536 on a GPU.
         recompute: Whether the backward pass computes each chunk again instead of keeping it. The memory of a step is
             then that of one chunk, so that any batch fits, for a third more time. Gradients are the same (GradCache,
             Gao et al. 2021).
-        compile: Whether to compile the transformer with torch.compile, for implementation "transformers". The first
-            steps then take minutes.
+        compile: Whether to compile transformers' layers with torch.compile. The first steps then take up to minutes.
+            Layers of our own are not used then.
 
     Raises:
-        ValueError: If a setting is none of those above or needs the other implementation; or if the folder makes its
-            embeddings in a way that cannot be computed here.
+        ValueError: If a setting is none of those above; if the encoder cannot be packed and has to be; or if the folder
+            makes its embeddings in a way that cannot be computed here.
 
     Source: section 3; mean pooling over tokens, section 4.2.
     """
@@ -195,29 +202,31 @@ class TextEncoder(nn.Module):
         intermediate_size: int | None = None,
         dropout: float = 0.0,
         frozen_layers: int = 0,
-        implementation: Literal["packed", "transformers"] = "packed",
+        implementation: Implementation = "packed",
         pooling: Pooling | Literal["auto"] = "auto",
         query_prompt: str | None = None,
         label_prompt: str | None = None,
         lora: Mapping[str, Any] | None = None,
         attention: str = "eager",
-        chunk_tokens: int = 4096,
+        chunk_tokens: int | Literal["auto"] = "auto",
         recompute: bool = False,
         compile: bool = False,
     ):
         super().__init__()
-        if implementation not in ("packed", "transformers"):
-            raise ValueError(f"expected encoder.implementation packed or transformers, got {implementation!r}")
-        if implementation == "packed" and (pooling in ("last", "cls") or lora is not None or compile):
-            raise ValueError(
-                f"encoder.pooling={pooling}, encoder.lora={lora}, encoder.compile={compile}: pooling other than mean, "
-                "LoRA and compiling need encoder.implementation=transformers"
-            )
+        if implementation not in get_args(Implementation):
+            raise ValueError(f"expected encoder.implementation packed, transformers or auto, got {implementation!r}")
         if implementation == "transformers" and frozen_layers:
             raise ValueError(
                 f"encoder.frozen_layers={frozen_layers} needs encoder.implementation=packed: give "
                 "encoder.frozen_layers=0, and encoder.lora to train adapters alone"
             )
+        if lora is not None and frozen_layers:
+            raise ValueError(
+                f"encoder.frozen_layers={frozen_layers}: adapters leave all layers as they are, so give "
+                "encoder.frozen_layers=0 with encoder.lora"
+            )
+        if not (chunk_tokens == "auto" or (isinstance(chunk_tokens, int) and chunk_tokens > 0)):
+            raise ValueError(f"expected encoder.chunk_tokens to be a positive number or auto, got {chunk_tokens!r}")
         self.source = source
         self.backbone: Any = load_backbone(
             source,
@@ -228,25 +237,54 @@ class TextEncoder(nn.Module):
             attention=attention,
         )
         self.pooling: Pooling = resolve_pooling(source, pooling)
-        if implementation == "packed" and self.pooling != "mean":
-            raise ValueError(
-                f"encoder.source={source} pools the {self.pooling} token, and encoder.implementation=packed computes "
-                "the mean alone: give encoder.implementation=transformers, or encoder.pooling=mean for another pooling "
-                "than the encoder's own"
-            )
         self.prompts: Prompts = resolve_prompts(source, query_prompt, label_prompt)
-        self.chunk_tokens = chunk_tokens
+        self.implementation: Implementation = implementation
         self.recompute = recompute
-        self.packed: PackedBackbone | None = None
+        self.packed: VarlenBackbone | None = None
         self.frozen: FrozenOutputs | None = None
+        self._chunk_tokens = chunk_tokens
+        self._pads_on_cpu = implementation == "auto" and not frozen_layers and not compile
+        by_hand = is_known_by_hand(self.backbone)
+        if implementation != "transformers" and not by_hand:
+            packs = self._can_be_packed(required=implementation == "packed" or frozen_layers > 0)
+        else:
+            packs = implementation != "transformers"
         if lora is not None:
             self.backbone = add_adapters(self.backbone, **lora)
-        if implementation == "packed":
-            self.packed = PackedBackbone(
-                self.backbone, chunk_tokens=chunk_tokens, recompute=recompute, num_frozen=frozen_layers
+        if packs:
+            settings: dict[str, Any] = {"recompute": recompute, "num_frozen": frozen_layers}
+            own = None
+            if by_hand and self.pooling == "mean" and lora is None and not compile:
+                own = PackedBackbone(self.backbone, chunk_tokens=self.budget(torch.device("cpu")), **settings)
+            self.packed = VarlenBackbone(
+                self.backbone, pooling=self.pooling, chunk_tokens=self.budget, compile=compile, by_hand=own, **settings
             )
         elif compile:
             self.backbone.compile(dynamic=True)
+
+    def _can_be_packed(self, required: bool) -> bool:
+        """Return whether the transformer can be packed.
+
+        Raises:
+            ValueError: If it cannot and is required to.
+        """
+        try:
+            check_packable(self.backbone)
+        except ValueError as error:
+            if required:
+                raise ValueError(f"encoder.source={self.source}: {error}") from error
+            return False
+        return True
+
+    def budget(self, device: torch.device) -> int:
+        """Return the number of tokens that go through the transformer at once on a device."""
+        chunk_tokens = self._chunk_tokens
+        return CHUNK_TOKENS.get(device.type, CHUNK_TOKENS["cpu"]) if chunk_tokens == "auto" else chunk_tokens
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Number of tokens that go through the transformer at once, on the device where it is now."""
+        return self.budget(self.backbone.get_input_embeddings().weight.device)
 
     @property
     def num_tokens(self) -> int:
@@ -265,8 +303,7 @@ class TextEncoder(nn.Module):
         if positions is None or positions == -1:
             return None
         # RoBERTa and its kin number positions from padding_idx + 1 on, so that 514 rows serve 512 positions.
-        tables = (m for name, m in self.backbone.named_modules() if name.endswith("position_embeddings"))
-        return positions - max((table.padding_idx + 1 for table in tables if _skips_padding(table)), default=0)
+        return positions - first_position(self.backbone)
 
     def keep_frozen_outputs(
         self, lengths: Int64[np.ndarray, " text"], make_bank: Callable[..., RowBank], dtype: str
@@ -300,45 +337,50 @@ class TextEncoder(nn.Module):
         """
         if len(lengths) == 0:
             return token_ids.new_empty((0, self.dim), dtype=torch.float32)
-        order = lengths.argsort(stable=True)
-        sorted_lengths = lengths[order]
-        rows = gather_rows(lengths, order).to(token_ids.device)
-        sorted_ids = token_ids[rows]
-        device = token_ids.device.type
-        if self.packed is not None:
-            autocast = torch.is_autocast_enabled(device)
-            dtype = torch.get_autocast_dtype(device) if autocast else self.backbone.dtype
-            with torch.autocast(device, enabled=False):
-                frozen = None
-                if self.frozen is not None and text_ids is not None:
-                    compute = partial(self._frozen_outputs, dtype=dtype)
-                    frozen = self.frozen.take(text_ids.cpu()[order], sorted_ids, sorted_lengths, compute)
-                pooled = self.packed(sorted_ids, sorted_lengths.tolist(), dtype, frozen)
+        device = token_ids.device
+        packed = None if device.type == "cpu" and self._pads_on_cpu else self.packed
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else self.backbone.dtype
+        sorts = packed is None or packed.needs_order(device, dtype)
+        if sorts:
+            order = lengths.argsort(stable=True)
+            token_ids = token_ids[send(gather_rows(lengths, order), device)]
+            lengths = lengths[order]
+            text_ids = None if text_ids is None else text_ids.cpu()[order]
+        if packed is None:
+            pooled = self._encode_padded(token_ids, lengths)
         else:
-            pooled = self._encode_padded(sorted_ids, sorted_lengths)
+            with torch.autocast(device.type, enabled=False):
+                frozen = None
+                if self.frozen is not None and text_ids is not None and packed.num_frozen:
+                    frozen = self.frozen.take(
+                        text_ids, token_ids, lengths, lambda ids, own: packed.frozen_outputs(ids, own, dtype)
+                    )
+                pooled = packed(token_ids, lengths, dtype, frozen)
+        embeddings = F.normalize(pooled.float(), dim=1)
+        if not sorts:
+            return embeddings
         original = torch.empty_like(order)
         original[order] = torch.arange(len(order))
-        return F.normalize(pooled.float(), dim=1)[original.to(pooled.device)]
-
-    def _frozen_outputs(
-        self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"], dtype: torch.dtype
-    ) -> Float[Tensor, "token d"]:
-        assert self.packed is not None
-        return self.packed.frozen_outputs(token_ids, lengths.tolist(), dtype)
+        return embeddings[send(original, device)]
 
     def _encode_padded(
         self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]
     ) -> Float[Tensor, "text d"]:
         pooled = []
+        chunk_tokens = self.budget(token_ids.device)
         start = first = 0
         while first < len(lengths):
             # Lengths ascend, so a chunk of n texts is padded to the last of them.
             padded = lengths[first:] * torch.arange(1, len(lengths) - first + 1)
-            count = max(1, int((padded <= self.chunk_tokens).sum()))
+            count = max(1, int((padded <= chunk_tokens).sum()))
             chunk = lengths[first : first + count]
-            mask = (torch.arange(int(chunk[-1])) < chunk[:, None]).to(token_ids.device)
-            input_ids = token_ids.new_zeros(mask.shape)
-            input_ids[mask] = token_ids[start : start + int(chunk.sum())]
+            filled = torch.arange(int(chunk[-1])) < chunk[:, None]
+            places = send(filled.flatten().nonzero().flatten(), token_ids.device)
+            mask = send(filled, token_ids.device)
+            input_ids = token_ids.new_zeros(mask.numel())
+            input_ids[places] = token_ids[start : start + int(chunk.sum())]
+            input_ids = input_ids.view(mask.shape)
             if self.recompute and torch.is_grad_enabled():
                 pooled.append(checkpoint(self._encode_chunk, input_ids, mask, use_reentrant=False))
             else:
@@ -352,10 +394,6 @@ class TextEncoder(nn.Module):
     ) -> Float[Tensor, "text d"]:
         hidden = self.backbone(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
         return pool(hidden, mask, self.pooling)
-
-
-def _skips_padding(module: nn.Module) -> bool:
-    return isinstance(module, nn.Embedding) and module.padding_idx is not None
 
 
 def pool(

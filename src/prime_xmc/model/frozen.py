@@ -1,6 +1,7 @@
 """Outputs of frozen encoder layers, which are the same whenever a text comes again and so are computed once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,9 +17,49 @@ def token_rows(starts: Int[Tensor, " text"], lengths: Int[Tensor, " text"]) -> I
     return torch.repeat_interleave(first, lengths) + torch.arange(int(lengths.sum()))
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device, for which neither waits: a GPU copies from page-locked memory."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def kept_dtype(precision: str) -> str:
     """Return the dtype in which outputs are kept, given Lightning's name of the precision in which layers compute."""
     return "float32" if precision.startswith("32") else "float16"
+
+
+class FrozenLayers:
+    """The layers of a transformer that are not trained: the first ones, and the embeddings below them.
+
+    Args:
+        embeddings: What is below the first layer.
+        layers: All layers.
+        number: Number of layers that are frozen; the last one is trained in any case, and where the number is 0 so are
+            the embeddings.
+
+    Raises:
+        ValueError: If the number is negative.
+    """
+
+    def __init__(self, embeddings: nn.Module, layers: Sequence[nn.Module], number: int):
+        if number < 0:
+            raise ValueError(f"expected encoder.frozen_layers of at least 0, got {number}")
+        self.number = min(number, max(0, len(layers) - 1))
+        self.modules = (embeddings, *layers[: self.number]) if self.number else ()
+        for module in self.modules:
+            module.requires_grad_(False)
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Let no layer be frozen, for the duration of the context."""
+        number, self.number = self.number, 0
+        for module in self.modules:
+            module.requires_grad_(True)
+        try:
+            yield
+        finally:
+            self.number = number
+            for module in self.modules:
+                module.requires_grad_(False)
 
 
 class FrozenOutputs(nn.Module):
@@ -53,16 +94,18 @@ class FrozenOutputs(nn.Module):
         """Return the outputs for all tokens of some texts; those of new texts are computed and kept.
 
         Args:
-            text_ids: Places of the texts in the table.
+            text_ids: Places of the texts in the table, on the CPU unless the host may wait for them.
             token_ids: Their tokens, concatenated.
             lengths: Tokens of each text, on the CPU.
             compute: Function that returns the outputs for tokens and lengths of texts in any order.
         """
         text_ids = text_ids.cpu()
+        device, table = token_ids.device, self.bank.rows.device
         new = ~self.known[text_ids]
         if new.any():
-            inside = torch.repeat_interleave(new, lengths)
-            outputs = compute(token_ids[inside.to(token_ids.device)], lengths[new])
-            self.bank.put(token_rows(self.starts[text_ids[new]], lengths[new]).to(token_ids.device), outputs)
+            inside = token_rows((lengths.cumsum(0) - lengths)[new], lengths[new])
+            outputs = compute(token_ids[send(inside, device)], lengths[new])
+            self.bank.put(send(token_rows(self.starts[text_ids[new]], lengths[new]), table), outputs)
             self.known[text_ids[new]] = True
-        return self.bank.take(token_rows(self.starts[text_ids], lengths).to(token_ids.device))
+        rows = self.bank.take(send(token_rows(self.starts[text_ids], lengths), table))
+        return rows if rows.device == device else send(rows, device)

@@ -12,6 +12,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 Weighting = Literal["softmax", "sum", "active_mean"]
+Pairs = tuple[Int64[Tensor, "_"], Int64[Tensor, "_"]]
+"""Anchor and candidate of each positive pair, in the order of anchors, then of candidates."""
+LeftOutPrototypes = tuple[Int64[Tensor, "_"], Int64[Tensor, "_"], Float[Tensor, "_ d"]]
+"""Query, candidate and the candidate's prototype without that query, see `Prototypes.leave_one_out`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,8 @@ class Contrast(ABC):
 
     temperature: float
     num_negatives: int | None
+    takes_pairs: ClassVar[bool] = False
+    """Whether `__call__` takes the positive pairs as a fourth argument; see `contrast_of`."""
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -50,6 +56,34 @@ class Contrast(ABC):
             positives: Pairs to pull together. An anchor without a positive does not count.
             negatives: Pairs to push apart; disjoint from `positives`. A pair may be in neither.
         """
+
+
+def contrast_of(
+    contrast: Contrast,
+    similarity: Float[Tensor, "anchor candidate"],
+    positives: Bool[Tensor, "anchor candidate"],
+    negatives: Bool[Tensor, "anchor candidate"],
+    pairs: Pairs | None = None,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Return what a contrast does, given the positive pairs if it takes them.
+
+    To look the pairs up in `positives`, the host would have to wait for a GPU.
+    """
+    if pairs is not None and contrast.takes_pairs:
+        return contrast(similarity, positives, negatives, pairs)  # type: ignore[call-arg]  # it says that it does
+    return contrast(similarity, positives, negatives)
+
+
+def transposed(pairs: Pairs, num_anchors: int) -> Pairs:
+    """Return the same pairs where candidates are the anchors, in the order of those.
+
+    Example:
+        >>> transposed((torch.tensor([0, 0, 1]), torch.tensor([1, 2, 1])), num_anchors=2)
+        (tensor([1, 1, 2]), tensor([0, 1, 0]))
+    """
+    anchor, candidate = pairs
+    order = (candidate * num_anchors + anchor).argsort()
+    return candidate[order], anchor[order]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +111,7 @@ class Triplet(Contrast):
     weighting: Weighting = "softmax"
     detach_weights: bool = True
     invert_uncertain: bool = False
+    takes_pairs: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -92,9 +127,10 @@ class Triplet(Contrast):
         similarity: Float[Tensor, "anchor candidate"],
         positives: Bool[Tensor, "anchor candidate"],
         negatives: Bool[Tensor, "anchor candidate"],
+        pairs: Pairs | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return `triplet_loss`, and the fractions of violators and of clipped margins."""
-        loss, stats = triplet_loss(similarity, positives, negatives, self)
+        loss, stats = triplet_loss(similarity, positives, negatives, self, pairs)
         return loss, {"violators": stats.violators, "clipped_margins": stats.clipped}
 
 
@@ -168,6 +204,7 @@ def triplet_loss(
     positives: Bool[Tensor, "anchor candidate"],
     negatives: Bool[Tensor, "anchor candidate"],
     settings: Triplet,
+    pairs: Pairs | None = None,
 ) -> tuple[Float[Tensor, ""], TripletStats]:
     """Return the dynamic-margin triplet loss over all (anchor, positive, negative) triplets of a batch.
 
@@ -179,13 +216,14 @@ def triplet_loss(
         positives: Pairs to pull together. An anchor without a positive does not count.
         negatives: Pairs to push apart; disjoint from `positives`.
         settings: Bounds of the margin, and weighting of the triplets.
+        pairs: The positive pairs, if they are known already.
 
     Returns:
         The loss (0 where there is no triplet) and its `TripletStats`.
 
     Source: Eq. 1-3, 13 and Appendix A; softmax weights and hardest negatives from the public code.
     """
-    anchor, column = positives.nonzero(as_tuple=True)  # one row per (anchor, positive) pair
+    anchor, column = pairs or positives.nonzero(as_tuple=True)
     if settings.num_negatives is not None and settings.num_negatives < similarity.shape[1]:
         hardest = similarity.detach().masked_fill(~negatives, -torch.inf).topk(settings.num_negatives, dim=1).indices
         negative_sim = similarity.gather(1, hardest)[anchor]
@@ -227,6 +265,7 @@ def info_nce(
     positives: Bool[Tensor, "anchor candidate"],
     negatives: Bool[Tensor, "anchor candidate"],
     temperature: float,
+    pairs: Pairs | None = None,
 ) -> Float[Tensor, ""]:
     """Return InfoNCE: the cross-entropy of each positive among all positives and negatives of its anchor.
 
@@ -238,10 +277,11 @@ def info_nce(
         positives: Pairs to pull together. An anchor without a positive does not count.
         negatives: Pairs to push apart; disjoint from `positives`.
         temperature: Temperature t, in cosine units.
+        pairs: The positive pairs, if they are known already.
 
     Source: van den Oord et al. 2018; with several positives as in Gupta et al. 2024 (DEXML), their softmax loss.
     """
-    anchor, column = positives.nonzero(as_tuple=True)
+    anchor, column = pairs or positives.nonzero(as_tuple=True)
     logits = similarity / temperature
     per_pair = _log_sum_exp(logits, positives | negatives)[anchor] - logits[anchor, column]
     return mean_over_anchors(per_pair, anchor, positives)
@@ -252,6 +292,7 @@ def decoupled_softmax(
     positives: Bool[Tensor, "anchor candidate"],
     negatives: Bool[Tensor, "anchor candidate"],
     temperature: float,
+    pairs: Pairs | None = None,
 ) -> Float[Tensor, ""]:
     """Return the decoupled softmax: each positive among itself and the negatives of its anchor.
 
@@ -263,10 +304,11 @@ def decoupled_softmax(
         positives: Pairs to pull together. An anchor without a positive does not count.
         negatives: Pairs to push apart; disjoint from `positives`.
         temperature: Temperature t, in cosine units.
+        pairs: The positive pairs, if they are known already.
 
     Source: Gupta et al. 2024 (DEXML), the decoupled softmax.
     """
-    anchor, column = positives.nonzero(as_tuple=True)
+    anchor, column = pairs or positives.nonzero(as_tuple=True)
     logits = similarity / temperature
     per_pair = -F.logsigmoid(logits[anchor, column] - _log_sum_exp(logits, negatives)[anchor])
     return mean_over_anchors(per_pair, anchor, positives)
@@ -285,6 +327,7 @@ class SoftmaxContrast(Contrast):
 
     temperature: float = 0.05
     num_negatives: int | None = None
+    takes_pairs: ClassVar[bool] = True
     loss: ClassVar[Callable[..., Tensor]]
 
     def __call__(
@@ -292,10 +335,11 @@ class SoftmaxContrast(Contrast):
         similarity: Float[Tensor, "anchor candidate"],
         positives: Bool[Tensor, "anchor candidate"],
         negatives: Bool[Tensor, "anchor candidate"],
+        pairs: Pairs | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the loss, and nothing else to log."""
         negatives = hardest_negatives(similarity, negatives, self.num_negatives)
-        return self.loss(similarity, positives, negatives, self.temperature), {}
+        return self.loss(similarity, positives, negatives, self.temperature, pairs), {}
 
 
 class InfoNCE(SoftmaxContrast):
@@ -400,6 +444,8 @@ class PrimeLoss(nn.Module):
         prototypes: Float[Tensor, "candidate d"],
         positives: Bool[Tensor, "query candidate"],
         negatives: Bool[Tensor, "query candidate"],
+        pairs: tuple[Pairs, Pairs] | None = None,
+        left_out: LeftOutPrototypes | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the objective, and detached values to log: its terms, and the contrast's statistics of the first one.
 
@@ -409,21 +455,29 @@ class PrimeLoss(nn.Module):
             prototypes: Unit vectors z_l of the same labels, then of others that enter the first term alone.
             positives: Pairs to pull together.
             negatives: Pairs to push apart; disjoint from `positives`. A pair may be in neither.
+            pairs: Query and label of the positive pairs with the labels of `label_emb`, then of those with any label,
+                if they are known already.
+            left_out: Positive pairs whose label has a prototype of its own for this query.
         """
         text_sim = query_emb @ label_emb.T
         prototype_sim = query_emb @ prototypes.T
+        if left_out is not None:
+            rows, columns, own = left_out
+            prototype_sim = prototype_sim.index_put((rows, columns), (query_emb[rows] * own).sum(dim=1))
         encoded = slice(len(label_emb))
         is_positive, is_negative = positives[:, encoded], negatives[:, encoded]
         total = query_emb.new_zeros(())
         logs: dict[str, Tensor] = {}
+        of_encoded, of_all = pairs or (None, None)
+        of_labels = transposed(of_encoded, len(query_emb)) if of_encoded and self.weights["label_query"] else None
         terms = {
-            "query_prototype": (prototype_sim, positives, negatives),
-            "query_label": (text_sim, is_positive, is_negative),
-            "label_query": (text_sim.T, is_positive.T, is_negative.T),
+            "query_prototype": (prototype_sim, positives, negatives, of_all),
+            "query_label": (text_sim, is_positive, is_negative, of_encoded),
+            "label_query": (text_sim.T, is_positive.T, is_negative.T, of_labels),
         }
         for name, contrasted in terms.items():
             if self.weights[name]:
-                value, stats = self.contrast(*contrasted)
+                value, stats = contrast_of(self.contrast, *contrasted)
                 total = total + self.weights[name] * value
                 logs[name] = value.detach()
                 if name == "query_prototype":

@@ -9,14 +9,16 @@ activations, and copies of tensors that are cheaper to compute again.
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from prime_xmc.model.frozen import FrozenLayers
 
 # Matrices may have few different shapes: oneDNN compiles a kernel for each (2 ms) and keeps a thousand of them, and the
 # heap is fragmented into blocks of as many sizes. Sizes are therefore rounded up to multiples of these numbers.
@@ -26,6 +28,10 @@ MEMORY_MULTIPLE = 2**20  # entries of a tensor of attention
 # A step needs fewer kernels than this, and the next step hardly uses them again; oneDNN's default is 1024. It reads the
 # variable at its first use.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+
+
+# Name of the activation in the configurations of the models that are known here.
+_ACTIVATIONS = {"bert": "hidden_act", "distilbert": "activation"}
 
 
 class LengthGroup(NamedTuple):
@@ -315,6 +321,14 @@ def length_groups(lengths: list[int]) -> list[LengthGroup]:
     return groups
 
 
+def is_known_by_hand(backbone: Any) -> bool:
+    """Return whether a transformer is one that `PackedBackbone` runs."""
+    config = backbone.config
+    if config.model_type not in _ACTIVATIONS or getattr(config, "is_decoder", False):
+        return False
+    return getattr(config, _ACTIVATIONS[config.model_type]) == "gelu"
+
+
 class PackedBackbone:
     """Runs the layers of a BERT or DistilBERT model of transformers on packed tokens, with that model's own weights.
 
@@ -332,44 +346,33 @@ class PackedBackbone:
         ValueError: If the model is of another kind, with what to use instead, or the number is negative.
     """
 
-    def __init__(self, backbone: nn.Module, *, chunk_tokens: int = 4096, recompute: bool = False, num_frozen: int = 0):
+    def __init__(self, backbone: Any, *, chunk_tokens: int = 4096, recompute: bool = False, num_frozen: int = 0):
         config: Any = backbone.config
-        instead = "use encoder.implementation=transformers"
-        if config.model_type not in ("bert", "distilbert"):
-            raise ValueError(f"the packed implementation knows bert and distilbert, got {config.model_type}: {instead}")
-        activation = config.activation if config.model_type == "distilbert" else config.hidden_act
-        if activation != "gelu":
-            raise ValueError(f"the packed implementation knows gelu, got {activation}: {instead}")
+        if not is_known_by_hand(backbone):
+            raise ValueError(
+                f"{type(self).__name__} runs bert and distilbert encoders with gelu, got {config.model_type} with "
+                f"{getattr(config, _ACTIVATIONS.get(config.model_type, 'hidden_act'), None)}: use VarlenBackbone"
+            )
         if config.model_type == "distilbert":
             self.embedding_dropout, self.dropout = config.dropout, (config.attention_dropout, 0.0, config.dropout)
         else:
             hidden = config.hidden_dropout_prob
             self.embedding_dropout, self.dropout = hidden, (config.attention_probs_dropout_prob, hidden, hidden)
-        self.backbone: Any = backbone
+        self.backbone = backbone
         self.chunk_tokens = chunk_tokens
         self.recompute = recompute
         self.num_heads: int = config.num_attention_heads
         self.eps: float = 1e-12 if config.model_type == "distilbert" else config.layer_norm_eps
-        layers = list(self._modules())
-        if num_frozen < 0:
-            raise ValueError(f"expected encoder.frozen_layers of at least 0, got {num_frozen}")
-        self.num_frozen = num_frozen = min(num_frozen, len(layers) - 1)
-        self._frozen = (self.backbone.embeddings, *layers[:num_frozen]) if num_frozen else ()
-        for module in self._frozen:
-            module.requires_grad_(False)
+        self.frozen = FrozenLayers(self.backbone.embeddings, list(self._modules()), num_frozen)
 
-    @contextmanager
-    def unfrozen(self) -> Iterator[None]:
+    @property
+    def num_frozen(self) -> int:
+        """Number of layers that are not trained."""
+        return self.frozen.number
+
+    def unfrozen(self) -> AbstractContextManager[None]:
         """Let no layer be frozen, for the duration of the context."""
-        num_frozen, self.num_frozen = self.num_frozen, 0
-        for module in self._frozen:
-            module.requires_grad_(True)
-        try:
-            yield
-        finally:
-            self.num_frozen = num_frozen
-            for module in self._frozen:
-                module.requires_grad_(False)
+        return self.frozen.lifted()
 
     def __call__(
         self,
@@ -429,7 +432,7 @@ class PackedBackbone:
         self, rows: Float[Tensor, "token d"], lengths: list[int]
     ) -> Iterator[tuple[Float[Tensor, "part d"], list[LengthGroup], int]]:
         """Yield the rows of each chunk, its texts by length, and the number of rows that its layers compute."""
-        chunks = _chunks(lengths, self.chunk_tokens)
+        chunks = cut_chunks(lengths, self.chunk_tokens)
         for chunk, part in zip(chunks, rows.split([sum(chunk) for chunk in chunks]), strict=True):
             yield part, length_groups(chunk), _round_up(sum(chunk), TOKEN_MULTIPLE)
 
@@ -494,7 +497,7 @@ class PackedBackbone:
         )
 
 
-def _chunks(lengths: list[int], chunk_tokens: int) -> list[list[int]]:
+def cut_chunks(lengths: list[int], chunk_tokens: int) -> list[list[int]]:
     """Cut the lengths into the fewest runs of about `chunk_tokens` tokens or less, with about equally many each."""
     size = -(-sum(lengths) // -(-sum(lengths) // chunk_tokens))
     chunks: list[list[int]] = []

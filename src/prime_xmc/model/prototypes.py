@@ -121,6 +121,31 @@ class Prototypes(nn.Module):
             label_ids: Ids of the labels.
             label_emb: Text embeddings h_l of these labels.
         """
+        return self._combine(label_ids, label_emb, self.centroids.take(label_ids).float())
+
+    def leave_one_out(
+        self,
+        label_ids: Int64[Tensor, " pair"],
+        label_emb: Float[Tensor, "pair d"],
+        query_emb: Float[Tensor, "pair d"],
+        num_queries: Int64[Tensor, " pair"],
+    ) -> Float[Tensor, "pair d"]:
+        """Return prototypes of labels, each without one of the label's own queries in the centroid, L2-normalised.
+
+        A label with few queries shows a query mostly that query itself, which a query to come will not find there.
+
+        Args:
+            label_ids: Ids of the labels.
+            label_emb: Text embeddings h_l of these labels.
+            query_emb: Embedding of the query that is left out, as it was when it last moved the centroid.
+            num_queries: Number of training queries of the label, at least 2.
+        """
+        rest = leave_out(self.centroids.take(label_ids).float(), query_emb.float(), num_queries)
+        return self._combine(label_ids, label_emb, rest)
+
+    def _combine(
+        self, label_ids: Int64[Tensor, " row"], label_emb: Float[Tensor, "row d"], centroids: Float[Tensor, "row d"]
+    ) -> Float[Tensor, "row d"]:
         if self.network is None:
             return label_emb.float()
         parts = []
@@ -128,7 +153,7 @@ class Prototypes(nn.Module):
             if source == "text":
                 parts.append(label_emb)
             elif source == "centroid":
-                parts.append(self.centroids.take(label_ids).float())
+                parts.append(centroids)
             else:
                 assert self.free_vectors is not None
                 # sparse, since a dense gradient would have all F rows
@@ -140,7 +165,8 @@ class Prototypes(nn.Module):
         self,
         query_emb: Float[Tensor, "query d"],
         pair_rows: Int64[Tensor, " pair"],
-        pair_labels: Int64[Tensor, " pair"],
+        pair_places: Int64[Tensor, " pair"],
+        label_ids: Int64[Tensor, " label"],
     ) -> Float[Tensor, ""]:
         """Move the centroids of a batch's positives towards its queries: c_p <- alpha c_p + (1 - alpha) h_q.
 
@@ -149,22 +175,24 @@ class Prototypes(nn.Module):
         Args:
             query_emb: Query embeddings h_q of the batch.
             pair_rows: Row of the query in each (query, positive label) pair.
-            pair_labels: Label id in each pair.
+            pair_places: Place of the label among `label_ids` in each pair.
+            label_ids: Ids of the labels, each once; all of them have a pair.
 
         Returns:
             Mean length of the steps; 0 if there is none.
 
         Source: Eq. 4.
         """
-        if self.centroid_update == "frozen" or len(pair_rows) == 0:
+        if self.centroid_update == "frozen" or len(label_ids) == 0:
             return query_emb.new_zeros(())
-        label_ids, place = pair_labels.unique(return_inverse=True)
         if self.centroid_update == "mean":
             target = query_emb.new_zeros(len(label_ids), query_emb.shape[1])
-            target.index_add_(0, place, query_emb[pair_rows])
-            target /= place.bincount(minlength=len(label_ids))[:, None]
+            target.index_add_(0, pair_places, query_emb[pair_rows])
+            # not bincount, which makes the host wait for a GPU
+            ones = query_emb.new_ones(len(pair_places))
+            target /= query_emb.new_zeros(len(label_ids)).index_add_(0, pair_places, ones)[:, None]
         else:
-            first = torch.full_like(label_ids, len(query_emb)).scatter_reduce(0, place, pair_rows, "amin")
+            first = torch.full_like(label_ids, len(query_emb)).scatter_reduce(0, pair_places, pair_rows, "amin")
             target = query_emb[first]
         old = self.centroids.take(label_ids).float()
         step = (1 - self.momentum) * (target.float() - old)
@@ -207,3 +235,22 @@ def fill_mean_centroids(
             sums.index_add_(0, places, queries.take(rows).float())
         counts = place.bincount(minlength=len(ids))[:, None]
         centroids.put(ids, torch.where(counts > 0, sums / counts.clamp(min=1), text))
+
+
+def leave_out(
+    centroid: Float[Tensor, "pair d"], query_emb: Float[Tensor, "pair d"], num_queries: Int64[Tensor, " pair"]
+) -> Float[Tensor, "pair d"]:
+    """Return the mean of all queries of a label but one, given the mean of all, scaled to the length of that.
+
+    (n c - h) / (n - 1)
+
+    Running centroids are means only nearly; by the scaling, no label's gets longer than those of other labels.
+
+    Args:
+        centroid: Mean c of the embeddings of a label's queries.
+        query_emb: Embedding h that is left out.
+        num_queries: Number n of the queries, at least 2.
+    """
+    count = num_queries[:, None].to(centroid.dtype)
+    rest = (count * centroid - query_emb) / (count - 1)
+    return F.normalize(rest, dim=1) * centroid.norm(dim=1, keepdim=True)

@@ -66,6 +66,7 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
         num_validation=0,
         seed=config.seed,
         memory_labels=small.sampling.memory_labels,
+        leave_one_out=small.sampling.leave_one_out,
         corpus=corpus,
     )
     small.callbacks.initialise = small.callbacks.clusters = None  # nothing to fill banks from; zeros take as long

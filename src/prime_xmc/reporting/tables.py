@@ -14,6 +14,7 @@ from prime_xmc.reporting.study import BINNED, COVERAGE_K, MACRO_K, Study
 
 LEVEL = 0.05  # p-values below it count as significant
 _DASH = "–"
+_ON_GPU = "peak_device_memory_bytes"  # only runs on a GPU have it
 _PASSES = (
     " Passes measure all that leads to the finished model, from the start on and without the test, in units of the "
     "time that the bare encoder takes forward and backward over all training and label texts on the same machine."
@@ -247,12 +248,14 @@ def _of_labels(study: Study, metrics: Sequence[str], *, name: str, title: str, c
 
 def _cost(study: Study) -> Table:
     shows_passes = any(c.final("train/passes") for c in study.runs.configurations)  # older runs do not know them
+    on_gpu = any(c.final(_ON_GPU) for c in study.runs.configurations)
     columns: dict[str, Callable[[Any], str]] = {
         "train/epochs": lambda value: f"{value:.0f}",
         "train/seconds": lambda value: f"{value / 60:.1f}",
         **({"train/passes": lambda value: f"{value:.1f}"} if shows_passes else {}),
         "train/queries_per_second": lambda value: f"{value:,.0f}",
         "peak_rss_bytes": lambda value: f"{value / 2**30:.2f}",
+        **({_ON_GPU: lambda value: f"{value / 2**30:.2f}"} if on_gpu else {}),
         "num_parameters": lambda value: f"{value / 1e6:.1f}",
     }
     rows, records = [], []
@@ -279,7 +282,7 @@ def _cost(study: Study) -> Table:
         header=(
             *("configuration", "negative pool", "epochs", "minutes"),
             *(("passes",) if shows_passes else ()),
-            *("queries/s", "peak GiB", "million parameters"),
+            *("queries/s", "peak GiB", *(("GPU GiB",) if on_gpu else ()), "million parameters"),
         ),
         rows=rows,
         records=records,
@@ -357,6 +360,7 @@ def _examples(study: Study) -> Table:
 def _run_list(study: Study) -> Table:
     runs = [(configuration.name, run) for configuration in study.runs.configurations for run in configuration.runs]
     superseded = [(f"{_DASH} (a newer run counts)", run) for run in study.runs.repeated]
+    on_gpu = any(_ON_GPU in (run.metrics or {}) for _, run in runs)
     rows, records = [], []
     for name, run in (*runs, *superseded):
         metrics = run.metrics or {}
@@ -369,6 +373,7 @@ def _run_list(study: Study) -> Table:
             "precision": precision,
             "train/seconds": metrics.get("train/seconds"),
             "peak_rss_bytes": metrics.get("peak_rss_bytes"),
+            **({"device": metrics.get("device", _DASH), _ON_GPU: metrics.get(_ON_GPU)} if on_gpu else {}),
             "torch_version": metrics.get("torch_version", _DASH),
             "prime_xmc_version": metrics.get("prime_xmc_version", _DASH),
             "git_commit": metrics.get("git_commit") or _DASH,
@@ -378,6 +383,7 @@ def _run_list(study: Study) -> Table:
         shown = record | {
             "train/seconds": _DASH if seconds is None else f"{seconds / 60:.1f}",
             "peak_rss_bytes": _DASH if peak is None else f"{peak / 2**30:.2f}",
+            **({_ON_GPU: f"{record[_ON_GPU] / 2**30:.2f}" if record[_ON_GPU] else _DASH} if on_gpu else {}),
             "git_commit": record["git_commit"][:10],
         }
         rows.append(tuple(Cell(str(value)) for value in shown.values()))
@@ -390,7 +396,7 @@ def _run_list(study: Study) -> Table:
         ),
         header=(
             *("run", "configuration", "seed", "machine", "precision"),
-            *("minutes", "peak GiB", "torch", "prime_xmc", "commit"),
+            *("minutes", "peak GiB", *(("GPU", "GPU GiB") if on_gpu else ()), "torch", "prime_xmc", "commit"),
         ),
         rows=rows,
         records=records,

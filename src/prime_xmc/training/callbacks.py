@@ -244,6 +244,8 @@ class EpochTable(Callback):
         if not self._validated:
             values = {name: value for name, value in values.items() if not name.startswith("val/")}
         self._validated = False
+        # training first, whether or not a step was logged before the validation
+        values = dict(sorted(values.items(), key=lambda item: not item[0].startswith("train/")))
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate} | values)
         self._write(trainer)

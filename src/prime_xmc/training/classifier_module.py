@@ -12,21 +12,23 @@ from torch.nn.functional import dropout, normalize
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from prime_xmc.data.batch import Batch, Texts
+from prime_xmc.data.batch import Batch, Texts, send
 from prime_xmc.data.corpus import Split
 from prime_xmc.evaluation.meter import XMCMetrics, log_metrics
 from prime_xmc.evaluation.metrics import TOP_K
 from prime_xmc.evaluation.rank import search_unfiltered
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.classifiers import Classifiers, hardest_of_all, pair_similarity
-from prime_xmc.model.losses import Contrast
-from prime_xmc.training.divergence import DivergenceWatch
+from prime_xmc.model.losses import Contrast, contrast_of
 from prime_xmc.training.module import Searcher
 from prime_xmc.training.optimizers import with_warmup
+from prime_xmc.training.protocols import QueryMemory
+from prime_xmc.training.randomness import seed_step
 from prime_xmc.training.start import check_precision, missing_callbacks
+from prime_xmc.training.step_log import StepLog
 
 
-class ClassifierModule(LightningModule):
+class ClassifierModule(LightningModule, QueryMemory):
     """Trains the classifiers on frozen embeddings of the training queries.
 
     A query is pulled to its positives and pushed from its negatives:
@@ -98,7 +100,7 @@ class ClassifierModule(LightningModule):
         self.warmup_fraction = warmup_fraction
         self.seed = seed
         self.callbacks = list(callbacks)
-        self.divergence = DivergenceWatch()
+        self.step_log = StepLog()
         self.num_trained = 0  # queries that went through training steps
 
     def configure_callbacks(self) -> list[Callback]:
@@ -123,32 +125,35 @@ class ClassifierModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the step's random numbers."""
-        torch.manual_seed(hash((self.seed, self.global_step)))
+        seed_step(self.seed, self.global_step, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         loss, logs = self.batch_loss(batch)
-        self.divergence.note(self.global_step, loss, logs)
         size = len(batch.query_ids)
         self.num_trained += size
-        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
-        self.log_dict({f"train/{name}": value for name, value in logs.items()}, on_epoch=True, batch_size=size)
+        self.step_log.note(self.global_step, size, loss.detach(), logs)
         return loss
 
+    def on_train_epoch_start(self) -> None:
+        """Forget what the steps of the epoch before have logged."""
+        self.step_log.start_epoch()
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Stop where training has diverged.
+        """Log what is due, and stop where training has diverged.
 
         Raises:
             ValueError: If it has.
         """
-        self.divergence.look_up(self.trainer, batch_idx)
+        self.step_log.log(self)
 
     def batch_loss(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the loss of a batch's queries against their labels, and what else to log."""
         query_emb = normalize(dropout(self(batch.query_ids), self.dropout), dim=-1)
         if self.negatives == "all":
             return self.loss(*self._against_all(batch, query_emb))
-        return self.loss(query_emb @ self.classifiers(batch.label_ids).T, batch.positives, batch.negatives)
+        similarity = query_emb @ self.classifiers(batch.label_ids).T
+        return contrast_of(self.loss, similarity, batch.positives, batch.negatives, batch.relations.pairs())
 
     def _against_all(
         self, batch: Batch, query_emb: Float[Tensor, "query d"]
@@ -157,9 +162,10 @@ class ClassifierModule(LightningModule):
 
         The candidates are its positives, then its hardest negatives.
         """
-        filtered = self.queries.filtered.take(batch.query_ids.cpu().numpy())
+        query_ids = batch.text_ids[: len(query_emb)].numpy()  # on the host
+        filtered = self.queries.filtered.take(query_ids)
         filtered_rows, filtered_labels = (
-            torch.from_numpy(ids.astype(np.int64)).to(self.device) for ids in (filtered.row_ids(), filtered.values)
+            send(torch.from_numpy(ids.astype(np.int64)), self.device) for ids in (filtered.row_ids(), filtered.values)
         )
         assert self.loss.num_negatives is not None
         hard, exists = hardest_of_all(
@@ -169,8 +175,9 @@ class ClassifierModule(LightningModule):
             torch.cat([batch.pair_labels, filtered_labels]),
             self.loss.num_negatives,
         )
-        num_positives = torch.bincount(batch.pair_rows, minlength=len(query_emb))
-        positives = torch.arange(int(num_positives.max()), device=self.device) < num_positives[:, None]
+        num_positives = self.queries.positives.take(query_ids).lengths
+        columns = torch.arange(int(num_positives.max(initial=0)), device=self.device)
+        positives = columns < send(torch.from_numpy(num_positives), self.device)[:, None]
         label_ids, places = torch.cat([batch.pair_labels, hard.flatten()]).unique(return_inverse=True)
         rows = torch.arange(len(query_emb), device=self.device).repeat_interleave(hard.shape[1])
         found = pair_similarity(query_emb, self.classifiers(label_ids), torch.cat([batch.pair_rows, rows]), places)
@@ -189,8 +196,8 @@ class ClassifierModule(LightningModule):
 
     def validation_step(self, batch: Texts, batch_idx: int) -> None:
         """Rank the labels for a chunk of validation queries by the classifiers alone."""
-        ids = batch.ids.cpu().numpy()
-        found, _ = search_unfiltered(self.searcher.search, self(batch.ids), self.queries.filtered.take(ids), TOP_K)
+        ids, query_emb = batch.ids.numpy(), self(send(batch.ids, self.device))
+        found, _ = search_unfiltered(self.searcher.search, query_emb, self.queries.filtered.take(ids), TOP_K)
         self.metrics.update(found, self.queries.positives.take(ids))
 
     def on_validation_epoch_end(self) -> None:

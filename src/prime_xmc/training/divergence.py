@@ -1,41 +1,36 @@
 """Training that diverges ends with an error instead of a model of NaN."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch import Trainer
 from torch import Tensor
+
+_MOST_NOTED = 256  # steps that are kept before they are looked at in any case
 
 
 class DivergenceWatch:
-    """Keeps the first step whose loss is not finite, on the device, and looks it up now and then.
+    """Keeps what steps were worth on the device, and looks it up now and then.
 
     Looking at every step would make the host wait for the device each time.
     """
 
     def __init__(self) -> None:
-        self._first: Tensor | None = None  # that step's number, -1 for none, and which of its values are not finite
-        self._names: list[str] = []
+        self._noted: list[tuple[int, Sequence[str], Tensor]] = []
 
-    @torch.no_grad()
-    def note(self, step: int, loss: Float[Tensor, ""], terms: Mapping[str, Any]) -> None:
-        """Note the loss of a step, and the terms that it is made of."""
-        values = torch.stack([loss.float(), *(torch.as_tensor(v, device=loss.device).float() for v in terms.values())])
-        failed = values.isfinite().logical_not()
-        current = torch.cat([torch.where(failed[:1], step, -1), failed.long()])
-        self._first = current if self._first is None else torch.where(self._first[:1] >= 0, self._first, current)
-        self._names = list(terms)
+    def note(self, step: int, names: Sequence[str], values: Float[Tensor, " value"]) -> None:
+        """Note the loss of a step, and the terms that it is made of.
 
-    def look_up(self, trainer: Trainer, batch_idx: int) -> None:
-        """Require that no loss was infinite or NaN, at the steps that are logged and at the end of an epoch.
+        Args:
+            step: Number of the step, from 0.
+            names: What the values are; the first is the loss.
+            values: The values, without gradient.
 
         Raises:
-            ValueError: If one was, with its step and terms.
+            ValueError: As `require_finite`, where nobody has called it for long.
         """
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (every and (batch_idx + 1) % every == 0) or trainer.is_last_batch:
+        self._noted.append((step, names, values))
+        if len(self._noted) >= _MOST_NOTED:
             self.require_finite()
 
     def require_finite(self) -> None:
@@ -44,13 +39,15 @@ class DivergenceWatch:
         Raises:
             ValueError: If one was, with its step and terms.
         """
-        if self._first is None:
+        noted, self._noted = self._noted, []
+        if not noted or torch.stack([values[0] for _, _, values in noted]).isfinite().all():
             return
-        step, _, *failed = self._first.tolist()
-        if step >= 0:
-            terms = ", ".join(name for name, is_failed in zip(self._names, failed, strict=True) if is_failed)
-            raise ValueError(
-                f"training diverged: the loss is not finite at step {step} (counted from 0), nor are its terms "
-                f"{terms or '(all of them are)'}. The model is of no use and not exported. Lower optimizer.lr, or clip "
-                "gradients with +trainer.gradient_clip_val=1"
-            )
+        step, names, values = next(each for each in noted if not each[2][0].isfinite())
+        self._noted = noted  # whoever asks again is told again
+        is_failed = values.isfinite().logical_not().tolist()[1:]
+        terms = ", ".join(name for name, failed in zip(names[1:], is_failed, strict=True) if failed)
+        raise ValueError(
+            f"training diverged: the loss is not finite at step {step} (counted from 0), nor are its terms "
+            f"{terms or '(all of them are)'}. The model is of no use and not exported. Lower optimizer.lr, or clip "
+            "gradients with +trainer.gradient_clip_val=1"
+        )

@@ -1,5 +1,6 @@
 """The LightningModule: steps, logging and optimisers around encoder, prototypes and loss."""
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from prime_xmc.data.batch import Batch, Texts
+from prime_xmc.data.batch import Batch, Texts, send
 from prime_xmc.evaluation.meter import XMCMetrics, log_metrics
 from prime_xmc.evaluation.metrics import TOP_K
 from prime_xmc.evaluation.rank import search_unfiltered
@@ -26,11 +27,12 @@ from prime_xmc.model.frozen import kept_dtype
 from prime_xmc.model.losses import PrimeLoss
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
-from prime_xmc.training.divergence import DivergenceWatch
 from prime_xmc.training.optimizers import clip_gradients, with_warmup
-from prime_xmc.training.protocols import Kind
+from prime_xmc.training.protocols import Kind, PrototypeModule
+from prime_xmc.training.randomness import seed_step
 from prime_xmc.training.sharded import copy_from_first, digest, encode_sharded, require_same
 from prime_xmc.training.start import check_precision, check_processes, missing_callbacks
+from prime_xmc.training.step_log import StepLog
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class Searcher(Protocol):
         """Return scores, descending, and label ids."""
 
 
-class PrimeModule(LightningModule):
+class PrimeModule(LightningModule, PrototypeModule):
     """PRIME: encoder, prototypes and loss, with all that the method does around a step.
 
     It brings the callbacks along that fill its banks before training and make new clusters of queries, so that any
@@ -127,7 +129,7 @@ class PrimeModule(LightningModule):
         self._index: tuple[Tensor, Tensor] | None = None
         self.keeps_queries = False  # whether `ranked_queries` has something to return
         self._ranked: dict[str, list[tuple[np.ndarray, Tensor]]] = {}
-        self.divergence = DivergenceWatch()
+        self.step_log = StepLog()
         self._compared_epoch: int | None = None  # the last one whose batches were compared between processes
         self._kept_texts: Any = None  # data whose texts the encoder keeps outputs of frozen layers for
         self._leave_tables_alone()
@@ -174,6 +176,8 @@ class PrimeModule(LightningModule):
         if stage == "fit" and corpus is not None:
             lengths = np.concatenate([corpus.train.tokens.lengths, corpus.label_tokens.lengths])
             self.encoder.keep_frozen_outputs(lengths, self.make_bank, kept_dtype(str(self.trainer.precision)))
+            if self.encoder.frozen is not None:
+                self.encoder.frozen.bank.stays_on_gpu = True
             self._kept_texts = corpus
         self._leave_tables_alone()
 
@@ -268,9 +272,10 @@ class PrimeModule(LightningModule):
         Args:
             token_ids: Ids of all texts behind one another.
             lengths: Tokens of each text.
-            text_ids: Ids of training queries, or num_queries plus the ids of labels; None for other texts.
+            text_ids: Ids of training queries, or num_queries plus the ids of labels; None for other texts. On the CPU,
+                as the lengths are.
         """
-        lengths = lengths.cpu()  # by them the host orders the texts and cuts chunks; the Trainer moves all of a batch
+        lengths = lengths.cpu()  # by them the host orders the texts and cuts chunks
         if self._trainer is None or self.trainer.world_size == 1:
             return self.encoder(token_ids, lengths, text_ids)
         return encode_sharded(
@@ -288,7 +293,7 @@ class PrimeModule(LightningModule):
         Raises:
             ValueError: If it is the first batch of an epoch here, and not the same in all processes.
         """
-        torch.manual_seed(hash((self.seed, self.global_step)))
+        seed_step(self.seed, self.global_step, self.device)
         self.discard_index()
         if self.trainer.world_size > 1 and self._compared_epoch != self.current_epoch:
             self._compared_epoch = self.current_epoch
@@ -297,7 +302,7 @@ class PrimeModule(LightningModule):
                 "labels": digest(batch.label_ids),
                 "texts": digest(batch.token_ids, batch.lengths),
                 "pairs of query and label": digest(
-                    batch.positives, batch.negatives, batch.pair_rows, batch.pair_labels
+                    batch.relations.positive_places, batch.relations.spared_places, batch.pair_rows, batch.pair_labels
                 ),
                 "clusters of labels": digest(self.prototypes.cluster_of_label),
                 "step": self.global_step,
@@ -310,59 +315,70 @@ class PrimeModule(LightningModule):
         Returns:
             `loss`; and for callbacks, without gradient, `query_emb`, `label_emb` and `prototypes`.
         """
-        text_ids = torch.cat([batch.query_ids, len(self.query_memory) + batch.label_ids])
-        embeddings = self(batch.token_ids, batch.lengths, text_ids)
+        embeddings = self(batch.token_ids, batch.lengths, batch.text_ids)
         query_emb, label_emb = embeddings.split([len(batch.query_ids), len(batch.label_ids)])
-        prototypes, positives, negatives = self._candidates(batch, label_emb)
+        prototypes, positives, negatives, known = self._candidates(batch, label_emb)
         seen = self._seen(batch, query_emb.detach())
         # cosines near 1 differ by less than bf16 can tell
         with torch.autocast(self.device.type, enabled=False):
-            loss, logs = self.loss(query_emb, label_emb, prototypes, positives, negatives)
-            drift = self.prototypes.update_centroids(*seen)
+            # a loss of somebody's own, in place of `PrimeLoss`, may have no use for them
+            taken = inspect.signature(self.loss.forward).parameters
+            known = {name: value for name, value in known.items() if name in taken}
+            loss, logs = self.loss(query_emb, label_emb, prototypes, positives, negatives, **known)
+            drift = self.prototypes.update_centroids(*seen, batch.moved_ids)
         self.query_memory.put(batch.query_ids, query_emb)
         if self.label_memory is not None:
             self.label_memory.put(batch.label_ids, label_emb)
         size = len(batch.query_ids)
         self.num_trained += size
-        self.divergence.note(self.global_step, loss, logs)
-        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
-        logs = {f"train/{name}": value for name, value in logs.items()} | {"train/centroid_drift": drift}
-        self.log_dict(logs, on_step=True, on_epoch=True, batch_size=size)
+        self.step_log.note(self.global_step, size, loss.detach(), logs | {"centroid_drift": drift})
         embedded = {"query_emb": query_emb, "label_emb": label_emb, "prototypes": prototypes[: len(label_emb)]}
         return {"loss": loss} | {name: emb.detach() for name, emb in embedded.items()}
 
+    def on_train_epoch_start(self) -> None:
+        """Forget what the steps of the epoch before have logged."""
+        self.step_log.start_epoch()
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Stop where training has diverged.
+        """Log what is due, and stop where training has diverged.
 
         Raises:
             ValueError: If it has.
         """
-        self.divergence.look_up(self.trainer, batch_idx)
+        self.step_log.log(self)
 
-    def _candidates(self, batch: Batch, label_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return prototypes of the batch's labels, then of those in memory, and their positive and negative pairs."""
-        if batch.memory is None:
-            return self.prototypes(batch.label_ids, label_emb), batch.positives, batch.negatives
-        assert self.label_memory is not None
-        remembered = self.label_memory.take(batch.memory.ids).float()
-        return (
-            self.prototypes(torch.cat([batch.label_ids, batch.memory.ids]), torch.cat([label_emb, remembered])),
-            torch.cat([batch.positives, batch.memory.positives], dim=1),
-            torch.cat([batch.negatives, batch.memory.negatives], dim=1),
-        )
+    def _candidates(self, batch: Batch, label_emb: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Return prototypes of the batch's labels, then of those in memory, and their positive and negative pairs.
+
+        The positive ones as a matrix; and what else `PrimeLoss` takes by name: as pairs, those with the batch's own
+        labels and all of them, and the prototypes without a query in the centroid.
+        """
+        ids, text_emb, relations = batch.label_ids, label_emb, batch.relations
+        if batch.memory is not None:
+            assert self.label_memory is not None
+            remembered = self.label_memory.take(batch.memory.ids).float()
+            ids, text_emb = torch.cat([ids, batch.memory.ids]), torch.cat([label_emb, remembered])
+            relations = batch.memory.relations
+        known: dict[str, Any] = {"pairs": (batch.relations.pairs(), relations.pairs())}
+        if batch.left_out is not None:
+            rows, columns, num_queries = batch.left_out
+            query_emb = self.query_memory.take(batch.query_ids[rows])
+            own = self.prototypes.leave_one_out(ids[columns], text_emb[columns], query_emb, num_queries)
+            known["left_out"] = rows, columns, own
+        return self.prototypes(ids, text_emb), relations.positives(), relations.negatives(), known
 
     @torch.no_grad()
     def _seen(self, batch: Batch, query_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the embeddings that move centroids, and row and label id of their pairs."""
+        """Return the embeddings that move centroids, and row and place of the label of their pairs."""
         if batch.more is None:
-            return query_emb, batch.pair_rows, batch.pair_labels
-        texts = batch.more.texts
+            return query_emb, batch.pair_rows, batch.pair_places
+        texts, rows, places = batch.more
         more_emb = self(texts.token_ids, texts.lengths, texts.ids)
-        self.query_memory.put(texts.ids, more_emb)
+        self.query_memory.put(send(texts.ids, self.device), more_emb)
         return (
             torch.cat([query_emb, more_emb]),
-            torch.cat([batch.pair_rows, len(query_emb) + batch.more.pair_rows]),
-            torch.cat([batch.pair_labels, batch.more.pair_labels]),
+            torch.cat([batch.pair_rows, len(query_emb) + rows]),
+            torch.cat([batch.pair_places, places]),
         )
 
     def on_after_backward(self) -> None:
@@ -414,8 +430,8 @@ class PrimeModule(LightningModule):
         first = len(self.query_memory) if kind == "label" else 0
         for chunk in texts:
             with self.trainer.precision_plugin.forward_context():
-                emb = self(chunk.token_ids.to(self.device), chunk.lengths, first + chunk.ids)
-            yield chunk.ids.to(self.device), emb
+                emb = self(send(chunk.token_ids, self.device), chunk.lengths, first + chunk.ids)
+            yield send(chunk.ids, self.device), emb
         self.train(was_training)
 
     @torch.no_grad()
@@ -428,7 +444,7 @@ class PrimeModule(LightningModule):
             ValueError: If the banks were never filled, or training has diverged.
         """
         self._require_banks()
-        self.divergence.require_finite()
+        self.step_log.divergence.require_finite()
         if self._index is None:
             num_labels = self.prototypes.num_labels
             logger.info("encoding %d labels", num_labels)
@@ -472,7 +488,7 @@ class PrimeModule(LightningModule):
 
     def test_step(self, batch: Texts, batch_idx: int) -> None:
         """Rank the labels for a chunk of test queries, and keep the top of the ranking."""
-        self._found.append((batch.ids.cpu().numpy(), *self._rank(batch, "test")))
+        self._found.append((batch.ids.numpy(), *self._rank(batch, "test")))
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation queries."""
@@ -487,7 +503,7 @@ class PrimeModule(LightningModule):
 
     def _rank(self, batch: Texts, stage: Literal["val", "test"]) -> tuple[np.ndarray, np.ndarray]:
         queries = self.trainer.datamodule.truth(stage)  # type: ignore[attr-defined]
-        ids = batch.ids.cpu().numpy()
+        ids = batch.ids.numpy()
         # validation queries are training queries that are held out
         query_emb = self(batch.token_ids, batch.lengths, batch.ids if stage == "val" else None)
         if self.keeps_queries:

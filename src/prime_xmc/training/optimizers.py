@@ -1,9 +1,11 @@
 """One optimiser for dense parameters and for tables of which a step touches a few rows."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,7 +20,7 @@ class DenseAndSparse(Optimizer):
     Args:
         groups: Parameter groups; "sparse": True marks those with sparse gradients.
         dense: Function that makes the optimiser of the other groups, such as AdamW.
-        sparse: Function that makes the optimiser of the marked groups, such as SparseAdam, whose work is in proportion
+        sparse: Function that makes the optimiser of the marked groups, such as RowAdam, whose work is in proportion
             to the rows that have a gradient.
     """
 
@@ -61,6 +63,94 @@ class DenseAndSparse(Optimizer):
         return loss
 
 
+class RowAdam(Optimizer):
+    """Adam for tables of which a step changes a few rows, given their sparse gradients: lazy Adam.
+
+    Its steps are those of torch's SparseAdam, on the CPU to the last bit, but the host never waits for a GPU to count
+    the rows.
+
+    Args:
+        params: Tables, or groups of them.
+        lr: Learning rate.
+        betas: Decay rates of the running averages of the gradient and of its square.
+        eps: Number that is added to the denominator.
+
+    Source: Kingma and Ba 2015, with the averages of a row as they were at its last gradient.
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make a step, after calling the closure, which computes gradients and returns the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None:
+                    self._change(table, table.grad, group)
+        return loss
+
+    def _change(self, table: Tensor, sparse_gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[table]
+        if not state:
+            state |= {"step": 0, "exp_avg": torch.zeros_like(table), "exp_avg_sq": torch.zeros_like(table)}
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        rows, gradient = summed_rows(sparse_gradient)
+        # what is written to a row that occurs twice is the same in both places
+        average, square = state["exp_avg"][rows], state["exp_avg_sq"][rows]
+        average = gradient.sub(average).mul_(1 - beta1).add_(average)
+        square = gradient.pow(2).sub_(square).mul_(1 - beta2).add_(square)
+        state["exp_avg"].index_copy_(0, rows, average)
+        state["exp_avg_sq"].index_copy_(0, rows, square)
+        rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+        change = average.div_(square.sqrt_().add_(group["eps"])).mul_(-rate)
+        table.index_copy_(0, rows, change.add_(table[rows]))
+
+
+def summed_rows(gradient: Tensor) -> tuple[Int64[Tensor, " entry"], Float[Tensor, "entry d"]]:
+    """Return row and value of the entries of a sparse gradient, each with the sum of all that are of its row.
+
+    On the CPU each row comes once. For that the host would have to wait for a GPU.
+    """
+    if _knows_number_of_rows(gradient):
+        gradient = gradient.coalesce()
+        return gradient._indices()[0], gradient._values()
+    rows, values = gradient._indices()[0], gradient._values()
+    number = _numbers(rows)
+    return rows, torch.zeros_like(values).index_add_(0, number, values)[number]
+
+
+def gathered_rows(gradient: Tensor) -> Tensor:
+    """Return a sparse gradient whose entries are each row's sum once, and zeros of row 0 for what is left over.
+
+    On the CPU nothing is left over.
+    """
+    if _knows_number_of_rows(gradient):
+        return gradient.coalesce()
+    rows, values = gradient._indices()[0], gradient._values()
+    number = _numbers(rows)
+    gathered = torch.zeros_like(rows).scatter_(0, number, rows)
+    sums = torch.zeros_like(values).index_add_(0, number, values)
+    return torch.sparse_coo_tensor(gathered[None], sums, gradient.shape, check_invariants=False)
+
+
+def _knows_number_of_rows(gradient: Tensor) -> bool:
+    """Return whether the host finds out at once how many different rows a sparse gradient has."""
+    return gradient.device.type == "cpu" or gradient.is_coalesced()
+
+
+def _numbers(rows: Int64[Tensor, " entry"]) -> Int64[Tensor, " entry"]:
+    """Return the place of each entry's row among the distinct ones."""
+    ordered, order = rows.sort(stable=True)
+    is_new = (ordered[1:] != ordered[:-1]).cumsum(0)
+    return torch.zeros_like(rows).scatter_(0, order[1:], is_new)
+
+
 def clip_gradients(
     parameters: Iterable[Tensor],
     value: float,
@@ -83,20 +173,21 @@ def clip_gradients(
     for parameter in parameters:
         if parameter.grad is not None:
             if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()  # each row once; its values can be changed in place
+                parameter.grad = gathered_rows(parameter.grad)  # its values can be changed in place
                 gradients.append(parameter.grad._values())
             else:
                 gradients.append(parameter.grad)
+    if algorithm not in ("norm", "value"):
+        raise ValueError(f"expected trainer.gradient_clip_algorithm norm or value, got {algorithm!r}")
+    if not gradients:
+        return
     if algorithm == "norm":
         scale = (value / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0).view(1)
         agree(scale)
-        for gradient in gradients:
-            gradient.mul_(scale.to(gradient.device))
-    elif algorithm == "value":
-        for gradient in gradients:
-            gradient.clamp_(-value, value)
+        torch._foreach_mul_(gradients, scale[0])
     else:
-        raise ValueError(f"expected trainer.gradient_clip_algorithm norm or value, got {algorithm!r}")
+        torch._foreach_clamp_min_(gradients, -value)
+        torch._foreach_clamp_max_(gradients, value)
 
 
 def with_warmup(

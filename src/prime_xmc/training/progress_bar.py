@@ -13,6 +13,7 @@ from prime_xmc.progress import is_terminal
 
 logger = logging.getLogger(__name__)
 
+_INTERVAL = 0.1  # seconds from one state of a bar to the next
 SHOWN = {"train/loss": "loss", "val/P@1": "val P@1"}  # what fits beside a bar in 80 columns
 
 
@@ -28,7 +29,7 @@ class EpochProgress(RichProgressBar):
         self.draws = is_terminal()
         if not self.draws:
             self.disable()
-        self._start = 0.0
+        self._start = self._drawn = 0.0
 
     def enable(self) -> None:
         """Draw, unless there is no terminal to draw on."""
@@ -48,6 +49,17 @@ class EpochProgress(RichProgressBar):
         """Start the bar of the epoch."""
         self._start = time.perf_counter()
         super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar on, unless that was done a moment ago: to draw it takes longer than many a step."""
+        if not self.draws:
+            return
+        now = time.perf_counter()
+        if now - self._drawn >= _INTERVAL or trainer.is_last_batch:
+            self._drawn = now
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete the bar, or log the line of the epoch."""

@@ -1,4 +1,7 @@
-"""What callbacks need of the module and of the data module."""
+"""What callbacks need of the module and of the data module.
+
+Modules inherit from their protocol: since Python 3.12, `isinstance` does not see what `nn.Module` holds as submodules.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Literal, Protocol, runtime_checkable
@@ -44,15 +47,20 @@ class TrainingData(Protocol):
 class QueryMemory(Protocol):
     """A module that remembers an embedding of every training query."""
 
-    device: torch.device
     query_memory: RowBank
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the module."""
 
 
 @runtime_checkable
 class LabelIndex(Protocol):
     """A module that encodes and indexes all labels."""
 
-    has_index: bool
+    @property
+    def has_index(self) -> bool:
+        """Whether the labels are encoded as the module is now."""
 
     def build_index(self) -> tuple[Float[Tensor, "label d"], Float[Tensor, "label d"]]:
         """Return h_l and z_l of every label, and let the searcher search the latter."""

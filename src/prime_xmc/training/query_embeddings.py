@@ -64,8 +64,8 @@ def embed_training_queries(
     fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
     directory = cache_dir.expanduser() / f"queries-{fingerprint}"
     tokens = data.corpus.train.tokens
-    # in the CPU's memory: a step needs a few of them
-    bank = RowBank(len(tokens), predictor.encoder.dim, dtype="float16", placement="host")
+    # here in the CPU's memory; they follow the module that trains with them to a GPU, where a step would wait for them
+    bank = RowBank(len(tokens), predictor.encoder.dim, dtype="float16")
     if directory.is_dir():
         load_embeddings(directory, {".": bank})
     else:

@@ -96,6 +96,8 @@ class RunHistory(Callback):
         self._seconds: dict[str, float] = {}
         self._num_queries = 0
         self._peak_rss_bytes = 0
+        self._gpu: torch.device | None = None
+        self._peak_device_bytes = 0
         self._phase: str | None = "prepare"
         self._since = time.perf_counter()
 
@@ -107,7 +109,7 @@ class RunHistory(Callback):
         self._phase, self._since = phase, now
 
     def describe(self) -> dict[str, float | str]:
-        """Return what metrics.json says of the cost: seconds, passes, queries per second and bytes.
+        """Return what metrics.json says of the cost: seconds, passes, queries per second and bytes, and of the GPU.
 
         `train/seconds` is the sum of the phases of `TRAINING`, `train/passes` that of all but the test, in passes. All
         figures are of all processes of the run that followed one another, the memory that of the one which needed
@@ -121,7 +123,16 @@ class RunHistory(Callback):
             **self._describe_passes(),
             **{f"seconds/{phase}": self._seconds[phase] for phase in PHASES if phase in self._seconds},
             "peak_rss_bytes": max(self._peak_rss_bytes, _peak_rss_bytes()),
+            **self._describe_gpu(),
         }
+
+    def _describe_gpu(self) -> dict[str, float | str]:
+        if self._gpu is None:
+            return {}
+        return {"device": gpu_name(self._gpu), "peak_device_memory_bytes": self._peak_device_memory()}
+
+    def _peak_device_memory(self) -> int:
+        return self._peak_device_bytes if self._gpu is None else max(self._peak_device_bytes, gpu_peak(self._gpu))
 
     def _describe_passes(self) -> dict[str, float | str]:
         passes, reason = self._passes(), self.no_pass
@@ -138,8 +149,12 @@ class RunHistory(Callback):
         return self._passes_before + (seconds_waited(self._seconds) - self._waited_before) / self.pass_seconds
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the phase in which the banks are filled."""
+        """Start the phase in which the banks are filled, and, on a GPU, the watch of its memory."""
         self.enter("initialise")
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            self._gpu = device
+            torch.cuda.reset_peak_memory_stats(device)  # of a stage before, in the same process
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the phase in which clusters are made."""
@@ -184,6 +199,7 @@ class RunHistory(Callback):
             "seconds": dict(self._seconds),
             "num_queries": self._num_queries,
             "peak_rss_bytes": max(self._peak_rss_bytes, _peak_rss_bytes()),
+            "peak_device_memory_bytes": self._peak_device_memory(),
             "validation": self.validation,
             "passes": self._passes(),
         }
@@ -195,6 +211,7 @@ class RunHistory(Callback):
         self._passes_before, self._waited_before = state_dict.get("passes"), seconds_waited(state_dict["seconds"])
         self._num_queries += state_dict["num_queries"]
         self._peak_rss_bytes = state_dict["peak_rss_bytes"]
+        self._peak_device_bytes = state_dict.get("peak_device_memory_bytes", 0)
         self.validation = dict(state_dict["validation"])
 
 
@@ -241,6 +258,8 @@ def show_prototypes(metrics: Mapping[str, Any], run_dir: Path) -> None:
     rows = {"validation": _metrics_of("val/", metrics), "test": _metrics_of("test/", metrics)}
     print_table({name: row for name, row in rows.items() if row})
     memory = f"peak memory {metrics['peak_rss_bytes'] / 2**30:.1f} GiB"
+    if "device" in metrics:
+        memory += f", {metrics['peak_device_memory_bytes'] / 2**30:.1f} GiB of the {metrics['device']}"
     _show_end(f"{_length(metrics)}, {metrics['train/queries_per_second']:.0f} queries/s, {memory}", run_dir)
     if "train/passes" in metrics:
         _show_passes("training", metrics["train/passes"], seconds_waited(_phases(metrics)), metrics)
@@ -314,6 +333,16 @@ def _metrics_of(prefix: str, metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def _peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def gpu_name(device: torch.device) -> str:
+    """Return the name of a GPU, such as "NVIDIA H100 80GB HBM3"."""
+    return torch.cuda.get_device_name(device)
+
+
+def gpu_peak(device: torch.device) -> int:
+    """Return the most bytes of a GPU that tensors took at once."""
+    return torch.cuda.max_memory_allocated(device)
 
 
 def _git_commit() -> str | None:
