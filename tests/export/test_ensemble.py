@@ -266,9 +266,7 @@ class TestWhatIsMissing:
             prime_xmc.load(model)
 
     def test_an_unknown_scorer(self, model):
-        with pytest.raises(
-            ValueError, match="expected scorer auto, theta, W, neighbours, lexical or ensemble, got 'w'"
-        ):
+        with pytest.raises(ValueError, match="scorer auto, theta, W, neighbours, lexical or ensemble, got 'w'"):
             prime_xmc.load(model, scorer="w")
 
     def test_neighbours_of_other_classifiers(self, model, add, classifiers, tmp_path):
