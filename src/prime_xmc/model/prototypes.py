@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prime_xmc.model.banks import RowBank
 
 Source = Literal["text", "centroid", "free_vector"]
+_ROW_MULTIPLE = 256
 SOURCES: tuple[Source, ...] = ("text", "centroid", "free_vector")
 
 
@@ -176,8 +177,11 @@ class Prototypes(nn.Module):
         centroids = self.centroids.take(label_ids).float()
         rest = leave_out(centroids[places], query_emb.float(), num_queries)
         every = torch.cat([torch.arange(len(label_ids), device=places.device), places])
-        both = self._combine(label_ids[every], label_emb[every], torch.cat([centroids, rest]))
-        of_labels, of_pairs = both.split([len(label_ids), len(places)])
+        # rows that nobody wants, since a GPU's libraries choose their kernels anew for each new number of rows
+        missing = -len(every) % _ROW_MULTIPLE
+        every, all_centroids = F.pad(every, (0, missing)), F.pad(torch.cat([centroids, rest]), (0, 0, 0, missing))
+        both = self._combine(label_ids[every], label_emb[every], all_centroids)
+        of_labels, of_pairs, _ = both.split([len(label_ids), len(places), missing])
         return of_labels, of_pairs
 
     def _combine(
