@@ -103,6 +103,7 @@ def toy_settings(tiny_encoder_dir: Path, toy_dataset: Path) -> list[str]:
         "dataset.num_free_vectors=8",
         "classify=false",  # what follows the first stage has tests of its own
         "neighbours=null",
+        "lexical=null",
     ]
 
 

@@ -18,6 +18,7 @@ def settings(toy_settings, tmp_path_factory) -> dict[str, object]:
         **dict(setting.split("=", 1) for setting in toy_settings if "num_" not in setting),
         "classify": False,
         "neighbours": None,
+        "lexical": None,
         "dataset.num_validation": 40,
         "dataset.num_free_vectors": 8,
         "dataset.batch_size": 32,

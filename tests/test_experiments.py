@@ -92,3 +92,4 @@ def test_the_papers_tables_are_of_paper_method(name, compose):
     config = compose(f"experiment={name}", "run_dir=run")
     expected = {"debian18k_best": (True, True), "fast": (False, False)}.get(name, (False, True))
     assert (config.classify, config.neighbours is None) == expected
+    assert (config.lexical is None) == (name != "fast")

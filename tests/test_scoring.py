@@ -19,7 +19,7 @@ from prime_xmc.stages import _same_debugging
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.classifier_module import ClassifierModule
 
-SCORERS = ("W", "neighbours", "ensemble")
+SCORERS = ("W", "neighbours", "lexical", "ensemble")
 QUICK = '["trainer.max_epochs=2","optimizer.lr=3e-2","callbacks.progress=null","trainer.log_every_n_steps=1"]'
 
 
@@ -37,6 +37,7 @@ def overrides(toy_settings, tmp_path_factory) -> list[str]:
         "classify=true",
         f"classify_settings={QUICK}",
         "neighbours={k:5,temperature:0.05}",
+        "lexical={pairs:true}",
     ]
 
 
@@ -92,6 +93,7 @@ def test_validation_queries_do_not_vote_while_weights_are_chosen_and_do_afterwar
     written = load_file(tmp_path / "model" / "neighbours" / "neighbours.safetensors")
     assert np.array_equal(written["label_ids"].numpy(), positives.values)
     assert len(written["query_emb"]) == 240
+    assert again.metrics["val/lexical/P@1"] == made.metrics["val/lexical/P@1"]
     assert again.metrics["val/neighbours/P@1"] == made.metrics["val/neighbours/P@1"]
     assert not [name for name in again.metrics if "/W/" in name]
     assert not (tmp_path / "classify").exists()
@@ -111,6 +113,26 @@ def test_the_model_predicts_what_was_measured(complete, compose, overrides, scor
     assert prime_xmc.load(folder / "model").scorer == "ensemble"
 
 
+def test_validation_queries_are_in_no_lexical_vector_while_weights_are_chosen_and_are_afterwards(
+    train, tmp_path, monkeypatch
+):
+    built = []
+    original = prime_xmc.scoring.build_postings
+    monkeypatch.setattr(
+        "prime_xmc.scoring.build_postings", lambda queries, *a, **k: built.append(queries) or original(queries, *a, **k)
+    )
+    made = train(tmp_path, "classify=false", "neighbours=null")
+    train_split = made.data.corpus.train
+    first, last = built
+    assert np.array_equal(first.values, train_split.tokens.take(made.data.train_ids).values)
+    assert np.array_equal(last.values, train_split.tokens.values)
+    written = load_file(tmp_path / "model" / "lexical" / "lexical.safetensors")
+    special = json.loads((tmp_path / "model" / "lexical" / "lexical.json").read_text())["special_ids"]
+    assert {101, 102} <= set(special)
+    assert not set(special) & set(written["terms"].tolist())
+    assert read_ensemble(tmp_path / "model", encoder_digest(tmp_path / "model")).lexical
+
+
 def test_neighbours_say_nothing_of_labels_that_none_of_them_has(complete):
     ids, scores = load_predictions(complete[0] / "predictions_neighbours.npz")
     assert (ids == -1).any()
@@ -118,12 +140,12 @@ def test_neighbours_say_nothing_of_labels_that_none_of_them_has(complete):
 
 
 def test_without_validation_queries_the_weights_are_those_of_the_configuration(train, tmp_path, capsys):
-    weights = ["ensemble.default.W=0.25", "ensemble.default.neighbours=0.2"]
+    weights = ["ensemble.default.W=0.25", "ensemble.default.neighbours=0.2", "ensemble.default.lexical=0.3"]
     made = train(tmp_path, "dataset.num_validation=0", "test=false", *weights)
     ensemble = read_ensemble(tmp_path / "model", encoder_digest(tmp_path / "model"))
-    assert (ensemble.weights, ensemble.num_validation) == ((0.75, 0.25, 0.2), 0)
+    assert (ensemble.weights, ensemble.num_validation) == ((0.75, 0.25, 0.2, 0.3), 0)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "ensemble: 0.75 theta + 0.25 W + 0.2 neighbours, weights of the configuration" in printed
+    assert "ensemble: 0.75 theta + 0.25 W + 0.2 neighbours + 0.3 lexical, weights of the configuration" in printed
     assert not [name for name in made.metrics if name.startswith(("val/", "test/"))]
 
 
@@ -171,6 +193,8 @@ def test_what_a_run_for_debugging_passes_on(given, settings, expected, compose):
     [
         ("ensemble.criterion=[P@9]", "expected metrics in ensemble.criterion"),
         ("ensemble.W=[2]", "weights of W between 0 and 1, got 2"),
+        ("ensemble.lexical=[-1]", "weights of the lexical score of at least 0, got -1"),
+        ("lexical.pairs=2", r"expected lexical\.pairs true or false, got 2"),
         ("ensemble.neighbours=[-1]", "weights of the neighbours of at least 0, got -1"),
         ("neighbours.k=0", r"neighbours\.k of at least 1, a whole number, got 0"),
         ("neighbours.temperature=0", r"neighbours\.temperature above 0, got 0"),

@@ -407,10 +407,10 @@ def test_a_data_parallel_run_can_be_a_job_of_a_sweep(overrides, tmp_path):
 @pytest.mark.slow
 def test_the_first_of_several_processes_goes_on_to_the_other_scorers(overrides, tmp_path):
     quick = '["trainer.max_epochs=1","callbacks.progress=null","trainer.check_val_every_n_epoch=1"]'
-    both = ["classify=true", f"classify_settings={quick}", "neighbours={k:5,temperature:0.05}"]
+    both = ["classify=true", f"classify_settings={quick}", "neighbours={k:5,temperature:0.05}", "lexical={pairs:true}"]
     several = ["trainer=ddp", "trainer.devices=2", "trainer.max_epochs=1", "hydra.run.dir=two"]
     printed = command_line(overrides, *both, *several, cwd=tmp_path)
     assert "test, ensemble" in printed
     metrics = read_metrics(tmp_path / "two")
-    assert {"val/W/P@1", "test/W/P@1", "test/neighbours/P@1", "test/ensemble/P@1"} <= metrics.keys()
+    assert {"val/W/P@1", "test/W/P@1", "test/neighbours/P@1", "test/lexical/P@1", "test/ensemble/P@1"} <= metrics.keys()
     assert Predictor.load(tmp_path / "two" / "model").scorer == "ensemble"

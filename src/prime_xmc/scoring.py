@@ -3,12 +3,12 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from prime_xmc.app import compose
@@ -20,11 +20,13 @@ from prime_xmc.evaluation.metrics import TOP_K, evaluate
 from prime_xmc.evaluation.predictions import save_predictions
 from prime_xmc.evaluation.rank import Ranking, search_unfiltered
 from prime_xmc.export.ensemble import Ensemble, add_scorers
+from prime_xmc.export.lexical_folder import LexicalTables
 from prime_xmc.export.neighbours_folder import VotingQueries
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import encoder_digest, read_prototypes
 from prime_xmc.export.searchers import load_searcher, voting
-from prime_xmc.index.fused import FusedSearch, Weights, mixture
+from prime_xmc.index.fused import Weights, fuse, mixture
+from prime_xmc.index.lexical import LexicalIndex, LexicalSearch, build_postings
 from prime_xmc.index.neighbours import Neighbours, VoteSearch, check_vote
 from prime_xmc.index.search import ExactSearch, FaissSearch, Search, faiss_problem
 from prime_xmc.training.query_embeddings import Encoded, EncodedQueries
@@ -56,12 +58,14 @@ class Scorers(NamedTuple):
         classifier_settings: Description of their training.
         k: Number of training queries that vote; None: none do.
         temperature: Temperature of the vote.
+        pairs: Whether pairs of adjacent tokens are terms of the lexical score; None: there is no such score.
     """
 
     classifiers: Float[Tensor, "label d"] | None
     classifier_settings: Mapping[str, Any] | None
     k: int | None
     temperature: float | None
+    pairs: bool | None = None
 
 
 def open_finished(
@@ -88,24 +92,31 @@ def open_finished(
 
 
 def ensemble_settings(config: DictConfig) -> DictConfig:
-    """Return what a configuration says of the ensemble; one of version 0.1.0 says nothing, and has today's default."""
-    return config.get("ensemble") or compose("train", []).ensemble
+    """Return what a configuration says of the ensemble, and today's default of what one of an older version lacks."""
+    given = config.get("ensemble")
+    if given is not None and "lexical" in given and "lexical" in given.default:
+        return given
+    default = compose("train", []).ensemble
+    return default if given is None else cast(DictConfig, OmegaConf.merge(default, given))
 
 
 def check_ensemble(config: DictConfig) -> None:
-    """Check what a configuration says of neighbours and ensemble, hours before it is used.
+    """Check what a configuration says of neighbours, lexical score and ensemble, hours before it is used.
 
     Raises:
         ValueError: If a value is out of range.
     """
-    ensemble, neighbours = ensemble_settings(config), config.get("neighbours")
+    ensemble, neighbours, lexical = ensemble_settings(config), config.get("neighbours"), config.get("lexical")
     deepest_rank(list(ensemble.criterion))
     weight_grid(
         [*ensemble.W, ensemble.default.W],
         [*ensemble.neighbours, ensemble.default.neighbours],
+        [*ensemble.lexical, ensemble.default.lexical],
     )
     if neighbours is not None:
         check_vote(neighbours.k, neighbours.temperature)
+    if lexical is not None and not isinstance(lexical.pairs, bool):
+        raise ValueError(f"expected lexical.pairs true or false, got {lexical.pairs}")
 
 
 def finish_scorers(
@@ -114,7 +125,7 @@ def finish_scorers(
     """Choose the weights of a model's scorers, add these to the model, and test them.
 
     The weights are chosen on the validation queries, which neither prototypes nor classifiers have seen, and which do
-    not vote then. Afterwards they vote too.
+    not vote and are in no lexical vector then. Afterwards they do and are.
 
     Args:
         config: Configuration of the training: its `ensemble`, and whether there is a test.
@@ -137,12 +148,15 @@ def finish_scorers(
     if scorers.k is not None and scorers.temperature is not None:
         queries = _voting_queries(model, voters)
         neighbours = voting(queries, k=scorers.k, temperature=scorers.temperature, device=device)
+    lexical = None
+    if scorers.pairs is not None:
+        lexical = _lexical_tables(data, data.train_ids, pairs=scorers.pairs).scorer(len(prototypes), device)
 
     if len(labelled):
         held_out = Split(train.tokens.take(ids), train.positives.take(ids), train.filtered.take(ids))
         query_emb = model.queries.of_training(ids).to(device)
-        weights = _choose(settings, query_emb, prototypes, classifiers, neighbours, held_out, data)
-        searches = _searches(prototypes, classifiers, neighbours, weights)
+        weights = _choose(settings, query_emb, prototypes, classifiers, neighbours, lexical, held_out, data)
+        searches = _searches(prototypes, classifiers, neighbours, lexical, weights)
         validation = {
             name: evaluate(_rank(search, query_emb, held_out)[0], held_out.positives, data.inverse_propensity)
             for name, search in searches.items()
@@ -150,7 +164,12 @@ def finish_scorers(
     else:
         default, validation = settings.default, {}
         of_classifiers = 0.0 if classifiers is None else float(default.W)
-        weights = Weights(1 - of_classifiers, of_classifiers, 0.0 if neighbours is None else float(default.neighbours))
+        weights = Weights(
+            1 - of_classifiers,
+            of_classifiers,
+            0.0 if neighbours is None else float(default.neighbours),
+            0.0 if lexical is None else float(default.lexical),
+        )
     ensemble = Ensemble(
         weights,
         scorers.k,
@@ -158,6 +177,7 @@ def finish_scorers(
         len(ids) if len(labelled) else 0,
         list(settings.criterion) if len(labelled) else [],
         validation,
+        lexical is not None,
     )
 
     everybody = _voting_queries(model, np.union1d(voters, labelled)) if neighbours is not None else None
@@ -168,10 +188,13 @@ def finish_scorers(
         classifiers=scorers.classifiers,
         classifier_settings=scorers.classifier_settings,
         voters=everybody,
+        lexical=None
+        if scorers.pairs is None
+        else _lexical_tables(data, np.union1d(data.train_ids, ids), pairs=scorers.pairs),
         index=_approximate_index(model.predictor, prototypes, classifiers, weights),
     )
     seconds = time.perf_counter() - started
-    names = [name for name in _searches(prototypes, classifiers, neighbours, weights) if name != "theta"]
+    names = [name for name in _searches(prototypes, classifiers, neighbours, lexical, weights) if name != "theta"]
     metrics = _named("val", {name: validation[name] for name in names if name in validation})
     test = data.corpus.test
     if config.test and len(test):
@@ -189,15 +212,26 @@ def _choose(
     prototypes: Float[Tensor, "label d"],
     classifiers: Float[Tensor, "label d"] | None,
     neighbours: Neighbours | None,
+    lexical: LexicalIndex | None,
     held_out: Split,
     data: PrimeDataModule,
 ) -> Weights:
     criterion = list(settings.criterion)
     grid = weight_grid(
-        () if classifiers is None else list(settings.W), () if neighbours is None else list(settings.neighbours)
+        () if classifiers is None else list(settings.W),
+        () if neighbours is None else list(settings.neighbours),
+        () if lexical is None else list(settings.lexical),
     )
     table = tabulate_scores(
-        query_emb, prototypes, classifiers, neighbours, held_out.filtered, grid, deepest_rank(criterion)
+        query_emb,
+        prototypes,
+        classifiers,
+        neighbours,
+        held_out.filtered,
+        grid,
+        deepest_rank(criterion),
+        lexical,
+        held_out.tokens,
     )
     return choose_weights(table, held_out.positives, data.inverse_propensity, grid, criterion).weights
 
@@ -206,6 +240,7 @@ def _searches(
     prototypes: Float[Tensor, "label d"],
     classifiers: Float[Tensor, "label d"] | None,
     neighbours: Neighbours | None,
+    lexical: LexicalIndex | None,
     weights: Weights,
 ) -> dict[str, Search]:
     """Return the exact search of each scorer, by its name; the ensemble is the last."""
@@ -213,10 +248,11 @@ def _searches(
     searches: dict[str, Search] = {"theta": _exact(prototypes)}
     if classifiers is not None:
         searches["W"] = _exact(classifiers)
-    if neighbours is None:
-        return searches | {"ensemble": _exact(vectors)}
-    fused = FusedSearch(_exact(vectors), vectors, neighbours, weights.neighbours)
-    return searches | {"neighbours": VoteSearch(neighbours), "ensemble": fused}
+    if neighbours is not None:
+        searches["neighbours"] = VoteSearch(neighbours)
+    if lexical is not None:
+        searches["lexical"] = LexicalSearch(lexical)
+    return searches | {"ensemble": fuse(_exact(vectors), vectors, neighbours, lexical, weights)}
 
 
 def _exact(vectors: Float[Tensor, "label d"]) -> ExactSearch:
@@ -226,7 +262,24 @@ def _exact(vectors: Float[Tensor, "label d"]) -> ExactSearch:
 
 
 def _rank(search: Search, query_emb: Float[Tensor, "query d"], split: Split) -> Ranking:
-    return search_unfiltered(search.search, query_emb, split.filtered, TOP_K)
+    def search_all(some_emb: Float[Tensor, "query d"], k: int) -> tuple[Tensor, Tensor]:
+        return search.search(some_emb, k, split.tokens)
+
+    return search_unfiltered(search_all, query_emb, split.filtered, TOP_K)
+
+
+def _lexical_tables(data: PrimeDataModule, ids: Int64[np.ndarray, " query"], *, pairs: bool) -> LexicalTables:
+    """Return the lexical vectors of all labels, from some training queries."""
+    train = data.corpus.train
+    special_ids = sorted(set(data.tokenizer.backend_tokenizer.encode("").ids))
+    postings = build_postings(
+        train.tokens.take(ids),
+        train.positives.take(ids),
+        data.corpus.label_tokens,
+        special_ids=special_ids,
+        pairs=pairs,
+    )
+    return LexicalTables(postings, special_ids, pairs)
 
 
 def _voting_queries(model: FinishedModel, ids: Int64[np.ndarray, " query"]) -> VotingQueries:

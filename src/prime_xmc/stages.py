@@ -106,7 +106,8 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         if continued is not None:
             check_origin(Path(config.ckpt_path), recorded, given)
         module = make_module(config, data)
-        module.keeps_queries = second is not None or config.get("neighbours") is not None
+        weighed = [config.get(name) for name in ("neighbours", "lexical")]
+        module.keeps_queries = second is not None or any(settings is not None for settings in weighed)
         export = ExportModel(
             partial(_export, run_dir / "model", data=data, settings=settings),
             config.export_every_n_epochs,
@@ -212,7 +213,7 @@ def _encode_queries(
 def later_stages(
     config: DictConfig, run_dir: Path, settings: list[str] | None, first: FirstStage
 ) -> tuple[dict[str, Any], str]:
-    """Train classifiers on the exported model of a run, and add them, the voting queries and the ensemble to it.
+    """Train classifiers on the exported model of a run, and add them, further scorers and the ensemble to it.
 
     Args:
         config: Configuration of the run.
@@ -238,8 +239,14 @@ def later_stages(
         trained = _train_classifiers(stage, model)
         metrics |= describe_stage(trained.metrics, first.pass_seconds)
         classifiers, of_classifiers = trained.module.classifiers.vectors(), trained.settings
-    vote = config.get("neighbours")
-    scorers = Scorers(classifiers, of_classifiers, *((None, None) if vote is None else (vote.k, vote.temperature)))
+    vote, lexical = config.get("neighbours"), config.get("lexical")
+    scorers = Scorers(
+        classifiers,
+        of_classifiers,
+        k=None if vote is None else vote.k,
+        temperature=None if vote is None else vote.temperature,
+        pairs=None if lexical is None else lexical.pairs,
+    )
     scored, ensemble = finish_scorers(config, model, scorers, run_dir)
     metrics |= scored | {"ensemble/seconds": scored["ensemble/seconds"] + first.seconds}
     if first.pass_seconds is not None:

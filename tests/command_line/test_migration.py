@@ -54,7 +54,7 @@ def test_a_run_without_neighbours_gets_none():
     config = old()
     del config["classify"]
     update_config(config)
-    assert (config.classify, config.neighbours) == (None, None)
+    assert (config.classify, config.neighbours, config.lexical) == (None, None, None)
     assert config.ensemble.default.W == 0.5
 
 

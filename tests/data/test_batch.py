@@ -287,17 +287,12 @@ class TestMemoryLabels:
 
 
 class TestLeftOut:
-    POSITIVES = [[0, 1, 2], [1, 2], [2, 3]]
-    FREQUENCY = np.array([1, 2, 3, 1, 0, 0, 0, 0, 0])
-
-    def left_out(self, share, **more):
-        builder = make_builder(
-            self.POSITIVES, memory_labels=NUM_LABELS, leave_one_out=share, label_frequency=self.FREQUENCY, **more
-        )
-        return build(builder, [2, 0], [[3], [1]])
-
     def test_all_positives_whose_label_has_another_query(self):
-        batch = self.left_out(1.0)
+        frequency = np.array([1, 2, 3, 1, 0, 0, 0, 0, 0])
+        builder = make_builder(
+            [[0, 1, 2], [1, 2], [2, 3]], memory_labels=NUM_LABELS, leave_one_out=1.0, label_frequency=frequency
+        )
+        batch = build(builder, [2, 0], [[3], [1]])
         ids = torch.cat([batch.label_ids, batch.memory.ids])
         rows, columns, num_queries = batch.left_out
         found = list(zip(batch.query_ids[rows].tolist(), ids[columns].tolist(), num_queries.tolist(), strict=True))

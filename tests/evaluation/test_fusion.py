@@ -16,10 +16,11 @@ from prime_xmc.evaluation.fusion import (
 )
 from prime_xmc.evaluation.metrics import evaluate
 from prime_xmc.index.fused import PROTOTYPES, Weights
+from prime_xmc.index.lexical import LexicalIndex, build_postings
 from prime_xmc.index.neighbours import Neighbours
 
 NUM_LABELS, NUM_QUERIES, DIM, DEPTH = 120, 30, 8, 10
-GRID = weight_grid([0, 0.25, 0.5, 1], [0, 0.1, 2])
+GRID = weight_grid([0, 0.25, 0.5, 1], [0, 0.1, 2], [0, 0.2, 3])
 CRITERION = ["P@1", "PSP@3", "R@10"]
 
 
@@ -40,15 +41,31 @@ def made():
 
 
 @pytest.fixture(scope="module")
-def table(made) -> ScoreTable:
-    return tabulate_scores(*made[:5], grid=GRID, depth=DEPTH)
+def terms():
+    """Lexical vectors of the labels, and the queries' token ids, of which there are 40."""
+    rng = np.random.default_rng(1)
+    texts, labels, queries = (
+        Ragged.from_rows([rng.integers(most, size=rng.integers(6)) for _ in range(size)])
+        for size, most in ((50, 40), (NUM_LABELS, 40), (NUM_QUERIES, 45))
+    )
+    of_texts = Ragged.from_rows([[row, row + 50] for row in range(50)])
+    postings = build_postings(texts, of_texts, labels, special_ids=[0], pairs=True)
+    return LexicalIndex(postings, NUM_LABELS, special_ids=[0], pairs=True), queries
+
+
+@pytest.fixture(scope="module", params=[1024, 7])
+def table(made, terms, request) -> ScoreTable:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prime_xmc.evaluation.fusion.query_block", lambda *_: request.param)
+        return tabulate_scores(*made[:5], grid=GRID, depth=DEPTH, lexical=terms[0], tokens=terms[1])
 
 
 @pytest.mark.parametrize("weights", GRID)
-def test_the_best_of_the_table_are_the_best_of_all(made, table, weights):
+def test_the_best_of_the_table_are_the_best_of_all(made, terms, table, weights):
     query_emb, prototypes, classifiers, neighbours, filtered, _ = made
     votes = neighbours.votes(query_emb)
     scores = weights.theta * query_emb @ prototypes.T + weights.W * query_emb @ classifiers.T
+    scores += weights.lexical * terms[0].scores(terms[1])
     scores[votes.rows, votes.label_ids] += weights.neighbours * votes.scores
     scores[filtered.row_ids(), filtered.values] = -torch.inf
     ranked = rank_table(table, weights, DEPTH)
@@ -57,7 +74,7 @@ def test_the_best_of_the_table_are_the_best_of_all(made, table, weights):
     assert np.array_equal(ranked[:, :DEPTH], scores.argsort(dim=1, descending=True)[:, :DEPTH].numpy())
 
 
-def test_the_table_holds_each_scorer(made, table):
+def test_the_table_holds_each_scorer(made, terms, table):
     query_emb, prototypes, classifiers, neighbours, filtered, _ = made
     votes = neighbours.votes(query_emb)
     dense = torch.zeros(NUM_QUERIES, NUM_LABELS)
@@ -68,6 +85,7 @@ def test_the_table_holds_each_scorer(made, table):
         (table.theta, query_emb @ prototypes.T),
         (table.W, query_emb @ classifiers.T),
         (table.neighbours, dense),
+        (table.lexical, terms[0].scores(terms[1])),
     ):
         assert part[rows, columns] == pytest.approx(scores[rows, labels].numpy(), abs=1e-6)
     pairs = set(zip(rows.tolist(), labels.tolist(), strict=True))
@@ -80,6 +98,7 @@ def test_paper_method_need_no_other_scorer(made):
     assert table.theta.shape[1] <= DEPTH + 2
     assert not table.W.any()
     assert not table.neighbours.any()
+    assert not table.lexical.any()
 
 
 def test_the_choice_is_the_best_of_the_grid(made, table):
@@ -97,9 +116,9 @@ def test_the_choice_is_the_best_of_the_grid(made, table):
     assert choice.value == pytest.approx(values[choice.weights])
 
 
-def by_hand(theta, w, vote) -> ScoreTable:
+def by_hand(theta, w, vote, lexical=(0, 0, 0)) -> ScoreTable:
     """Two queries, labels 0, 1, ...; all scorers agree on label 0 for the second one."""
-    scores = (np.array([part, [2] + [0] * (len(part) - 1)], dtype=np.float32) for part in (theta, w, vote))
+    scores = (np.array([part, [2] + [0] * (len(part) - 1)], dtype=np.float32) for part in (theta, w, vote, lexical))
     return ScoreTable(np.tile(np.arange(len(theta)), (2, 1)), *scores)
 
 
@@ -118,6 +137,13 @@ def test_the_choice_by_hand(theta, w, vote, expected):
     assert choice.weights == expected
 
 
+def test_the_choice_of_the_lexical_weight_by_hand():
+    table = by_hand([0.5, 0.4, 0.1], [0, 0, 0], [0, 0, 0], [0, 1, 0])
+    grid = weight_grid([], [], [0.05, 0.2, 0.3])
+    choice = choose_weights(table, Ragged.from_rows([[1], [0]]), np.ones(3), grid, ["P@1", "P@2"])
+    assert choice.weights == Weights(1.0, 0.0, 0.0, 0.2)
+
+
 def test_a_sample_of_the_queries(made, table):
     rows = np.array([3, 3, 7])
     assert np.array_equal(rank_table(table.take(rows), GRID[3], DEPTH), rank_table(table, GRID[3], DEPTH)[rows])
@@ -131,9 +157,10 @@ def test_a_metric_without_a_reference_does_not_count():
 def test_the_grid_begins_with_the_prototypes_and_has_each_weight_once():
     grid = weight_grid([1, 0.25, 0.25], [0.1])
     assert grid == [
-        *((1, 0, 0), (0.75, 0.25, 0), (0, 1, 0)),
-        *((1, 0, 0.1), (0.75, 0.25, 0.1), (0, 1, 0.1)),
+        *((1, 0, 0, 0), (0.75, 0.25, 0, 0), (0, 1, 0, 0)),
+        *((1, 0, 0.1, 0), (0.75, 0.25, 0.1, 0), (0, 1, 0.1, 0)),
     ]
+    assert weight_grid([0.5], [], [0.2]) == [(1, 0, 0, 0), (0.5, 0.5, 0, 0), (1, 0, 0, 0.2), (0.5, 0.5, 0, 0.2)]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +168,7 @@ def test_the_grid_begins_with_the_prototypes_and_has_each_weight_once():
     [
         (([1.5], []), r"weights of W between 0 and 1, got 1\.5"),
         (([], [-0.1]), r"weights of the neighbours of at least 0, got -0\.1"),
+        (([], [], [-0.1]), r"weights of the lexical score of at least 0, got -0\.1"),
     ],
 )
 def test_weights_out_of_range(given, message):

@@ -1,10 +1,13 @@
 """A vote added to a search: against the sum of all scores, computed densely."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from prime_xmc.index.fused import PROTOTYPES, FusedSearch, Weights, mixture
+from prime_xmc.data.corpus import Ragged
+from prime_xmc.index.fused import PROTOTYPES, FusedSearch, LexicalFusedSearch, Weights, fuse, mixture
+from prime_xmc.index.lexical import LexicalIndex, build_postings
 from prime_xmc.index.neighbours import Neighbours
 from prime_xmc.index.search import ExactSearch, FaissSearch
 
@@ -99,3 +102,69 @@ def test_the_linear_part_is_one_vector_per_label():
     assert mixture(prototypes, None, PROTOTYPES) is prototypes
     expected = 0.75 * prototypes + 0.25 * classifiers
     torch.testing.assert_close(mixture(prototypes, classifiers, Weights(0.75, 0.25, 0.1)), expected)
+
+
+@pytest.fixture(scope="module")
+def lexical():
+    """Lexical vectors of the labels, the token ids of the queries, and their scores."""
+    rng = np.random.default_rng(0)
+    texts, labels, queries = (
+        Ragged.from_rows([rng.integers(1, 25, rng.integers(1, 6)) for _ in range(size)])
+        for size in (30, NUM_LABELS, 50)
+    )
+    postings = build_postings(texts, Ragged.from_rows(label_rows(30, 1)), labels, special_ids=[0], pairs=True)
+    index = LexicalIndex(postings, NUM_LABELS, special_ids=[0], pairs=True)
+    return index, queries, index.scores(queries)
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.5), (0.3, 0.2), (3.0, 2.0)])
+@pytest.mark.parametrize("k", [1, 5, NUM_LABELS, NUM_LABELS + 5])
+@pytest.mark.parametrize("block", [1024, 7])
+def test_the_sum_with_lexical_scores_is_ranked_exactly(made, lexical, weights, k, block, monkeypatch):
+    monkeypatch.setattr("prime_xmc.index.fused.query_block", lambda *_: block)
+    queries, vectors, neighbours, votes = made
+    index, tokens, of_terms = lexical
+    linear = ExactSearch()
+    linear.build(vectors)
+    search = fuse(linear, vectors, neighbours, index, Weights(1.0, 0.0, *weights))
+    scores, ids = search.search(queries, k, tokens)
+    expected = queries @ vectors.T + weights[0] * votes + weights[1] * of_terms
+    assert ids.shape == (len(queries), min(k, NUM_LABELS))
+    torch.testing.assert_close(scores, expected.sort(dim=1, descending=True).values[:, :k], atol=1e-5, rtol=0)
+    torch.testing.assert_close(expected.gather(1, ids), scores, atol=1e-5, rtol=0)
+    assert all(len(set(row)) == len(row) for row in ids.tolist())
+
+
+@pytest.mark.parametrize("with_votes", [True, False])
+@pytest.mark.parametrize("k", [1, 5, NUM_LABELS])
+def test_candidates_of_an_approximate_search_are_summed_up_exactly(made, lexical, with_votes, k):
+    queries, vectors, neighbours, votes = made
+    index, tokens, of_terms = lexical
+    linear = FaissSearch("hnsw", m=4)
+    linear.build(vectors)
+    search = fuse(linear, vectors, neighbours if with_votes else None, index, Weights(1.0, 0.0, 0.3, 0.4))
+    scores, ids = search.search(queries, k, tokens)
+    expected = queries @ vectors.T + 0.4 * of_terms + 0.3 * votes * with_votes
+    torch.testing.assert_close(expected.gather(1, ids), scores, atol=1e-5, rtol=0)
+    found = (scores - expected.sort(dim=1, descending=True).values[:, :k]).abs() < 1e-5
+    assert found.float().mean() > 0.9, "few of the best are among the best candidates of no scorer"
+    assert (scores[:, :-1] >= scores[:, 1:]).all()
+
+
+def test_what_has_no_weight_is_not_searched(made, lexical):
+    _, vectors, neighbours, _ = made
+    linear = ExactSearch()
+    assert fuse(linear, vectors, neighbours, lexical[0], PROTOTYPES) is linear
+    assert isinstance(fuse(linear, vectors, neighbours, lexical[0], Weights(1.0, 0.0, 0.1)), FusedSearch)
+    assert isinstance(fuse(linear, vectors, None, lexical[0], Weights(1.0, 0.0, 0.1, 0.2)), LexicalFusedSearch)
+
+
+def test_a_sum_with_lexical_scores_needs_tokens(made, lexical):
+    queries, vectors, neighbours, _ = made
+    linear = ExactSearch()
+    linear.build(vectors)
+    search = fuse(linear, vectors, neighbours, lexical[0], Weights(1.0, 0.0, 0.1, 0.2))
+    with pytest.raises(ValueError, match="expected the token ids of the queries"):
+        search.search(queries, 3)
+    with pytest.raises(ValueError, match="weights of neighbours and lexical of at least 0"):
+        LexicalFusedSearch(linear, vectors, neighbours, lexical[0], Weights(1.0, 0.0, 0.1, -0.2))

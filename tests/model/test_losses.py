@@ -674,7 +674,9 @@ class TestPrimeLoss:
     def test_config_states_the_defaults(self, compose):
         loss = instantiate(compose("run_dir=run").loss)
         assert loss.contrast == Triplet()
-        assert loss.weights == PrimeLoss().weights
+        assert loss.weights == PrimeLoss(text_weight=0.5, label_weight=0.5).weights
+        paper = instantiate(compose("run_dir=run", "experiment=paper").loss)
+        assert paper.weights == PrimeLoss().weights
 
     @pytest.mark.parametrize(("option", "contrast"), [("infonce", InfoNCE), ("decoupled_softmax", DecoupledSoftmax)])
     def test_other_contrasts_in_every_term(self, option, contrast, compose, embeddings):

@@ -17,6 +17,7 @@ class TestSchedule:
         settings = [
             "classify=false",
             "neighbours=null",
+            "lexical=null",
             "dataset.num_validation=100",
             "dataset.batch_size=300",
             "dataset.max_epochs=5",
@@ -40,7 +41,9 @@ class TestSchedule:
         settings = ["dataset.num_validation=0", "dataset.batch_size=275", "sampling.clusters.first_epoch=null"]
         assert schedule(*settings) == Schedule(4, 20, (), 0, 1)
 
-    @pytest.mark.parametrize("setting", ["classify=true", "neighbours={k: 20, temperature: 0.05}"])
+    @pytest.mark.parametrize(
+        "setting", ["classify=true", "neighbours={k: 20, temperature: 0.05}", "lexical={pairs: true}"]
+    )
     def test_what_follows_needs_the_queries(self, schedule, setting):
         assert schedule(setting).encodes_queries
         assert not schedule().encodes_queries

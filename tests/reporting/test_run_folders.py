@@ -114,7 +114,7 @@ class TestRead:
     def test_what_follows_the_prototypes_makes_no_other_configuration_of_them(self, tmp_path, write_run):
         plain, more = write_run(tmp_path / "plain"), write_run(tmp_path / "more")
         config = more / ".hydra" / "config.yaml"
-        config.write_text(config.read_text() + "\nclassify: true\nneighbours: {k: 20}\n")
+        config.write_text(config.read_text() + "\nclassify: true\nneighbours: {k: 20}\nlexical: {pairs: true}\n")
         (more / "metrics.json").write_text(json.dumps({"test/P@1": 0.1, "test/W/P@1": 0.2}))
         (alone,), (theta, weights) = read_runs(plain), read_runs(more)
         assert alone.fingerprint() == theta.fingerprint() != weights.fingerprint()

@@ -19,7 +19,13 @@ MOVED = {
 SECTIONS = ("dataset", "sampling", "trainer")
 KEPT = ("name", "dir", "hint")  # of a data set: never another one's
 # What older runs had none of, in place of today's default: a run of theirs stays what it was.
-ABSENT = {"classify": None, "neighbours": None, "sampling.memory_labels": 0, "sampling.leave_one_out": 0.0}
+ABSENT = {
+    "classify": None,
+    "neighbours": None,
+    "lexical": None,
+    "sampling.memory_labels": 0,
+    "sampling.leave_one_out": 0.0,
+}
 
 
 def update_targets(config: DictConfig) -> None:

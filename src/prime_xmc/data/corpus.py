@@ -92,6 +92,18 @@ class Ragged:
         return cls(np.fromiter(chain.from_iterable(rows), dtype=dtype, count=int(offsets[-1])), offsets)
 
     @classmethod
+    def joined(cls, parts: Iterable["Ragged"]) -> "Ragged":
+        """Return the rows of all parts, as int64.
+
+        Example:
+            >>> Ragged.joined([Ragged.from_rows([[3, 1], []]), Ragged.from_rows([[2]])]).offsets
+            array([0, 2, 2, 3])
+        """
+        parts = [cls(np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)), *parts]
+        values = np.concatenate([part.values.astype(np.int64, copy=False) for part in parts])
+        return cls(values, _offsets(np.concatenate([part.lengths for part in parts])))
+
+    @classmethod
     def from_pairs(cls, pairs: Int64[np.ndarray, "pair 2"], num_rows: int, dtype: DTypeLike = np.int64) -> "Ragged":
         """Return (row, value) pairs, in any order, as rows of ascending values without repetition."""
         pairs = np.unique(pairs, axis=0)

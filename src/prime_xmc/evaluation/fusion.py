@@ -10,9 +10,11 @@ from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.evaluation.metrics import METRICS, TOP_K, evaluate
+from prime_xmc.index.full_precision import full_float32
 from prime_xmc.index.fused import PROTOTYPES, Weights, mixture
+from prime_xmc.index.lexical import LexicalIndex, query_block
 from prime_xmc.index.neighbours import Neighbours, as_rows, pair_scores
-from prime_xmc.index.search import ExactSearch
+from prime_xmc.index.search import ExactSearch, Rows, inner_products, some_rows, top_labels
 
 
 class ScoreTable(NamedTuple):
@@ -23,12 +25,14 @@ class ScoreTable(NamedTuple):
         theta: Their scores by the prototypes.
         W: Their scores by the classifiers, 0 where there are none.
         neighbours: Their votes, 0 where there are none.
+        lexical: Their lexical scores, 0 where there are none.
     """
 
     label_ids: Int64[np.ndarray, "query candidate"]
     theta: Float32[np.ndarray, "query candidate"]
     W: Float32[np.ndarray, "query candidate"]
     neighbours: Float32[np.ndarray, "query candidate"]
+    lexical: Float32[np.ndarray, "query candidate"]
 
     def take(self, rows: Int64[np.ndarray, "taken"]) -> "ScoreTable":
         """Return the rows of some queries, such as those of a bootstrap sample."""
@@ -49,24 +53,39 @@ class Choice(NamedTuple):
     results: dict[Weights, dict[str, float]]
 
 
-def weight_grid(of_classifiers: Iterable[float | int], of_neighbours: Iterable[float | int]) -> list[Weights]:
-    """Return all weights to compare, the prototypes alone first, then by the neighbours' and the classifiers' weight.
+def weight_grid(
+    of_classifiers: Iterable[float | int],
+    of_neighbours: Iterable[float | int],
+    of_lexical: Iterable[float | int] = (),
+) -> list[Weights]:
+    """Return all weights to compare, the prototypes alone first, then by the lexical, neighbours' and classifiers'.
 
     Args:
         of_classifiers: Weights of the classifiers, in [0, 1]; that of the prototypes is the rest to 1.
         of_neighbours: Weights of the vote, at least 0.
+        of_lexical: Weights of the lexical score, at least 0.
 
     Raises:
         ValueError: If a weight is out of range.
     """
-    classifiers, neighbours = ({0.0, *map(float, weights)} for weights in (of_classifiers, of_neighbours))
+    classifiers, neighbours, lexical = (
+        {0.0, *map(float, weights)} for weights in (of_classifiers, of_neighbours, of_lexical)
+    )
     for weight in classifiers:
         if not 0 <= weight <= 1:
             raise ValueError(f"expected weights of W between 0 and 1, got {weight:g}")
     for weight in neighbours:
         if not weight >= 0:
             raise ValueError(f"expected weights of the neighbours of at least 0, got {weight:g}")
-    return [Weights(1 - w, w, vote) for vote in sorted(neighbours) for w in sorted(classifiers)]
+    for weight in lexical:
+        if not weight >= 0:
+            raise ValueError(f"expected weights of the lexical score of at least 0, got {weight:g}")
+    return [
+        Weights(1 - w, w, vote, terms)
+        for terms in sorted(lexical)
+        for vote in sorted(neighbours)
+        for w in sorted(classifiers)
+    ]
 
 
 def deepest_rank(criterion: Sequence[str]) -> int:
@@ -92,10 +111,12 @@ def tabulate_scores(
     filtered: Ragged,
     grid: Sequence[Weights],
     depth: int,
+    lexical: LexicalIndex | None = None,
+    tokens: Rows | None = None,
 ) -> ScoreTable:
     """Return the scores of all labels that can be among a query's best `depth` for weights of the grid.
 
-    These are its best labels by each linear part of the grid, and those with a vote.
+    These are its best labels by each sum of the grid without the vote, and those with a vote, which is never negative.
 
     Args:
         query_emb: Embeddings of the queries, unit vectors, on the device of the vectors.
@@ -105,31 +126,107 @@ def tabulate_scores(
         filtered: Labels that are never an answer of the query; they are left out.
         grid: Weights that may be asked for.
         depth: Number of labels of each query that have to be right.
+        lexical: Lexical vectors of the labels, on the same device, made without these queries; None: there are none.
+        tokens: Token ids of the queries, for the lexical scores.
     """
-    num_queries, num_labels = len(query_emb), len(prototypes)
+    num_queries, num_labels, device = len(query_emb), len(prototypes), query_emb.device
     wanted = depth + int(filtered.lengths.max(initial=0))
-    rows = torch.arange(num_queries, device=query_emb.device)[:, None]
-    parts = []
-    for weights in dict.fromkeys(weights._replace(neighbours=0.0) for weights in grid):
-        search = ExactSearch()
-        search.build(mixture(prototypes, classifiers, weights))
-        parts.append((rows * num_labels + search.search(query_emb, wanted)[1]).flatten())
     votes = None if neighbours is None else neighbours.votes(query_emb)
-    if votes is not None:
-        parts.append((votes.rows * num_labels + votes.label_ids).to(query_emb.device))
-    keys = torch.cat(parts).unique()  # ascending
+    voted = None if votes is None else (votes.rows * num_labels + votes.label_ids).to(device)
+    if lexical is None or not any(weights.lexical for weights in grid):
+        best = _best_by_vectors(query_emb, prototypes, classifiers, grid, wanted)
+        keys = torch.cat([best, *([] if voted is None else [voted])]).unique()  # ascending
+        terms = torch.zeros(len(keys), device=device)
+    else:
+        assert tokens is not None
+        keys, terms = _best_by_all(query_emb, prototypes, classifiers, grid, wanted, lexical, tokens, voted)
     excluded = torch.from_numpy(filtered.row_ids() * num_labels + filtered.values.astype(np.int64))
-    keys = keys[~torch.isin(keys, excluded.to(keys.device))]
+    is_answer = ~torch.isin(keys, excluded.to(device))
+    keys, terms = keys[is_answer], terms[is_answer]
     rows, label_ids = keys // num_labels, keys % num_labels
     theta = pair_scores(query_emb, prototypes, rows, label_ids)
     w = torch.zeros_like(theta) if classifiers is None else pair_scores(query_emb, classifiers, rows, label_ids)
     vote = torch.zeros_like(theta)
-    if votes is not None:
-        voted = (votes.rows * num_labels + votes.label_ids).to(keys.device)
+    if votes is not None and voted is not None:
         is_kept = torch.isin(voted, keys)  # not those of filtered labels
-        vote[torch.searchsorted(keys, voted[is_kept])] = votes.scores.to(keys.device)[is_kept]
-    columns = (as_rows(rows, values, num_queries, 0).cpu().numpy() for values in (theta, w, vote))
+        vote[torch.searchsorted(keys, voted[is_kept])] = votes.scores.to(device)[is_kept]
+    columns = (as_rows(rows, values, num_queries, 0).cpu().numpy() for values in (theta, w, vote, terms))
     return ScoreTable(as_rows(rows, label_ids, num_queries, -1).cpu().numpy(), *columns)
+
+
+def _best_by_vectors(
+    query_emb: Float32[Tensor, "query d"],
+    prototypes: Float32[Tensor, "label d"],
+    classifiers: Float32[Tensor, "label d"] | None,
+    grid: Sequence[Weights],
+    wanted: int,
+) -> Int64[Tensor, " key"]:
+    """Return the keys, row * labels + label, of the best labels by each linear part of the grid."""
+    rows, parts = torch.arange(len(query_emb), device=query_emb.device)[:, None], []
+    for weights in dict.fromkeys(weights._replace(neighbours=0.0, lexical=0.0) for weights in grid):
+        search = ExactSearch()
+        search.build(mixture(prototypes, classifiers, weights))
+        parts.append((rows * len(prototypes) + search.search(query_emb, wanted)[1]).flatten())
+    return torch.cat(parts)
+
+
+def _best_by_all(
+    query_emb: Float32[Tensor, "query d"],
+    prototypes: Float32[Tensor, "label d"],
+    classifiers: Float32[Tensor, "label d"] | None,
+    grid: Sequence[Weights],
+    wanted: int,
+    lexical: LexicalIndex,
+    tokens: Rows,
+    voted: Int64[Tensor, " vote"] | None,
+) -> tuple[Int64[Tensor, " key"], Float32[Tensor, " key"]]:
+    """Return the keys, ascending, of the best labels by each sum of the grid without votes and of those with a vote.
+
+    Also their lexical scores. The scores of all labels are there for one block of queries at a time.
+    """
+    num_labels, device = len(prototypes), query_emb.device
+    linear = dict.fromkeys(weights._replace(neighbours=0.0, lexical=0.0) for weights in grid)
+    of_terms = sorted({weights.lexical for weights in grid})
+    step = query_block(num_labels, device)
+    keys, scores = [], []
+    for start in range(0, len(query_emb), step):
+        block = query_emb[start : start + step]
+        rows = torch.arange(start, start + len(block), device=device)[:, None]
+        terms = lexical.scores(some_rows(tokens, start, start + step))
+        with full_float32(device):
+            by_prototypes = inner_products(block, prototypes)
+            by_classifiers = None if classifiers is None else inner_products(block, classifiers)
+        parts = []
+        for weights in linear:
+            total = weights.theta * by_prototypes
+            if by_classifiers is not None:
+                total += weights.W * by_classifiers
+            parts += [(rows * num_labels + ids).flatten() for ids in _best_sums(total, terms, of_terms, wanted)]
+        if voted is not None:
+            in_block = (voted >= start * num_labels) & (voted < (start + len(block)) * num_labels)
+            parts.append(voted[in_block])
+        keys.append(torch.cat(parts).unique())
+        scores.append(terms.view(-1)[keys[-1] - start * num_labels])
+    return torch.cat(keys), torch.cat(scores)
+
+
+def _best_sums(
+    scores: Float32[Tensor, "query label"],
+    more: Float32[Tensor, "query label"],
+    weights: Sequence[float],
+    wanted: int,
+) -> list[Int64[Tensor, "query k"]]:
+    """Return the best labels by scores + weight * more, for each weight; weights and `more` are at least 0.
+
+    A sum is no lower than its first term, so a label whose sum with the largest weight is below the last of the best
+    scores is among the best with no weight. The others are few.
+    """
+    last = top_labels(scores, wanted)[0][:, -1:]
+    rows, label_ids = (scores + max(weights) * more >= last).nonzero(as_tuple=True)
+    of_rows = as_rows(rows, scores[rows, label_ids], len(scores), -torch.inf)
+    more_of_rows = as_rows(rows, more[rows, label_ids], len(scores), 0)
+    ids = as_rows(rows, label_ids, len(scores), -1)
+    return [ids.gather(1, top_labels(of_rows + weight * more_of_rows, wanted)[1]) for weight in weights]
 
 
 def rank_table(table: ScoreTable, weights: Weights, depth: int) -> Int64[np.ndarray, "query k"]:
@@ -138,6 +235,8 @@ def rank_table(table: ScoreTable, weights: Weights, depth: int) -> Int64[np.ndar
     Equal sums are ranked by id.
     """
     scores = weights.theta * table.theta + weights.W * table.W + weights.neighbours * table.neighbours
+    if weights.lexical:
+        scores = scores + weights.lexical * table.lexical
     scores = np.where(table.label_ids < 0, -np.inf, scores)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]  # labels ascend within a row
     best = np.take_along_axis(table.label_ids, order, axis=1)

@@ -28,7 +28,9 @@ class Ranker(Protocol):
     def encode_tokens(self, tokens: Ragged) -> Float[Tensor, "text d"]:
         """Return the embeddings of texts."""
 
-    def search(self, query_emb: Float[Tensor, "query d"], top_k: int) -> tuple[Tensor, Tensor]:
+    def search(
+        self, query_emb: Float[Tensor, "query d"], top_k: int, tokens: Ragged | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return scores, descending, and ids of the nearest labels."""
 
 
@@ -112,14 +114,15 @@ def rank_split(
     if len(split) == 0:
         raise ValueError("the split has no queries to rank the labels for: add a test file, tst.json, to the raw files")
 
-    def search(query_emb: Float[Tensor, "query d"], top_k: int) -> tuple[Tensor, Tensor]:
-        return predictor.search(query_emb, min(top_k, predictor.num_labels))
-
     parts = []
     for start in track(range(0, len(split), _CHUNK), "rank"):
         rows = np.arange(start, min(start + _CHUNK, len(split)))
-        query_emb = predictor.encode_tokens(split.tokens.take(rows))
-        parts.append(search_unfiltered(search, query_emb, split.filtered.take(rows), k))
+        tokens = split.tokens.take(rows)
+
+        def search(query_emb: Float[Tensor, "query d"], top_k: int, tokens: Ragged = tokens) -> tuple[Tensor, Tensor]:
+            return predictor.search(query_emb, min(top_k, predictor.num_labels), tokens)
+
+        parts.append(search_unfiltered(search, predictor.encode_tokens(tokens), split.filtered.take(rows), k))
     indices, scores_ = zip(*parts, strict=True)
     return np.concatenate(indices), np.concatenate(scores_)
 

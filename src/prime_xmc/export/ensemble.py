@@ -9,6 +9,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from prime_xmc.export.lexical_folder import FOLDER as LEXICAL
+from prime_xmc.export.lexical_folder import LexicalTables, save_lexical
 from prime_xmc.export.neighbours_folder import FOLDER as NEIGHBOURS
 from prime_xmc.export.neighbours_folder import VotingQueries, save_neighbours
 from prime_xmc.export.scorers import AGAIN, check_encoder, read_json, save_classifiers
@@ -33,6 +35,7 @@ class Ensemble:
         num_validation: Number of queries on which the weights were chosen; 0: they are those of the configuration.
         criterion: Metrics by which they were chosen.
         validation: Metrics of each scorer for these queries, by name of the scorer and of the metric.
+        lexical: Whether lexical scores are one of them.
     """
 
     weights: Weights
@@ -41,6 +44,7 @@ class Ensemble:
     num_validation: int = 0
     criterion: Sequence[str] = ()
     validation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    lexical: bool = False
 
     def describe(self) -> str:
         """Return the weights as a sentence for people."""
@@ -58,6 +62,7 @@ def add_scorers(
     classifiers: Float[Tensor, "label d"] | None,
     classifier_settings: Mapping[str, Any] | None,
     voters: VotingQueries | None,
+    lexical: LexicalTables | None,
     index: FaissSearch | None,
 ) -> None:
     """Add scorers and their ensemble to an exported model.
@@ -72,6 +77,7 @@ def add_scorers(
         classifiers: Classifiers w_l, unit vectors; None: there are none.
         classifier_settings: Description of their training.
         voters: Training queries that vote; None: there are none.
+        lexical: Lexical vectors of the labels; None: there are none.
         index: Approximate index of the linear part; None: it is searched exactly.
     """
     (model / CONFIG).unlink(missing_ok=True)
@@ -79,6 +85,8 @@ def add_scorers(
         save_classifiers(model / CLASSIFIERS, classifiers, digest=digest, settings=classifier_settings or {})
     if voters is not None:
         save_neighbours(model / NEIGHBOURS, voters, digest=digest)
+    if lexical is not None:
+        save_lexical(model / LEXICAL, lexical, digest=digest)
     if index is not None:
         index.save(model / INDEX)
     content = {
@@ -91,6 +99,7 @@ def add_scorers(
         "num_validation": ensemble.num_validation,
         "criterion": list(ensemble.criterion),
         "validation": ensemble.validation,
+        "lexical": ensemble.lexical,
     }
     write_json(model / CONFIG, content)
 
@@ -115,7 +124,7 @@ def read_ensemble(model: Path, digest: str) -> Ensemble:
     if not path.is_file():
         raise FileNotFoundError(
             f"{model.absolute()} has no {CONFIG}, so its one scorer is theta, the prototypes: take scorer=theta, or "
-            "train with classify=true or neighbours, which adds scorers to the model"
+            "train with classify=true, neighbours or lexical, which adds scorers to the model"
         )
     content = read_json(path, FORMAT_VERSION)
     check_encoder(content, digest, f"the weights in {path}", model)
@@ -128,6 +137,7 @@ def read_ensemble(model: Path, digest: str) -> Ensemble:
             content["num_validation"],
             tuple(content["criterion"]),
             content["validation"],
+            bool(content.get("lexical", False)),  # of the first ensembles, there was none
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); {AGAIN}") from error

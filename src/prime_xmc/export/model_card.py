@@ -142,6 +142,8 @@ def _scorers(ensemble: Ensemble) -> str:
             f"`neighbours`, by a vote of the {ensemble.k} most similar training queries, whose embeddings and labels "
             "are in `neighbours/`"
         )
+    if ensemble.lexical:
+        kinds.append("`lexical`, by the tokens of a query, weighted by tf-idf, with those of the label in `lexical/`")
     sentence = ensemble.describe()
     return (
         f"\nIt has several scorers: {'; '.join(kinds)}; and `ensemble`, their weighted sum, which is the one that it "

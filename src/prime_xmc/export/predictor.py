@@ -44,7 +44,8 @@ class ScoredLabel(NamedTuple):
         uid: Identifier in the raw data.
         text: Title of the label.
         score: Score of the label, higher is closer: by prototypes or classifiers a cosine in [-1, 1], by neighbours
-            their share in [0, 1] that has the label, by the ensemble the weighted sum of these.
+            their share in [0, 1] that has the label, by terms the lexical score in [0, 1], by the ensemble the weighted
+            sum of these.
         id: Row in the raw data's file of labels, counted from 0.
     """
 
@@ -121,12 +122,13 @@ class Predictor:
             index: Kind of search: "faiss" uses the Faiss index of the folder, "exact" torch on the device. "auto" takes
                 the former where the index is approximate (hnsw), as chosen in training, and Faiss can be used; else the
                 latter, which finds what a flat index finds. In the ensemble it is the search of prototypes and
-                classifiers; neighbours are always searched exactly.
+                classifiers; neighbours and lexical scores are always searched exactly.
             precision: Precision of the encoder's layers, "bf16-mixed", "16-mixed" or "32-true"; the first rounds scores
                 at about 1e-3. None takes that of the training where the device computes it natively, else "32-true".
             scorer: Way to score: by prototypes ("theta"), one-vs-all classifiers ("W"), a vote of the nearest training
-                queries ("neighbours"), or by the sum of these that was chosen in training ("ensemble"). "auto" takes
-                the ensemble where the folder has one, else the prototypes.
+                queries ("neighbours"), the terms that query and label have in common ("lexical"), or by the sum of
+                these that was chosen in training ("ensemble"). "auto" takes the ensemble where the folder has one,
+                else the prototypes.
             classifiers: Folder of classifiers that were trained on the model later, for "W" or "ensemble", which is the
                 mean of their scores and those of the prototypes then; None for those in the model's folder.
             prototype_dtype: Precision in which the label vectors are kept and multiplied with queries: "float32", or
@@ -206,7 +208,8 @@ class Predictor:
         """
         _check_top_k(top_k)  # before the work of encoding
         checked = checked_texts(texts)
-        scores, ids = self.search(self.encode(checked), top_k)
+        query_emb, tokens = self._read(checked)
+        scores, ids = self.search(query_emb, top_k, tokens)
         return [
             Prediction(
                 text,
@@ -231,16 +234,27 @@ class Predictor:
         Raises:
             ValueError: If texts are not strings.
         """
-        checked = checked_texts(texts)
-        starts: Iterable[int] = range(0, len(checked), _CHUNK)
-        if len(checked) > SHOW_PROGRESS:
-            starts = track(starts, "encode")
-        chunks = [self.encode_tokens(self._tokenise(checked[start : start + _CHUNK])) for start in starts]
-        return torch.cat([torch.empty(0, self.encoder.dim), *chunks])
+        return self._read(checked_texts(texts))[0]
 
-    def _tokenise(self, texts: list[str]) -> Ragged:
+    def _read(self, texts: list[str]) -> tuple[Float[Tensor, "text d"], Ragged]:
+        """Return the embeddings of queries and their token ids."""
+        starts: Iterable[int] = range(0, len(texts), _CHUNK)
+        if len(texts) > SHOW_PROGRESS:
+            starts = track(starts, "encode")
+        chunks, tokens = [torch.empty(0, self.encoder.dim)], []
+        for start in starts:
+            tokens.append(self.tokenise(texts[start : start + _CHUNK]))
+            chunks.append(self.encode_tokens(tokens[-1]))
+        return torch.cat(chunks), Ragged.joined(tokens)
+
+    def tokenise(self, texts: Iterable[str]) -> Ragged:
+        """Return the token ids of queries, special tokens included, with the model's prompt for queries before each.
+
+        Raises:
+            ValueError: If texts are not strings.
+        """
         prompt = self.encoder.prompts.query
-        encodings = self.tokenizer.encode_batch_fast([prompt + text for text in texts])
+        encodings = self.tokenizer.encode_batch_fast([prompt + text for text in checked_texts(texts)])
         return Ragged.from_rows([encoding.ids for encoding in encodings])
 
     @torch.no_grad()
@@ -253,7 +267,7 @@ class Predictor:
 
     @torch.no_grad()
     def search(
-        self, query_emb: Float[Tensor, "query d"], top_k: int
+        self, query_emb: Float[Tensor, "query d"], top_k: int, tokens: Ragged | None = None
     ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
         """Return scores, descending, and ids of the labels nearest to each embedding.
 
@@ -261,9 +275,10 @@ class Predictor:
             query_emb: Unit vectors.
             top_k: Number of labels per query, at least 1; all labels are returned where the model has fewer. Where
                 neighbours alone score fewer, -inf and -1 fill up.
+            tokens: Token ids of the queries, see `tokenise`; needed where the lexical score is part of the scorer.
 
         Raises:
-            ValueError: If top_k is below 1.
+            ValueError: If top_k is below 1, or tokens are needed and not given.
         """
         _check_top_k(top_k)
         if top_k > self.num_labels:
@@ -273,7 +288,7 @@ class Predictor:
             top_k = self.num_labels
         if len(query_emb) == 0:
             return query_emb.new_empty((0, top_k)), query_emb.new_empty((0, top_k), dtype=torch.int64)
-        return self.searcher.search(query_emb, top_k)
+        return self.searcher.search(query_emb, top_k, tokens)
 
 
 def checked_texts(texts: Iterable[object]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The search of an exported model: of its prototypes, of its classifiers, by a vote, or of their ensemble."""
+"""The search of an exported model: of prototypes or classifiers, by a vote, by terms, or of their ensemble."""
 
 import logging
 from collections.abc import Mapping
@@ -12,17 +12,20 @@ from torch.nn.functional import normalize
 
 from prime_xmc.export import ensemble as ensembles
 from prime_xmc.export.folder import AGAIN, INDEX, PROTOTYPES
+from prime_xmc.export.lexical_folder import FOLDER as LEXICAL
+from prime_xmc.export.lexical_folder import load_lexical
 from prime_xmc.export.neighbours_folder import FOLDER as NEIGHBOURS
 from prime_xmc.export.neighbours_folder import VotingQueries, load_neighbours
 from prime_xmc.export.scorers import FOLDER as CLASSIFIERS
 from prime_xmc.export.scorers import encoder_digest, label_vectors, load_classifiers, read_prototypes
-from prime_xmc.index.fused import FusedSearch, mixture
+from prime_xmc.index.fused import fuse, mixture
+from prime_xmc.index.lexical import LexicalIndex, LexicalSearch
 from prime_xmc.index.neighbours import Neighbours, VoteSearch
 from prime_xmc.index.search import ExactSearch, FaissSearch, Search, faiss_problem
 
 logger = logging.getLogger(__name__)
 
-SCORERS = ("theta", "W", "neighbours", "ensemble")
+SCORERS = ("theta", "W", "neighbours", "lexical", "ensemble")
 Index = Literal["auto", "exact", "faiss"]
 
 
@@ -39,8 +42,8 @@ def choose_scorer(model: Path, scorer: str, classifiers: Path | None) -> str:
     """
     if scorer not in ("auto", *SCORERS):
         raise ValueError(f"expected scorer auto, {', '.join(SCORERS[:-1])} or {SCORERS[-1]}, got {scorer!r}")
-    if classifiers is not None and scorer == "neighbours":
-        raise ValueError("scorer=neighbours does not use classifiers: leave classifiers= out, or take scorer=W")
+    if classifiers is not None and scorer in ("neighbours", "lexical"):
+        raise ValueError(f"scorer={scorer} does not use classifiers: leave classifiers= out, or take scorer=W")
     if scorer == "auto":
         return "ensemble" if classifiers is not None or ensembles.has_ensemble(model) else "theta"
     return scorer
@@ -94,6 +97,11 @@ def load_searcher(
             reason = "it was trained with neighbours=null; take another scorer"
             raise FileNotFoundError(f"{model.absolute()} has no {NEIGHBOURS}/: {reason}")
         return VoteSearch(_neighbours(model, config, ensemble, digest, device))
+    if scorer == "lexical":
+        if not ensemble.lexical:
+            reason = "it was trained with lexical=null; take another scorer"
+            raise FileNotFoundError(f"{model.absolute()} has no {LEXICAL}/: {reason}")
+        return LexicalSearch(_lexical(model, config, digest, device))
     return _of_ensemble(model, config, ensemble, digest, index, device, dtype)
 
 
@@ -117,6 +125,11 @@ def _neighbours(
     return voting(queries, k=ensemble.k, temperature=ensemble.temperature, device=device)
 
 
+def _lexical(model: Path, config: Mapping[str, Any], digest: str, device: str) -> LexicalIndex:
+    num_labels = config["prototypes"]["num_labels"]
+    return load_lexical(model / LEXICAL, model, num_labels, digest).scorer(num_labels, device)
+
+
 def _of_ensemble(
     model: Path,
     config: Mapping[str, Any],
@@ -135,9 +148,9 @@ def _of_ensemble(
         linear = _of_prototypes(model, config, index, device, dtype)
     else:
         linear = _of_mixture(model, config, vectors, index)
-    if weights.neighbours == 0:
-        return linear
-    return FusedSearch(linear, vectors, _neighbours(model, config, ensemble, digest, device), weights.neighbours)
+    neighbours = _neighbours(model, config, ensemble, digest, device) if weights.neighbours else None
+    lexical = _lexical(model, config, digest, device) if weights.lexical else None
+    return fuse(linear, vectors, neighbours, lexical, weights)
 
 
 def _of_mixture(model: Path, config: Mapping[str, Any], vectors: Float[Tensor, "label d"], index: Index) -> Search:

@@ -1,6 +1,6 @@
 """Several scorers added up, as one search.
 
-score(q, l) = theta * h_q . z_l + W * h_q . w_l + neighbours * vote(q, l)
+score(q, l) = theta * h_q . z_l + W * h_q . w_l + neighbours * vote(q, l) + lexical * x_q . c_l
 
 The first two terms are h_q . (theta * z_l + W * w_l), an inner product with one vector per label.
 """
@@ -8,11 +8,15 @@ The first two terms are h_q . (theta * z_l + W * w_l), an inner product with one
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from prime_xmc.index.full_precision import full_float32
+from prime_xmc.index.lexical import LexicalIndex, query_block
 from prime_xmc.index.neighbours import QUERY_BLOCK, Neighbours, as_rows, pair_scores
-from prime_xmc.index.search import Found, Search, ranked
+from prime_xmc.index.search import FaissSearch, Found, Rows, Search, inner_products, ranked, some_rows, top_labels
+
+_DEEPER = 4  # times k: the candidates of each scorer where the linear search is approximate
 
 
 class Weights(NamedTuple):
@@ -22,11 +26,13 @@ class Weights(NamedTuple):
         theta: Weight of the prototypes.
         W: Weight of the classifiers.
         neighbours: Weight of the vote of nearest training queries, at least 0.
+        lexical: Weight of the lexical score, at least 0.
     """
 
     theta: float
     W: float
     neighbours: float
+    lexical: float = 0.0
 
 
 PROTOTYPES = Weights(1.0, 0.0, 0.0)  # alone
@@ -67,7 +73,7 @@ class FusedSearch(Search):
         self.neighbours = neighbours
         self.weight = weight
 
-    def _search(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
+    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
         parts = [self._search_block(block, k) for block in query_emb.to(self.vectors.device).split(QUERY_BLOCK)]
         scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))
         return scores, ids
@@ -87,3 +93,114 @@ class FusedSearch(Search):
             torch.cat([ids.masked_fill(has_vote, -1), voted[1]], dim=1),
         )
         return best_scores[:, : ids.shape[1]], best_ids[:, : ids.shape[1]]
+
+
+class LexicalFusedSearch(Search):
+    """Finds the labels with the highest sum of an inner product, a weighted vote and a weighted lexical score.
+
+    score(q, l) = q . v_l + neighbours * vote(q, l) + lexical * x_q . c_l
+
+    The sums of all labels are computed, block by block of the queries, so the result is exact. Where the linear search
+    is an approximate Faiss index, only candidates are summed up, exactly: its best labels, those with the best lexical
+    scores, four times as many of each as are asked for, and those with a vote.
+
+    Args:
+        linear: Search of the vectors v_l.
+        vectors: The vectors v_l, on the device to compute on.
+        neighbours: Training queries that vote; None: there are none.
+        lexical: Lexical vectors c_l of the labels, on the same device.
+        weights: Weights; those of prototypes and classifiers are in v_l already.
+
+    Raises:
+        ValueError: If a weight is negative.
+    """
+
+    needs_tokens = True
+
+    def __init__(
+        self,
+        linear: Search,
+        vectors: Float[Tensor, "label d"],
+        neighbours: Neighbours | None,
+        lexical: LexicalIndex,
+        weights: Weights,
+    ):
+        if weights.neighbours < 0 or weights.lexical < 0:
+            raise ValueError(f"expected weights of neighbours and lexical of at least 0, got {weights}")
+        self.linear = linear
+        self.vectors = vectors
+        self.neighbours = neighbours
+        self.lexical = lexical
+        self.weights = weights
+
+    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
+        assert tokens is not None
+        is_approximate = isinstance(self.linear, FaissSearch) and self.linear.kind != "flat"
+        search_block = self._search_candidates if is_approximate else self._search_all
+        step = query_block(len(self.vectors), self.vectors.device)
+        blocks = query_emb.to(self.vectors.device).split(step)
+        parts = [
+            search_block(block, k, self.lexical.scores(some_rows(tokens, place * step, (place + 1) * step)))
+            for place, block in enumerate(blocks)
+        ]
+        scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))
+        return scores, ids
+
+    def _search_all(
+        self, query_emb: Float32[Tensor, "query d"], k: int, lexical: Float32[Tensor, "query label"]
+    ) -> Found:
+        with full_float32(self.vectors.device):
+            scores = inner_products(query_emb, self.vectors)
+        scores += self.weights.lexical * lexical
+        keys, votes = self._votes(query_emb)
+        scores.view(-1)[keys] += self.weights.neighbours * votes
+        return top_labels(scores, k)
+
+    def _search_candidates(
+        self, query_emb: Float32[Tensor, "query d"], k: int, lexical: Float32[Tensor, "query label"]
+    ) -> Found:
+        num_labels = len(self.vectors)
+        first = torch.arange(len(query_emb), device=query_emb.device)[:, None] * num_labels
+        voted, votes = self._votes(query_emb)
+        deeper = min(_DEEPER * k, num_labels)
+        found = [first + self.linear.search(query_emb, deeper)[1], first + top_labels(lexical, deeper)[1]]
+        keys = torch.cat([part.flatten() for part in (*found, voted)]).unique()  # ascending
+        rows, label_ids = keys // num_labels, keys % num_labels
+        sums = pair_scores(query_emb, self.vectors, rows, label_ids)
+        sums += self.weights.lexical * lexical.view(-1)[keys]
+        sums[torch.searchsorted(keys, voted)] += self.weights.neighbours * votes
+        scores, ids = ranked(
+            as_rows(rows, sums, len(query_emb), -torch.inf), as_rows(rows, label_ids, len(query_emb), -1)
+        )
+        return scores[:, :k], ids[:, :k]
+
+    def _votes(self, query_emb: Float32[Tensor, "query d"]) -> tuple[Int64[Tensor, " vote"], Float32[Tensor, " vote"]]:
+        """Return the places, row * labels + label, that have a vote, and the votes."""
+        device = query_emb.device
+        if self.neighbours is None or self.weights.neighbours == 0:
+            return torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
+        votes = self.neighbours.votes(query_emb)
+        return (votes.rows * len(self.vectors) + votes.label_ids).to(device), votes.scores.to(device)
+
+
+def fuse(
+    linear: Search,
+    vectors: Float[Tensor, "label d"],
+    neighbours: Neighbours | None,
+    lexical: LexicalIndex | None,
+    weights: Weights,
+) -> Search:
+    """Return the search of the weighted sum of all scorers that have a weight.
+
+    Args:
+        linear: Search of the vectors theta * z_l + W * w_l.
+        vectors: These vectors, see `mixture`.
+        neighbours: Training queries that vote; None: there are none.
+        lexical: Lexical vectors of the labels; None: there are none.
+        weights: Weights of the scorers.
+    """
+    if lexical is not None and weights.lexical:
+        return LexicalFusedSearch(linear, vectors, neighbours, lexical, weights)
+    if neighbours is not None and weights.neighbours:
+        return FusedSearch(linear, vectors, neighbours, weights.neighbours)
+    return linear

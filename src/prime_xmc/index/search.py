@@ -4,10 +4,11 @@ import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64, Integer
 from torch import Tensor
 
 from prime_xmc.files import replacing
@@ -17,23 +18,72 @@ from prime_xmc.index.full_precision import full_float32
 Found = tuple[Float32[Tensor, "query k"], Int64[Tensor, "query k"]]
 
 
+@runtime_checkable
+class Rows(Protocol):
+    """Rows of integers of different lengths in one flat array, such as the token ids of texts."""
+
+    @property
+    def values(self) -> Integer[np.ndarray, "total"]:
+        """The rows one after the other."""
+
+    @property
+    def offsets(self) -> Int64[np.ndarray, "bound"]:
+        """Positions in `values` at which the rows start, and at the end their number."""
+
+
+class FlatRows(NamedTuple):
+    """Plain `Rows`."""
+
+    values: Integer[np.ndarray, "total"]
+    offsets: Int64[np.ndarray, "bound"]
+
+
+def count_rows(rows: Rows) -> int:
+    """Return the number of rows."""
+    return len(rows.offsets) - 1
+
+
+def some_rows(rows: Rows, start: int, end: int) -> FlatRows:
+    """Return consecutive rows, of which there may be fewer than asked for, without copying their values."""
+    offsets = rows.offsets[start : end + 1]
+    return FlatRows(rows.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+
 class Search(ABC):
-    """Finds the labels with the highest scores for a query, such as the inner product with a label's vector."""
+    """Finds the labels with the highest scores for a query, such as the inner product with a label's vector.
+
+    Attributes:
+        needs_tokens: Whether the token ids of queries are part of what they are searched by.
+    """
+
+    needs_tokens = False
 
     @torch.no_grad()
-    def search(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
+    def search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None = None) -> Found:
         """Return the scores and ids of the k best labels of each query, best first.
 
         Args:
             query_emb: Embeddings on any device; the results are on the same one.
             k: Labels per query, at least 1; all labels are returned where there are fewer. A search that gives a score
                 to some labels alone fills up with -inf and -1.
+            tokens: Token ids of the queries, with which some scorers score.
+
+        Raises:
+            ValueError: If this one does and they are not given, or are those of another number of queries.
         """
-        scores, ids = self._search(query_emb, k)
+        if self.needs_tokens:
+            if tokens is None:
+                raise ValueError(
+                    "expected the token ids of the queries, tokens=, besides their embeddings: the lexical score is "
+                    "part of this scorer. Give them, or take another scorer"
+                )
+            if count_rows(tokens) != len(query_emb):
+                raise ValueError(f"expected tokens of {len(query_emb)} queries, got those of {count_rows(tokens)}")
+        scores, ids = self._search(query_emb, k, tokens)
         return scores.to(query_emb.device), ids.to(query_emb.device)
 
     @abstractmethod
-    def _search(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
+    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
         """Search; the results may be on any device."""
 
 
@@ -57,7 +107,7 @@ class ExactSearch(Search):
         """Search in these vectors from now on; they are kept, not copied."""
         self._vectors = vectors
 
-    def _search(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
+    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
         device = self._vectors.device
         query_block, label_block = self._blocks()
         search_block = search_without_waiting if device.type == "cuda" else _search_by_sorting
@@ -100,7 +150,7 @@ def _search_by_sorting(
     best_ids = torch.empty_like(best_scores, dtype=torch.int64)
     first_id = 0
     for block in vectors.split(label_block):
-        scores, ids = _top_k(_products(query_emb, block), k)
+        scores, ids = _top_k(inner_products(query_emb, block), k)
         # Ids of earlier blocks are smaller and stand first, so a stable sort keeps equal scores in order of id.
         best_scores, order = torch.cat([best_scores, scores], dim=1).sort(dim=1, descending=True, stable=True)
         best_scores, order = best_scores[:, :k], order[:, :k]
@@ -123,7 +173,7 @@ def search_without_waiting(
     best = torch.empty(len(query_emb), 0, dtype=torch.int64, device=query_emb.device)
     first_id = 0
     for block in vectors.split(label_block):
-        keys = _top_keys(_products(query_emb, block), k, first_id)
+        keys = _top_keys(inner_products(query_emb, block), k, first_id)
         best = torch.cat([best, keys], dim=1)
         if first_id:
             best = best.topk(min(k, best.shape[1]), dim=1).values
@@ -131,7 +181,7 @@ def search_without_waiting(
     return _from_keys(best)
 
 
-def _products(
+def inner_products(
     query_emb: Float32[Tensor, "query d"], vectors: Float[Tensor, "label d"]
 ) -> Float32[Tensor, "query label"]:
     """Return the inner products in float32, of queries rounded as the vectors are."""
@@ -230,7 +280,7 @@ class FaissSearch(Search):
         index.add(_as_numpy(vectors))
         self._index = index
 
-    def _search(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
+    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
         k = min(k, self._index.ntotal)
         queries = _as_numpy(query_emb)
         if self.kind == "hnsw":
@@ -295,6 +345,11 @@ def _import_faiss() -> ModuleType:
 
 def _as_numpy(vectors: Float32[Tensor, "row d"]) -> Float32[np.ndarray, "row d"]:
     return vectors.detach().cpu().contiguous().numpy()
+
+
+def top_labels(scores: Float32[Tensor, "query label"], k: int) -> Found:
+    """Return the k highest scores and their columns, equal scores by column; all columns where there are fewer."""
+    return _from_keys(_top_keys(scores, k, 0)) if scores.device.type == "cuda" else _top_k(scores, k)
 
 
 def _top_k(scores: Float32[Tensor, "query label"], k: int) -> Found:

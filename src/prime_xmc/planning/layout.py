@@ -72,7 +72,7 @@ class Schedule(NamedTuple):
     cluster_sizes: tuple[int, ...]  # queries per cluster at each rebuild of the clusters
     num_validations: int
     num_indexes: int  # how often all labels are encoded and indexed, for validation or at the end
-    encodes_queries: bool = False  # whether training queries are encoded at the end, for classifiers or neighbours
+    encodes_queries: bool = False  # whether training queries are encoded at the end, for other scorers
 
 
 def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
@@ -112,8 +112,9 @@ def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
 
 
 def has_later_stages(config: DictConfig) -> bool:
-    """Return whether classifiers or neighbours follow the training of prototypes."""
-    return config.get("classify") not in (None, False) or config.get("neighbours") is not None
+    """Return whether other scorers follow the training of prototypes."""
+    others = [config.get(name) for name in ("neighbours", "lexical")]
+    return config.get("classify") not in (None, False) or any(settings is not None for settings in others)
 
 
 def device_of(config: DictConfig) -> torch.device:

@@ -53,7 +53,8 @@ def plan(config: DictConfig) -> dict[str, Any]:
         notes.append(
             "training of the prototypes, and the queries encoded for what follows: neither classifiers (three tables "
             "of float32 with a row per label while they are trained, one in the model) nor neighbours (float16 with a "
-            "row per training query in the model, float32 while they vote) are counted"
+            "row per training query in the model, float32 while they vote) nor lexical vectors (eight bytes for each "
+            "term of each label) are counted"
         )
     if layout.on_gpu:
         notes.append("memory on the device is what torch allocates; CUDA itself takes about half a GB more")

@@ -17,7 +17,13 @@ _OVERRIDES = Path(".hydra", "overrides.yaml")
 _EXPORT = Path("model", "prime_config.json")
 _CLASSIFIERS = Path("classifiers", "classifiers.json")
 _STAGE = "classify"  # folder of a second stage, within the run folder of the first
-_AFTERWARDS = ("classify", "classify_settings", "neighbours", "ensemble")  # settings of what follows the prototypes
+_AFTERWARDS = (
+    "classify",
+    "classify_settings",
+    "neighbours",
+    "lexical",
+    "ensemble",
+)  # settings of what follows the prototypes
 _MEASURED = re.compile(r"(val|test)/(?:(\w+)/)?([^/]+)")  # split, scorer if there are several, metric
 _JOB = "job.json"  # what a sweep notes about each of its jobs
 # Two runs belong to one configuration if they differ only in their seed, in where they write, and in what they show.
@@ -307,7 +313,7 @@ def _of_scorer(run: RunRecord, stage: Path, scorer: str) -> RunRecord:
         stage: Folder of the classifiers' training; predictions are there where the run's own folder has none.
         scorer: Name of the scorer.
     """
-    rows = [] if scorer == "neighbours" else _read_epochs(stage / "metrics.csv")
+    rows = [] if scorer in ("neighbours", "lexical") else _read_epochs(stage / "metrics.csv")
     name = f"predictions_{scorer}.npz"
     return replace(
         run,
@@ -323,7 +329,7 @@ def _with_stages(run: RunRecord, scorer: str) -> RunRecord:
     """Return a run whose cost includes that of the stages that a scorer needs."""
     metrics = dict(run.metrics or {})
     needed = ["train"]
-    if scorer != "neighbours":
+    if scorer not in ("neighbours", "lexical"):
         needed.append("classify")
     if scorer != "W":
         needed.append("ensemble")

@@ -42,7 +42,7 @@ MAY_CHANGE = (
     # where it is computed
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "bank"),
     # what is done with the trained model
-    *("test", "classify", "classify_settings", "neighbours", "ensemble", "index"),
+    *("test", "classify", "classify_settings", "neighbours", "lexical", "ensemble", "index"),
     *("export_every_n_epochs", "export_after_validation"),
 )
 # Callbacks of Lightning that look on, by their `_target_`: whatever the name of their key is, they change no result.

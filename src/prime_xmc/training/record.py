@@ -286,7 +286,8 @@ def show_scorers(metrics: Mapping[str, Any], weights: str) -> None:
     for stage, shown in (("val", "validation"), ("test", "test")):
         rows = {f"{shown}, theta": _metrics_of(f"{stage}/", metrics)}
         rows |= {
-            f"{shown}, {name}": _metrics_of(f"{stage}/{name}/", metrics) for name in ("W", "neighbours", "ensemble")
+            f"{shown}, {name}": _metrics_of(f"{stage}/{name}/", metrics)
+            for name in ("W", "neighbours", "lexical", "ensemble")
         }
         print_table({name: row for name, row in rows.items() if row})
     print_notes([weights])
@@ -299,7 +300,7 @@ def _show_end(cost: str, run_dir: Path) -> None:
 
 def show_stage_passes(metrics: Mapping[str, Any]) -> None:
     """Print the cost of later stages in passes of the run that they ran in, where these are known."""
-    stages = {"classify/passes": "the second stage", "ensemble/passes": "neighbours and ensemble"}
+    stages = {"classify/passes": "the second stage", "ensemble/passes": "other scorers and the ensemble"}
     for name, stage in stages.items():
         if name in metrics:
             _show_passes(stage, metrics[name], metrics[name] * metrics["train/pass_seconds"], metrics)

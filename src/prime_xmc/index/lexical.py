@@ -1,0 +1,368 @@
+"""A lexical score: the cosine of the tf-idf vectors of a query and of a label, over tokens and their adjacent pairs.
+
+The terms of a text are its token ids, without those that the tokenizer puts around every text, and its pairs of
+adjacent tokens. The weight of a term in a text is (1 + log tf) * idf, where tf is how often the text has it, and
+idf = log((1 + n) / (1 + df)) + 1, where df of the n training queries and label texts have it. Terms that none of these
+has are ignored. The vector x of a text has these weights, divided by its norm. That of a label is
+
+c_l = normalise(normalise(sum of x over its training queries) + x of its own text)
+
+and the score is x_q . c_l, in [0, 1], 0 where query and label have no term in common.
+
+Source: weights, Salton and Buckley 1988, with the smooth idf of scikit-learn; centroid, Rocchio 1971. Such features
+complement embeddings in extreme classification: XR-Transformer, Zhang et al. 2021.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int32, Int64
+from torch import Tensor
+from torch.nn.functional import pad
+
+from prime_xmc.index.full_precision import full_float32
+from prime_xmc.index.search import (
+    FlatRows,
+    Found,
+    Rows,
+    Search,
+    count_rows,
+    gpu_blocks,
+    some_rows,
+    top_labels,
+)
+
+_TOKEN_IDS = 2**31  # more than any tokenizer has
+_BLOCK_TOKENS = 2**20  # tokens of texts whose terms are counted at once in building
+_BLOCK_SCORES = 2**24  # scores of a block of queries on the CPU, which are held at once
+_FREQUENT = 1 / 32  # share of the labels from which on a term is frequent
+_MOST_NUMBERS = 2**26  # numbers of the matrix of frequent terms
+_CPU_POSTINGS, _GPU_POSTINGS = 2**20, 2**25  # postings that are added at once
+
+
+class Postings(NamedTuple):
+    """The vectors of all labels, as a list of labels for each term, and what it takes to weigh the terms of a query.
+
+    Attributes:
+        terms: Codes of the terms of the training queries and label texts, ascending, see `find_terms`.
+        idf: Inverse document frequency of each term, above 0.
+        offsets: Places at which the labels of each term begin, and at the end their number.
+        label_ids: Labels whose vector has the term, ascending for each term.
+        weights: Entry of c_l, in (0, 1].
+    """
+
+    terms: Int64[Tensor, " term"]
+    idf: Float32[Tensor, " term"]
+    offsets: Int64[Tensor, " bound"]
+    label_ids: Int32[Tensor, " posting"]
+    weights: Float32[Tensor, " posting"]
+
+
+class TextVectors(NamedTuple):
+    """Sparse unit vectors of texts, by rows, the terms ascending within a row, each once.
+
+    Attributes:
+        rows: Row of the text.
+        columns: Place of the term among all known ones.
+        weights: Weight of the term in the text, in (0, 1].
+    """
+
+    rows: Int64[Tensor, " entry"]
+    columns: Int64[Tensor, " entry"]
+    weights: Float32[Tensor, " entry"]
+
+
+def find_terms(
+    token_ids: Int64[Tensor, " token"],
+    offsets: Int64[Tensor, " bound"],
+    special_ids: Int64[Tensor, " special"],
+    *,
+    pairs: bool,
+) -> tuple[Int64[Tensor, " occurrence"], Int64[Tensor, " occurrence"]]:
+    """Return the text and the code of each occurrence of a term: first of all tokens, then of all pairs.
+
+    The code of a token is its id, that of a pair (first + 1) * 2^31 + second: no two terms have the same.
+
+    Args:
+        token_ids: Token ids of texts, one text's after the other's.
+        offsets: Places at which the texts begin, and at the end the number of tokens.
+        special_ids: Ids that are no terms, and part no pair of their neighbours into one.
+        pairs: Whether pairs of adjacent tokens are terms.
+
+    Example:
+        >>> ids, offsets, special = torch.tensor([101, 7, 5, 102]), torch.tensor([0, 4]), torch.tensor([101, 102])
+        >>> _, codes = find_terms(ids, offsets, special, pairs=True)
+        >>> codes.tolist() == [7, 5, 8 * 2**31 + 5]
+        True
+    """
+    rows = torch.arange(len(offsets) - 1, device=token_ids.device).repeat_interleave(offsets.diff())
+    is_term = ~torch.isin(token_ids, special_ids)
+    found, codes = rows[is_term], token_ids[is_term]
+    if pairs:
+        is_pair = is_term[:-1] & is_term[1:] & (rows[:-1] == rows[1:])
+        found = torch.cat([found, rows[:-1][is_pair]])
+        codes = torch.cat([codes, (token_ids[:-1][is_pair] + 1) * _TOKEN_IDS + token_ids[1:][is_pair]])
+    return found, codes
+
+
+def weigh_terms(
+    rows: Int64[Tensor, " occurrence"],
+    columns: Int64[Tensor, " occurrence"],
+    idf: Float32[Tensor, " term"],
+    num_rows: int,
+) -> TextVectors:
+    """Return the vectors of texts, from the occurrences of known terms in them.
+
+    Args:
+        rows: Text of each occurrence.
+        columns: Term of each occurrence, its place among all known ones.
+        idf: Inverse document frequency of the known terms.
+        num_rows: Number of texts; one without a term has no entry.
+    """
+    keys, tf = (rows * len(idf) + columns).unique(return_counts=True)  # ascending
+    rows, columns = keys // max(1, len(idf)), keys % max(1, len(idf))
+    return TextVectors(rows, columns, _unit((1 + tf.float().log()) * idf[columns], rows, num_rows))
+
+
+def inverse_document_frequency(df: Int64[Tensor, " term"], num_texts: int) -> Float32[Tensor, " term"]:
+    """Return log((1 + n) / (1 + df)) + 1.
+
+    Example:
+        >>> inverse_document_frequency(torch.tensor([1, 3]), 3)
+        tensor([1.6931, 1.0000])
+    """
+    return (((1 + num_texts) / (1 + df.double())).log() + 1).float()
+
+
+def build_postings(
+    queries: Rows, query_labels: Rows, label_texts: Rows, *, special_ids: Sequence[int], pairs: bool
+) -> Postings:
+    """Return the vectors of all labels, on the CPU. They are made block by block of the labels.
+
+    Args:
+        queries: Token ids of the training queries.
+        query_labels: Label ids of each of them, each once.
+        label_texts: Token ids of the text of each label.
+        special_ids: Token ids that are no terms.
+        pairs: Whether pairs of adjacent tokens are terms.
+    """
+    num_labels, special = count_rows(label_texts), torch.tensor(special_ids, dtype=torch.int64)
+    terms, df = _count_texts([queries, label_texts], special, pairs=pairs)
+    idf = inverse_document_frequency(df, count_rows(queries) + num_labels)
+    # the training queries of each label, one label's after the other's
+    labels, lengths = torch.from_numpy(query_labels.values.astype(np.int64)), np.diff(query_labels.offsets)
+    queries_of_labels = torch.arange(count_rows(queries)).repeat_interleave(torch.from_numpy(lengths))
+    queries_of_labels = queries_of_labels[labels.argsort(stable=True)]
+    offsets = _bounds(labels, num_labels)
+    num_tokens = torch.from_numpy(np.diff(queries.offsets))[queries_of_labels]
+    keys, weights = [], []
+    for first, end in _blocks(pad(num_tokens.cumsum(0), (1, 0))[offsets], _BLOCK_TOKENS):
+        size = end - first
+        distinct, rows = queries_of_labels[offsets[first] : offsets[end]].unique(return_inverse=True)
+        texts = _vectors(_take(queries, distinct), terms, idf, special, pairs=pairs)
+        own = _vectors(some_rows(label_texts, first, end), terms, idf, special, pairs=pairs)
+        label_of_row = torch.arange(size).repeat_interleave(offsets[first : end + 1].diff())
+        row, entry = _expand(_bounds(texts.rows, len(distinct)), rows)
+        # in the order of the postings: by term, then by label
+        of_queries = texts.columns[entry] * num_labels + first + label_of_row[row]
+        block, places = torch.cat([of_queries, own.columns * num_labels + first + own.rows]).unique(return_inverse=True)
+        label = block % num_labels - first
+        sums = torch.zeros(2, len(block), dtype=torch.float64)
+        sums[0].index_add_(0, places[: len(entry)], texts.weights[entry].double())
+        sums[1].index_add_(0, places[len(entry) :], own.weights.double())
+        keys.append(block)
+        weights.append(_unit(_unit(sums[0], label, size) + sums[1], label, size).float())
+    all_keys, order = torch.cat([labels[:0], *keys]).sort()
+    return Postings(
+        terms,
+        idf,
+        _bounds(all_keys // max(1, num_labels), len(terms)),
+        (all_keys % max(1, num_labels)).int(),
+        torch.cat([idf[:0], *weights])[order],
+    )
+
+
+class LexicalIndex:
+    """Scores all labels for queries by their terms, on the device of the postings.
+
+    Args:
+        postings: The vectors of the labels.
+        num_labels: Number of labels.
+        special_ids: Token ids that are no terms.
+        pairs: Whether pairs of adjacent tokens are terms.
+    """
+
+    def __init__(self, postings: Postings, num_labels: int, *, special_ids: Sequence[int], pairs: bool):
+        self.postings = postings
+        self.num_labels = num_labels
+        self.pairs = pairs
+        self._special_ids = torch.tensor(special_ids, dtype=torch.int64, device=postings.terms.device)
+        # Few terms have most of the postings that queries meet: theirs are rows of a matrix.
+        lengths = postings.offsets.diff()
+        frequent = lengths.sort(descending=True, stable=True).indices[: _MOST_NUMBERS // max(1, num_labels)]
+        frequent = frequent[lengths[frequent] > num_labels * _FREQUENT]
+        row, posting = _expand(postings.offsets, frequent)
+        self._matrix = postings.weights.new_zeros(len(frequent), num_labels)
+        self._matrix[row, postings.label_ids[posting].long()] = postings.weights[posting]
+        self._row_of_term = torch.full_like(postings.terms, -1)
+        self._row_of_term[frequent] = torch.arange(len(frequent), device=frequent.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the postings."""
+        return self.postings.terms.device
+
+    def scores(self, tokens: Rows) -> Float32[Tensor, "query label"]:
+        """Return the scores of all labels, all at once: four bytes for each; see `query_block`.
+
+        Args:
+            tokens: Token ids of the queries.
+        """
+        num_queries, postings = count_rows(tokens), self.postings
+        vectors = _vectors(tokens, postings.terms, postings.idf, self._special_ids, pairs=self.pairs)
+        is_frequent = self._row_of_term[vectors.columns] >= 0
+        scores = self._score_frequent(TextVectors(*(part[is_frequent] for part in vectors)), num_queries).flatten()
+        rows, columns, weights = (part[~is_frequent] for part in vectors)
+        before = pad((postings.offsets[columns + 1] - postings.offsets[columns]).cumsum(0), (1, 0))
+        for first, end in _blocks(before, _CPU_POSTINGS if self.device.type == "cpu" else _GPU_POSTINGS):
+            entry, posting = _expand(postings.offsets, columns[first:end])
+            products = weights[first:end][entry] * postings.weights[posting]
+            scores.index_add_(0, rows[first:end][entry] * self.num_labels + postings.label_ids[posting], products)
+        return scores.view(num_queries, self.num_labels)
+
+    def _score_frequent(self, vectors: TextVectors, num_queries: int) -> Float32[Tensor, "query label"]:
+        """Return the part of the scores that is due to frequent terms."""
+        used, places = self._row_of_term[vectors.columns].unique(return_inverse=True)
+        queries = self._matrix.new_zeros(num_queries, len(used))
+        queries[vectors.rows, places] = vectors.weights
+        with full_float32(self.device):
+            return queries @ self._matrix[used]
+
+
+def query_block(num_labels: int, device: torch.device) -> int:
+    """Return how many queries have the scores of all labels held at once: 64 MiB on the CPU, at most 1 GiB on a GPU.
+
+    Example:
+        >>> query_block(17_953, torch.device("cpu"))
+        934
+    """
+    if device.type == "cuda":
+        return gpu_blocks(num_labels)[0]
+    return min(1024, max(1, _BLOCK_SCORES // max(1, num_labels)))
+
+
+class LexicalSearch(Search):
+    """Finds the labels with the highest lexical scores; labels without a term of the query have the score 0.
+
+    Args:
+        index: The vectors of the labels.
+    """
+
+    needs_tokens = True
+
+    def __init__(self, index: LexicalIndex):
+        self.index = index
+
+    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
+        assert tokens is not None
+        step = query_block(self.index.num_labels, self.index.device)
+        parts = [
+            top_labels(self.index.scores(some_rows(tokens, start, start + step)), k)
+            for start in range(0, len(query_emb), step)
+        ]
+        scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))
+        return scores, ids
+
+
+def _vectors(
+    texts: Rows,
+    terms: Int64[Tensor, " term"],
+    idf: Float32[Tensor, " term"],
+    special_ids: Int64[Tensor, " special"],
+    *,
+    pairs: bool,
+) -> TextVectors:
+    """Return the vectors of texts, on the device of the terms."""
+    rows, codes = find_terms(*_tensors(texts, terms.device), special_ids, pairs=pairs)
+    columns = torch.searchsorted(terms, codes)
+    is_known = columns < len(terms)
+    is_known[is_known.clone()] = terms[columns[is_known]] == codes[is_known]
+    return weigh_terms(rows[is_known], columns[is_known], idf, count_rows(texts))
+
+
+def _count_texts(
+    parts: Sequence[Rows], special_ids: Int64[Tensor, " special"], *, pairs: bool
+) -> tuple[Int64[Tensor, " term"], Int64[Tensor, " term"]]:
+    """Return all terms, ascending, and how many of the texts have each."""
+    found, counts = [special_ids[:0]], [special_ids[:0]]
+    for texts in parts:
+        for first, end in _blocks(torch.from_numpy(texts.offsets.copy()), _BLOCK_TOKENS):
+            rows, codes = find_terms(*_tensors(some_rows(texts, first, end)), special_ids, pairs=pairs)
+            terms, columns = codes.unique(return_inverse=True)
+            pairs_of_both = (columns * (end - first) + rows).unique()
+            found.append(terms)
+            counts.append(torch.bincount(pairs_of_both // (end - first), minlength=len(terms)))
+    terms, places = torch.cat(found).unique(return_inverse=True)
+    return terms, torch.zeros_like(terms).index_add(0, places, torch.cat(counts))
+
+
+def _unit(weights: Float[Tensor, " entry"], rows: Int64[Tensor, " entry"], num_rows: int) -> Float[Tensor, " entry"]:
+    """Return the entries of sparse rows divided by the norm of their row; a row of zeros stays."""
+    norms = weights.new_zeros(num_rows).index_add(0, rows, weights.square()).sqrt()
+    return weights / norms[rows].clamp(min=1e-12)
+
+
+def _tensors(
+    texts: Rows, device: torch.device | str = "cpu"
+) -> tuple[Int64[Tensor, " token"], Int64[Tensor, " bound"]]:
+    """Return token ids and offsets, copied."""
+    values, offsets = (torch.from_numpy(part.astype(np.int64)).to(device) for part in (texts.values, texts.offsets))
+    return values, offsets
+
+
+def _take(texts: Rows, ids: Int64[Tensor, " taken"]) -> Rows:
+    """Return some rows, in the given order."""
+    row, place = _expand(torch.from_numpy(texts.offsets.copy()), ids)
+    return FlatRows(texts.values[place.numpy()], _bounds(row, len(ids)).numpy())
+
+
+def _bounds(rows: Int64[Tensor, " entry"], num_rows: int) -> Int64[Tensor, " bound"]:
+    """Return the places at which rows begin, and at the end the number of entries, from the row of each entry."""
+    return pad(torch.bincount(rows, minlength=num_rows).cumsum(0), (1, 0))
+
+
+def _expand(
+    offsets: Int64[Tensor, " bound"], groups: Int64[Tensor, " group"]
+) -> tuple[Int64[Tensor, " member"], Int64[Tensor, " member"]]:
+    """Return the members of groups: which of `groups` each belongs to, and its place among all members.
+
+    Example:
+        >>> _expand(torch.tensor([0, 2, 2, 5]), torch.tensor([2, 0]))
+        (tensor([0, 0, 0, 1, 1]), tensor([2, 3, 4, 0, 1]))
+    """
+    starts = offsets[groups]
+    lengths = offsets[groups + 1] - starts
+    position = torch.arange(len(groups), device=groups.device).repeat_interleave(lengths)
+    shift = starts - (lengths.cumsum(0) - lengths)
+    return position, torch.arange(len(position), device=groups.device) + shift[position]
+
+
+def _blocks(before: Int64[Tensor, " bound"], most: int) -> Iterator[tuple[int, int]]:
+    """Yield the ends of blocks of consecutive rows with at most so many entries, or of one row that has more.
+
+    Args:
+        before: Number of entries before each row, and at the end that of all.
+        most: Most entries of a block.
+
+    Example:
+        >>> list(_blocks(torch.tensor([0, 2, 3, 9, 10]), 4))
+        [(0, 2), (2, 3), (3, 4)]
+    """
+    first, num_rows = 0, len(before) - 1
+    while first < num_rows:
+        end = int(torch.searchsorted(before, before[first] + most, right=True)) - 1
+        end = min(max(end, first + 1), num_rows)
+        yield first, end
+        first = end
