@@ -82,6 +82,17 @@ def results(metrics):
     return {name: value for name, value in metrics.items() if name not in TIMES and name != "git_commit"}
 
 
+def test_the_encoder_is_the_models_and_the_configured_one_need_not_be_there(configure, model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    exported = json.loads((folder / "prime_config.json").read_text())
+    exported["settings"]["config"]["encoder"] = {"source": "its own"}
+    (folder / "prime_config.json").write_text(json.dumps(exported))
+    config = configure(f"model.dir={folder}", "trainer.max_epochs=1", "test=false", f"run_dir={tmp_path}/run")
+    config.encoder.source = "${package:not_installed/model}"
+    assert run(config).settings["config"]["encoder"] == {"source": "its own"}
+
+
 @pytest.mark.parametrize("negatives", ["sampled", "all"])
 class TestRun:
     def test_what_it_leaves(self, complete, negatives):

@@ -21,6 +21,7 @@ from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.model.encoder_folder import Prompts, resolve_prompts
 from prime_xmc.training.debugging import check_profiler, make_profiler
+from prime_xmc.training.host_threads import OneHostThread
 from prime_xmc.training.module import PrimeModule
 from prime_xmc.training.start import check_precision
 
@@ -334,7 +335,7 @@ def make_trainer(config: DictConfig, first: Sequence[Any] = (), last: Sequence[A
     checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in configured)
     return instantiate(
         config.trainer,
-        callbacks=[*first, *configured, *last],
+        callbacks=[*first, OneHostThread(), *configured, *last],
         logger=loggers or False,
         # otherwise Lightning adds a bar and a checkpoint of its own where callbacks.progress or checkpoint is null
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in configured),

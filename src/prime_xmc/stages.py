@@ -342,7 +342,10 @@ def _train_classifiers(config: DictConfig, model: FinishedModel | None = None) -
         model = model or open_finished(config)
         predictor, data = model.predictor, model.data
         config = fit_second_stage(config, data)
-        settings = describe_run(config, data) | {"model": predictor.config["settings"]["config"]}
+        of_model = predictor.config["settings"]["config"]
+        if "encoder" in of_model:  # the configuration's own is not used, and may name a package that is not installed
+            config.encoder = of_model["encoder"]
+        settings = describe_run(config, data) | {"model": of_model}
         record.enter("initialise")
         query_memory = model.queries.train
         record.enter("prepare")

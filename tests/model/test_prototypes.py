@@ -297,3 +297,22 @@ class TestLeaveOneOut:
             rest = leave_out(module.centroids.rows[[row]], query_emb[[place]], num_queries[[place]])
             other.centroids.put(ids(row), rest)
             torch.testing.assert_close(found[[place]], other(ids(row), label_emb[[place]]))
+
+    def test_both_kinds_at_once(self):
+        """As on a GPU: with the same values and gradients."""
+        module = make().eval()
+        initialise(module, unit_rows(NUM_LABELS, seed=1) * 0.8, ids(2, 2, 0, 1, 0, 1))
+        label_emb = unit_rows(3).requires_grad_()
+        arguments = ids(3, 0, 5), label_emb, ids(0, 2, 0, 1), unit_rows(4, seed=2), ids(2, 5, 4, 3)
+        results = []
+        for compute in (module.with_left_out, module._at_once):
+            module.zero_grad()
+            label_emb.grad = None
+            found = compute(*arguments)
+            sum((part * unit_rows(len(part), seed=3)).sum() for part in found).backward()
+            gradients = [p.grad.to_dense().clone() for p in (*module.parameters(), label_emb)]
+            results.append((*found, *gradients))
+        assert len(results[0][0]) == 3
+        assert len(results[0][1]) == 4
+        for expected, part in zip(*results, strict=True):
+            torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-6)

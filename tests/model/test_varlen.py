@@ -123,6 +123,25 @@ class TestVarlenBackbone:
             torch.testing.assert_close(pooled, whole, rtol=1e-5, atol=1e-5)
             assert_same_gradients(gradients(model, pooled), expected)
 
+    @pytest.mark.parametrize("num_frozen", [0, 2])
+    @pytest.mark.parametrize("multiple", [8, 7, 64])
+    def test_a_multiple_of_tokens_as_on_a_gpu_changes_nothing(self, model, num_frozen, multiple, monkeypatch):
+        runner = VarlenBackbone(model, num_frozen=num_frozen)
+        try:
+            expected = runner(random_tokens(), LENGTHS, torch.float32)
+            of_expected = gradients(model, expected)
+            monkeypatch.setattr(runner, "needs_order", lambda *_: False)
+            monkeypatch.setattr(varlen, "_TOKEN_MULTIPLE", multiple)
+            sizes = []
+            norm = next(m for m in reversed(list(model.modules())) if type(m).__name__.endswith("Norm"))
+            with norm.register_forward_hook(lambda _, args, __: sizes.append(args[0].shape[-2])):
+                pooled = runner(random_tokens(), LENGTHS, torch.float32)
+            assert sizes[-1] == -(-int(LENGTHS.sum()) // multiple) * multiple
+            torch.testing.assert_close(pooled, expected, rtol=1e-5, atol=1e-5)
+            assert_same_gradients(gradients(model, pooled), of_expected)
+        finally:
+            model.requires_grad_(True)
+
     def test_computing_again_keeps_nothing_of_the_layers(self, model):
         sizes = []
         for recompute in (False, True):

@@ -64,11 +64,15 @@ def contrast_of(
     positives: Bool[Tensor, "anchor candidate"],
     negatives: Bool[Tensor, "anchor candidate"],
     pairs: Pairs | None = None,
+    describe: bool = True,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Return what a contrast does, given the positive pairs if it takes them.
 
-    To look the pairs up in `positives`, the host would have to wait for a GPU.
+    To look the pairs up in `positives`, the host would have to wait for a GPU. The values to log may be missing where
+    `describe` is false.
     """
+    if type(contrast) is Triplet and not describe:
+        return triplet_loss(similarity, positives, negatives, contrast, pairs, describe=False)[0], {}
     if pairs is not None and contrast.takes_pairs:
         return contrast(similarity, positives, negatives, pairs)  # type: ignore[call-arg]  # it says that it does
     return contrast(similarity, positives, negatives)
@@ -131,6 +135,7 @@ class Triplet(Contrast):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return `triplet_loss`, and the fractions of violators and of clipped margins."""
         loss, stats = triplet_loss(similarity, positives, negatives, self, pairs)
+        assert stats is not None
         return loss, {"violators": stats.violators, "clipped_margins": stats.clipped}
 
 
@@ -205,7 +210,9 @@ def triplet_loss(
     negatives: Bool[Tensor, "anchor candidate"],
     settings: Triplet,
     pairs: Pairs | None = None,
-) -> tuple[Float[Tensor, ""], TripletStats]:
+    *,
+    describe: bool = True,
+) -> tuple[Float[Tensor, ""], TripletStats | None]:
     """Return the dynamic-margin triplet loss over all (anchor, positive, negative) triplets of a batch.
 
     l = max(s_an - s_ap + m, 0), with m from `dynamic_margin`. It is combined over the negatives of a pair by the
@@ -217,9 +224,10 @@ def triplet_loss(
         negatives: Pairs to push apart; disjoint from `positives`.
         settings: Bounds of the margin, and weighting of the triplets.
         pairs: The positive pairs, if they are known already.
+        describe: Whether the statistics are wanted.
 
     Returns:
-        The loss (0 where there is no triplet) and its `TripletStats`.
+        The loss (0 where there is no triplet) and its `TripletStats`, None where they are not wanted.
 
     Source: Eq. 1-3, 13 and Appendix A; softmax weights and hardest negatives from the public code.
     """
@@ -240,17 +248,20 @@ def triplet_loss(
     active = considered & (loss > 0)
 
     if settings.weighting == "softmax":
-        logits = (negative_sim / settings.temperature).masked_fill(~active, -torch.inf)
+        logits = negative_sim.detach() if settings.detach_weights else negative_sim
+        logits = (logits / settings.temperature).masked_fill(~active, -torch.inf)
         # the softmax of a pair without violators would be one over nothing: NaN, in the gradient too
         logits = logits.masked_fill(~active.any(dim=1, keepdim=True), 0.0)
-        weight = logits.detach().softmax(dim=1) if settings.detach_weights else logits.softmax(dim=1)
-        per_pair = (weight * loss * active).sum(dim=1)
+        weight = logits.softmax(dim=1)
+        per_pair = (weight * active * loss).sum(dim=1)
     elif settings.weighting == "sum":
         per_pair = (loss * active).sum(dim=1)
     else:
         per_pair = (loss * active).sum(dim=1) / active.sum(dim=1).clamp(min=1)
 
     total = mean_over_anchors(per_pair, anchor, positives)
+    if not describe:
+        return total, None
     with torch.no_grad():
         num_triplets = considered.sum().clamp(min=1)
         unclipped = (margin > settings.gamma_min) & (margin < settings.gamma_max)
@@ -477,10 +488,11 @@ class PrimeLoss(nn.Module):
         }
         for name, contrasted in terms.items():
             if self.weights[name]:
-                value, stats = contrast_of(self.contrast, *contrasted)
+                is_described = name == "query_prototype"
+                value, stats = contrast_of(self.contrast, *contrasted, describe=is_described)
                 total = total + self.weights[name] * value
                 logs[name] = value.detach()
-                if name == "query_prototype":
+                if is_described:
                     logs |= stats
         if self.weights["regulariser"]:
             value = regulariser(

@@ -28,6 +28,7 @@ from prime_xmc.model.short_attention import attend_in_short_texts, fits_short_at
 ATTENTION = "prime_xmc_packed"  # its name among transformers' implementations of attention
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
 _BLOCK = 128  # flash attention works in blocks of so many rows, so that a longest text rounded up to it costs nothing
+_TOKEN_MULTIPLE = 512  # of the tokens of a batch on a GPU: for each new number, its libraries choose their kernels anew
 _UNKNOWN = ("softcap", "s_aux", "position_bias")  # what some models ask of attention and is not computed here
 
 
@@ -239,6 +240,17 @@ def pool_packed(
     return hidden.index_select(0, offsets[:-1] if pooling == "cls" else offsets[1:] - 1).float()
 
 
+def filling_texts(missing: int, longest: int) -> Int[Tensor, " fill"]:
+    """Return the lengths of the fewest texts that have so many tokens, none of them longer than the longest.
+
+    Example:
+        >>> filling_texts(7, longest=3)
+        tensor([3, 3, 1])
+    """
+    full, rest = divmod(missing, longest)
+    return torch.tensor([longest] * full + [rest] * (rest > 0), dtype=torch.int64)
+
+
 class VarlenBackbone:
     """Runs a transformer of transformers on packed tokens, with its own layers and weights.
 
@@ -328,10 +340,15 @@ class VarlenBackbone:
         if self._is_by_hand(token_ids):
             assert self.by_hand is not None
             return self.by_hand(token_ids, lengths.tolist(), dtype, frozen)
+        num_texts = len(lengths)
+        fill = self._filling(token_ids, lengths, dtype)
+        lengths = torch.cat([lengths, fill])
+        missing = int(fill.sum())
         if self.num_frozen:
             assert frozen is not None
-            rows = frozen
+            rows = F.pad(frozen, (0, 0, 0, missing)) if missing else frozen
         else:
+            token_ids = F.pad(token_ids, (0, missing)) if missing else token_ids
             # for all chunks at once, since each gradient of this table has a row for every token of the vocabulary
             rows = self.model.get_input_embeddings()(token_ids)
         weights = self._weights(dtype, "above" if self.num_frozen else "all")
@@ -341,7 +358,7 @@ class VarlenBackbone:
                 pooled.append(checkpoint(self._encode, part, texts, positions, weights, dtype, use_reentrant=False))
             else:
                 pooled.append(self._encode(part, texts, positions, weights, dtype))
-        return torch.cat(pooled) if len(pooled) > 1 else pooled[0]
+        return (torch.cat(pooled) if len(pooled) > 1 else pooled[0])[:num_texts]
 
     @torch.no_grad()
     def frozen_outputs(
@@ -368,6 +385,15 @@ class VarlenBackbone:
     def needs_order(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Return whether texts should come sorted by length, because attention pads them."""
         return not flash_runs(device, dtype)
+
+    def _filling(
+        self, token_ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"], dtype: torch.dtype
+    ) -> Int[Tensor, " fill"]:
+        """Return the lengths of texts that nobody wants, with which a batch of one chunk has a multiple of tokens."""
+        missing = -len(token_ids) % _TOKEN_MULTIPLE
+        if self.needs_order(token_ids.device, dtype) or len(token_ids) + missing > self.chunk_tokens(token_ids.device):
+            return lengths[:0]
+        return filling_texts(missing, int(lengths.max()))
 
     def _is_by_hand(self, token_ids: Tensor) -> bool:
         return self.by_hand is not None and token_ids.device.type == "cpu"

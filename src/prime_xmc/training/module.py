@@ -363,9 +363,11 @@ class PrimeModule(LightningModule, PrototypeModule):
         if batch.left_out is not None:
             rows, columns, num_queries = batch.left_out
             query_emb = self.query_memory.take(batch.query_ids[rows])
-            own = self.prototypes.leave_one_out(ids[columns], text_emb[columns], query_emb, num_queries)
+            prototypes, own = self.prototypes.with_left_out(ids, text_emb, columns, query_emb, num_queries)
             known["left_out"] = rows, columns, own
-        return self.prototypes(ids, text_emb), relations.positives(), relations.negatives(), known
+        else:
+            prototypes = self.prototypes(ids, text_emb)
+        return prototypes, relations.positives(), relations.negatives(), known
 
     @torch.no_grad()
     def _seen(self, batch: Batch, query_emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
