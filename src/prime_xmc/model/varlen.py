@@ -2,7 +2,8 @@
 
 transformers lets a function take the place of a model's attention. Here it is one that is told where each text starts,
 so that the rest of the model (linear layers, norms, activations) works on one long row of tokens. On a GPU the
-attention is `torch.nn.attention.varlen`, which is flash attention for texts of any lengths, forward and backward.
+attention is `torch.nn.attention.varlen`, which is flash attention for texts of any lengths, forward and backward, and
+where all texts are short, `prime_xmc.model.short_attention`.
 """
 
 import inspect
@@ -22,6 +23,7 @@ from transformers import AttentionInterface
 from prime_xmc.model.encoder_folder import Pooling
 from prime_xmc.model.frozen import FrozenLayers, send
 from prime_xmc.model.packed import PackedBackbone, cut_chunks
+from prime_xmc.model.short_attention import attend_in_short_texts, fits_short_attention, short_attention_runs
 
 ATTENTION = "prime_xmc_packed"  # its name among transformers' implementations of attention
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
@@ -48,10 +50,12 @@ class _Current:
     Attributes:
         texts: Where their texts are.
         flash: Flash attention, where the device has it.
+        short: Whether the device has the kernels for short texts too.
     """
 
     texts: PackedTexts | None = None
     flash: Callable[..., Tensor] | None = None
+    short: bool = False
 
 
 _current = _Current()
@@ -102,7 +106,10 @@ def packed_attention(
     q, k, v = (heads.squeeze(0).transpose(0, 1) for heads in (query, key, value))  # [token, head, size]
     size = q.shape[-1]
     if _current.flash is not None and dropout == 0.0 and q.dtype in _FLASH_DTYPES and size % 8 == 0 and size <= 256:
-        result = _current.flash(q, k, v, texts, window, scaling)
+        if _current.short and fits_short_attention(q, k, texts.max_length):
+            result = attend_in_short_texts(q, k, v, texts.offsets, window, scaling)
+        else:
+            result = _current.flash(q, k, v, texts, window, scaling)
     else:
         result = _padded(q, k, v, texts, window, scaling, dropout)
     return result[None], None
@@ -541,13 +548,16 @@ def _attention_of(model: Any, texts: PackedTexts) -> Iterator[None]:
     model.config._attn_implementation = ATTENTION
     if pooler is not None:
         model.pooler = None
-    outer = _current.texts, _current.flash
+    outer = _current.texts, _current.flash, _current.short
+    device = texts.offsets.device
+    has_flash = flash_runs(device, torch.bfloat16)
     _current.texts = texts
-    _current.flash = _flash_attention() if flash_runs(texts.offsets.device, torch.bfloat16) else None
+    _current.flash = _flash_attention() if has_flash else None
+    _current.short = has_flash and short_attention_runs(device)
     try:
         yield
     finally:
-        _current.texts, _current.flash = outer
+        _current.texts, _current.flash, _current.short = outer
         model.config._attn_implementation = before
         if pooler is not None:
             model.pooler = pooler
