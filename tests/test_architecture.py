@@ -47,6 +47,7 @@ ALLOWED = {
         "training/classifier_module.py",
         "training/callbacks.py",
         "training/divergence.py",
+        "training/host_threads.py",
         "training/protocols.py",
         "training/passes.py",
         "training/start.py",
