@@ -209,7 +209,7 @@ def test_a_checkpoint_of_version_0_1_0_continues_with_a_warning(train, complete,
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["optimizer.lr=1e-2"], r"optimizer\.lr.*: 0\.0005 in the checkpoint, 0\.01 given"),
+        (["optimizer.lr=1e-2"], r"optimizer\.lr.*: 0\.0008 in the checkpoint, 0\.01 given"),
         (["seed=1"], r"seed.*: 0 in the checkpoint, 1 given"),
         (["dataset.num_free_vectors=4"], r"dataset\.num_free_vectors, model\.num_free_vectors: 8 in the .*, 4 given"),
         (["+trainer.gradient_clip_val=1"], r"trainer\.gradient_clip_val: null in the checkpoint, 1 given"),
@@ -237,10 +237,10 @@ def test_a_run_with_other_data_is_not_continued(train, complete, toy_dataset, tm
 def test_more_epochs_follow_the_schedule_of_the_new_length(train, complete, tmp_path, caplog):
     longer = ["trainer.max_epochs=4", f"ckpt_path={complete}/checkpoints/last.ckpt"]
     train(tmp_path, *longer)
-    assert "the learning rate goes from 0.0e+00 to 2.8e-04" in caplog.text
+    assert "the learning rate goes from 0.0e+00 to 4.5e-04" in caplog.text
     rates = [float(line.split(",")[2]) for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
     warmup = round(0.1 * 4 * STEPS)
-    expected = [5e-4 * (4 - epoch) * STEPS / (4 * STEPS - warmup) for epoch in (3, 4)]
+    expected = [8e-4 * (4 - epoch) * STEPS / (4 * STEPS - warmup) for epoch in (3, 4)]
     assert rates[2:] == pytest.approx(expected)
 
 
