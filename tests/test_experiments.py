@@ -57,6 +57,15 @@ class TestHead:
     def test_command_runs_this_experiment(self, name):
         assert overrides_of(name)[0] == f"experiment={name}"
 
+    def test_command_has_the_learning_rate_and_clusters_that_were_measured(self, name, compose):
+        """Those of the data set have changed since."""
+        if read_head(name)["Result"] == "not run":
+            return
+        config = compose("run_dir=x", *overrides_of(name))
+        assert config.dataset.lr == 5e-4
+        epochs = {epoch for epoch in config.dataset.clusters.double_at if epoch < config.dataset.max_epochs}
+        assert epochs <= {2}
+
     def test_what_was_not_run_has_neither_hardware_nor_duration(self, name):
         parts = list(read_head(name).values())[1:]
         assert [part == "not run" for part in parts] in ([True] * 3, [False] * 3)

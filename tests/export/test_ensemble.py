@@ -312,6 +312,23 @@ class TestDamage:
         with pytest.raises(ValueError, match=r"ensemble\.json is damaged .*W"):
             prime_xmc.load(model)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"k": None},
+            {"temperature": None},
+            {"weights": {"theta": float("nan"), "W": 0, "neighbours": 0}},
+            {"weights": {"theta": 1, "W": 0, "neighbours": 0, "lexical": float("inf")}},
+            {"weights": {"theta": 1, "W": 0, "neighbours": -1}},
+        ],
+    )
+    def test_weights_that_score_nothing(self, model, add, change):
+        add()
+        content = json.loads((model / "ensemble.json").read_text())
+        (model / "ensemble.json").write_text(json.dumps(content | change))
+        with pytest.raises(ValueError, match=r"ensemble\.json is damaged .*expected"):
+            prime_xmc.load(model)
+
     def test_of_the_voting_queries(self, model, add):
         add()
         path = model / "neighbours" / "neighbours.safetensors"
@@ -336,6 +353,7 @@ class TestDamage:
             (lambda p: {**p._asdict(), "terms": p.terms[1:]}, "as many numbers of idf as there are terms"),
             (lambda p: p._replace(offsets=p.offsets + 1), "offsets that ascend from 0 to"),
             (lambda p: p._replace(label_ids=p.label_ids + 1), "labels from 0 to 47"),
+            (lambda p: p._replace(label_ids=torch.zeros_like(p.label_ids)), "labels that ascend for each term"),
             (lambda p: p._replace(weights=-p.weights), "weights above 0 and at most 1"),
             (lambda p: p._replace(idf=p.idf * torch.nan), "idf above 0"),
             (lambda p: {**p._asdict(), "terms": p.terms.int()}, "lists of int64, float32, int64, int32, float32"),
@@ -350,7 +368,16 @@ class TestDamage:
         with pytest.raises(ValueError, match=message):
             load_lexical(model / "lexical", model, NUM_LABELS, "d")
 
-    @pytest.mark.parametrize("content", [{"pairs": 1}, {"special_ids": ["x"]}, {"special_ids": None}])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            {"pairs": 1},
+            {"special_ids": ["x"]},
+            {"special_ids": None},
+            {"special_ids": [2**70]},
+            {"special_ids": [True]},
+        ],
+    )
     def test_of_the_lexical_description(self, model, lexical, content):
         save_lexical(model / "lexical", lexical, digest="d")
         path = model / "lexical" / "lexical.json"

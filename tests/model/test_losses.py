@@ -771,3 +771,16 @@ class TestPairs:
         assert torch.equal(
             loss(*embeddings, positives, negatives, pairs)[0], loss(*embeddings, positives, negatives)[0]
         )
+
+    def test_one_that_derives_from_a_contrast_which_takes_some_needs_to_take_none(self):
+        class Half(Triplet):
+            def __call__(self, similarity, positives, negatives):
+                value, logs = super().__call__(similarity, positives, negatives)
+                return value / 2, logs
+
+        embeddings, positives, negatives, pairs = self.batch()
+        whole, half = (
+            PrimeLoss(contrast=contrast, regulariser_weight=0.0)(*embeddings, positives, negatives, pairs)[0]
+            for contrast in (Triplet, Half)
+        )
+        torch.testing.assert_close(half, whole / 2)

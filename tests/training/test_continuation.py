@@ -52,6 +52,18 @@ def test_the_same_run_and_one_of_version_0_1_0(caplog):
     assert "could not be checked" in caplog.text
 
 
+def test_a_run_of_before_a_setting_came_or_was_renamed_is_the_same():
+    before = {"seed": 0, "optimizer.make.sparse._target_": "torch.optim.SparseAdam"}
+    now = {
+        "seed": 0,
+        "optimizer.make.sparse._target_": "prime_xmc.training.optimizers.RowAdam",
+        "sampling.leave_one_out": 0.0,
+    }
+    check_origin(PATH, ORIGIN | {"settings": before}, ORIGIN | {"settings": now})
+    with pytest.raises(ValueError, match=r"sampling\.leave_one_out: 0 in the checkpoint, 0\.5 given"):
+        check_origin(PATH, ORIGIN | {"settings": before}, ORIGIN | {"settings": now | {"sampling.leave_one_out": 0.5}})
+
+
 @pytest.mark.parametrize(
     ("override", "binds"),
     [

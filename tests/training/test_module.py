@@ -121,6 +121,15 @@ def test_positives_are_scored_without_themselves_in_the_centroid(make):
     assert not torch.isclose(outputs["loss"], with_themselves)
 
 
+@pytest.mark.parametrize("sources", ["[text]", "[text,free_vector]"])
+def test_nothing_is_left_out_where_prototypes_have_no_centroid(make, monkeypatch, sources):
+    module, data = make("sampling.leave_one_out=1", f"model.sources={sources}")
+    batch = next(iter(data.train_dataloader()))
+    assert len(batch.left_out.rows)
+    monkeypatch.setattr(module.prototypes, "with_left_out", None)
+    assert module.training_step(batch, 0)["loss"].isfinite()
+
+
 def test_remembered_labels_start_from_the_pre_trained_encoder_and_are_in_checkpoints(script):
     config, module, data = script("sampling.memory_labels=100")
     assert set(module.banks) == {"centroids", "query_memory", "label_memory"}

@@ -1,5 +1,6 @@
 """What makes several scorers of an exported model an ensemble: ensemble.json, and the parts that it needs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -130,6 +131,10 @@ def read_ensemble(model: Path, digest: str) -> Ensemble:
     check_encoder(content, digest, f"the weights in {path}", model)
     try:
         weights = Weights(**{name: float(value) for name, value in content["weights"].items()})
+        if not all(0 <= weight < math.inf for weight in weights):
+            raise ValueError("weights: expected finite numbers of at least 0")
+        if weights.neighbours and None in (content["k"], content["temperature"]):
+            raise ValueError("k and temperature: expected numbers, since neighbours have a weight")
         return Ensemble(
             weights,
             content["k"],

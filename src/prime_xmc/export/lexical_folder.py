@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from prime_xmc.export.scorers import AGAIN, check_encoder, read_part
 from prime_xmc.files import publishing, save_tensors, write_json
-from prime_xmc.index.lexical import LexicalIndex, Postings
+from prime_xmc.index.lexical import TOKEN_IDS, LexicalIndex, Postings
 
 FORMAT_VERSION = 1
 CONFIG = "lexical.json"
@@ -90,7 +90,7 @@ def load_lexical(directory: Path, model: Path, num_labels: int, digest: str) -> 
 
 
 def _are_ids(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(each, int) and each >= 0 for each in value)
+    return isinstance(value, list) and all(type(each) is int and 0 <= each < TOKEN_IDS for each in value)
 
 
 def _problem(postings: Postings, num_labels: int) -> str | None:
@@ -107,6 +107,9 @@ def _problem(postings: Postings, num_labels: int) -> str | None:
         return f"offsets that ascend from 0 to {len(label_ids)}, the number of label_ids"
     if len(label_ids) and not 0 <= label_ids.min() <= label_ids.max() < num_labels:
         return f"labels from 0 to {num_labels - 1}"
+    term = torch.arange(len(terms)).repeat_interleave(offsets.diff())
+    if ((term * num_labels + label_ids).diff() <= 0).any():
+        return "labels that ascend for each term"
     if not (torch.isfinite(idf) & (idf > 0)).all() or not ((weights > 0) & (weights < 1.001)).all():
         return "idf above 0, and weights above 0 and at most 1"
     return None

@@ -34,7 +34,7 @@ from prime_xmc.index.search import (
     top_labels,
 )
 
-_TOKEN_IDS = 2**31  # more than any tokenizer has
+TOKEN_IDS = 2**31  # more than any tokenizer has
 _BLOCK_TOKENS = 2**20  # tokens of texts whose terms are counted at once in building
 _BLOCK_SCORES = 2**24  # scores of a block of queries on the CPU, which are held at once
 _FREQUENT = 1 / 32  # share of the labels from which on a term is frequent
@@ -103,7 +103,7 @@ def find_terms(
     if pairs:
         is_pair = is_term[:-1] & is_term[1:] & (rows[:-1] == rows[1:])
         found = torch.cat([found, rows[:-1][is_pair]])
-        codes = torch.cat([codes, (token_ids[:-1][is_pair] + 1) * _TOKEN_IDS + token_ids[1:][is_pair]])
+        codes = torch.cat([codes, (token_ids[:-1][is_pair] + 1) * TOKEN_IDS + token_ids[1:][is_pair]])
     return found, codes
 
 

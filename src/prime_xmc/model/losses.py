@@ -1,5 +1,6 @@
 """The terms of PRIME's objective as pure functions of similarity matrices, and the module that weights them."""
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -33,8 +34,6 @@ class Contrast(ABC):
 
     temperature: float
     num_negatives: int | None
-    takes_pairs: ClassVar[bool] = False
-    """Whether `__call__` takes the positive pairs as a fourth argument; see `contrast_of`."""
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -66,16 +65,22 @@ def contrast_of(
     pairs: Pairs | None = None,
     describe: bool = True,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Return what a contrast does, given the positive pairs if it takes them.
+    """Return what a contrast does, given the positive pairs if its `__call__` has an argument of that name.
 
     To look the pairs up in `positives`, the host would have to wait for a GPU. The values to log may be missing where
     `describe` is false.
     """
     if type(contrast) is Triplet and not describe:
         return triplet_loss(similarity, positives, negatives, contrast, pairs, describe=False)[0], {}
-    if pairs is not None and contrast.takes_pairs:
-        return contrast(similarity, positives, negatives, pairs)  # type: ignore[call-arg]  # it says that it does
+    if pairs is not None and _takes_pairs(type(contrast)):
+        return contrast(similarity, positives, negatives, pairs=pairs)  # type: ignore[call-arg]  # it does
     return contrast(similarity, positives, negatives)
+
+
+@functools.cache
+def _takes_pairs(kind: type[Contrast]) -> bool:
+    """Return whether contrasts of a class take the positive pairs; a class may derive from one whose contrasts do."""
+    return "pairs" in inspect.signature(kind.__call__).parameters
 
 
 def transposed(pairs: Pairs, num_anchors: int) -> Pairs:
@@ -115,7 +120,6 @@ class Triplet(Contrast):
     weighting: Weighting = "softmax"
     detach_weights: bool = True
     invert_uncertain: bool = False
-    takes_pairs: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -338,7 +342,6 @@ class SoftmaxContrast(Contrast):
 
     temperature: float = 0.05
     num_negatives: int | None = None
-    takes_pairs: ClassVar[bool] = True
     loss: ClassVar[Callable[..., Tensor]]
 
     def __call__(

@@ -45,6 +45,9 @@ MAY_CHANGE = (
     *("test", "classify", "classify_settings", "neighbours", "lexical", "ensemble", "index"),
     *("export_every_n_epochs", "export_after_validation"),
 )
+# What settings of older checkpoints are called now, and those that they had none of. Both mean what they did.
+_RENAMED = {"torch.optim.SparseAdam": "prime_xmc.training.optimizers.RowAdam"}
+_ABSENT = {"sampling.leave_one_out": 0}
 # Callbacks of Lightning that look on, by their `_target_`: whatever the name of their key is, they change no result.
 _LOOKING_ON = tuple(
     f"lightning.pytorch.callbacks.{name}"
@@ -125,7 +128,9 @@ def check_origin(path: Path, recorded: Mapping[str, Any] | None, given: Mapping[
             path,
         )
         return
-    differences = _different_settings(recorded["settings"], given["settings"])
+    settings = {key: value for key, value in _ABSENT.items() if key in given["settings"]} | recorded["settings"]
+    settings = {key: _RENAMED.get(value, value) if isinstance(value, str) else value for key, value in settings.items()}
+    differences = _different_settings(settings, given["settings"])
     if recorded["tokenizer"] != given["tokenizer"]:
         differences.append("encoder.source: the tokenizer of the checkpoint is another one")
     elif recorded["data_fingerprint"] != given["data_fingerprint"]:

@@ -360,7 +360,7 @@ class PrimeModule(LightningModule, PrototypeModule):
             ids, text_emb = torch.cat([ids, batch.memory.ids]), torch.cat([label_emb, remembered])
             relations = batch.memory.relations
         known: dict[str, Any] = {"pairs": (batch.relations.pairs(), relations.pairs())}
-        if batch.left_out is not None:
+        if batch.left_out is not None and "centroid" in self.prototypes.sources:
             rows, columns, num_queries = batch.left_out
             query_emb = self.query_memory.take(batch.query_ids[rows])
             prototypes, own = self.prototypes.with_left_out(ids, text_emb, columns, query_emb, num_queries)
