@@ -4,8 +4,10 @@ import json
 import os
 import signal
 
+import hydra
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import prime_xmc
@@ -14,7 +16,7 @@ from prime_xmc.evaluation.metrics import METRICS
 from prime_xmc.evaluation.predictions import load_predictions
 from prime_xmc.export.ensemble import read_ensemble
 from prime_xmc.export.scorers import encoder_digest
-from prime_xmc.scoring import check_ensemble
+from prime_xmc.scoring import check_ensemble, ensemble_settings
 from prime_xmc.stages import _same_debugging
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.classifier_module import ClassifierModule
@@ -203,3 +205,12 @@ def test_what_a_run_for_debugging_passes_on(given, settings, expected, compose):
 def test_settings_are_checked_before_training(given, message, compose):
     with pytest.raises(ValueError, match=message):
         check_ensemble(compose(given))
+
+
+def test_an_older_configuration_in_a_run_folder_gets_the_lexical_weights(tmp_path):
+    """Hydra is at the run folder then, which has no conf/train.yaml."""
+    config = OmegaConf.create({"ensemble": {"W": [0.5], "default": {"W": 0.5, "neighbours": 0.1}}})
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)):
+        settings = ensemble_settings(config)
+    assert settings.W == [0.5]
+    assert settings.default.lexical > 0

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from prime_xmc.app import compose
+from prime_xmc.app import compose, own_configs
 from prime_xmc.assemble import load_predictor, make_classifier_data
 from prime_xmc.data.corpus import Split
 from prime_xmc.data.datamodule import PrimeDataModule
@@ -96,7 +96,8 @@ def ensemble_settings(config: DictConfig) -> DictConfig:
     given = config.get("ensemble")
     if given is not None and "lexical" in given and "lexical" in given.default:
         return given
-    default = compose("train", []).ensemble
+    with own_configs():  # Hydra may be at the configuration of a run folder
+        default = compose("train", []).ensemble
     return default if given is None else cast(DictConfig, OmegaConf.merge(default, given))
 
 
