@@ -157,13 +157,8 @@ def finish_scorers(
         held_out = Split(train.tokens.take(ids), train.positives.take(ids), train.filtered.take(ids))
         query_emb = model.queries.of_training(ids).to(device)
         weights = _choose(settings, query_emb, prototypes, classifiers, neighbours, lexical, held_out, data)
-        searches = _searches(prototypes, classifiers, neighbours, lexical, weights)
-        validation = {
-            name: evaluate(_rank(search, query_emb, held_out)[0], held_out.positives, data.inverse_propensity)
-            for name, search in searches.items()
-        }
     else:
-        default, validation = settings.default, {}
+        default = settings.default
         of_classifiers = 0.0 if classifiers is None else float(default.W)
         weights = Weights(
             1 - of_classifiers,
@@ -171,6 +166,13 @@ def finish_scorers(
             0.0 if neighbours is None else float(default.neighbours),
             0.0 if lexical is None else float(default.lexical),
         )
+    searches = _searches(prototypes, classifiers, neighbours, lexical, weights)
+    validation = {}
+    if len(labelled):
+        validation = {
+            name: evaluate(_rank(search, query_emb, held_out)[0], held_out.positives, data.inverse_propensity)
+            for name, search in searches.items()
+        }
     ensemble = Ensemble(
         weights,
         scorers.k,
@@ -195,7 +197,7 @@ def finish_scorers(
         index=_approximate_index(model.predictor, prototypes, classifiers, weights),
     )
     seconds = time.perf_counter() - started
-    names = [name for name in _searches(prototypes, classifiers, neighbours, lexical, weights) if name != "theta"]
+    names = [name for name in searches if name != "theta"]
     metrics = _named("val", {name: validation[name] for name in names if name in validation})
     test = data.corpus.test
     if config.test and len(test):

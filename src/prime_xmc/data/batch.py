@@ -111,7 +111,7 @@ class MemoryLabels(NamedTuple):
 
     Attributes:
         ids: int64 [label], ascending, each once; none of them is among the batch's own labels.
-        relations: Of the queries to all candidates: the batch's own labels, then these.
+        relations: Relations of the queries to all candidates: the batch's own labels, then these.
     """
 
     ids: Tensor
@@ -158,7 +158,7 @@ class Batch(NamedTuple):
             training queries plus the label ids. On the host.
         token_ids: int64 [token], the texts of the queries, then of the labels.
         lengths: int64 [query + label], number of tokens of each text. On the host.
-        relations: Of the queries to the labels.
+        relations: Relations of the queries to the labels.
         moved_ids: int64 [moved], ascending, each once: the labels of the pairs below, whose centroids move.
         pair_rows: int64 [pair], the query's row in each (query, label) pair of the training data, also with labels
             that are not in the batch: the query moves their centroids too.
