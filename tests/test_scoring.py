@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import prime_xmc
 from prime_xmc.evaluate import run as evaluate
+from prime_xmc.evaluation.fusion import relative_value
 from prime_xmc.evaluation.metrics import METRICS
 from prime_xmc.evaluation.predictions import load_predictions
 from prime_xmc.export.ensemble import read_ensemble
@@ -74,8 +75,8 @@ def test_the_ensemble_is_no_worse_than_the_prototypes_on_the_queries_it_was_chos
     assert ensemble.num_validation == len(made.data.validation_ids) == 40
     own, chosen = ensemble.validation["theta"], ensemble.validation["ensemble"]
     assert own["P@1"] == pytest.approx(made.metrics["val/P@1"], abs=0.03)  # by the rounded embeddings of the queries
-    ratios = [chosen[name] / own[name] for name in ensemble.criterion if own[name]]
-    assert np.mean(ratios) >= 1 - 1e-9
+    criterion = {name: own[name] for name in ensemble.criterion}
+    assert relative_value(chosen, criterion) >= 1 - 1e-9
     assert chosen == {name: made.metrics[f"val/ensemble/{name}"] for name in METRICS}
 
 
@@ -197,6 +198,10 @@ def test_what_a_run_for_debugging_passes_on(given, settings, expected, compose):
         ("ensemble.W=[2]", "weights of W between 0 and 1, got 2"),
         ("ensemble.lexical=[-1]", "weights of the lexical score of at least 0, got -1"),
         ("lexical.pairs=2", r"expected lexical\.pairs true or false, got 2"),
+        ("lexical.steps=-1", r"expected lexical\.steps, a number of steps of at least 0, got -1"),
+        ("lexical.steps=1.5", r"expected lexical\.steps, a number of steps of at least 0, got 1\.5"),
+        ("lexical.steps=null", r"expected lexical\.steps, a number of steps of at least 0, got None"),
+        ("lexical.most_scores=many", r"expected lexical\.most_scores, a number of at least 0, got many"),
         ("ensemble.neighbours=[-1]", "weights of the neighbours of at least 0, got -1"),
         ("neighbours.k=0", r"neighbours\.k of at least 1, a whole number, got 0"),
         ("neighbours.temperature=0", r"neighbours\.temperature above 0, got 0"),

@@ -33,7 +33,14 @@ from prime_xmc.files import write_json
 from prime_xmc.index.search import ExactSearch
 from prime_xmc.model.classifiers import Classifiers
 from prime_xmc.printing import unfailing_output
-from prime_xmc.scoring import FinishedModel, Scorers, check_ensemble, finish_scorers, open_finished
+from prime_xmc.scoring import (
+    FinishedModel,
+    Scorers,
+    check_ensemble,
+    finish_scorers,
+    lexical_settings,
+    open_finished,
+)
 from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.classifier_module import ClassifierModule
 from prime_xmc.training.continuation import ContinuedRun, check_origin, origin, read_origin
@@ -239,13 +246,13 @@ def later_stages(
         trained = _train_classifiers(stage, model)
         metrics |= describe_stage(trained.metrics, first.pass_seconds)
         classifiers, of_classifiers = trained.module.classifiers.vectors(), trained.settings
-    vote, lexical = config.get("neighbours"), config.get("lexical")
+    vote = config.get("neighbours")
     scorers = Scorers(
         classifiers,
         of_classifiers,
         k=None if vote is None else vote.k,
         temperature=None if vote is None else vote.temperature,
-        pairs=None if lexical is None else lexical.pairs,
+        lexical=lexical_settings(config),
     )
     scored, ensemble = finish_scorers(config, model, scorers, run_dir)
     metrics |= scored | {"ensemble/seconds": scored["ensemble/seconds"] + first.seconds}

@@ -13,7 +13,7 @@ Source: weights, Salton and Buckley 1988, with the smooth idf of scikit-learn; c
 complement embeddings in extreme classification: XR-Transformer, Zhang et al. 2021.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from prime_xmc.index.full_precision import full_float32
+from prime_xmc.index.groups import blocks, bounds, expand
 from prime_xmc.index.search import (
     FlatRows,
     Found,
@@ -50,7 +51,8 @@ class Postings(NamedTuple):
         idf: Inverse document frequency of each term, above 0.
         offsets: Places at which the labels of each term begin, and at the end their number.
         label_ids: Labels whose vector has the term, ascending for each term.
-        weights: Entry of c_l, in (0, 1].
+        weights: Entry of c_l, in (0, 1]; of any sign after training.
+        bias: Addend of each label's score, 0 before training.
     """
 
     terms: Int64[Tensor, " term"]
@@ -58,6 +60,7 @@ class Postings(NamedTuple):
     offsets: Int64[Tensor, " bound"]
     label_ids: Int32[Tensor, " posting"]
     weights: Float32[Tensor, " posting"]
+    bias: Float32[Tensor, " label"]
 
 
 class TextVectors(NamedTuple):
@@ -155,16 +158,16 @@ def build_postings(
     labels, lengths = torch.from_numpy(query_labels.values.astype(np.int64)), np.diff(query_labels.offsets)
     queries_of_labels = torch.arange(count_rows(queries)).repeat_interleave(torch.from_numpy(lengths))
     queries_of_labels = queries_of_labels[labels.argsort(stable=True)]
-    offsets = _bounds(labels, num_labels)
+    offsets = bounds(labels, num_labels)
     num_tokens = torch.from_numpy(np.diff(queries.offsets))[queries_of_labels]
     keys, weights = [], []
-    for first, end in _blocks(pad(num_tokens.cumsum(0), (1, 0))[offsets], _BLOCK_TOKENS):
+    for first, end in blocks(pad(num_tokens.cumsum(0), (1, 0))[offsets], _BLOCK_TOKENS):
         size = end - first
         distinct, rows = queries_of_labels[offsets[first] : offsets[end]].unique(return_inverse=True)
-        texts = _vectors(_take(queries, distinct), terms, idf, special, pairs=pairs)
-        own = _vectors(some_rows(label_texts, first, end), terms, idf, special, pairs=pairs)
+        texts = text_vectors(_take(queries, distinct), terms, idf, special, pairs=pairs)
+        own = text_vectors(some_rows(label_texts, first, end), terms, idf, special, pairs=pairs)
         label_of_row = torch.arange(size).repeat_interleave(offsets[first : end + 1].diff())
-        row, entry = _expand(_bounds(texts.rows, len(distinct)), rows)
+        row, entry = expand(bounds(texts.rows, len(distinct)), rows)
         # in the order of the postings: by term, then by label
         of_queries = texts.columns[entry] * num_labels + first + label_of_row[row]
         block, places = torch.cat([of_queries, own.columns * num_labels + first + own.rows]).unique(return_inverse=True)
@@ -178,9 +181,10 @@ def build_postings(
     return Postings(
         terms,
         idf,
-        _bounds(all_keys // max(1, num_labels), len(terms)),
+        bounds(all_keys // max(1, num_labels), len(terms)),
         (all_keys % max(1, num_labels)).int(),
         torch.cat([idf[:0], *weights])[order],
+        torch.zeros(num_labels),
     )
 
 
@@ -203,7 +207,7 @@ class LexicalIndex:
         lengths = postings.offsets.diff()
         frequent = lengths.sort(descending=True, stable=True).indices[: _MOST_NUMBERS // max(1, num_labels)]
         frequent = frequent[lengths[frequent] > num_labels * _FREQUENT]
-        row, posting = _expand(postings.offsets, frequent)
+        row, posting = expand(postings.offsets, frequent)
         self._matrix = postings.weights.new_zeros(len(frequent), num_labels)
         self._matrix[row, postings.label_ids[posting].long()] = postings.weights[posting]
         self._row_of_term = torch.full_like(postings.terms, -1)
@@ -221,16 +225,16 @@ class LexicalIndex:
             tokens: Token ids of the queries.
         """
         num_queries, postings = count_rows(tokens), self.postings
-        vectors = _vectors(tokens, postings.terms, postings.idf, self._special_ids, pairs=self.pairs)
+        vectors = text_vectors(tokens, postings.terms, postings.idf, self._special_ids, pairs=self.pairs)
         is_frequent = self._row_of_term[vectors.columns] >= 0
         scores = self._score_frequent(TextVectors(*(part[is_frequent] for part in vectors)), num_queries).flatten()
         rows, columns, weights = (part[~is_frequent] for part in vectors)
         before = pad((postings.offsets[columns + 1] - postings.offsets[columns]).cumsum(0), (1, 0))
-        for first, end in _blocks(before, _CPU_POSTINGS if self.device.type == "cpu" else _GPU_POSTINGS):
-            entry, posting = _expand(postings.offsets, columns[first:end])
+        for first, end in blocks(before, _CPU_POSTINGS if self.device.type == "cpu" else _GPU_POSTINGS):
+            entry, posting = expand(postings.offsets, columns[first:end])
             products = weights[first:end][entry] * postings.weights[posting]
             scores.index_add_(0, rows[first:end][entry] * self.num_labels + postings.label_ids[posting], products)
-        return scores.view(num_queries, self.num_labels)
+        return scores.view(num_queries, self.num_labels) + postings.bias
 
     def _score_frequent(self, vectors: TextVectors, num_queries: int) -> Float32[Tensor, "query label"]:
         """Return the part of the scores that is due to frequent terms."""
@@ -276,7 +280,7 @@ class LexicalSearch(Search):
         return scores, ids
 
 
-def _vectors(
+def text_vectors(
     texts: Rows,
     terms: Int64[Tensor, " term"],
     idf: Float32[Tensor, " term"],
@@ -298,7 +302,7 @@ def _count_texts(
     """Return all terms, ascending, and how many of the texts have each."""
     found, counts = [special_ids[:0]], [special_ids[:0]]
     for texts in parts:
-        for first, end in _blocks(torch.from_numpy(texts.offsets.copy()), _BLOCK_TOKENS):
+        for first, end in blocks(torch.from_numpy(texts.offsets.copy()), _BLOCK_TOKENS):
             rows, codes = find_terms(*_tensors(some_rows(texts, first, end)), special_ids, pairs=pairs)
             terms, columns = codes.unique(return_inverse=True)
             pairs_of_both = (columns * (end - first) + rows).unique()
@@ -324,45 +328,5 @@ def _tensors(
 
 def _take(texts: Rows, ids: Int64[Tensor, " taken"]) -> Rows:
     """Return some rows, in the given order."""
-    row, place = _expand(torch.from_numpy(texts.offsets.copy()), ids)
-    return FlatRows(texts.values[place.numpy()], _bounds(row, len(ids)).numpy())
-
-
-def _bounds(rows: Int64[Tensor, " entry"], num_rows: int) -> Int64[Tensor, " bound"]:
-    """Return the places at which rows begin, and at the end the number of entries, from the row of each entry."""
-    return pad(torch.bincount(rows, minlength=num_rows).cumsum(0), (1, 0))
-
-
-def _expand(
-    offsets: Int64[Tensor, " bound"], groups: Int64[Tensor, " group"]
-) -> tuple[Int64[Tensor, " member"], Int64[Tensor, " member"]]:
-    """Return the members of groups: which of `groups` each belongs to, and its place among all members.
-
-    Example:
-        >>> _expand(torch.tensor([0, 2, 2, 5]), torch.tensor([2, 0]))
-        (tensor([0, 0, 0, 1, 1]), tensor([2, 3, 4, 0, 1]))
-    """
-    starts = offsets[groups]
-    lengths = offsets[groups + 1] - starts
-    position = torch.arange(len(groups), device=groups.device).repeat_interleave(lengths)
-    shift = starts - (lengths.cumsum(0) - lengths)
-    return position, torch.arange(len(position), device=groups.device) + shift[position]
-
-
-def _blocks(before: Int64[Tensor, " bound"], most: int) -> Iterator[tuple[int, int]]:
-    """Yield the ends of blocks of consecutive rows with at most so many entries, or of one row that has more.
-
-    Args:
-        before: Number of entries before each row, and at the end that of all.
-        most: Most entries of a block.
-
-    Example:
-        >>> list(_blocks(torch.tensor([0, 2, 3, 9, 10]), 4))
-        [(0, 2), (2, 3), (3, 4)]
-    """
-    first, num_rows = 0, len(before) - 1
-    while first < num_rows:
-        end = int(torch.searchsorted(before, before[first] + most, right=True)) - 1
-        end = min(max(end, first + 1), num_rows)
-        yield first, end
-        first = end
+    row, place = expand(torch.from_numpy(texts.offsets.copy()), ids)
+    return FlatRows(texts.values[place.numpy()], bounds(row, len(ids)).numpy())
