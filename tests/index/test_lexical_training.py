@@ -86,7 +86,7 @@ def slow_steps(before: Postings, made, steps: int, hardest: int) -> tuple[torch.
             v.mul_(0.98).add_(0.02 * gradient**2)
             corrected = m / (1 - 0.9 ** (step + 1)), (v / (1 - 0.98 ** (step + 1))).sqrt()
             value -= 0.1 * (1 - step / steps) * corrected[0] / (corrected[1] + 1e-8)
-    return start + 0.3 * (w / 2 - start), 0.3 * (b + 1) / 2
+    return start + 0.3 * (w / 2 - start), 0.3 * (b + 1)
 
 
 def test_against_slow_steps(made):

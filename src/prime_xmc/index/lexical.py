@@ -1,4 +1,4 @@
-"""A lexical score: the cosine of the tf-idf vectors of a query and of a label, over tokens and their adjacent pairs.
+"""A lexical score: the product of the tf-idf vectors of a query and of a label, over tokens and their adjacent pairs.
 
 The terms of a text are its token ids, without those that the tokenizer puts around every text, and its pairs of
 adjacent tokens. The weight of a term in a text is (1 + log tf) * idf, where tf is how often the text has it, and
@@ -7,7 +7,8 @@ has are ignored. The vector x of a text has these weights, divided by its norm. 
 
 c_l = normalise(normalise(sum of x over its training queries) + x of its own text)
 
-and the score is x_q . c_l, in [0, 1], 0 where query and label have no term in common.
+and the score is x_q . c_l, in [0, 1], 0 where query and label have no term in common. `lexical_training` moves these
+vectors, and adds a number of its own to the score of each label.
 
 Source: weights, Salton and Buckley 1988, with the smooth idf of scikit-learn; centroid, Rocchio 1971. Such features
 complement embeddings in extreme classification: XR-Transformer, Zhang et al. 2021.
@@ -258,7 +259,7 @@ def query_block(num_labels: int, device: torch.device) -> int:
 
 
 class LexicalSearch(Search):
-    """Finds the labels with the highest lexical scores; labels without a term of the query have the score 0.
+    """Finds the labels with the highest lexical scores.
 
     Args:
         index: The vectors of the labels.
