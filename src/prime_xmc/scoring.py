@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from prime_xmc.app import compose, own_configs
@@ -82,7 +82,7 @@ def lexical_settings(config: DictConfig) -> LexicalSettings | None:
         raise ValueError(f"expected lexical.pairs true or false, got {lexical.pairs}")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise ValueError(f"expected lexical.steps, a number of steps of at least 0, got {steps}")
-    if isinstance(most, bool) or not isinstance(most, (int, float)) or most < 0:
+    if not _is_number(most) or not most >= 0:
         raise ValueError(f"expected lexical.most_scores, a number of at least 0, got {most}")
     return LexicalSettings(lexical.pairs, steps, float(most))
 
@@ -146,6 +146,13 @@ def check_ensemble(config: DictConfig) -> None:
     """
     ensemble, neighbours = ensemble_settings(config), config.get("neighbours")
     lexical_settings(config)
+    if not isinstance(ensemble.criterion, ListConfig):
+        raise ValueError(f"expected ensemble.criterion, a list of metrics, got {ensemble.criterion}")
+    for name in ("W", "neighbours", "lexical"):
+        if not isinstance(ensemble[name], ListConfig) or not all(map(_is_number, ensemble[name])):
+            raise ValueError(f"expected ensemble.{name}, a list of numbers, got {ensemble[name]}")
+        if not _is_number(ensemble.default[name]):
+            raise ValueError(f"expected ensemble.default.{name}, a number, got {ensemble.default[name]}")
     deepest_rank(list(ensemble.criterion))
     weight_grid(
         [*ensemble.W, ensemble.default.W],
@@ -154,6 +161,10 @@ def check_ensemble(config: DictConfig) -> None:
     )
     if neighbours is not None:
         check_vote(neighbours.k, neighbours.temperature)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def finish_scorers(

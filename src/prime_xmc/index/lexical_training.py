@@ -7,8 +7,8 @@ texts, which are its training queries and its own text, shall have a score of at
 sum over texts of max(0, 1 - y s(x))^2 + |w|^2 / 2,   y = 1 for the label's texts, -1 for the others
 
 The others are those texts that have the label among the `hardest` best by the mean vectors. What scores is the mean
-vector moved by three tenths of the way, c + 0.3 (w / 2 - c), with the bias 0.3 (b + 1). All the way, it would follow its
-training queries too closely to complement another model.
+vector moved by three tenths of the way, c + 0.3 (w / 2 - c), with the bias 0.3 (b + 1). All the way, it would follow
+its training queries too closely to complement another model.
 
 Source: squared hinge loss of one classifier per label against hard negatives, DiSMEC, Babbar and Schoelkopf 2017, and
 PECOS, Yu et al. 2022, which keep such classifiers sparse, too.
