@@ -389,7 +389,11 @@ def load_predictor(config: DictConfig) -> Predictor:
     """
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Predictor.load(
-        config.model.dir, device=device, index=config.search, precision=config.get("precision"), scorer="theta"
+        config.model.dir,
+        device=device,
+        index=config.get("search", "exact"),
+        precision=config.get("precision"),
+        scorer="theta",
     )
 
 
