@@ -53,7 +53,7 @@ def terms():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(len(postings.weights), generator=generator) / 3
     bias = torch.randn(NUM_LABELS, generator=generator) / 10
-    postings = postings._replace(weights=postings.weights + noise, bias=bias)
+    postings = postings._replace(moved=noise, bias=bias)
     return LexicalIndex(postings, NUM_LABELS, special_ids=[0], pairs=True), queries
 
 

@@ -354,8 +354,9 @@ class TestDamage:
             (lambda p: p._replace(offsets=p.offsets + 1), "offsets that ascend from 0 to"),
             (lambda p: p._replace(label_ids=p.label_ids + 1), "labels from 0 to 47"),
             (lambda p: p._replace(label_ids=torch.zeros_like(p.label_ids)), "labels that ascend for each term"),
-            (lambda p: p._replace(weights=p.weights * torch.nan), "finite weights and biases"),
-            (lambda p: p._replace(bias=p.bias + torch.inf), "finite weights and biases"),
+            (lambda p: p._replace(weights=-p.weights), "weights above 0 and at most 1"),
+            (lambda p: p._replace(moved=p.moved * torch.nan), "finite numbers in moved and bias"),
+            (lambda p: p._replace(bias=p.bias + torch.inf), "finite numbers in moved and bias"),
             (lambda p: p._replace(bias=p.bias[1:]), "a bias for each of the 48 labels"),
             (lambda p: p._replace(idf=p.idf * torch.nan), "idf above 0"),
             (

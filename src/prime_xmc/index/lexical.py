@@ -42,6 +42,7 @@ _BLOCK_SCORES = 2**24  # scores of a block of queries on the CPU, which are held
 _FREQUENT = 1 / 32  # share of the labels from which on a term is frequent
 _MOST_NUMBERS = 2**26  # numbers of the matrix of frequent terms
 _CPU_POSTINGS, _GPU_POSTINGS = 2**20, 2**25  # postings that are added at once
+_ROUNDING = 1e-4  # of weights, which are kept in float32
 
 
 class Postings(NamedTuple):
@@ -52,8 +53,9 @@ class Postings(NamedTuple):
         idf: Inverse document frequency of each term, above 0.
         offsets: Places at which the labels of each term begin, and at the end their number.
         label_ids: Labels whose vector has the term, ascending for each term.
-        weights: Entry of c_l, in (0, 1]; of any sign after training.
-        bias: Addend of each label's score, 0 before training.
+        weights: Entry of c_l, in (0, 1].
+        moved: What training has added to this entry, 0 without it.
+        bias: What training has added to each label's score, 0 without it.
     """
 
     terms: Int64[Tensor, " term"]
@@ -61,6 +63,7 @@ class Postings(NamedTuple):
     offsets: Int64[Tensor, " bound"]
     label_ids: Int32[Tensor, " posting"]
     weights: Float32[Tensor, " posting"]
+    moved: Float32[Tensor, " posting"]
     bias: Float32[Tensor, " label"]
 
 
@@ -152,9 +155,24 @@ def build_postings(
         special_ids: Token ids that are no terms.
         pairs: Whether pairs of adjacent tokens are terms.
     """
-    num_labels, special = count_rows(label_texts), torch.tensor(special_ids, dtype=torch.int64)
+    special = torch.tensor(special_ids, dtype=torch.int64)
     terms, df = _count_texts([queries, label_texts], special, pairs=pairs)
-    idf = inverse_document_frequency(df, count_rows(queries) + num_labels)
+    idf = inverse_document_frequency(df, count_rows(queries) + count_rows(label_texts))
+    return _label_postings(queries, query_labels, label_texts, terms, idf, special, pairs=pairs)
+
+
+def _label_postings(
+    queries: Rows,
+    query_labels: Rows,
+    label_texts: Rows,
+    terms: Int64[Tensor, " term"],
+    idf: Float32[Tensor, " term"],
+    special: Int64[Tensor, " special"],
+    *,
+    pairs: bool,
+) -> Postings:
+    """Return what `build_postings` does, of terms that are known already."""
+    num_labels = count_rows(label_texts)
     # the training queries of each label, one label's after the other's
     labels, lengths = torch.from_numpy(query_labels.values.astype(np.int64)), np.diff(query_labels.offsets)
     queries_of_labels = torch.arange(count_rows(queries)).repeat_interleave(torch.from_numpy(lengths))
@@ -178,15 +196,168 @@ def build_postings(
         sums[1].index_add_(0, places[len(entry) :], own.weights.double())
         keys.append(block)
         weights.append(_unit(_unit(sums[0], label, size) + sums[1], label, size).float())
-    all_keys, order = torch.cat([labels[:0], *keys]).sort()
-    return Postings(
+    all_keys = torch.cat([labels[:0], *keys])
+    num_columns, entries = max(1, num_labels), torch.cat([idf[:0], *weights])
+    columns, label_ids = all_keys // num_columns, all_keys % num_columns
+    return _from_entries(terms, idf, columns, label_ids, entries, torch.zeros_like(entries), torch.zeros(num_labels))
+
+
+def _from_entries(
+    terms: Int64[Tensor, " term"],
+    idf: Float32[Tensor, " term"],
+    columns: Int64[Tensor, " posting"],
+    label_ids: Int64[Tensor, " posting"],
+    weights: Float32[Tensor, " posting"],
+    moved: Float32[Tensor, " posting"],
+    bias: Float32[Tensor, " label"],
+) -> Postings:
+    """Return the entries of labels' vectors, in any order, as postings."""
+    order = (columns * max(1, len(bias)) + label_ids).argsort()
+    offsets = bounds(columns, len(terms))
+    return Postings(terms, idf, offsets, label_ids[order].int(), weights[order], moved[order], bias)
+
+
+def add_to_postings(
+    postings: Postings,
+    num_labels: int,
+    queries: Rows,
+    query_labels: Rows,
+    label_texts: Rows,
+    *,
+    special_ids: Sequence[int],
+    pairs: bool,
+) -> Postings:
+    """Return postings with the vectors of further labels, whose ids follow those of the others.
+
+    Known terms keep their idf. A term that is new has that of as many texts as have it among these.
+
+    Args:
+        postings: The vectors of the labels so far.
+        num_labels: Number of labels so far.
+        queries: Token ids of queries of the new labels.
+        query_labels: New labels of each of these, counted from 0.
+        label_texts: Token ids of the text of each new label.
+        special_ids: Token ids that are no terms.
+        pairs: Whether pairs of adjacent tokens are terms.
+    """
+    special = torch.tensor(special_ids, dtype=torch.int64)
+    found, df = _count_texts([queries, label_texts], special, pairs=pairs)
+    is_new = ~torch.isin(found, postings.terms)
+    # the rarest term stands in one text: log((1 + n) / 2) + 1
+    num_texts = round(2 * float((postings.idf.double().max() - 1).exp()) - 1) if len(postings.idf) else 0
+    terms, order = torch.cat([postings.terms, found[is_new]]).sort()
+    new_idf = inverse_document_frequency(df[is_new], max(num_texts, int(df.max()) if len(df) else 0))
+    idf = torch.cat([postings.idf, new_idf])[order]
+    added = _label_postings(queries, query_labels, label_texts, terms, idf, special, pairs=pairs)
+    columns, label_ids, weights, moved = _entries(postings)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))  # of each term among all
+    new_columns, new_labels, new_weights, new_moved = _entries(added)
+    return _from_entries(
         terms,
         idf,
-        bounds(all_keys // max(1, num_labels), len(terms)),
-        (all_keys % max(1, num_labels)).int(),
-        torch.cat([idf[:0], *weights])[order],
-        torch.zeros(num_labels),
+        torch.cat([place[columns], new_columns]),
+        torch.cat([label_ids, num_labels + new_labels]),
+        torch.cat([weights, new_weights]),
+        torch.cat([moved, new_moved]),
+        # where labels have been trained, one without a bias would be preferred to them
+        torch.cat([postings.bias, (postings.bias.median() if num_labels else 0.0) + added.bias]),
     )
+
+
+def take_postings(postings: Postings, num_labels: int, kept: Int64[Tensor, " kept"]) -> Postings:
+    """Return the postings of some labels, whose new ids are their places among these.
+
+    All terms stay known, since the norm of a query's vector depends on them.
+
+    Args:
+        postings: The vectors of all labels.
+        num_labels: Number of all labels.
+        kept: Ids of the labels to keep, ascending.
+    """
+    columns, label_ids, weights, moved = _entries(postings)
+    new_ids = torch.full((num_labels,), -1)
+    new_ids[kept] = torch.arange(len(kept))
+    is_kept = new_ids[label_ids] >= 0
+    entries = columns[is_kept], new_ids[label_ids[is_kept]], weights[is_kept], moved[is_kept]
+    return _from_entries(postings.terms, postings.idf, *entries, postings.bias[kept])
+
+
+def replace_texts(
+    postings: Postings,
+    num_labels: int,
+    label_ids: Int64[Tensor, " renamed"],
+    old_texts: Rows,
+    new_texts: Rows,
+    *,
+    special_ids: Sequence[int],
+    pairs: bool,
+) -> Postings:
+    """Return postings in which some labels have another text of their own; the terms of their queries stay.
+
+    The vector c = (u + x) / |u + x| of a label with queries has unit vectors u, of these, and x, of its text. From
+    |u| = 1 it follows that u = 2 (c . x) c - x. A label whose vector is that of its text has no queries.
+    What training has added to an entry stays with it.
+
+    Args:
+        postings: The vectors of all labels.
+        num_labels: Number of all labels.
+        label_ids: Labels whose text changes, each once.
+        old_texts: Token ids of their texts so far.
+        new_texts: Token ids of their new texts.
+        special_ids: Token ids that are no terms.
+        pairs: Whether pairs of adjacent tokens are terms.
+    """
+    size, special = len(label_ids), torch.tensor(special_ids, dtype=torch.int64)
+    none = FlatRows(new_texts.values[:0], np.zeros(1, dtype=np.int64))
+    own = add_to_postings(postings, num_labels, none, none, new_texts, special_ids=special_ids, pairs=pairs)
+    columns, labels, weights, moved = _entries(own)  # own vectors of the new texts come after those of all labels
+    old = text_vectors(old_texts, own.terms, own.idf, special, pairs=pairs)
+    renamed = torch.full((num_labels + size,), -1)
+    renamed[label_ids] = renamed[num_labels:] = torch.arange(size)
+    is_renamed = renamed[labels] >= 0
+    is_own = labels >= num_labels
+    is_before = is_renamed & ~is_own
+    keys = torch.cat(
+        [
+            columns[is_before] * size + renamed[labels[is_before]],
+            old.columns * size + old.rows,
+            columns[is_own] * size + renamed[labels[is_own]],
+        ]
+    )
+    entries, places = keys.unique(return_inverse=True)
+    sizes = [int(is_before.sum()), len(old.rows), int(is_own.sum())]
+    parts = zip(places.split(sizes), (weights[is_before], old.weights, weights[is_own]), strict=True)
+    before, text, new = (
+        torch.zeros(len(entries), dtype=torch.float64).index_add(0, where, what.double()) for where, what in parts
+    )
+    label = entries % size
+    product = torch.zeros(size, dtype=torch.float64).index_add(0, label, before * text)
+    has_text = torch.zeros(size, dtype=torch.float64).index_add(0, label, text) > 0
+    of_queries = torch.where(has_text[label], 2 * product[label] * before - text, before)
+    of_queries = torch.where((product[label] > 1 - _ROUNDING) | (of_queries < _ROUNDING), 0.0, of_queries)
+    sums = _unit(of_queries + new, label, size).float()
+    is_left = sums > 0
+    moved_sums = torch.zeros(len(entries)).index_add(0, places[: sizes[0]], moved[is_before])
+    return _from_entries(
+        own.terms,
+        own.idf,
+        torch.cat([columns[~is_renamed], entries[is_left] // size]),
+        torch.cat([labels[~is_renamed], label_ids[label[is_left]]]),
+        torch.cat([weights[~is_renamed], sums[is_left]]),
+        torch.cat([moved[~is_renamed], moved_sums[is_left]]),
+        postings.bias,
+    )
+
+
+def _entries(
+    postings: Postings,
+) -> tuple[
+    Int64[Tensor, " posting"], Int64[Tensor, " posting"], Float32[Tensor, " posting"], Float32[Tensor, " posting"]
+]:
+    """Return term, label, weight, and what training has added to it, of each entry."""
+    columns = torch.arange(len(postings.terms)).repeat_interleave(postings.offsets.diff())
+    return columns, postings.label_ids.long(), postings.weights, postings.moved
 
 
 class LexicalIndex:
@@ -204,13 +375,14 @@ class LexicalIndex:
         self.num_labels = num_labels
         self.pairs = pairs
         self._special_ids = torch.tensor(special_ids, dtype=torch.int64, device=postings.terms.device)
+        self._weights = postings.weights + postings.moved
         # Few terms have most of the postings that queries meet: theirs are rows of a matrix.
         lengths = postings.offsets.diff()
         frequent = lengths.sort(descending=True, stable=True).indices[: _MOST_NUMBERS // max(1, num_labels)]
         frequent = frequent[lengths[frequent] > num_labels * _FREQUENT]
         row, posting = expand(postings.offsets, frequent)
         self._matrix = postings.weights.new_zeros(len(frequent), num_labels)
-        self._matrix[row, postings.label_ids[posting].long()] = postings.weights[posting]
+        self._matrix[row, postings.label_ids[posting].long()] = self._weights[posting]
         self._row_of_term = torch.full_like(postings.terms, -1)
         self._row_of_term[frequent] = torch.arange(len(frequent), device=frequent.device)
 
@@ -233,7 +405,7 @@ class LexicalIndex:
         before = pad((postings.offsets[columns + 1] - postings.offsets[columns]).cumsum(0), (1, 0))
         for first, end in blocks(before, _CPU_POSTINGS if self.device.type == "cpu" else _GPU_POSTINGS):
             entry, posting = expand(postings.offsets, columns[first:end])
-            products = weights[first:end][entry] * postings.weights[posting]
+            products = weights[first:end][entry] * self._weights[posting]
             scores.index_add_(0, rows[first:end][entry] * self.num_labels + postings.label_ids[posting], products)
         return scores.view(num_queries, self.num_labels) + postings.bias
 

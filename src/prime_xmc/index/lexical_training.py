@@ -48,7 +48,7 @@ def train_postings(
     steps: int,
     hardest: int = HARDEST,
 ) -> Postings:
-    """Return the vectors after training, on the device of the postings. Labels are trained block by block.
+    """Return the vectors with what training adds, on the device of the postings. Labels are trained block by block.
 
     Args:
         postings: The mean vectors, see `build_postings`.
@@ -96,7 +96,7 @@ def train_postings(
     pair_bounds = torch.searchsorted(found, torch.arange(num_labels + 1, device=device) * num_texts)
     lengths = text_bounds.diff()[found % num_texts]
     before = pad(lengths.cumsum(0), (1, 0))[pair_bounds]
-    weights, bias = postings.weights.clone(), postings.bias.clone()
+    moved, bias = postings.moved.clone(), postings.bias.clone()
     for first, end in blocks(before, _BLOCK_TERMS):
         of_pairs, of_entries = (
             slice(pair_bounds[first], pair_bounds[end]),
@@ -109,7 +109,7 @@ def train_postings(
         at = torch.searchsorted(block, wanted).clamp(max=max(0, len(block) - 1))
         is_there = block[at] == wanted if len(block) else torch.zeros_like(wanted, dtype=torch.bool)
         start = postings.weights[order[of_entries]]
-        moved, bias[first:end] = _descend(
+        moved[order[of_entries]], bias[first:end] = _descend(
             start,
             end - first,
             label - first,
@@ -119,8 +119,7 @@ def train_postings(
             texts.weights[place[is_there]],
             steps,
         )
-        weights[order[of_entries]] = moved
-    return postings._replace(weights=weights, bias=bias)
+    return postings._replace(moved=moved, bias=bias)
 
 
 def _descend(
@@ -133,7 +132,7 @@ def _descend(
     value: Float32[Tensor, " product"],
     steps: int,
 ) -> tuple[Float32[Tensor, " entry"], Float32[Tensor, " label"]]:
-    """Return the vectors and biases of some labels after training.
+    """Return what training adds to the vectors of some labels, and their biases.
 
     Args:
         start: Entries of their mean vectors.
@@ -161,7 +160,7 @@ def _descend(
             optimizer.step()
             schedule.step()
     return (
-        start + _SHARE * (weights.detach() / _SCALE - start),
+        _SHARE * (weights.detach() / _SCALE - start),
         _SHARE * (bias.detach() + 1),
     )
 
