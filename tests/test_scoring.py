@@ -117,7 +117,7 @@ def test_the_model_predicts_what_was_measured(complete, compose, overrides, scor
 
 
 def test_validation_queries_are_in_no_lexical_vector_while_weights_are_chosen_and_are_afterwards(
-    train, tmp_path, monkeypatch
+    train, tmp_path, monkeypatch, capsys
 ):
     built = []
     original = prime_xmc.scoring.build_postings
@@ -133,6 +133,10 @@ def test_validation_queries_are_in_no_lexical_vector_while_weights_are_chosen_an
     special = json.loads((tmp_path / "model" / "lexical" / "lexical.json").read_text())["special_ids"]
     assert {101, 102} <= set(special)
     assert not set(special) & set(written["terms"].tolist())
+    first_right = load_predictions(tmp_path / "predictions_ensemble.npz")[0][:, 0]
+    share = np.mean([first in row for first, row in zip(first_right, made.data.corpus.test.positives, strict=True)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"In words, of 60 test texts: the first answer is right for {share:.0%}" in printed
     assert read_ensemble(tmp_path / "model", encoder_digest(tmp_path / "model")).lexical
 
 

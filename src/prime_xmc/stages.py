@@ -24,8 +24,9 @@ from prime_xmc.assemble import (
     method_callbacks,
 )
 from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.evaluation.in_words import print_in_words, put_in_words
 from prime_xmc.evaluation.metrics import evaluate
-from prime_xmc.evaluation.predictions import save_predictions
+from prime_xmc.evaluation.predictions import load_predictions, save_predictions
 from prime_xmc.evaluation.rank import rank_by
 from prime_xmc.export.bundle import save_bundle, update_metrics
 from prime_xmc.export.scorers import SCORERS, label_vectors, read_prototypes, save_classifiers
@@ -157,8 +158,20 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
                 update_metrics(run_dir / "model", metrics)
                 show_scorers(metrics, weights)
                 show_stage_passes(metrics)
+            _show_in_words(run_dir, data)
             write_json(run_dir / METRICS, metrics)  # last: it says that the run is finished
     return TrainedPrototypes(metrics, module, data, trainer)
+
+
+def _show_in_words(run_dir: Path, data: PrimeDataModule) -> None:
+    """Print for people what the predictions for the test split are worth, those of the ensemble where there is one."""
+    found = [path for name in ("predictions_ensemble.npz", "predictions.npz") if (path := run_dir / name).is_file()]
+    if found:
+        train = data.corpus.train.positives.take(data.sampler.query_ids)
+        frequency = np.bincount(train.values.astype(np.int64), minlength=data.corpus.num_labels)
+        words = put_in_words(load_predictions(found[0])[0], data.corpus.test.positives, frequency)
+        if words is not None:
+            print_in_words(words, "test")
 
 
 def classify_settings(config: DictConfig) -> list[str] | None:
