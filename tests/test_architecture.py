@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "command_line": {"conf_files"},
     "tables": {"files"},
     "data": {"files", "progress"},
+    "conversion": {"files", "progress", "tables", "data"},
     "index": {"files"},
     "model": {"files"},
     "app": {"conf_files", "command_line", "printing", "data", "model"},
@@ -40,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "bundle": {"export"},  # an old name
     "__main__": {"conf_files", "command_line"},
 }
-ENTRY_POINTS = {"train", "classify", "evaluate", "predict", "prepare", "plan", "report"}
+ENTRY_POINTS = {"convert", "train", "classify", "evaluate", "predict", "prepare", "plan", "report"}
 ALLOWED = {
     "lightning": {
         "data/datamodule.py",
@@ -75,7 +76,14 @@ ALLOWED = {
     },
     "wandb": {"training/tracking.py"},
     "jinja2": {"reporting/page.py"},  # of an extra
-    "pyarrow": {"tables/columnar_rows.py", "tables/parquet_writer.py", "tables/reader.py", "tables/writer.py"},
+    "pyarrow": {
+        "tables/columnar_rows.py",
+        "tables/parquet_writer.py",
+        "tables/reader.py",
+        "tables/writer.py",
+        "conversion/store.py",
+    },
+    "duckdb": {"conversion/store.py"},
     "pickle": {"training/checkpoints.py"},  # the name of the error with which torch refuses one
 }
 
