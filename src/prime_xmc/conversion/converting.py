@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from jaxtyping import Bool
 
 from prime_xmc.conversion.guessing import (
     LABEL_ID_NAMES,
@@ -27,7 +28,6 @@ from prime_xmc.conversion.guessing import (
 from prime_xmc.conversion.layouts import Inputs
 from prime_xmc.conversion.sparse_files import read_sparse
 from prime_xmc.conversion.store import TEST, TRAIN, LabelRow, Place, QueryRow, Store, open_store
-from prime_xmc.data.corpus import Ragged
 from prime_xmc.data.fitting import size_of_test_split
 from prime_xmc.data.splitting import choose_test_queries
 from prime_xmc.files import publishing, write_json
@@ -131,7 +131,8 @@ def convert(inputs: Inputs, output: Path, settings: Settings) -> Conversion:
     """Write the raw files of `inputs` to the folder `output`, which appears when it is complete.
 
     Rows are read one after the other into a database on disk that groups and joins them, so that memory does not grow
-    with the files. Only while a test split is chosen, it holds 40 bytes for each pair of a query and a label.
+    with the files. Only while a test split is chosen, it holds 8 bytes for each pair of a query and a label, and 24
+    for each query.
 
     Args:
         inputs: The files; see `find_inputs` for folders.
@@ -176,9 +177,9 @@ class _Converter:
             raise ValueError(f"{self.inputs.queries} has no rows; expected a row for each query")
         self._group()
         num_labels = self._number_labels(reference)
-        test_rows = self._split(num_labels)
+        is_test = self._split(num_labels)
         with publishing(self.output, replace=True) as temporary:
-            counts = self._write(temporary, test_rows, num_labels)
+            counts = self._write(temporary, is_test, num_labels)
             self.conversion.record = self._record(counts)
             write_json(temporary / RECORD, self.conversion.record)
         return self.conversion
@@ -412,22 +413,21 @@ class _Converter:
         done = {"add": "become labels, with their names as texts", "drop": "are dropped"}[self.settings.unknown_labels]
         self.note("  unknown", f"{found}; they {done}")
 
-    def _split(self, num_labels: int) -> set[int]:
-        """Return the rows of the queries that become the test split."""
+    def _split(self, num_labels: int) -> Bool[np.ndarray, "row"]:
+        """Return which rows of the training queries become the test split."""
+        is_test = np.zeros(self.store.num_rows(TRAIN), dtype=bool)
         share = self.settings.test_share
         if self.inputs.test is not None:
             if share:
                 raise ValueError(f"test_share={share} and test={self.inputs.test} are both given; leave one out")
-            return set()
-        rows = self.store.query_rows(TRAIN)
-        wanted = size_of_test_split(len(rows)) if share is None else round(share * len(rows))
+            return is_test
+        num_queries = self.store.num_queries(TRAIN)
+        wanted = size_of_test_split(num_queries) if share is None else round(share * num_queries)
         if wanted == 0:
             self.note("test", "no test queries are split off" + (", since there are too few" if share is None else ""))
-            return set()
-        queries, labels = self.store.pairs(TRAIN)
-        pairs = np.stack([np.searchsorted(rows, queries), labels], axis=1)
-        positives = Ragged.from_pairs(pairs, len(rows), np.int32)
-        frequency = np.bincount(labels, minlength=num_labels)
+            return is_test
+        rows, positives = self.store.positives(TRAIN)
+        frequency = np.bincount(positives.values, minlength=num_labels)
         chosen = choose_test_queries(positives, frequency, wanted, self.settings.seed, spare_only=True)
         how = "a fifth, at most 2,000" if share is None else f"test_share={share}"
         short = (
@@ -437,11 +437,12 @@ class _Converter:
             "test",
             f"split off the queries ({how}; seed={self.settings.seed}); every label keeps a training query{short}",
         )
-        return set(rows[chosen].tolist())
+        is_test[rows[chosen]] = True
+        return is_test
 
-    def _write(self, folder: Path, test_rows: set[int], num_labels: int) -> dict[str, Any]:
+    def _write(self, folder: Path, is_test: Bool[np.ndarray, "row"], num_labels: int) -> dict[str, Any]:
         counts = {name: {"queries": 0, "pairs": 0} for name in ("trn", "tst")}
-        names = {"trn"} | ({"tst"} if test_rows or self.inputs.test is not None else set())
+        names = {"trn"} | ({"tst"} if is_test.any() or self.inputs.test is not None else set())
         files = {name: (folder / f"{name}.json").open("wb") for name in sorted(names)}
         try:
             for split, path in self.paths.items():
@@ -449,7 +450,7 @@ class _Converter:
                     continue
                 rows = self.store.read_queries(split)
                 for row, uid, texts, labels in track(rows, "writing", self.store.num_queries(split)):
-                    name = "tst" if split == TEST or row in test_rows else "trn"
+                    name = "tst" if split == TEST or is_test[row] else "trn"
                     fields = dict(zip(self.conversion.fields, texts, strict=True))
                     files[name].write(orjson.dumps({"uid": uid, **fields, "target_ind": labels}) + b"\n")
                     counts[name]["queries"] += 1

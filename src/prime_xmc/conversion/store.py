@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
+from prime_xmc.data.corpus import Ragged
+
 _BATCH_ROWS, _BATCH_CHARACTERS = 8192, 1 << 24  # whichever comes first: there are texts of 100,000 characters
 _FETCHED = 2048  # rows of a result at once
 TRAIN, TEST = 0, 1  # splits
@@ -222,21 +224,24 @@ class Store:
         )
         return self._number("SELECT count(*) FROM labels"), self._labels - num_given
 
-    def pairs(self, split: int) -> tuple[Int64[np.ndarray, "pair"], Int64[np.ndarray, "pair"]]:
-        """Return query and label of each pair of a split, by ascending query; a query is numbered by its first row.
+    def positives(self, split: int) -> tuple[Int64[np.ndarray, "query"], Ragged]:
+        """Return the first row of each query of a split, ascending, and its labels.
 
-        Both are held in memory, 16 bytes a pair.
+        They are held in memory: 8 bytes a pair of query and label while they are fetched, and 24 a query.
         """
-        found = self._db.execute("SELECT first, label FROM pairs WHERE split = $split ORDER BY ALL", {"split": split})
-        columns = found.fetchnumpy()
-        return np.asarray(columns["first"], np.int64), np.asarray(columns["label"], np.int64)
-
-    def query_rows(self, split: int) -> Int64[np.ndarray, "query"]:
-        """Return the first row of each query of a split, ascending."""
-        found = self._db.execute(
-            "SELECT DISTINCT first FROM firsts WHERE split = $split ORDER BY first", {"split": split}
-        )
-        return np.asarray(found.fetchnumpy()["first"], np.int64)
+        counted = self._db.execute(
+            "SELECT first, count(label) AS labels FROM (SELECT DISTINCT first FROM firsts WHERE split = $split) "
+            "LEFT JOIN (SELECT first, label FROM pairs WHERE split = $split) USING (first) GROUP BY first "
+            "ORDER BY first",
+            {"split": split},
+        ).fetchnumpy()
+        offsets = np.concatenate([[0], np.cumsum(counted["labels"], dtype=np.int64)])
+        values = np.empty(offsets[-1], dtype=np.int32)
+        start = 0
+        for (labels,) in self._batches(f"SELECT label::INTEGER FROM pairs WHERE split = {split} ORDER BY first"):
+            values[start : start + len(labels)] = labels
+            start += len(labels)
+        return np.asarray(counted["first"], np.int64), Ragged(values, offsets)
 
     def num_queries(self, split: int) -> int:
         """Return the number of queries of a split."""
@@ -262,9 +267,14 @@ class Store:
         yield from self._fetch("SELECT uid, texts FROM labels ORDER BY label")
 
     def _fetch(self, query: str) -> Iterator[tuple]:
+        for columns in self._batches(query):
+            yield from zip(*(column.to_pylist() for column in columns), strict=True)
+
+    def _batches(self, query: str) -> Iterator[list[pa.Array]]:
+        """Yield the columns of a result, some rows at a time."""
         with self._db.cursor() as cursor:
             for batch in cursor.sql(query).to_arrow_reader(_FETCHED):
-                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+                yield batch.columns
 
     def _insert(self, columns: dict[str, pa.Array], statement: str) -> None:
         self._db.register("batch", pa.table(columns))
