@@ -1,4 +1,4 @@
-import sys
+import pytest
 
 from prime_xmc.app import compose
 from prime_xmc.convert import run
@@ -12,14 +12,14 @@ def test_command_ends_with_what_was_found_and_the_next_command(tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "  text       'question' (by its name; text_column= names another)\n" in printed
     assert "separated by ';', as in 'a', 'b' (label_separator= says otherwise)\n" in printed
+    assert "\n2 training queries, 2 labels, 3 training pairs" in printed
     assert printed.endswith(f"\nNext:\n  python -m prime_xmc.train dataset=custom dataset.dir={out}\n")
-    assert sorted(path.name for path in out.iterdir()) == ["conversion.json", "lbl.json", "trn.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("audit.html", "audit.json", "conversion.json", "lbl.json", "trn.json")
+    ]
 
 
 def test_without_the_engine(tmp_path, monkeypatch):
-    import pytest
-
-    monkeypatch.setitem(sys.modules, "duckdb", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs duckdb: pip install 'prime_xmc\[tables\]'"):
         run(compose("convert", ["queries=a.csv", f"output={tmp_path}/out"]))

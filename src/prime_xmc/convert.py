@@ -3,12 +3,15 @@
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig
 
 from prime_xmc.app import run_app
 from prime_xmc.printing import unfailing_output
+
+if TYPE_CHECKING:
+    from prime_xmc.conversion.converting import Conversion
 
 
 def run(config: DictConfig) -> Path:
@@ -18,7 +21,7 @@ def run(config: DictConfig) -> Path:
         FileNotFoundError: If a file is missing.
         ValueError: If a file cannot be read, a setting does not fit, or a library is missing.
     """
-    if missing := [name for name in ("duckdb", "pyarrow") if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in ("duckdb", "pyarrow", "jinja2") if importlib.util.find_spec(name) is None]:
         raise ValueError(f"a conversion needs {missing[0]}: pip install 'prime_xmc[tables]'")
     from prime_xmc.conversion.converting import Settings, convert
     from prime_xmc.conversion.layouts import Inputs, find_inputs
@@ -30,8 +33,25 @@ def run(config: DictConfig) -> Path:
     with unfailing_output():
         width = max(len(subject) for subject, _ in conversion.notes)
         sys.stdout.writelines(f"{subject:<{width}}  {sentence}\n" for subject, sentence in conversion.notes)
+        if config.audit:
+            sys.stdout.write(f"\n{_audit(conversion)}")
         sys.stdout.write(f"\nNext:\n  {conversion.command('train')}\n")
     return conversion.directory
+
+
+def _audit(conversion: "Conversion") -> str:
+    """Write the page and the record of an audit into the new folder, and return its short form."""
+    from prime_xmc.auditing.audit_data import audit
+    from prime_xmc.auditing.audit_page import write_audit
+    from prime_xmc.auditing.summary import summary
+    from prime_xmc.data.raw import RawFiles
+
+    folder = conversion.directory
+    source = RawFiles(folder, folder.name, conversion.fields, conversion.label_fields, num_test=None)
+    found = audit(source)
+    write_audit(found, folder / "audit.html", folder / "audit.json", conversion.command("audit"))
+    more = f"{folder / 'audit.html'} has all of it; with the lengths of texts in tokens:\n"
+    return f"{summary(found, remarks=False)}{more}  {conversion.command('audit')}\n"
 
 
 def _path(name: str) -> Path:

@@ -35,7 +35,9 @@ def rows(scale: float) -> Iterator[Row]:
             growth, seconds = fresh_process(growth_of_convert, str(folder))[0]
             measured.append((size, growth, seconds))
         (size, growth, seconds), (small_size, small_growth, _) = measured
-        note = f"{growth / 1e6:.0f} MB for {size / 1e6:.0f} MB, {small_growth / 1e6:.0f} MB for {small_size / 1e6:.0f} MB"
+        note = (
+            f"{growth / 1e6:.0f} MB for {size / 1e6:.0f} MB, {small_growth / 1e6:.0f} MB for {small_size / 1e6:.0f} MB"
+        )
         note += f"; memory_limit={MEMORY_LIMIT} for the engine"
         yield growth_target.row(growth / small_growth, note)
         yield share_target.row(growth / size, note)

@@ -77,10 +77,14 @@ def open_store(folder: Path, *, memory_limit: str, threads: int | None) -> Itera
     Raises:
         ValueError: If the engine does not understand the limit.
     """
-    config: dict[str, str | int] = {"temp_directory": str(folder / "spilled"), "preserve_insertion_order": "false"}
+    config: dict[str, str | int] = {
+        "temp_directory": str(folder / "spilled"),
+        "preserve_insertion_order": "false",
+    }
     if threads is not None:
         config["threads"] = threads
     with duckdb.connect(str(folder / "rows.duckdb"), config=config) as connection:
+        connection.execute("SET enable_progress_bar = false")  # it would go to standard output, which is for results
         try:
             connection.execute("SET memory_limit = $limit", {"limit": memory_limit})
         except duckdb.Error as error:
