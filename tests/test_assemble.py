@@ -121,7 +121,7 @@ class TestData:
     def test_data_without_a_label_on_any_query_are_refused(self, small, tmp_path):
         config = small()
         (tmp_path / "trn.json").write_text('{"title": "a", "target_ind": []}\n' * 20)
-        with pytest.raises(ValueError, match="custom: no training query has a label.*prime_xmc.audit"):
+        with pytest.raises(ValueError, match=r"custom: no training query has a label.*prime_xmc\.audit"):
             make_data(config)
 
     def test_a_test_split_without_a_label_on_any_query_is_refused(self, small, tmp_path):

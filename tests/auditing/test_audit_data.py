@@ -190,10 +190,11 @@ def test_distributions(tmp_path):
     assert dict(zip(labels.ranges, labels.counts["trn.json"], strict=True))["2"] == 1
     assert labels.counts["trn.json"] == (1, 1, 1, 0, 0, 0, 0)
     assert queries.counts == {"lbl.json": (1, 1, 1, 0, 0, 0, 0)}
-    assert lengths.ranges == ("1", "2", "3", "4", "5–6", "7–8", "9–16", "17+")
-    assert lengths.counts["trn.json"] == (1, 0, 1, 0, 0, 0, 1, 0)
+    assert lengths.ranges == ("1", "2", "3", "4", "5–8", "9–16", "17+")
+    assert lengths.counts["trn.json"] == (1, 0, 1, 0, 0, 1, 0)
     (cut,) = [finding for finding in found.findings if finding.kind == "long_text"]
     assert (cut.file, cut.count, cut.total) == ("trn.json", 1, 3)
+    assert [each.line for each in cut.examples] == [3]
 
 
 def test_json(tmp_path):

@@ -357,20 +357,22 @@ def _filters(data: DataScan, own: dict[str, np.ndarray]) -> tuple[dict[str, np.n
 def _lengths(
     data: DataScan, count_tokens: Callable[[Sequence[str]], Sequence[int]], max_length: int
 ) -> tuple[Distribution, list[Finding]]:
-    edges = sorted({max(1, round(max_length * share)) for share in (0.25, 0.5, 0.75, 1, 1.5, 2, 4)})
+    edges = sorted({max(1, round(max_length * share)) for share in (0.25, 0.5, 0.75, 1, 2, 4)})
     ranges = [(low + 1, high) for low, high in zip([0, *edges[:-1]], edges, strict=True)]
     bounds = [*ranges, (edges[-1] + 1, None)]
-    counts, found, longest = {}, [], {}
+    counts: dict[str, tuple[int, ...]] = {}
+    found: list[Finding] = []
     for file in (*data.splits.values(), data.labels):
         lengths = np.asarray(count_tokens(file.sample), dtype=np.int64)
         counts[file.path.name] = _histogram(lengths, bounds)
-        longest[file.path.name] = int(lengths.max(initial=0))
-        num_cut = int((lengths > max_length).sum())
-        if num_cut:
+        is_cut = lengths > max_length
+        if is_cut.any():
             median, most = np.percentile(lengths, [50, 95]).round().astype(int).tolist()
             note = f"Half of the texts have at most {median:,} tokens, 95 % at most {most:,}."
             sampled = f" Counted in {len(lengths):,} texts drawn at random." if len(file) > SAMPLED else ""
-            found.append(Finding("long_text", file.path.name, num_cut, len(lengths), (), note + sampled))
+            rows = np.sort(np.asarray(file.sample_rows)[is_cut])
+            total = len(lengths)
+            found += _finding(data, "long_text", file, len(rows), rows, total=total, note=note + sampled)
     note = f"{max_length:,} tokens of a text are read (dataset.max_length), special tokens included."
     if any(len(file) > SAMPLED for file in (*data.splits.values(), data.labels)):
         note += f" Of each file {SAMPLED:,} texts were drawn at random."

@@ -134,7 +134,7 @@ KINDS = {
         "Filter these pairs: write_filters=true writes them to the filter files.",
     ),
     "unfiltered_self": Kind(
-        "remark",
+        "warning",
         "Queries that are labels themselves, without a filter",
         "The most similar label of such a query is itself. It is no label of the query, so that it counts as a miss.",
         "Filter these pairs: write_filters=true writes them to the filter files.",

@@ -57,6 +57,7 @@ class FileScan:
         positives: Label ids of each query; none for labels.
         words: Words of the first lines, as many as are compared.
         sample: Texts drawn at random, cut.
+        sample_rows: Their rows.
         kinds: Rows by kind of finding.
         has_mark: Whether it begins with a byte-order mark.
         has_windows_ends: Whether its first lines end as in Windows.
@@ -70,6 +71,7 @@ class FileScan:
     positives: Ragged
     words: WordSets
     sample: list[str]
+    sample_rows: list[int]
     kinds: dict[str, FirstRows]
     has_mark: bool
     has_windows_ends: bool
@@ -148,7 +150,8 @@ def shorten(text: str) -> str:
 def _scan_file(path: Path, fields: Sequence[str], num_labels: int | None, max_compared: int) -> FileScan:
     arrays = {name: array("q") for name in ("texts", "titles", "uids", "all_uids")}
     values, ends = array("i"), array("q", [0])
-    words, kinds, sample = WordSets(), dict[str, FirstRows](), list[str]()
+    words, kinds = WordSets(), dict[str, FirstRows]()
+    sample: list[tuple[int, str]] = []
     rng = np.random.default_rng(0)
 
     def count(kind: str, row: int) -> None:
@@ -173,14 +176,15 @@ def _scan_file(path: Path, fields: Sequence[str], num_labels: int | None, max_co
             count("query_without_labels", row)
         place = row if row < SAMPLED else int(rng.integers(row + 1))
         if place < SAMPLED:
-            sample[place : place + 1] = [text[:LONGEST]]
+            sample[place : place + 1] = [(row, text[:LONGEST])]
     mark, windows = _beginning(path)
     return FileScan(
         path,
         **{name: np.frombuffer(each, dtype=np.int64) for name, each in arrays.items()},
         positives=Ragged(np.frombuffer(values, dtype=np.int32), np.frombuffer(ends, dtype=np.int64)),
         words=words,
-        sample=sample,
+        sample=[text for _, text in sample],
+        sample_rows=[row for row, _ in sample],
         kinds=kinds,
         has_mark=mark,
         has_windows_ends=windows,
