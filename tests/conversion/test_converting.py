@@ -369,6 +369,13 @@ def test_awkward_files(tmp_path, name):
     assert found["lbl"] == [(label, label) for label in names]
 
 
+def test_a_table_of_excel(tmp_path):
+    (tmp_path / "q.csv").write_bytes("text;labels\r\ncafé – naïve;ä,ö\r\nthé;ö\r\nañil;ä\r\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"q\.csv, line 2: not UTF-8.*encoding=cp1252"):
+        run(tmp_path / "q.csv")
+    assert read(run(tmp_path / "q.csv", encoding="cp1252"))["trn"][0] == ("café – naïve", ["ä", "ö"])
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

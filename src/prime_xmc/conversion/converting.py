@@ -32,7 +32,7 @@ from prime_xmc.data.fitting import size_of_test_split
 from prime_xmc.data.splitting import choose_test_queries
 from prime_xmc.files import publishing, write_json
 from prime_xmc.progress import track
-from prime_xmc.tables.reader import AUTO, OpenTable, open_table
+from prime_xmc.tables.reader import AUTO, UTF_8, OpenTable, open_table
 
 RECORD = "conversion.json"
 FORMAT = 1  # of the record
@@ -58,6 +58,7 @@ class Settings:
         unknown_labels: What is done with labels that the file of labels lacks, one of `UNKNOWN`.
         input_format: Format of all tables, or "auto".
         delimiter: What separates the cells of CSV; None: by the header.
+        encoding: Encoding of the files that are made of lines.
         test_share: Share of the queries to split off where no test queries are given; None: a fifth, at most 2,000.
         seed: Seed of the split.
         memory_limit: Memory for the engine that groups and joins.
@@ -78,6 +79,7 @@ class Settings:
     unknown_labels: str = "error"
     input_format: str = AUTO
     delimiter: str | None = None
+    encoding: str = UTF_8
     test_share: float | int | None = None
     seed: int = 0
     memory_limit: str = "1GB"
@@ -157,7 +159,12 @@ def convert(inputs: Inputs, output: Path, settings: Settings) -> Conversion:
         tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work,
         open_store(Path(work), memory_limit=settings.memory_limit, threads=settings.threads) as store,
     ):
-        return _Converter(inputs, output, settings, store).run()
+        try:
+            return _Converter(inputs, output, settings, store).run()
+        except ValueError as error:
+            if isinstance(error.__cause__, UnicodeError) and settings.encoding == UTF_8:
+                raise ValueError(f"{error}, or say what it is in, such as encoding=cp1252") from error
+            raise
 
 
 class _Converter:
@@ -291,8 +298,13 @@ class _Converter:
         self.note("  separator", f"{describe_separator(separator)}{shown} ({reason})")
 
     def _open(self, path: Path) -> Any:
+        given = self.settings
         return open_table(
-            path, input_format=self.settings.input_format, delimiter=self.settings.delimiter, wanted=LABEL_TEXT_NAMES
+            path,
+            input_format=given.input_format,
+            delimiter=given.delimiter,
+            wanted=LABEL_TEXT_NAMES,
+            encoding=given.encoding,
         )
 
     def _read_labels(self, reference: Reference | None) -> None:
