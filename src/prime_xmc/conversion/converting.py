@@ -2,7 +2,7 @@
 
 import shlex
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from prime_xmc.conversion.guessing import (
     LABEL_ID_NAMES,
     LABEL_TEXT_NAMES,
+    LIST,
     ROW,
     Column,
     Reference,
@@ -223,6 +224,9 @@ class _Converter:
         else:
             self.note("  labels", f"{inputs.positives}, a line for each query")
             cells = [row.labels for row in islice(read_sparse(inputs.positives), _SAMPLE)]
+        self._note_unused(
+            columns, {*self.text_columns, self.uid_column, self.labels_column}, "text_column", self.text_columns
+        )
         if inputs.labels is None:
             separator = guess_separator(cells) if given.label_separator is None else given.label_separator
             reference = None
@@ -258,8 +262,8 @@ class _Converter:
             text = Column(rest[0], "the first one left; label_text_column= names another")
         likely = [name for name in (uid.column, text.column) if name is not None]
         likely += [name for name in columns if name not in likely]
-        if self.inputs.positives is not None:
-            reference = Reference(ROW, "list", 0, 0)
+        if self.inputs.positives is not None and all(label.isdigit() for row in cells for label in row):
+            reference = Reference(ROW, LIST, 0, 0)
         else:
             with self._open(path) as table:
                 rows = (row.values for row in table.rows(strings=True))
@@ -278,6 +282,8 @@ class _Converter:
             self.note("  id", uid.reason)
         else:
             self._note_column("  id", uid, (str(uid.column),))
+        used = {*self.label_text_columns, self.label_uid, self.reference}
+        self._note_unused(columns, used, "label_text_column", self.label_text_columns)
         by = "the number of its row, from 0" if reference.column == ROW else repr(reference.column)
         if self.inputs.positives is None:
             self.note(
@@ -290,6 +296,11 @@ class _Converter:
     def _note_column(self, subject: str, choice: Column, columns: Sequence[str]) -> None:
         names = ", ".join(map(repr, columns))
         self.note(subject, f"{names} ({choice.reason})")
+
+    def _note_unused(self, columns: Sequence[str], used: Set[str | None], key: str, texts: Sequence[str]) -> None:
+        if unused := [name for name in columns if name not in used]:
+            shown = f"{', '.join(map(repr, unused[:5]))}{', …' if len(unused) > 5 else ''}"
+            self.note("  not used", f"{shown}; {key}=[{','.join([*texts, unused[0]])}] adds a column to the text")
 
     def _note_separator(self, cells: Sequence[str | list[str]], separator: str) -> None:
         reason = "given" if self.settings.label_separator is not None else "label_separator= says otherwise"
