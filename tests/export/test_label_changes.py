@@ -4,21 +4,11 @@ import pytest
 import torch
 
 from prime_xmc.data.corpus import Ragged
-from prime_xmc.export.label_changes import (
-    ExampleQuery,
-    NewLabel,
-    add_labels,
-    mean_queries,
-    remove_labels,
-    rename_labels,
-)
+from prime_xmc.export.label_changes import Example, NewLabel, add_labels, mean_queries, remove_labels, rename_labels
 from prime_xmc.export.label_tables import read_label_tables
 
 NEW = [NewLabel("n1", "purple dragon"), NewLabel("n2", "orange boat")]
-EXAMPLES = [
-    ExampleQuery("a dragon that is purple", ("n1",)),
-    ExampleQuery("a purple dragon in a boat", ("n1", "l3", "n2")),
-]
+EXAMPLES = [Example("a dragon that is purple", ("n1",)), Example("a purple dragon in a boat", ("n1", "l3", "n2"))]
 
 
 @pytest.fixture
@@ -96,9 +86,9 @@ class TestAdd:
             ([NewLabel("l3", "x")], [], "'l3': in the model already; rename it, or remove it before"),
             ([NewLabel("n", "x"), NewLabel("n", "y")], [], "'n': given more than once"),
             ([NewLabel("n", " ")], [], "'n': neither a text nor a query; give one"),
-            (NEW, [ExampleQuery("q", ("n7",))], "example query 1, 'q': there is no label 'n7', neither among"),
-            (NEW, [EXAMPLES[0], ExampleQuery("q", ("l3",))], "example query 2, 'q': none of its labels is to be added"),
-            (NEW, [ExampleQuery("q", ())], "example query 1, 'q': none of its labels"),
+            (NEW, [Example("q", ("n7",))], "example query 1, 'q': there is no label 'n7', neither among"),
+            (NEW, [EXAMPLES[0], Example("q", ("l3",))], "example query 2, 'q': none of its labels is to be added"),
+            (NEW, [Example("q", ())], "example query 1, 'q': none of its labels"),
         ],
     )
     def test_mistakes(self, tables, predictor, labels, examples, message):
@@ -106,7 +96,7 @@ class TestAdd:
             add_labels(tables, predictor, labels, examples)
 
     def test_a_query_is_enough(self, tables, predictor):
-        after = add_labels(tables, predictor, [NewLabel("n", "")], [ExampleQuery("q", ("n",))])
+        after = add_labels(tables, predictor, [NewLabel("n", "")], [Example("q", ("n",))])
         assert after.records[-1]["queries"] == 1
 
 

@@ -9,14 +9,11 @@ import pytest
 import torch
 
 import prime_xmc
-from prime_xmc.export.label_changes import ExampleQuery, NewLabel, add_labels, remove_labels
+from prime_xmc.export.label_changes import Example, NewLabel, add_labels, remove_labels
 from prime_xmc.export.label_tables import read_label_tables, write_label_tables
 
 NEW = [NewLabel("n1", "purple dragon"), NewLabel("n2", "orange boat")]
-EXAMPLES = [
-    ExampleQuery("a dragon that is purple", ("n1",)),
-    ExampleQuery("a purple dragon in a boat", ("n1", "l3", "n2")),
-]
+EXAMPLES = [Example("a dragon that is purple", ("n1",)), Example("a purple dragon in a boat", ("n1", "l3", "n2"))]
 SCORERS = ("theta", "W", "neighbours", "lexical", "ensemble")
 
 

@@ -34,7 +34,7 @@ class NewLabel(NamedTuple):
     text: str
 
 
-class ExampleQuery(NamedTuple):
+class Example(NamedTuple):
     """A query whose labels are known.
 
     Attributes:
@@ -47,7 +47,7 @@ class ExampleQuery(NamedTuple):
 
 
 def add_labels(
-    tables: LabelTables, predictor: Predictor, labels: Sequence[NewLabel], examples: Sequence[ExampleQuery] = ()
+    tables: LabelTables, predictor: Predictor, labels: Sequence[NewLabel], examples: Sequence[Example] = ()
 ) -> LabelTables:
     """Return the tables with further labels, whose rows follow those of the others.
 
@@ -222,7 +222,7 @@ def mean_queries(
     return torch.where(counts > 0, sums / counts.clamp(min=1), label_emb.float())
 
 
-def _rows_of(examples: Sequence[ExampleQuery], place: Mapping[str, list[int]], num_before: int) -> list[np.ndarray]:
+def _rows_of(examples: Sequence[Example], place: Mapping[str, list[int]], num_before: int) -> list[np.ndarray]:
     """Return the labels of each example by their rows, ascending, each once."""
     rows = []
     for number, example in enumerate(examples, start=1):

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from prime_xmc.export.label_changes import ExampleQuery, NewLabel
+from prime_xmc.export.label_changes import Example, NewLabel
 from prime_xmc.tables.line_rows import Row
 from prime_xmc.tables.reader import OpenTable, open_table
 
@@ -56,7 +56,7 @@ def read_examples(
     query_column: str | None = None,
     label_column: str | None = None,
     separator: str | None = None,
-) -> list[ExampleQuery]:
+) -> list[Example]:
     """Return the queries of a file with their labels; rows with the same query are one query.
 
     A cell has the identifier of a label, or several in a list or separated.
@@ -85,7 +85,7 @@ def read_examples(
                     "the model; correct it, or say by separator= how the labels of a cell are separated"
                 )
             examples.setdefault(_cell(table, row, query), {}).update(dict.fromkeys(uids))
-    return [ExampleQuery(text, tuple(uids)) for text, uids in examples.items()]
+    return [Example(text, tuple(uids)) for text, uids in examples.items()]
 
 
 def _column(
