@@ -27,6 +27,7 @@ from prime_xmc.training.callbacks import RebuildClusters
 PHASES = ("prepare", "initialise", "clusters", "steps", "validation", "save", "export", "test")
 # between equal runs
 VARYING = {"train/seconds", "train/queries_per_second", "peak_rss_bytes", "git_commit"}
+VARYING |= {"classify/seconds", "classify/queries_per_second", "ensemble/seconds"}
 VARYING |= {f"seconds/{phase}" for phase in (*PHASES, "probe")}
 EPOCHS = 4
 

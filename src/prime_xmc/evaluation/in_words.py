@@ -16,7 +16,7 @@ _FEW_TEXTS = 200  # below that, an accuracy is known to within several points
 _WIDE = 0.1  # difference between frequent and rare labels that is worth a word
 
 
-class Group(NamedTuple):
+class LabelGroup(NamedTuple):
     """Labels with about as many training texts.
 
     Attributes:
@@ -46,7 +46,7 @@ class InWords(NamedTuple):
     num_texts: int
     first_right: float
     found: float
-    groups: Sequence[Group]
+    groups: Sequence[LabelGroup]
     advice: str
 
 
@@ -72,11 +72,11 @@ def put_in_words(
         if is_in.any():
             name = str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
             size = len(np.unique(labels[is_in]))
-            groups.append(Group(name, size, int(is_in.sum()), float(is_found[is_in].mean())))
+            groups.append(LabelGroup(name, size, int(is_in.sum()), float(is_found[is_in].mean())))
     return InWords(num_texts, first_right, float(is_found.mean()), groups, _advise(num_texts, first_right, groups))
 
 
-def _advise(num_texts: int, first_right: float, groups: Sequence[Group]) -> str:
+def _advise(num_texts: int, first_right: float, groups: Sequence[LabelGroup]) -> str:
     if num_texts < _FEW_TEXTS:
         error = 100 * (first_right * (1 - first_right) / num_texts) ** 0.5
         return (
@@ -106,7 +106,7 @@ def _advise(num_texts: int, first_right: float, groups: Sequence[Group]) -> str:
     return "Rare labels are found about as often as frequent ones: more epochs or a larger encoder may help."
 
 
-def _share(groups: Sequence[Group]) -> float | None:
+def _share(groups: Sequence[LabelGroup]) -> float | None:
     num_pairs = sum(group.num_pairs for group in groups)
     return sum(group.found * group.num_pairs for group in groups) / num_pairs if num_pairs else None
 
