@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prime_xmc.export.input_format import FORMATS, WHOLE_TEXT, delimiter_of, recognise, split_header
+from prime_xmc.tables.input_format import FORMATS, WHOLE_TEXT, delimiter_of, recognise, split_header
 
 logger = logging.getLogger(__name__)
 
