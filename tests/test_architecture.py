@@ -29,9 +29,11 @@ ROOMS: dict[str, set[str]] = {
     "export": {"files", "progress", "tables", "data", "index", "model"},
     "training": {"files", "printing", "progress", "data", "index", "model", "evaluation", "export"},
     "assemble": {"app", "data", "index", "model", "evaluation", "export", "training"},
-    "scoring": {"app", "data", "index", "evaluation", "export", "training", "assemble"},
+    "calibrating": {"data", "index", "evaluation", "export"},
+    "scoring": {"app", "data", "index", "evaluation", "export", "training", "assemble", "calibrating"},
     "stages": {
         *("app", "files", "printing", "data", "index", "model", "evaluation", "export", "training", "assemble"),
+        "calibrating",
         "scoring",
     },
     "api": {"app", "command_line", "conf_files", "data", "stages", "training"},

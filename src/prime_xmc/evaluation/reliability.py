@@ -1,13 +1,16 @@
-"""Probabilities from scores: a monotone curve fitted to answers known to be right or wrong, and how far it holds.
+"""Probabilities from scores: a logistic regression on answers known to be right or wrong, and how far it holds.
 
-An answer is a label among the best of a query. The probability of an answer with the score s is the share of right ones
-among answers with such a score. The curve is an isotonic regression, the best fit that never falls, so the order of
-labels stays as it is; between the centres of its steps it is linear, so different scores keep different probabilities.
+An answer is a label among the best of a query. A score alone does not say how probable it is: the same cosine means
+much where no other label comes near, and little where twenty do. The regression therefore sees the competition too,
 
-Source: isotonic regression by pool adjacent violators, Ayer et al. 1955; as a calibration, Zadrozny and Elkan 2002;
-    linear between the centres of the steps, Oron and Flournoy 2017; expected calibration error, Naeini et al. 2015.
+p = 1 / (1 + exp(-(a score + b crowd + c))),  crowd = t log sum over the best 100 labels of exp(score / t)
+
+with a > 0, so that the order of a query's labels stays as it is. b is below 0 wherever competition counts.
+
+Source: logistic regression as a calibration, Platt 1999; expected calibration error, Naeini et al. 2015.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,27 +18,35 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.evaluation.metrics import hits
+from prime_xmc.index.crowd import crowd, probabilities
 
-DEPTH = 5  # answers of each query on which a curve is judged: those that predict shows by default
+DEPTH = 5  # answers of each query on which probabilities are judged: those that predict shows by default
 NUM_BINS = 10
+TEMPERATURES = (0.02, 0.05, 0.1, 0.2)  # t to choose among, by likelihood
 _FOLDS = 5
-_DECIMALS = 6  # of scores and probabilities that are kept, as predict writes them
+_DECIMALS = 6  # of what is kept, as predict writes scores
+_STEPS = 50  # of Newton's method, which needs about ten
+_LARGEST = 1e4  # of a score in units of its deviation
 
 
-class Curve(NamedTuple):
-    """A piecewise linear curve, flat beyond its ends.
+class Logistic(NamedTuple):
+    """A regression of the probability that an answer is right.
 
     Attributes:
-        scores: Scores, ascending.
-        probabilities: Probability at each score, in [0, 1], never falling.
+        score: Coefficient a of the score, above 0.
+        crowd: Coefficient b of the crowd.
+        bias: Constant c.
+        temperature: Temperature t of the crowd, in units of the score.
     """
 
-    scores: Float64[np.ndarray, " knot"]
-    probabilities: Float64[np.ndarray, " knot"]
+    score: float
+    crowd: float
+    bias: float
+    temperature: float
 
-    def at(self, scores: Float[np.ndarray, "*any"]) -> Float64[np.ndarray, "*any"]:
-        """Return the probabilities of answers with these scores."""
-        return np.interp(scores, self.scores, self.probabilities)
+    def at(self, scores: Float[np.ndarray, "query k"]) -> Float64[np.ndarray, "query k"]:
+        """Return the probabilities of each query's best labels."""
+        return probabilities(scores, crowd(scores, self.temperature)[:, None], self[:3])
 
 
 class Reliability(NamedTuple):
@@ -77,67 +88,86 @@ class Calibrated(NamedTuple):
     """What `calibrate` found.
 
     Attributes:
-        curve: Curve fitted to all answers.
+        regression: Regression on all answers.
         threshold: Score with the best F1; precision, recall and F1 are those of queries that did not choose it.
-        reliability: Reliability of curves fitted to some queries, on others.
+        reliability: Reliability of regressions on some queries, for others.
     """
 
-    curve: Curve
+    regression: Logistic
     threshold: Threshold
     reliability: Reliability
 
 
-def fit_curve(scores: Float[np.ndarray, " answer"], right: Bool[np.ndarray, " answer"]) -> Curve:
-    """Return the curve of the probability that an answer is right.
+def fit_logistic(
+    scores: Float[np.ndarray, "query k"],
+    right: Bool[np.ndarray, "query k"],
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> Logistic | None:
+    """Return the regression that makes what is known of some answers most likely, by Newton's method.
 
-    Each step of the isotonic regression has half a right and half a wrong answer more than there are, so that the few
-    answers with the highest scores do not make a certainty.
+    Score and crowd are brought to the same scale and their coefficients held back a little, as by a normal distribution
+    of variance 1 around 0, so that few answers do not make certainties.
 
     Args:
-        scores: Scores of answers, at least one.
+        scores: Scores of each query's best labels, best first; -inf where it has no more.
         right: Whether each is right.
+        temperatures: Temperatures of the crowd to choose among.
 
-    Example:
-        >>> curve = fit_curve(np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, True, False, True]))
-        >>> curve.scores, curve.probabilities
-        (array([0.1 , 0.25, 0.4 ]), array([0.25, 0.5 , 0.75]))
+    Returns:
+        None where it cannot be had: all answers are right, or none is, or higher scores are not more probable.
     """
-    values, place = np.unique(scores.astype(np.float64), return_inverse=True)
-    counts = np.bincount(place).astype(np.float64)
-    sums = np.bincount(place, weights=right.astype(np.float64))
-    steps = _pool(values, sums, counts)
-    steps = _pool(steps[:, 0] / steps[:, 2], steps[:, 1] + 0.5, steps[:, 2] + 1)  # the smoothed steps may fall again
-    return Curve((steps[:, 0] / steps[:, 2]).round(_DECIMALS), (steps[:, 1] / steps[:, 2]).round(_DECIMALS))
+    is_answer = np.isfinite(scores)
+    known = right[is_answer].astype(np.float64)
+    if not 0 < known.sum() < len(known):
+        return None
+    best: tuple[float, Logistic] | None = None
+    for temperature in temperatures:
+        crowding = np.broadcast_to(crowd(scores, temperature)[:, None], scores.shape)
+        features = np.stack([scores[is_answer].astype(np.float64), crowding[is_answer]], axis=1)
+        likelihood, (a, b, c) = _fit(features, known)
+        if a > 0 and (best is None or likelihood > best[0]):
+            best = likelihood, Logistic(round(a, _DECIMALS), round(b, _DECIMALS), round(c, _DECIMALS), temperature)
+    return None if best is None else best[1]
 
 
-def _pool(
-    values: Float64[np.ndarray, " group"], sums: Float64[np.ndarray, " group"], counts: Float64[np.ndarray, " group"]
-) -> Float64[np.ndarray, "step 3"]:
-    """Return sums of value, of `sums` and of `counts` in the steps of the isotonic regression of sums / counts."""
-    steps: list[list[float]] = []
-    for value, total, count in zip(values.tolist(), sums.tolist(), counts.tolist(), strict=True):
-        step = [value * count, total, count]
-        while steps and steps[-1][1] * step[2] >= step[1] * steps[-1][2]:  # no higher than the one before
-            step = [ours + theirs for ours, theirs in zip(step, steps.pop(), strict=True)]
-        steps.append(step)
-    return np.array(steps)
+def _fit(
+    features: Float64[np.ndarray, "answer 2"], known: Float64[np.ndarray, " answer"]
+) -> tuple[float, tuple[float, float, float]]:
+    """Return the penalised log-likelihood and the coefficients, the constant last."""
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    deviation[deviation < 1 / _LARGEST] = 1.0  # a feature that is the same everywhere says nothing
+    design = np.column_stack([(features - mean) / deviation, np.ones(len(known))])
+    penalty = np.array([1.0, 1.0, 0.0])
+    weights = np.array([0.0, 0.0, np.log(known.mean() / (1 - known.mean()))])
+    for _ in range(_STEPS):
+        probability = np.exp(-np.logaddexp(0, -(design @ weights)))
+        gradient = design.T @ (known - probability) - penalty * weights
+        curvature = (design * (probability * (1 - probability))[:, None]).T @ design + np.diag(penalty)
+        step = np.linalg.solve(curvature, gradient)
+        weights += step / max(1.0, np.abs(step).max())  # a step of at most 1 does not run away
+        if np.abs(step).max() < 1e-9:
+            break
+    logits = design @ weights
+    likelihood = float((known * logits - np.logaddexp(0, logits)).sum() - (penalty * weights**2).sum() / 2)
+    a, b = (weights[:2] / deviation).tolist()
+    return likelihood, (a, b, float(weights[2] - (weights[:2] / deviation) @ mean))
 
 
-def measure_reliability(probabilities: Float[np.ndarray, " answer"], right: Bool[np.ndarray, " answer"]) -> Reliability:
+def measure_reliability(predicted: Float[np.ndarray, " answer"], right: Bool[np.ndarray, " answer"]) -> Reliability:
     """Return how far the share of right answers is what their probabilities say.
 
     Example:
         >>> measure_reliability(np.array([0.1, 0.1, 0.9, 0.9]), np.array([False, True, True, True])).ece
         0.25
     """
-    bins = np.minimum((probabilities * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+    bins = np.minimum((predicted * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)
     is_used = counts > 0
     counts = counts[is_used]
-    predicted = np.bincount(bins, weights=probabilities, minlength=NUM_BINS)[is_used] / counts
+    mean = np.bincount(bins, weights=predicted, minlength=NUM_BINS)[is_used] / counts
     observed = np.bincount(bins, weights=right, minlength=NUM_BINS)[is_used] / counts
-    ece = float((np.abs(predicted - observed) * counts).sum() / len(bins)) if len(bins) else 0.0
-    return Reliability(len(bins), round(ece, 12), predicted, observed, counts)
+    ece = float((np.abs(mean - observed) * counts).sum() / len(bins)) if len(bins) else 0.0
+    return Reliability(len(bins), round(ece, 12), mean, observed, counts)
 
 
 def best_threshold(
@@ -185,10 +215,10 @@ def at_threshold(
 def calibrate(
     indices: Int[np.ndarray, "query k"], scores: Float32[np.ndarray, "query k"], positives: Ragged
 ) -> Calibrated | None:
-    """Fit a curve and a threshold to the best labels of queries, and measure both on queries that did not fit them.
+    """Fit probabilities and a threshold to the best labels of queries; measure both on queries that did not fit them.
 
-    For the measurement the queries are dealt out to five folds: the answers of each have the probabilities of a curve
-    that was fitted to the other four. It looks at the `DEPTH` best labels of each query.
+    For the measurement the queries are dealt out to five folds: the answers of each have the probabilities that were
+    fitted to the other four. It looks at the `DEPTH` best labels of each query.
 
     Args:
         indices: Ids of each query's best labels, best first; -1 where it has no more.
@@ -196,20 +226,25 @@ def calibrate(
         positives: True labels of each query.
 
     Returns:
-        None where it cannot be done: fewer than two queries have a label, or no answer is right.
+        None where it cannot be done, see `fit_logistic`: with very few queries, or where scores say nothing.
     """
     right = hits(indices, positives)
-    num_folds = min(_FOLDS, int((positives.lengths > 0).sum()))
-    if num_folds < 2 or not right.any():
-        return None
     is_answer = indices >= 0
+    scores = np.where(is_answer, scores, -np.inf)
+    regression = fit_logistic(scores, right)
+    num_folds = min(_FOLDS, int((positives.lengths > 0).sum()))
+    if regression is None or num_folds < 2:
+        return None
     is_labelled = (positives.lengths > 0).astype(np.int64)
     fold: Int[np.ndarray, " query"] = (is_labelled.cumsum() - is_labelled) % num_folds  # each has as many with labels
-    probabilities, given = np.zeros(scores.shape), np.zeros(3, dtype=np.int64)
+    predicted, given = np.zeros(scores.shape), np.zeros(3, dtype=np.int64)
     for number in range(num_folds):
         own, rest = fold == number, fold != number
         known = is_answer & rest[:, None]
-        probabilities[own] = fit_curve(scores[known], right[known]).at(scores[own])
+        of_rest = fit_logistic(scores[rest], right[rest], [regression.temperature])
+        if of_rest is None:
+            return None
+        predicted[own] = of_rest.at(scores[own])
         num_positives = int(positives.lengths[rest].sum())
         chosen = best_threshold(scores[known], right[known], num_positives).score
         is_given = is_answer & own[:, None] & (scores >= chosen)
@@ -220,11 +255,7 @@ def calibrate(
         recall=num_right / num_positives,
         f1=2 * num_right / (num_given + num_positives),
     )
-    return Calibrated(
-        fit_curve(scores[is_answer], right[is_answer]),
-        threshold,
-        measure_reliability(*shown(probabilities, right, is_answer)),
-    )
+    return Calibrated(regression, threshold, measure_reliability(*shown(predicted, right, is_answer)))
 
 
 def shown(
@@ -236,22 +267,23 @@ def shown(
 
 
 def measure(
-    curve: Curve,
+    regression: Logistic,
     threshold: float,
     indices: Int[np.ndarray, "query k"],
     scores: Float32[np.ndarray, "query k"],
     positives: Ragged,
 ) -> tuple[Reliability, Threshold]:
-    """Return how far a curve and a threshold hold for other queries, such as those of the test split.
+    """Return how far probabilities and a threshold hold for other queries, such as those of the test split.
 
     Args:
-        curve: Curve of the probability.
+        regression: Regression of the probability.
         threshold: Lowest score of an answer that is given.
         indices: Ids of each query's best labels, best first; -1 where it has no more.
         scores: Their scores.
         positives: True labels of each query.
     """
     right, is_answer = hits(indices, positives), indices >= 0
-    reliability = measure_reliability(*shown(curve.at(scores), right, is_answer))
+    scores = np.where(is_answer, scores, -np.inf)
+    reliability = measure_reliability(*shown(regression.at(scores), right, is_answer))
     num_positives = int(positives.lengths.sum())
     return reliability, at_threshold(scores[is_answer], right[is_answer], num_positives, threshold)

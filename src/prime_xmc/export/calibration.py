@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 
 from prime_xmc.export import ensemble as ensembles
 from prime_xmc.files import write_json
+from prime_xmc.index.crowd import crowd, probabilities
 
 FORMAT_VERSION = 1
 CONFIG = "calibration.json"
@@ -45,23 +46,37 @@ class Held:
 
 @dataclass(frozen=True)
 class ScorerCalibration:
-    """Probabilities of a scorer's answers.
+    """Probabilities of a scorer's answers: p = 1 / (1 + exp(-(score * s + crowd * c + bias))).
+
+    s is the score of the label and c, see `prime_xmc.index.crowd`, the competition of the query's 100 best labels.
 
     Attributes:
-        scores: Scores, ascending; the probability of a score between two is on the line between theirs.
-        probabilities: Probability at each of them, never falling, in [0, 1].
+        score: Coefficient of the score, above 0.
+        crowd: Coefficient of the competition.
+        bias: Constant.
+        temperature: Temperature of the competition, above 0.
         threshold: Score from which on answers are best, by F1 over all of them: a good `min_score`.
-        held: How far both hold, by the name of the queries: "validation" or "labelled queries", by folds, and "test".
+        held: How far both hold, by the name of the queries: "validation" or "labelled", by folds, and "test".
     """
 
-    scores: list[float]
-    probabilities: list[float]
+    score: float
+    crowd: float
+    bias: float
+    temperature: float
     threshold: float
     held: dict[str, Held]
 
-    def at(self, scores: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
-        """Return the probabilities of answers with these scores."""
-        return np.interp(scores, self.scores, self.probabilities)
+    def at(
+        self, scores: Float[np.ndarray, "query k"], best: Float[np.ndarray, "query depth"]
+    ) -> Float64[np.ndarray, "query k"]:
+        """Return the probabilities of labels.
+
+        Args:
+            scores: Scores of labels of each query.
+            best: Scores of its best labels of all.
+        """
+        crowding = crowd(best, self.temperature)[:, None]
+        return probabilities(scores, crowding, (self.score, self.crowd, self.bias))
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,25 @@ class Calibration:
     fitted_on: str
     scorers: Mapping[str, ScorerCalibration]
     weights: Mapping[str, float] | None
+
+    @property
+    def default(self) -> str:
+        """Scorer that the model takes unless another is named, or else the first that is calibrated."""
+        wanted = "theta" if self.weights is None else "ensemble"
+        return wanted if wanted in self.scorers else next(iter(self.scorers))
+
+    def describe(self, scorer: str) -> list[str]:
+        """Return sentences for people: how far probabilities of a scorer hold, and the threshold that is best."""
+        of_scorer = self.scorers[scorer]
+        errors = ", ".join(f"{100 * held.ece:.1f} on {queries} queries" for queries, held in of_scorer.held.items())
+        held = list(of_scorer.held.values())[-1]
+        return [
+            f"probabilities of {scorer} are fitted on {self.fitted_on} (calibrate=true); in percent, they are off by "
+            f"{errors}, the expected calibration error, each on queries that did not fit them",
+            f"min_score={of_scorer.threshold:g} gives labels with the best F1, {100 * held.f1:.1f}: "
+            f"{100 * held.precision:.1f} of the labels given are right, and {100 * held.recall:.1f} of the true labels "
+            f"are given",
+        ]
 
 
 def save_calibration(model: Path, calibration: Calibration, *, digest: str) -> None:
@@ -137,15 +171,8 @@ def read_calibration(model: Path, digest: str) -> Calibration:
 
 
 def _scorer(content: Mapping[str, Any]) -> ScorerCalibration:
-    scorer = ScorerCalibration(
-        [float(score) for score in content["scores"]],
-        [float(probability) for probability in content["probabilities"]],
-        float(content["threshold"]),
-        {name: Held(**held) for name, held in content["held"].items()},
-    )
-    numbers = np.array([scorer.scores, scorer.probabilities])
-    if numbers.shape[1] == 0 or not np.isfinite(numbers).all() or (np.diff(numbers, axis=1) < 0).any():
-        raise ValueError("expected scores and probabilities that ascend, as many of one as of the other")
-    if not 0 <= numbers[1].min() <= numbers[1].max() <= 1 or not math.isfinite(scorer.threshold):
-        raise ValueError("expected probabilities from 0 to 1 and a finite threshold")
-    return scorer
+    names = ("score", "crowd", "bias", "temperature", "threshold")
+    numbers = {name: float(content[name]) for name in names}
+    if not all(map(math.isfinite, numbers.values())) or numbers["score"] <= 0 or numbers["temperature"] <= 0:
+        raise ValueError(f"expected finite numbers, score and temperature above 0, got {numbers}")
+    return ScorerCalibration(**numbers, held={name: Held(**held) for name, held in content["held"].items()})

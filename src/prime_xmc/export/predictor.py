@@ -28,6 +28,7 @@ from prime_xmc.export.folder import (
 from prime_xmc.export.label_choice import Given, choose_labels
 from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.export.searchers import choose_scorer, load_explainer, load_searcher
+from prime_xmc.index.crowd import DEPTH
 from prime_xmc.index.search import Search
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.precision import native_precision
@@ -41,8 +42,15 @@ SHOW_PROGRESS = 10_000  # texts from which on encoding takes long enough for a p
 _CHUNK = 4096  # texts encoded at once: enough of them, sorted by length, leave next to no padding
 
 
-class ScoredLabel(NamedTuple):
-    """A predicted label.
+class _RankedLabel(NamedTuple):
+    uid: str
+    text: str
+    score: float
+    id: int
+
+
+class ScoredLabel(_RankedLabel):
+    """A predicted label: a tuple of `uid`, `text`, `score` and `id`, with more that may have been asked for.
 
     Attributes:
         uid: Identifier in the raw data.
@@ -55,10 +63,6 @@ class ScoredLabel(NamedTuple):
         why: What the score is made of, and training queries like the query; None unless asked for by `explain`.
     """
 
-    uid: str
-    text: str
-    score: float
-    id: int
     probability: float | None = None
     why: Explanation | None = None
 
@@ -310,13 +314,17 @@ class Predictor:
             for row in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
         if request.calibration is not None:
-            labels = [_with_probabilities(row, request.calibration) for row in labels]
+            # all labels compete, whether or not they may be an answer
+            best, _ = self.search(query_emb, min(DEPTH, self.num_labels), tokens)
+            found = request.calibration.at(scores.numpy(), best.numpy()).tolist()
+            for row, of_row in zip(labels, found, strict=True):
+                for label, probability in zip(row, of_row, strict=False):  # those left out are at the end
+                    label.probability = probability
         if request.explainer is not None and checked:
             reasons = request.explainer.explain(query_emb, ids, tokens)
-            labels = [
-                [label._replace(why=why) for label, why in zip(*row, strict=True)]
-                for row in zip(labels, reasons, strict=True)
-            ]
+            for row, of_row in zip(labels, reasons, strict=True):
+                for label, why in zip(row, of_row, strict=True):
+                    label.why = why
         return [Prediction(text, row) for text, row in zip(checked, labels, strict=True)]
 
     def _scored(self, label_id: int, score: float) -> ScoredLabel:
@@ -434,11 +442,6 @@ class Predictor:
         if len(query_emb) == 0:
             return query_emb.new_empty((0, top_k)), query_emb.new_empty((0, top_k), dtype=torch.int64)
         return self.searcher.search(query_emb, top_k, tokens, allowed)
-
-
-def _with_probabilities(labels: list[ScoredLabel], calibration: ScorerCalibration) -> list[ScoredLabel]:
-    probabilities = calibration.at(np.array([label.score for label in labels], dtype=np.float64)).tolist()
-    return [label._replace(probability=value) for label, value in zip(labels, probabilities, strict=True)]
 
 
 def checked_texts(texts: Iterable[object]) -> list[str]:
