@@ -21,6 +21,7 @@ from prime_xmc.evaluation.metrics import hits
 from prime_xmc.index.crowd import crowd, probabilities
 
 DEPTH = 5  # answers of each query on which probabilities are judged: those that predict shows by default
+FITTED = 10  # answers of each query that fit them; many more would be easy ones, and bend the curve to themselves
 NUM_BINS = 10
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2)  # t to choose among, by likelihood
 _FOLDS = 5
@@ -103,7 +104,7 @@ def fit_logistic(
     right: Bool[np.ndarray, "query k"],
     temperatures: Sequence[float] = TEMPERATURES,
 ) -> Logistic | None:
-    """Return the regression that makes what is known of some answers most likely, by Newton's method.
+    """Return the regression that makes what is known of the `FITTED` best answers most likely, by Newton's method.
 
     Score and crowd are brought to the same scale and their coefficients held back a little, as by a normal distribution
     of variance 1 around 0, so that few answers do not make certainties.
@@ -116,14 +117,15 @@ def fit_logistic(
     Returns:
         None where it cannot be had: all answers are right, or none is, or higher scores are not more probable.
     """
-    is_answer = np.isfinite(scores)
-    known = right[is_answer].astype(np.float64)
+    first = scores[:, :FITTED]
+    is_answer = np.isfinite(first)
+    known = right[:, :FITTED][is_answer].astype(np.float64)
     if not 0 < known.sum() < len(known):
         return None
     best: tuple[float, Logistic] | None = None
     for temperature in temperatures:
-        crowding = np.broadcast_to(crowd(scores, temperature)[:, None], scores.shape)
-        features = np.stack([scores[is_answer].astype(np.float64), crowding[is_answer]], axis=1)
+        crowding = np.broadcast_to(crowd(scores, temperature)[:, None], first.shape)
+        features = np.stack([first[is_answer].astype(np.float64), crowding[is_answer]], axis=1)
         likelihood, (a, b, c) = _fit(features, known)
         if a > 0 and (best is None or likelihood > best[0]):
             best = likelihood, Logistic(round(a, _DECIMALS), round(b, _DECIMALS), round(c, _DECIMALS), temperature)

@@ -45,6 +45,13 @@ def choose_labels(
     return may
 
 
+def as_texts(given: object) -> str | list[str] | None:
+    """Return what a configuration gives, a text or a list, where numbers are uids before they are ids."""
+    if given is None or isinstance(given, str):
+        return given
+    return [str(given)] if isinstance(given, int | float) else list(map(str, given))  # type: ignore[call-overload]
+
+
 def _find(labels: Labels, given: Given, option: str) -> Bool[np.ndarray, " label"]:
     """Return which labels a list or a file names."""
     named = np.zeros(len(labels), dtype=bool)
