@@ -63,12 +63,8 @@ def run(config: DictConfig) -> None:
                 out.write([to_record(answer, query.others) for answer, query in zip(answers, batch, strict=True)])
                 count(len(batch))
     except BrokenPipeError:
-        send_to_nowhere(
-            sys.stdout
-        )  # the reader, such as `head`, has had enough: Python would complain again at its end
-        return
-    if target is not None:
-        logger.info("%s: labels of %s queries", target, f"{out.num_done:,}")
+        # The reader, `head` for one, has had enough. Python would complain once more when it closes standard output.
+        send_to_nowhere(sys.stdout)
 
 
 def main() -> None:
