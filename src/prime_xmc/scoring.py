@@ -189,11 +189,11 @@ def finish_scorers(
         lexical is not None,
     )
 
-    everybody, texts = None, None
+    everybody = None
     if neighbours is not None:
         everybody = _voting_queries(model, np.union1d(voters, labelled))
         if keeps_training_texts(config):
-            texts = _training_texts(data, everybody)
+            everybody = everybody._replace(texts=_training_texts(data, everybody.rows))
     add_scorers(
         model.folder,
         ensemble,
@@ -201,7 +201,6 @@ def finish_scorers(
         classifiers=scorers.classifiers,
         classifier_settings=scorers.classifier_settings,
         voters=everybody,
-        texts=texts,
         lexical=None
         if scorers.pairs is None
         else _lexical_tables(data, np.union1d(data.train_ids, ids), pairs=scorers.pairs),
@@ -327,11 +326,11 @@ def keeps_training_texts(config: DictConfig) -> bool:
     return keeps
 
 
-def _training_texts(data: PrimeDataModule, queries: VotingQueries) -> Iterator[str]:
-    """Yield the texts of training queries from the raw file."""
-    assert queries.rows is not None
-    wanted = np.zeros(int(queries.rows.max(initial=-1)) + 1, dtype=bool)
-    wanted[queries.rows] = True  # ascending, as the file has them
+def _training_texts(data: PrimeDataModule, rows: Int64[np.ndarray, " query"] | None) -> Iterator[str]:
+    """Yield the texts in some rows, ascending, of the raw file of training queries."""
+    assert rows is not None
+    wanted = np.zeros(int(rows.max(initial=-1)) + 1, dtype=bool)
+    wanted[rows] = True
     path = data.source.paths()["trn"]
     records = read_records(path, data.source.fields, data.corpus.num_labels)
     yield from (record.text for record, is_wanted in zip(records, wanted.tolist(), strict=False) if is_wanted)

@@ -1,7 +1,7 @@
 """What makes several scorers of an exported model an ensemble: ensemble.json, and the parts that it needs."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -65,7 +65,6 @@ def add_scorers(
     voters: VotingQueries | None,
     lexical: LexicalTables | None,
     index: FaissSearch | None,
-    texts: Iterable[str] | None = None,
 ) -> None:
     """Add scorers and their ensemble to an exported model.
 
@@ -81,13 +80,12 @@ def add_scorers(
         voters: Training queries that vote; None: there are none.
         lexical: Lexical vectors of the labels; None: there are none.
         index: Approximate index of the linear part; None: it is searched exactly.
-        texts: Texts of the training queries that vote; None: they are not kept.
     """
     (model / CONFIG).unlink(missing_ok=True)
     if classifiers is not None:
         save_classifiers(model / CLASSIFIERS, classifiers, digest=digest, settings=classifier_settings or {})
     if voters is not None:
-        save_neighbours(model / NEIGHBOURS, voters, digest=digest, texts=texts)
+        save_neighbours(model / NEIGHBOURS, voters, digest=digest)
     if lexical is not None:
         save_lexical(model / LEXICAL, lexical, digest=digest)
     if index is not None:

@@ -74,6 +74,7 @@ def model_card(
         results=_results(results, notes),
         probabilities="" if calibration is None else _probabilities(calibration),
         comparable="" if calibration is None else "; `calibrate=true` adds probabilities, which do",
+        changes=_changes(config.get("history", [])),
         license=license_text,
     )
     head = ModelCardData(
@@ -183,6 +184,19 @@ def _device(metrics: Mapping[str, Any]) -> str:
     return f", on one {metrics['device']}, of whose memory it took {memory:.1f} GiB"
 
 
+def _changes(history: Sequence[Mapping[str, Any]]) -> str:
+    """Return a section on what became of the labels after training; empty where nothing did."""
+    if not history:
+        return ""
+    lines = []
+    for entry in history:
+        labels = f"{entry['labels']:,} label{'' if entry['labels'] == 1 else 's'} {_CHANGES[entry['change']]}"
+        queries = f", with {entry['queries']:,} example {'query' if entry['queries'] == 1 else 'queries'}"
+        sentence = f"- Version {entry['version']}, {entry['date']}: {labels}{queries if entry['queries'] else ''}."
+        lines.append(sentence)
+    return f"## Changes of the labels\n\n{_UNTRAINED}\n\n" + "\n".join(lines) + "\n\n"
+
+
 def _results(results: Mapping[str, float], notes: Sequence[str]) -> str:
     """Return the table, and what has to be known of the data that the results are of."""
     sentences = " ".join(f"{note[0].upper()}{note[1:]}." for note in notes)
@@ -196,6 +210,14 @@ def _results(results: Mapping[str, float], notes: Sequence[str]) -> str:
         rows.append(f"| {metric} | {' | '.join(cells)} |")
     table = "\n".join(rows)
     return f"{table}\n\n{sentences}" if sentences else table
+
+
+_CHANGES = {"add": "added", "remove": "removed", "rename": "given another text"}
+_UNTRAINED = (
+    "The model was changed without training, which was version 1. The results above are of version 1. Labels that were "
+    "added have prototypes made of their text and their example queries, and the ids of labels are lines of "
+    "`labels.jsonl`."
+)
 
 
 def _probabilities(calibration: Calibration) -> str:
@@ -240,9 +262,9 @@ prototypes, in the same space, are in `prototypes.safetensors`, their texts in `
 
 {results}
 
-{probabilities}## Limits
+{probabilities}{changes}## Limits
 
-- It knows the labels of its data set and no others.
+- It knows the labels in `labels.jsonl` and no others.
 - It reads the first {max_length} tokens of a text.
 - Scores are cosines, not probabilities: they order the labels of one query, and those of two queries need not
   compare{comparable}.

@@ -32,23 +32,22 @@ class VotingQueries(NamedTuple):
         labels: Labels of each query.
         rows: Row of each query in the raw file of training queries, from 0; -1: it is in another file. None where the
             model does not say, as those of the first versions.
+        texts: Text of each query, of which the first `LONGEST_TEXT` characters are kept; None: none are.
     """
 
     query_emb: Float16[Tensor, "neighbour d"]
     labels: Ragged
     rows: Int64[np.ndarray, " neighbour"] | None = None
+    texts: Iterable[str] | None = None
 
 
-def save_neighbours(
-    directory: Path, queries: VotingQueries, *, digest: str, texts: Iterable[str] | None = None
-) -> None:
+def save_neighbours(directory: Path, queries: VotingQueries, *, digest: str) -> None:
     """Write training queries to a folder, which appears under its name only when it is complete.
 
     Args:
         directory: Folder to write; an older one is replaced.
         queries: The training queries.
         digest: Fingerprint of the encoder that has made the embeddings, see `encoder_digest`.
-        texts: Text of each query, of which the first `LONGEST_TEXT` characters are kept; None: none are.
     """
     config = {
         "format_version": FORMAT_VERSION,
@@ -67,8 +66,8 @@ def save_neighbours(
     with publishing(directory, replace=True) as temporary:
         write_json(temporary / CONFIG, config)
         save_tensors(temporary / TABLES, tables)
-        if texts is not None:
-            _write_texts(temporary / TEXTS, texts, len(queries.labels))
+        if queries.texts is not None:
+            _write_texts(temporary / TEXTS, queries.texts, len(queries.labels))
 
 
 def _write_texts(path: Path, texts: Iterable[str], num_queries: int) -> None:
@@ -80,16 +79,7 @@ def _write_texts(path: Path, texts: Iterable[str], num_queries: int) -> None:
     assert num_written == num_queries
 
 
-def read_texts(directory: Path, num_queries: int) -> list[str] | None:
-    """Return the texts of the training queries; None where the model holds none.
-
-    Args:
-        directory: Folder of the training queries.
-        num_queries: Number of the training queries.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
+def _read_texts(directory: Path, num_queries: int) -> list[str] | None:
     path = directory / TEXTS
     if not path.is_file():
         return None
@@ -108,7 +98,9 @@ def read_texts(directory: Path, num_queries: int) -> list[str] | None:
     return texts
 
 
-def load_neighbours(directory: Path, model: Path, num_labels: int, digest: str) -> VotingQueries:
+def load_neighbours(
+    directory: Path, model: Path, num_labels: int, digest: str, *, with_texts: bool = False
+) -> VotingQueries:
     """Read the training queries that `save_neighbours` wrote for a model.
 
     Args:
@@ -116,6 +108,7 @@ def load_neighbours(directory: Path, model: Path, num_labels: int, digest: str) 
         model: Folder of the model.
         num_labels: Labels of the model.
         digest: Fingerprint of its encoder.
+        with_texts: Whether to read their texts too, where the model holds them.
 
     Raises:
         FileNotFoundError: If the folder holds none.
@@ -138,4 +131,4 @@ def load_neighbours(directory: Path, model: Path, num_labels: int, digest: str) 
         raise ValueError(f"{path} is damaged: expected {expected}; {AGAIN}")
     if rows is not None and (rows.dtype != np.int64 or rows.shape != (len(query_emb),) or (rows < -1).any()):
         raise ValueError(f"{path} is damaged: expected the row of each of {len(query_emb)} queries; {AGAIN}")
-    return VotingQueries(query_emb, labels, rows)
+    return VotingQueries(query_emb, labels, rows, _read_texts(directory, len(labels)) if with_texts else None)

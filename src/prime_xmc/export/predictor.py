@@ -1,6 +1,5 @@
 """`Predictor`: ranks the labels of an exported model for any text."""
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -23,6 +22,7 @@ from prime_xmc.export.folder import (
     query_fields,
     query_separator,
     read_config,
+    read_labels,
     training_precision,
 )
 from prime_xmc.export.label_choice import Given, choose_labels
@@ -58,7 +58,8 @@ class ScoredLabel(_RankedLabel):
         score: Score of the label, higher is closer: by prototypes or classifiers a cosine in [-1, 1], by neighbours
             their share in [0, 1] that has the label, by terms the lexical score in [0, 1], by the ensemble the weighted
             sum of these.
-        id: Row in the raw data's file of labels, counted from 0.
+        id: Row in the model's labels.jsonl, counted from 0; that in the raw data's file of labels, unless labels were
+            removed since.
         probability: Probability that the label is right, in [0, 1]; None unless it was asked for by `calibrate`.
         why: What the score is made of, and training queries like the query; None unless asked for by `explain`.
     """
@@ -190,7 +191,7 @@ class Predictor:
         others = None if classifiers is None else Path(classifiers).expanduser()
         scorer_name = choose_scorer(directory, scorer, others)
         num_labels = config["prototypes"]["num_labels"]
-        labels = _read_labels(directory / LABELS)
+        labels = [(label["uid"], label["text"]) for label in read_labels(directory / LABELS)]
         if len(labels) != num_labels:
             raise ValueError(f"{directory / LABELS} has {len(labels)} labels, expected {num_labels}; {AGAIN}")
         try:
@@ -395,13 +396,13 @@ class Predictor:
             chunks.append(self.encode_tokens(tokens[-1]))
         return torch.cat(chunks), Ragged.joined(tokens)
 
-    def tokenise(self, texts: Iterable[str]) -> Ragged:
-        """Return the token ids of queries, special tokens included, with the model's prompt for queries before each.
+    def tokenise(self, texts: Iterable[str], kind: Literal["query", "label"] = "query") -> Ragged:
+        """Return the token ids of texts, special tokens included, with the model's prompt for their kind before each.
 
         Raises:
             ValueError: If texts are not strings.
         """
-        prompt = self.encoder.prompts.query
+        prompt = getattr(self.encoder.prompts, kind)
         encodings = self.tokenizer.encode_batch_fast([prompt + text for text in checked_texts(texts)])
         return Ragged.from_rows([encoding.ids for encoding in encodings])
 
@@ -468,18 +469,6 @@ def checked_texts(texts: Iterable[object]) -> list[str]:
 def _check_top_k(top_k: int) -> None:
     if top_k < 1:
         raise ValueError(f"expected top_k of at least 1, got {top_k}")
-
-
-def _read_labels(path: Path) -> list[tuple[str, str]]:
-    labels = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                label = json.loads(line)
-                labels.append((label["uid"], label["text"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: no label with uid and text ({error!r}); {AGAIN}") from error
-    return labels
 
 
 def _load_encoder(directory: Path, settings: Mapping[str, Any]) -> TextEncoder:

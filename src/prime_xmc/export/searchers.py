@@ -16,7 +16,7 @@ from prime_xmc.export.folder import AGAIN, INDEX, PROTOTYPES
 from prime_xmc.export.lexical_folder import FOLDER as LEXICAL
 from prime_xmc.export.lexical_folder import load_lexical
 from prime_xmc.export.neighbours_folder import FOLDER as NEIGHBOURS
-from prime_xmc.export.neighbours_folder import VotingQueries, load_neighbours, read_texts
+from prime_xmc.export.neighbours_folder import VotingQueries, load_neighbours
 from prime_xmc.export.prototypes_folder import load_prototype_network
 from prime_xmc.export.scorers import FOLDER as CLASSIFIERS
 from prime_xmc.export.scorers import encoder_digest, label_vectors, load_classifiers, read_prototypes
@@ -147,7 +147,9 @@ def load_explainer(
         vectors = load_classifiers(folder, model, digest).to(device)
     queries, neighbours = None, None
     if (model / NEIGHBOURS).is_dir() and ensemble is not None and ensemble.k is not None:
-        queries = load_neighbours(model / NEIGHBOURS, model, config["prototypes"]["num_labels"], digest)
+        queries = load_neighbours(
+            model / NEIGHBOURS, model, config["prototypes"]["num_labels"], digest, with_texts=True
+        )
         if isinstance(search, FusedSearch | LexicalFusedSearch | VoteSearch):
             neighbours = search.neighbours
         if neighbours is None:
@@ -168,7 +170,7 @@ def load_explainer(
             neighbours,
             lexical,
             None if queries is None else queries.rows,
-            None if queries is None else read_texts(model / NEIGHBOURS, len(queries.labels)),
+            None if queries is None or queries.texts is None else list(queries.texts),
         )
     )
 
