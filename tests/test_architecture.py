@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "bundle": {"export"},  # an old name
     "__main__": {"conf_files", "command_line"},
 }
-ENTRY_POINTS = {"train", "classify", "evaluate", "predict", "labels", "prepare", "plan", "report"}
+ENTRY_POINTS = {"train", "classify", "evaluate", "predict", "calibrate", "labels", "prepare", "plan", "report"}
 ALLOWED = {
     "lightning": {
         "data/datamodule.py",
