@@ -24,7 +24,7 @@ TEST = "test"
 LABELLED = "labelled"
 
 
-class Tested(NamedTuple):
+class OtherQueries(NamedTuple):
     """The best labels of queries on which a calibration is measured.
 
     Attributes:
@@ -42,7 +42,7 @@ def calibrate_rankings(
     *,
     queries: str,
     weights: Weights | None,
-    test: Tested | None = None,
+    test: OtherQueries | None = None,
 ) -> Calibration | None:
     """Return the calibration of scorers from their best labels for some queries, and measure it.
 
@@ -108,7 +108,7 @@ def calibrate_prototypes(
         held_out.positives,
         queries=VALIDATION,
         weights=None,
-        test=None if test is None else Tested({"theta": test}, data.corpus.test.positives),
+        test=None if test is None else OtherQueries({"theta": test}, data.corpus.test.positives),
     )
     if calibration is not None:
         save_calibration(model, calibration, digest=encoder_digest(model))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prime_xmc.app import compose, own_configs
 from prime_xmc.assemble import load_predictor, make_classifier_data
-from prime_xmc.calibrating import VALIDATION, Tested, calibrate_rankings
+from prime_xmc.calibrating import VALIDATION, OtherQueries, calibrate_rankings
 from prime_xmc.data.corpus import Split
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.data.raw import read_records
@@ -223,7 +223,7 @@ def finish_scorers(
             held_out.positives,
             queries=VALIDATION,
             weights=weights,
-            test=Tested(of_test, test.positives) if of_test else None,
+            test=OtherQueries(of_test, test.positives) if of_test else None,
         )
         if calibration is not None:
             save_calibration(model.folder, calibration, digest=model.digest)
