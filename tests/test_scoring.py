@@ -163,7 +163,7 @@ def test_every_scorer_gets_probabilities(complete, toy_dataset):
 def test_training_queries_are_named_by_row_and_without_text(complete):
     written = load_file(complete[0] / "model" / "neighbours" / "neighbours.safetensors")
     assert written["rows"].tolist() == list(range(240))
-    assert not (folder / "model" / "neighbours" / "texts.jsonl").exists()
+    assert not (complete[0] / "model" / "neighbours" / "texts.jsonl").exists()
 
 
 def test_training_texts_where_they_are_asked_for(complete, train, tmp_path, toy_dataset):
