@@ -15,6 +15,7 @@ from jaxtyping import Float
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from prime_xmc.export.calibration import has_calibration, read_calibration
 from prime_xmc.export.ensemble import has_ensemble, read_ensemble
 from prime_xmc.export.folder import (
     AGAIN,
@@ -237,5 +238,7 @@ def _write_labels(path: Path, labels: Iterable[tuple[str, str]]) -> int:
 def _write_results(directory: Path, config: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> None:
     if metrics is not None:
         write_json(directory / METRICS, dict(metrics))
-    ensemble = read_ensemble(directory, encoder_digest(directory)) if has_ensemble(directory) else None
-    write_text(directory / "README.md", model_card(config, metrics or {}, ensemble))
+    digest = encoder_digest(directory)
+    ensemble = read_ensemble(directory, digest) if has_ensemble(directory) else None
+    calibration = read_calibration(directory, digest) if has_calibration(directory) else None
+    write_text(directory / "README.md", model_card(config, metrics or {}, ensemble, calibration))
