@@ -34,7 +34,8 @@ ROOMS: dict[str, set[str]] = {
         *("app", "files", "printing", "data", "index", "model", "evaluation", "export", "training", "assemble"),
         "scoring",
     },
-    "api": {"app", "command_line", "conf_files", "data", "stages", "training"},
+    "trained_model": {"data", "evaluation", "export"},
+    "api": {"app", "command_line", "conf_files", "files", "data", "export", "stages", "training", "trained_model"},
     "planning": {"data", "index", "model", "evaluation", "training", "assemble"},
     "reporting": {"files", "data", "evaluation"},
     "bundle": {"export"},  # an old name

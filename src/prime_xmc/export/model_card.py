@@ -37,7 +37,9 @@ _FILL_IN = (
 )
 
 
-def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], ensemble: Ensemble | None = None) -> str:
+def model_card(
+    config: Mapping[str, Any], metrics: Mapping[str, Any], ensemble: Ensemble | None = None, hub_id: str | None = None
+) -> str:
     """Return the card's Markdown, with the front matter that the hub reads.
 
     Args:
@@ -46,6 +48,7 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], ensemble: 
             called `note/<what>` on the data that they are of, and the GPU that it was trained on; empty where there
             are none yet.
         ensemble: How several scorers are added up; None: there are the prototypes alone.
+        hub_id: Name on the hub, by which the card says to load it; None: from the folder that the card is in.
     """
     settings, prototypes = config["settings"], config["prototypes"]
     dataset = settings.get("dataset", "an unnamed data set")
@@ -54,6 +57,8 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], ensemble: 
     notes = [note for name, note in metrics.items() if name.startswith("note/") and name != "note/val"]
     text = _CARD.format(
         dataset=dataset,
+        load='"."' if hub_id is None else f'"{hub_id}"',
+        where="  # this folder" if hub_id is None else "",
         num_labels=f"{prototypes['num_labels']:,}",
         pooling=_POOLINGS[config["encoder"].get("pooling", "mean")],  # older exports do not say
         dim=prototypes["dim"],
@@ -222,7 +227,7 @@ A label's score is the cosine of query and prototype.{reads}
 ```python
 import prime_xmc
 
-predictor = prime_xmc.load(".")  # this folder
+predictor = prime_xmc.load({load}){where}
 for prediction in predictor.predict(["terminal multiplexer with tabs"], top_k=5):
     print(prediction.query, [(label.text, label.score) for label in prediction.labels])
 ```
