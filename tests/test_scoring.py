@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import prime_xmc
 from prime_xmc.evaluate import run as evaluate
+from prime_xmc.evaluation.fusion import relative_value
 from prime_xmc.evaluation.metrics import METRICS
 from prime_xmc.evaluation.predictions import load_predictions
 from prime_xmc.export.ensemble import read_ensemble
@@ -74,8 +75,8 @@ def test_the_ensemble_is_no_worse_than_the_prototypes_on_the_queries_it_was_chos
     assert ensemble.num_validation == len(made.data.validation_ids) == 40
     own, chosen = ensemble.validation["theta"], ensemble.validation["ensemble"]
     assert own["P@1"] == pytest.approx(made.metrics["val/P@1"], abs=0.03)  # by the rounded embeddings of the queries
-    ratios = [chosen[name] / own[name] for name in ensemble.criterion if own[name]]
-    assert np.mean(ratios) >= 1 - 1e-9
+    criterion = {name: own[name] for name in ensemble.criterion}
+    assert relative_value(chosen, criterion) >= 1 - 1e-9
     assert chosen == {name: made.metrics[f"val/ensemble/{name}"] for name in METRICS}
 
 
@@ -116,7 +117,7 @@ def test_the_model_predicts_what_was_measured(complete, compose, overrides, scor
 
 
 def test_validation_queries_are_in_no_lexical_vector_while_weights_are_chosen_and_are_afterwards(
-    train, tmp_path, monkeypatch
+    train, tmp_path, monkeypatch, capsys
 ):
     built = []
     original = prime_xmc.scoring.build_postings
@@ -132,6 +133,10 @@ def test_validation_queries_are_in_no_lexical_vector_while_weights_are_chosen_an
     special = json.loads((tmp_path / "model" / "lexical" / "lexical.json").read_text())["special_ids"]
     assert {101, 102} <= set(special)
     assert not set(special) & set(written["terms"].tolist())
+    first_right = load_predictions(tmp_path / "predictions_ensemble.npz")[0][:, 0]
+    share = np.mean([first in row for first, row in zip(first_right, made.data.corpus.test.positives, strict=True)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"In words, of 60 test texts: the first answer is right for {share:.0%}" in printed
     assert read_ensemble(tmp_path / "model", encoder_digest(tmp_path / "model")).lexical
 
 
@@ -197,6 +202,14 @@ def test_what_a_run_for_debugging_passes_on(given, settings, expected, compose):
         ("ensemble.W=[2]", "weights of W between 0 and 1, got 2"),
         ("ensemble.lexical=[-1]", "weights of the lexical score of at least 0, got -1"),
         ("lexical.pairs=2", r"expected lexical\.pairs true or false, got 2"),
+        ("lexical.steps=-1", r"expected lexical\.steps, a number of steps of at least 0, got -1"),
+        ("lexical.steps=1.5", r"expected lexical\.steps, a number of steps of at least 0, got 1\.5"),
+        ("lexical.steps=null", r"expected lexical\.steps, a number of steps of at least 0, got None"),
+        ("lexical.most_scores=many", r"expected lexical\.most_scores, a number of at least 0, got many"),
+        ("ensemble.criterion=null", r"expected ensemble\.criterion, a list of metrics, got None"),
+        ("ensemble.lexical=null", r"expected ensemble\.lexical, a list of numbers, got None"),
+        ("ensemble.W=[a]", r"expected ensemble\.W, a list of numbers, got \['a'\]"),
+        ("ensemble.default.neighbours=null", r"expected ensemble\.default\.neighbours, a number, got None"),
         ("ensemble.neighbours=[-1]", "weights of the neighbours of at least 0, got -1"),
         ("neighbours.k=0", r"neighbours\.k of at least 1, a whole number, got 0"),
         ("neighbours.temperature=0", r"neighbours\.temperature above 0, got 0"),
