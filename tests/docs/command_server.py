@@ -13,7 +13,7 @@ import socket
 import sys
 import traceback
 
-COMMANDS = ("convert", "audit", "train", "classify", "evaluate", "predict", "prepare", "plan", "report")
+COMMANDS = ("convert", "audit", "train", "classify", "evaluate", "predict", "labels", "prepare", "plan", "report")
 
 
 def serve(address: str) -> None:
