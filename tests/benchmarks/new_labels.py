@@ -157,7 +157,7 @@ class Test:
         return Ragged.from_pairs(pairs, len(self.data.test))
 
     def measure(self, search: Search, ids: np.ndarray) -> dict[str, float]:
-        """Return P@1 of all labels, and R@10 of old and new ones.
+        """Return P@1 of all labels, and R@10 of all, of old and of new ones, for the queries that have such.
 
         Args:
             search: Search of some labels.
@@ -178,7 +178,8 @@ class Test:
             found.append(np.where(ranking >= 0, ids[ranking], -1))
         ranked = np.concatenate(found)
         weights = np.ones(len(self.data.labels))
-        values = {name: evaluate(ranked, truth, weights) for name, truth in self.truth.items()}
+        asked = {name: np.flatnonzero(truth.lengths) for name, truth in self.truth.items()}  # queries that have such
+        values = {name: evaluate(ranked[rows], self.truth[name].take(rows), weights) for name, rows in asked.items()}
         return {"P@1": values["all"]["P@1"]} | {f"R@10 {name}": values[name]["R@10"] for name in values}
 
 
