@@ -7,7 +7,7 @@ texts, which are its training queries and its own text, shall have a score of at
 sum over texts of max(0, 1 - y s(x))^2 + |w|^2 / 2,   y = 1 for the label's texts, -1 for the others
 
 The others are those texts that have the label among the `hardest` best by the mean vectors. What scores is the mean
-vector moved by four tenths of the way, c + 0.4 (w / 2 - c), with the bias 0.3 (b + 1). All the way, it would follow
+vector moved by three tenths of the way, c + 0.3 (w / 2 - c), with the bias 0.3 (b + 1). All the way, it would follow
 its training queries too closely to complement another model.
 
 Source: squared hinge loss of one classifier per label against hard negatives, DiSMEC, Babbar and Schoelkopf 2017, and
@@ -32,8 +32,7 @@ HARDEST = 50  # best labels of a text that are told from those that it has
 _SCALE = 2.0  # of the mean vector, at the start
 _RATE = 0.1  # learning rate of Adam at the start, which falls to 0
 _BETAS = (0.9, 0.98)
-_SHARE = 0.4  # of the way from the mean vector to the trained one
-_BIAS_SHARE = 0.3  # of what the bias has risen by
+_SHARE = 0.3  # of the way from the mean vector to the trained one
 _BLOCK_TERMS = 2**24  # terms of texts that are held at once
 
 
@@ -162,7 +161,7 @@ def _descend(
             schedule.step()
     return (
         _SHARE * (weights.detach() / _SCALE - start),
-        _BIAS_SHARE * (bias.detach() + 1),
+        _SHARE * (bias.detach() + 1),
     )
 
 
