@@ -30,9 +30,11 @@ ROOMS: dict[str, set[str]] = {
     "export": {"files", "progress", "tables", "data", "index", "model"},
     "training": {"files", "printing", "progress", "data", "index", "model", "evaluation", "export"},
     "assemble": {"app", "data", "index", "model", "evaluation", "export", "training"},
-    "scoring": {"app", "data", "index", "evaluation", "export", "training", "assemble"},
+    "calibrating": {"data", "index", "evaluation", "export"},
+    "scoring": {"app", "data", "index", "evaluation", "export", "training", "assemble", "calibrating"},
     "stages": {
         *("app", "files", "printing", "data", "index", "model", "evaluation", "export", "training", "assemble"),
+        "calibrating",
         "scoring",
     },
     "trained_model": {"data", "evaluation", "export"},
@@ -43,7 +45,19 @@ ROOMS: dict[str, set[str]] = {
     "bundle": {"export"},  # an old name
     "__main__": {"conf_files", "command_line"},
 }
-ENTRY_POINTS = {"convert", "audit", "train", "classify", "evaluate", "predict", "labels", "prepare", "plan", "report"}
+ENTRY_POINTS = {
+    "convert",
+    "audit",
+    "train",
+    "classify",
+    "evaluate",
+    "predict",
+    "calibrate",
+    "labels",
+    "prepare",
+    "plan",
+    "report",
+}
 ALLOWED = {
     "lightning": {
         "data/datamodule.py",

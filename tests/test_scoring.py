@@ -1,7 +1,9 @@
 """What follows the prototypes within a run, from end to end: an untrained model of the toy data set."""
 
+import gzip
 import json
 import os
+import shutil
 import signal
 
 import hydra
@@ -13,8 +15,9 @@ from safetensors.torch import load_file
 import prime_xmc
 from prime_xmc.evaluate import run as evaluate
 from prime_xmc.evaluation.fusion import relative_value
-from prime_xmc.evaluation.metrics import METRICS
+from prime_xmc.evaluation.metrics import METRICS, hits
 from prime_xmc.evaluation.predictions import load_predictions
+from prime_xmc.export.calibration import read_calibration
 from prime_xmc.export.ensemble import read_ensemble
 from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.scoring import check_ensemble, ensemble_settings
@@ -140,6 +143,54 @@ def test_validation_queries_are_in_no_lexical_vector_while_weights_are_chosen_an
     assert read_ensemble(tmp_path / "model", encoder_digest(tmp_path / "model")).lexical
 
 
+def test_every_scorer_gets_probabilities(complete, toy_dataset):
+    folder, made = complete
+    model = folder / "model"
+    calibration = read_calibration(model, encoder_digest(model))
+    assert calibration.fitted_on == "40 validation queries"
+    assert calibration.default == "ensemble"
+    assert set(calibration.scorers) <= {"theta", *SCORERS}
+    with gzip.open(toy_dataset / "tst.json.gz") as lines:
+        titles = [json.loads(line)["title"] for line in lines]
+    for scorer, fitted in calibration.scorers.items():
+        assert [(name, each.num_queries) for name, each in fitted.held.items()] == [("validation", 40), ("test", 60)]
+        (first, *_) = prime_xmc.load(model, scorer=scorer).predict(titles[:1], calibrate=True)
+        assert all(0 < label.probability < 1 for label in first.labels)
+    held = calibration.scorers["ensemble"].held["test"]
+    # the figures of the test split are those of its predictions
+    indices, scores = load_predictions(folder / "predictions_ensemble.npz")
+    given = scores >= calibration.scorers["ensemble"].threshold
+    right = hits(indices, made.data.corpus.test.positives)
+    assert held.precision == pytest.approx(right[given].mean(), abs=1e-6)
+    assert "## Probabilities" in (model / "README.md").read_text()
+
+
+def test_training_queries_are_named_by_row_and_without_text(complete):
+    written = load_file(complete[0] / "model" / "neighbours" / "neighbours.safetensors")
+    assert written["rows"].tolist() == list(range(240))
+    assert not (complete[0] / "model" / "neighbours" / "texts.jsonl").exists()
+
+
+def test_training_texts_where_they_are_asked_for(complete, train, tmp_path, toy_dataset):
+    """The test split is split off the training file, so that rows are not those of the training queries."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("trn.json.gz", "lbl.json.gz"):
+        shutil.copy(toy_dataset / name, data)
+    given = f"dataset.dir={data}", "dataset.num_test=30", "classify=false", "lexical=null", "export.training_texts=true"
+    made = train(tmp_path / "run", *given)
+    with gzip.open(data / "trn.json.gz") as lines:
+        titles = [json.loads(line)["title"] for line in lines]
+    model = prime_xmc.load(tmp_path / "run" / "model", scorer="neighbours")
+    left_out = made.data.corpus.test_rows
+    asked = [titles[row] for row in range(len(titles)) if row not in left_out][:20]
+    for title, prediction in zip(asked, model.predict(asked, top_k=1, explain=True), strict=True):
+        nearest = prediction.labels[0].why.queries[0]
+        assert titles[nearest.row] == nearest.text
+        assert nearest.row not in left_out
+        assert (nearest.text == title) == (nearest.similarity > 0.999)
+
+
 def test_neighbours_say_nothing_of_labels_that_none_of_them_has(complete):
     ids, scores = load_predictions(complete[0] / "predictions_neighbours.npz")
     assert (ids == -1).any()
@@ -212,6 +263,7 @@ def test_what_a_run_for_debugging_passes_on(given, settings, expected, compose):
         ("ensemble.default.neighbours=null", r"expected ensemble\.default\.neighbours, a number, got None"),
         ("ensemble.neighbours=[-1]", "weights of the neighbours of at least 0, got -1"),
         ("neighbours.k=0", r"neighbours\.k of at least 1, a whole number, got 0"),
+        ("export.training_texts=2", r"expected export\.training_texts true or false, got 2"),
         ("neighbours.temperature=0", r"neighbours\.temperature above 0, got 0"),
     ],
 )

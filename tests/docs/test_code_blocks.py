@@ -227,8 +227,21 @@ sys.exit(int(answer or 1))
 
 def write_clients(folder: Path, address: Path) -> None:
     """Write an executable for each command, and `run-python`, all of which ask the server to do the work."""
-    commands = ("convert", "audit", "train", "classify", "evaluate", "predict", "labels", "prepare", "plan", "report")
-    for name in (*commands, "python"):
+    names = (
+        "convert",
+        "audit",
+        "train",
+        "classify",
+        "evaluate",
+        "predict",
+        "labels",
+        "calibrate",
+        "prepare",
+        "plan",
+        "report",
+        "python",
+    )
+    for name in names:
         added = list(QUICK_TRAINING) if name == "train" else []
         path = folder / ("run-python" if name == "python" else f"prime-xmc-{name}")
         path.write_text(CLIENT.format(python=sys.executable, command=name, address=str(address), added=added))

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from prime_xmc.export.calibration import has_calibration, read_calibration
 from prime_xmc.export.ensemble import has_ensemble, read_ensemble
 from prime_xmc.export.folder import (
     CARD,
@@ -148,8 +149,10 @@ def write_card(directory: Path) -> None:
 
 def card_of(directory: Path, hub_id: str | None = None) -> str:
     """Return the model card of an exported model; arguments and errors are those of `model_card` and `write_card`."""
-    ensemble = read_ensemble(directory, encoder_digest(directory)) if has_ensemble(directory) else None
-    return model_card(read_config(directory), read_metrics(directory), ensemble, hub_id)
+    digest = encoder_digest(directory)
+    ensemble = read_ensemble(directory, digest) if has_ensemble(directory) else None
+    calibration = read_calibration(directory, digest) if has_calibration(directory) else None
+    return model_card(read_config(directory), read_metrics(directory), ensemble, calibration, hub_id)
 
 
 def _flat_index(label_prototypes: Float[Tensor, "label d"]) -> FaissSearch | None:

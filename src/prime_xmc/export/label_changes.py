@@ -97,8 +97,12 @@ def add_labels(
         parts["classifiers"] = _joined(tables.classifiers, classifiers)
     if tables.voters is not None:
         embeddings = _joined(tables.voters.query_emb, query_emb)
+        rows, texts = tables.voters.rows, tables.voters.texts
         parts["voters"] = VotingQueries(
-            embeddings, Ragged.joined([tables.voters.labels, Ragged.from_rows(of_examples)])
+            embeddings,
+            Ragged.joined([tables.voters.labels, Ragged.from_rows(of_examples)]),
+            None if rows is None else np.concatenate([rows, np.full(len(examples), -1)]),
+            None if texts is None else [*texts, *(example.text for example in examples)],
         )
     if tables.lexical is not None:
         postings = add_to_postings(
@@ -315,4 +319,9 @@ def _without_labels(voters: VotingQueries, kept: np.ndarray, num_labels: int) ->
     labels, row = new_ids[voters.labels.values], voters.labels.row_ids()
     rows = Ragged.grouped(row[labels >= 0], labels[labels >= 0], len(voters.labels))
     still_vote = np.flatnonzero((rows.lengths > 0) | (voters.labels.lengths == 0))
-    return VotingQueries(voters.query_emb[torch.from_numpy(still_vote)], rows.take(still_vote))
+    return VotingQueries(
+        voters.query_emb[torch.from_numpy(still_vote)],
+        rows.take(still_vote),
+        None if voters.rows is None else voters.rows[still_vote],
+        None if voters.texts is None else np.array(list(voters.texts), dtype=object)[still_vote].tolist(),
+    )

@@ -96,7 +96,9 @@ def read_label_tables(model: Path) -> LabelTables:
         centroids.get("centroids", torch.empty(0)),
         network,
         load_classifiers(model / CLASSIFIERS, model, digest) if (model / CLASSIFIERS).is_dir() else None,
-        load_neighbours(model / NEIGHBOURS, model, num_labels, digest) if (model / NEIGHBOURS).is_dir() else None,
+        load_neighbours(model / NEIGHBOURS, model, num_labels, digest, with_texts=True)
+        if (model / NEIGHBOURS).is_dir()
+        else None,
         load_lexical(model / LEXICAL, model, num_labels, digest) if (model / LEXICAL).is_dir() else None,
     )
     rows: dict[str, Sized | None] = {

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from prime_xmc.export.calibration import Calibration
 from prime_xmc.export.ensemble import Ensemble
 from prime_xmc.export.folder import query_fields, query_separator
 
@@ -38,7 +39,11 @@ _FILL_IN = (
 
 
 def model_card(
-    config: Mapping[str, Any], metrics: Mapping[str, Any], ensemble: Ensemble | None = None, hub_id: str | None = None
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    ensemble: Ensemble | None = None,
+    calibration: Calibration | None = None,
+    hub_id: str | None = None,
 ) -> str:
     """Return the card's Markdown, with the front matter that the hub reads.
 
@@ -48,6 +53,7 @@ def model_card(
             called `note/<what>` on the data that they are of, and the GPU that it was trained on; empty where there
             are none yet.
         ensemble: How several scorers are added up; None: there are the prototypes alone.
+        calibration: Probabilities of the scores; None: there are none.
         hub_id: Name on the hub, by which the card says to load it; None: from the folder that the card is in.
     """
     settings, prototypes = config["settings"], config["prototypes"]
@@ -70,6 +76,8 @@ def model_card(
         device=_device(metrics),
         settings=json.dumps(settings, indent=2, ensure_ascii=False),
         results=_results(results, notes),
+        probabilities="" if calibration is None else _probabilities(calibration),
+        comparable="" if calibration is None else "; `calibrate=true` adds probabilities, which do",
         changes=_changes(config.get("history", [])),
         license=license_text,
     )
@@ -215,6 +223,24 @@ _UNTRAINED = (
     "`labels.jsonl`."
 )
 
+
+def _probabilities(calibration: Calibration) -> str:
+    """Return the section on probabilities: sentences, and the reliability as a table."""
+    name = calibration.default
+    sentences = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in calibration.describe(name)]
+    rows = ["| queries | predicted, percent | observed, percent | | answers |", "|---|---:|---:|---|---:|"]
+    for queries, held in calibration.scorers[name].held.items():
+        for row in held.bins:
+            predicted, observed = 100 * row["predicted"], 100 * row["observed"]
+            bar = "█" * round(observed / 5)
+            rows.append(f"| {queries} | {predicted:.1f} | {observed:.1f} | {bar} | {row['answers']:,} |")
+    table = "\n".join(rows)
+    return (
+        f"## Probabilities\n\n{sentences[0]} {sentences[1]}\n\nThe table shows the five best labels of each query, by "
+        f"tenths of the probability: what it was on average, and how many of them were right.\n\n{table}\n\n"
+    )
+
+
 _CARD = """\
 # PRIME on {dataset}
 
@@ -240,11 +266,12 @@ prototypes, in the same space, are in `prototypes.safetensors`, their texts in `
 
 {results}
 
-{changes}## Limits
+{probabilities}{changes}## Limits
 
 - It knows the labels in `labels.jsonl` and no others.
 - It reads the first {max_length} tokens of a text.
-- Scores are cosines, not probabilities: they order the labels of one query, and those of two queries need not compare.
+- Scores are cosines, not probabilities: they order the labels of one query, and those of two queries need not
+  compare{comparable}.
 - Rare labels are predicted from little evidence, and a bias of the data set is a bias of the model.
 
 ## Licence

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Int32, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -32,6 +32,7 @@ from prime_xmc.index.search import (
     Search,
     count_rows,
     gpu_blocks,
+    only_allowed,
     some_rows,
     top_labels,
 )
@@ -442,11 +443,17 @@ class LexicalSearch(Search):
     def __init__(self, index: LexicalIndex):
         self.index = index
 
-    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
+    def _search(
+        self,
+        query_emb: Float32[Tensor, "query d"],
+        k: int,
+        tokens: Rows | None,
+        allowed: Bool[Tensor, " label"] | None,
+    ) -> Found:
         assert tokens is not None
         step = query_block(self.index.num_labels, self.index.device)
         parts = [
-            top_labels(self.index.scores(some_rows(tokens, start, start + step)), k)
+            top_labels(only_allowed(self.index.scores(some_rows(tokens, start, start + step)), allowed), k)
             for start in range(0, len(query_emb), step)
         ]
         scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))

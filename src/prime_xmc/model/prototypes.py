@@ -131,6 +131,20 @@ class Prototypes(nn.Module):
         centroids = without_centroid(self.centroids.take(label_ids).float(), label_emb, without)
         return self._combine(label_ids, label_emb, centroids)
 
+    def from_sources(
+        self, sources: Sequence[Source], label_ids: Int64[Tensor, " row"], label_emb: Float[Tensor, "row d"]
+    ) -> Float[Tensor, "row d"]:
+        """Return what the network makes of some of its sources alone, the others left out of the sequence.
+
+        Training always shows it all of them, so this is a way to ask what they carry rather than a better prototype.
+
+        Args:
+            sources: Some of the module's own sources, at least one.
+            label_ids: Ids of the labels.
+            label_emb: Text embeddings h_l of these labels.
+        """
+        return self._combine(label_ids, label_emb, self.centroids.take(label_ids).float(), sources)
+
     def leave_one_out(
         self,
         label_ids: Int64[Tensor, " pair"],
@@ -195,12 +209,16 @@ class Prototypes(nn.Module):
         return of_labels, of_pairs
 
     def _combine(
-        self, label_ids: Int64[Tensor, " row"], label_emb: Float[Tensor, "row d"], centroids: Float[Tensor, "row d"]
+        self,
+        label_ids: Int64[Tensor, " row"],
+        label_emb: Float[Tensor, "row d"],
+        centroids: Float[Tensor, "row d"],
+        sources: Sequence[Source] | None = None,
     ) -> Float[Tensor, "row d"]:
         if self.network is None:
             return label_emb.float()
         parts = []
-        for source in self.sources:
+        for source in self.sources if sources is None else sources:
             if source == "text":
                 parts.append(label_emb)
             elif source == "centroid":

@@ -11,13 +11,15 @@ import pyarrow.parquet
 from prime_xmc.tables.line_writer import check_columns
 
 _GROUP = 16_384  # rows in a row group
+_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
 class ParquetWriter:
     """Collects rows to row groups; the first group fixes the types of the columns."""
 
-    def __init__(self, path: Path, columns: Sequence[str]):
+    def __init__(self, path: Path, columns: Sequence[str], types: Mapping[str, type]):
         self._path, self._columns = path, list(columns)
+        self._types = {column: _TYPES[kind] for column, kind in types.items()}
         self._pending: list[Mapping[str, Any]] = []
         self._file: pyarrow.parquet.ParquetWriter | None = None
 
@@ -50,7 +52,7 @@ class ParquetWriter:
         arrays = []
         for column in self._columns:
             values = [row[column] for row in self._pending]
-            wanted = None if schema is None else schema.field(column).type
+            wanted = self._types.get(column) if schema is None else schema.field(column).type
             try:
                 array = pa.array(values, type=wanted)
             except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
@@ -68,9 +70,17 @@ class ParquetWriter:
 
 
 @contextmanager
-def open_parquet_writer(path: Path, columns: Sequence[str]) -> Iterator[ParquetWriter]:
-    """Open a Parquet file to write to; it is complete at the end of the block."""
-    writer = ParquetWriter(path, columns)
+def open_parquet_writer(
+    path: Path, columns: Sequence[str], types: Mapping[str, type] | None = None
+) -> Iterator[ParquetWriter]:
+    """Open a Parquet file to write to; it is complete at the end of the block.
+
+    Args:
+        path: The file.
+        columns: Columns in order.
+        types: Types of columns, str, int, float or bool; the first rows say that of others.
+    """
+    writer = ParquetWriter(path, columns, types or {})
     try:
         yield writer
     except BaseException:

@@ -35,7 +35,12 @@ def written_format(path: Path) -> str:
 
 @contextmanager
 def open_writer(
-    path: Path, columns: Sequence[str], *, output_format: str | None = None, append: bool = False
+    path: Path,
+    columns: Sequence[str],
+    *,
+    output_format: str | None = None,
+    append: bool = False,
+    types: Mapping[str, type] | None = None,
 ) -> Iterator[TableWriter]:
     """Open a file to write a table to; see `prime_xmc.files.replacing` for one that appears when it is complete.
 
@@ -44,6 +49,7 @@ def open_writer(
         columns: Columns of CSV, TSV and Parquet in order, those of every row; JSON lines have what each row has.
         output_format: csv, tsv, jsonl or parquet; None: by the suffix.
         append: Whether rows are added at the end of a file that is there, which has its header. Not for Parquet.
+        types: Types of columns in Parquet, str, int, float or bool; the first rows say that of others.
 
     Raises:
         ValueError: If the suffix says no format, a row has other columns, Parquet is to be appended to or a row's
@@ -56,7 +62,7 @@ def open_writer(
         need_pyarrow(path)
         from prime_xmc.tables.parquet_writer import open_parquet_writer
 
-        with open_parquet_writer(path, columns) as writer:
+        with open_parquet_writer(path, columns, types or {}) as writer:
             yield writer
         return
     has_header = append and path.is_file() and path.stat().st_size > 0

@@ -42,7 +42,7 @@ MAY_CHANGE = (
     # where it is computed
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "bank"),
     # what is done with the trained model
-    *("test", "classify", "classify_settings", "neighbours", "lexical", "ensemble", "index"),
+    *("test", "classify", "classify_settings", "neighbours", "lexical", "ensemble", "export", "index"),
     *("export_every_n_epochs", "export_after_validation"),
 )
 # What settings of older checkpoints are called now, and those that they had none of. Both mean what they did.
