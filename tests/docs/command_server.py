@@ -13,7 +13,19 @@ import socket
 import sys
 import traceback
 
-COMMANDS = ("convert", "audit", "train", "classify", "evaluate", "predict", "calibrate", "prepare", "plan", "report")
+COMMANDS = (
+    "convert",
+    "audit",
+    "train",
+    "classify",
+    "evaluate",
+    "predict",
+    "labels",
+    "calibrate",
+    "prepare",
+    "plan",
+    "report",
+)
 
 
 def serve(address: str) -> None:

@@ -234,6 +234,7 @@ def write_clients(folder: Path, address: Path) -> None:
         "classify",
         "evaluate",
         "predict",
+        "labels",
         "calibrate",
         "prepare",
         "plan",
