@@ -13,7 +13,7 @@ import socket
 import sys
 import traceback
 
-COMMANDS = ("train", "classify", "evaluate", "predict", "prepare", "plan", "report")
+COMMANDS = ("train", "classify", "evaluate", "predict", "prepare", "plan", "report", "serve")
 
 
 def serve(address: str) -> None:
