@@ -11,8 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
 
+import torch
+
 from prime_xmc.export.folder import read_config
-from prime_xmc.export.predictor import Predictor
+from prime_xmc.export.predictor import PRECISIONS, Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,8 @@ def _load(directory: Path, load: LoadPredictor, scorers: Sequence[str]) -> Serve
         predictor = load(directory, scorer)
         if first is None:
             first = predictor
+            if predictor.device.type == "cpu":
+                predictor.encoder.keep_layers(PRECISIONS[predictor.precision] or torch.float32)
         else:  # one encoder in memory is enough
             predictor.encoder, predictor.tokenizer, predictor.labels = first.encoder, first.tokenizer, first.labels
         predictor.predict(["a first query"], top_k=1)
