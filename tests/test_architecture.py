@@ -20,17 +20,20 @@ ROOMS: dict[str, set[str]] = {
     "progress": set(),
     "conf_files": set(),
     "command_line": {"conf_files"},
+    "tables": {"files"},
     "data": {"files", "progress"},
     "index": {"files"},
     "model": {"files"},
     "app": {"conf_files", "command_line", "printing", "data", "model"},
     "evaluation": {"files", "progress", "data", "index"},
-    "export": {"files", "progress", "data", "index", "model"},
+    "export": {"files", "progress", "tables", "data", "index", "model"},
     "training": {"files", "printing", "progress", "data", "index", "model", "evaluation", "export"},
     "assemble": {"app", "data", "index", "model", "evaluation", "export", "training"},
-    "scoring": {"app", "data", "index", "evaluation", "export", "training", "assemble"},
+    "calibrating": {"data", "index", "evaluation", "export"},
+    "scoring": {"app", "data", "index", "evaluation", "export", "training", "assemble", "calibrating"},
     "stages": {
         *("app", "files", "printing", "data", "index", "model", "evaluation", "export", "training", "assemble"),
+        "calibrating",
         "scoring",
     },
     "api": {"app", "command_line", "conf_files", "data", "stages", "training"},
@@ -40,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "bundle": {"export"},  # an old name
     "__main__": {"conf_files", "command_line"},
 }
-ENTRY_POINTS = {"train", "classify", "evaluate", "predict", "prepare", "plan", "report", "serve"}
+ENTRY_POINTS = {"train", "classify", "evaluate", "predict", "labels", "prepare", "plan", "report", "serve"}
 ALLOWED = {
     "lightning": {
         "data/datamodule.py",
@@ -79,6 +82,7 @@ ALLOWED = {
     "starlette": {"serving/application.py", "serving/middleware.py", "serving/problems.py"},
     "uvicorn": {"serving/server.py"},
     "prometheus_client": {"serving/telemetry.py"},
+    "pyarrow": {"tables/columnar_rows.py", "tables/parquet_writer.py", "tables/reader.py", "tables/writer.py"},
     "pickle": {"training/checkpoints.py"},  # the name of the error with which torch refuses one
 }
 

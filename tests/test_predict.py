@@ -181,7 +181,11 @@ class TestRun:
             ("chunk=0", ValueError, "chunk of at least 1 query, got 0"),
             ("model.dir=nowhere", FileNotFoundError, "nowhere is no exported model, there is no such folder: expected"),
             ("precision=16-true", ValueError, "expected precision bf16-mixed, 16-mixed or 32-true, got '16-true'"),
-            ("input_format=xml", ValueError, "expected input_format auto, text, jsonl, csv, tsv, got 'xml'"),
+            (
+                "input_format=xml",
+                ValueError,
+                "expected input_format auto, text, jsonl, csv, tsv, parquet, arrow, got",
+            ),
             ("top_k=0", ValueError, "expected top_k of at least 1, got 0"),
         ],
     )

@@ -172,6 +172,7 @@ def open_data(
     seed: int,
     memory_labels: int = 0,
     leave_one_out: float | int = 0.0,
+    without_centroid: float | int = 0.0,
     corpus: Corpus | None = None,
 ) -> PrimeDataModule:
     """Make the data module of `dataset` and `sampling` and open its data, prepared if need be.
@@ -185,6 +186,7 @@ def open_data(
         seed: Seed of the split and of sampling.
         memory_labels: Most labels of a batch whose embedding is remembered, which the second stage has no use for.
         leave_one_out: Probability that a query is left out of the centroid of one of its labels, likewise.
+        without_centroid: Probability of a label to be shown without a centroid in a batch, likewise.
         corpus: The data, where they are open already.
     """
     dataset, sampling = config.dataset, config.sampling
@@ -202,6 +204,7 @@ def open_data(
         more_queries_per_label=sampling.more_queries_per_label,
         memory_labels=memory_labels,
         leave_one_out=leave_one_out,
+        without_centroid=without_centroid,
         num_validation=num_validation,
         seed=seed,
         corpus=corpus,
@@ -234,6 +237,7 @@ def make_data(config: DictConfig) -> PrimeDataModule:
         seed=fitted.seed,
         memory_labels=fitted.sampling.memory_labels,
         leave_one_out=fitted.sampling.leave_one_out,
+        without_centroid=fitted.sampling.without_centroid,
         corpus=corpus,
     )
 
@@ -385,7 +389,11 @@ def load_predictor(config: DictConfig) -> Predictor:
     """
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Predictor.load(
-        config.model.dir, device=device, index=config.search, precision=config.get("precision"), scorer="theta"
+        config.model.dir,
+        device=device,
+        index=config.get("search", "exact"),
+        precision=config.get("precision"),
+        scorer="theta",
     )
 
 

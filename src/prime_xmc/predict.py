@@ -1,6 +1,5 @@
-"""`python -m prime_xmc.predict`: queries from standard input or a file to ranked labels, as JSON lines."""
+"""`python -m prime_xmc.predict`: queries from standard input or a file to ranked labels, as JSON lines or a table."""
 
-import logging
 import sys
 from itertools import islice
 from pathlib import Path
@@ -8,8 +7,6 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from prime_xmc.app import run_app
-
-logger = logging.getLogger(__name__)
 
 
 def run(config: DictConfig) -> None:
@@ -21,47 +18,53 @@ def run(config: DictConfig) -> None:
     """
     # here, because the help need not wait for torch
     from prime_xmc.assemble import load_scorer
-    from prime_xmc.export.answers import counting, open_output, to_json
+    from prime_xmc.export.answers import counting, to_record
+    from prime_xmc.export.label_choice import as_texts
+    from prime_xmc.export.partial_output import open_output, what_made
     from prime_xmc.export.predictor import SHOW_PROGRESS
-    from prime_xmc.export.queries import TextFields, open_input, read_queries
+    from prime_xmc.export.queries import TextFields, given_fields, open_queries
     from prime_xmc.printing import send_to_nowhere
 
     if config.chunk < 1:
         raise ValueError(f"expected chunk of at least 1 query, got {config.chunk}")
     source = None if config.input is None else Path(config.input).expanduser()
     target = None if config.output is None else Path(config.output).expanduser()
-    if (source is None and sys.stdin is None) or (target is None and sys.stdout is None):
+    if None in (source or sys.stdin, target or sys.stdout):
         raise ValueError("standard input or output is closed: give files by input= and output=")
     typed = source is None and sys.stdin.isatty()
     chunk = 1 if typed else config.chunk  # whoever types waits for an answer
-    # A count would stand among what is typed or answered on the terminal; encoding shows its own for a large chunk.
+    # a count would stand among what is typed or answered on the terminal; encoding shows its own for a large chunk
     to_terminal = typed or (target is None and sys.stdout.isatty())
     on_terminal = sys.stderr.isatty() and chunk < SHOW_PROGRESS and not to_terminal
-    given = config.text_field if config.text_field is None else _names(config.text_field)
+    given = given_fields(config.text_field, config.text_column)
     input_format = "text" if typed and given is None and config.input_format == "auto" else config.input_format
     predictor = load_scorer(config)
+    request = predictor.request(
+        config.top_k,
+        config.min_score,
+        allow=as_texts(config.allow),
+        exclude=as_texts(config.exclude),
+        calibrate=config.calibrate,
+        explain=config.explain,
+    )
     fields = TextFields(given, predictor.fields, predictor.separator)
-    num_queries = 0
+    settings = {str(key): value for key, value in config.items() if key not in ("output", "resume")}
+    made_from = None if source is None else what_made(settings | {"model": config.model.dir})
     try:
-        with open_input(source) as lines, open_output(target) as out, counting(on_terminal=on_terminal) as count:
-            queries = read_queries(lines, str(source or "standard input"), fields, input_format)
+        with (
+            open_queries(source, fields, input_format) as queries,
+            open_output(target, made_from, resume=config.resume) as out,
+            counting(on_terminal=on_terminal) as count,
+        ):
+            for _ in islice(queries, out.num_done):
+                count(1)
             while batch := list(islice(queries, chunk)):
-                predictions = predictor.predict([query.text for query in batch], config.top_k, config.min_score)
-                for query, prediction in zip(batch, predictions, strict=True):
-                    out.write(to_json(prediction, query.others).encode("utf-8"))
-                out.flush()
-                num_queries += len(batch)
+                answers = predictor.answer([query.text for query in batch], request)
+                out.write([to_record(answer, query.others) for answer, query in zip(answers, batch, strict=True)])
                 count(len(batch))
     except BrokenPipeError:
         # The reader, `head` for one, has had enough. Python would complain once more when it closes standard output.
         send_to_nowhere(sys.stdout)
-        return
-    if target is not None:
-        logger.info("%s: labels of %s queries", target, f"{num_queries:,}")
-
-
-def _names(text_field: object) -> tuple[str, ...]:
-    return (text_field,) if isinstance(text_field, str) else tuple(map(str, text_field))  # type: ignore[call-overload]
 
 
 def main() -> None:

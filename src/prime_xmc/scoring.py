@@ -1,7 +1,7 @@
 """After training: further scorers of a model are weighed against each other, added to it, and tested."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -13,12 +13,15 @@ from torch import Tensor
 
 from prime_xmc.app import compose, own_configs
 from prime_xmc.assemble import load_predictor, make_classifier_data
+from prime_xmc.calibrating import VALIDATION, Tested, calibrate_rankings
 from prime_xmc.data.corpus import Split
 from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.data.raw import read_records
 from prime_xmc.evaluation.fusion import choose_weights, deepest_rank, tabulate_scores, weight_grid
 from prime_xmc.evaluation.metrics import TOP_K, evaluate
 from prime_xmc.evaluation.predictions import save_predictions
 from prime_xmc.evaluation.rank import Ranking, search_unfiltered
+from prime_xmc.export.calibration import save_calibration
 from prime_xmc.export.ensemble import Ensemble, add_scorers
 from prime_xmc.export.lexical_folder import LexicalTables
 from prime_xmc.export.neighbours_folder import VotingQueries
@@ -114,6 +117,7 @@ def check_ensemble(config: DictConfig) -> None:
         [*ensemble.neighbours, ensemble.default.neighbours],
         [*ensemble.lexical, ensemble.default.lexical],
     )
+    keeps_training_texts(config)
     if neighbours is not None:
         check_vote(neighbours.k, neighbours.temperature)
     if lexical is not None and not isinstance(lexical.pairs, bool):
@@ -133,6 +137,8 @@ def finish_scorers(
         model: The model with its data.
         scorers: The scorers to add.
         run_dir: Folder in which the predictions for the test split are saved.
+
+    The probabilities of their scores are fitted on the validation queries too, by the same rankings.
 
     Returns:
         Metrics of the scorers that were added and of the ensemble, and how long it took but for the test; and how the
@@ -167,12 +173,12 @@ def finish_scorers(
             0.0 if lexical is None else float(default.lexical),
         )
     searches = _searches(prototypes, classifiers, neighbours, lexical, weights)
-    validation = {}
+    rankings: dict[str, Ranking] = {}
     if len(labelled):
-        validation = {
-            name: evaluate(_rank(search, query_emb, held_out)[0], held_out.positives, data.inverse_propensity)
-            for name, search in searches.items()
-        }
+        rankings = {name: _rank(search, query_emb, held_out) for name, search in searches.items()}
+    validation = {
+        name: evaluate(indices, held_out.positives, data.inverse_propensity) for name, (indices, _) in rankings.items()
+    }
     ensemble = Ensemble(
         weights,
         scorers.k,
@@ -183,7 +189,11 @@ def finish_scorers(
         lexical is not None,
     )
 
-    everybody = _voting_queries(model, np.union1d(voters, labelled)) if neighbours is not None else None
+    everybody = None
+    if neighbours is not None:
+        everybody = _voting_queries(model, np.union1d(voters, labelled))
+        if keeps_training_texts(config):
+            everybody = everybody._replace(texts=_training_texts(data, everybody.rows))
     add_scorers(
         model.folder,
         ensemble,
@@ -199,13 +209,24 @@ def finish_scorers(
     seconds = time.perf_counter() - started
     names = [name for name in searches if name != "theta"]
     metrics = _named("val", {name: validation[name] for name in names if name in validation})
-    test = data.corpus.test
+    test, of_test = data.corpus.test, {}
     if config.test and len(test):
+        of_test["theta"] = _rank(searches["theta"], model.queries.test.to(device), test)
         for name in names:  # as they were written, so that what is measured is what predicts
             search = load_searcher(model.folder, model.predictor.config, scorer=name, index="auto", device=device)
-            indices, scores = _rank(search, model.queries.test, test)
+            indices, scores = of_test[name] = _rank(search, model.queries.test, test)
             save_predictions(run_dir / f"predictions_{name}.npz", indices, scores)
             metrics |= _named("test", {name: evaluate(indices, test.positives, data.inverse_propensity)})
+    if rankings:
+        calibration = calibrate_rankings(
+            rankings,
+            held_out.positives,
+            queries=VALIDATION,
+            weights=weights,
+            test=Tested(of_test, test.positives) if of_test else None,
+        )
+        if calibration is not None:
+            save_calibration(model.folder, calibration, digest=model.digest)
     return metrics | {"ensemble/seconds": seconds}, ensemble
 
 
@@ -286,8 +307,33 @@ def _lexical_tables(data: PrimeDataModule, ids: Int64[np.ndarray, " query"], *, 
 
 
 def _voting_queries(model: FinishedModel, ids: Int64[np.ndarray, " query"]) -> VotingQueries:
-    bank, positives = model.queries.train, model.data.corpus.train.positives
-    return VotingQueries(bank.take(torch.from_numpy(ids)), positives.take(ids))
+    bank, corpus = model.queries.train, model.data.corpus
+    rows = corpus.train_rows
+    return VotingQueries(
+        bank.take(torch.from_numpy(ids)), corpus.train.positives.take(ids), ids if rows is None else rows[ids]
+    )
+
+
+def keeps_training_texts(config: DictConfig) -> bool:
+    """Return whether the texts of training queries go into the model folder; a configuration of 0.1.0 has no such key.
+
+    Raises:
+        ValueError: If the setting is neither true nor false.
+    """
+    keeps = (config.get("export") or {}).get("training_texts", False)
+    if not isinstance(keeps, bool):
+        raise ValueError(f"expected export.training_texts true or false, got {keeps!r}")
+    return keeps
+
+
+def _training_texts(data: PrimeDataModule, rows: Int64[np.ndarray, " query"] | None) -> Iterator[str]:
+    """Yield the texts in some rows, ascending, of the raw file of training queries."""
+    assert rows is not None
+    wanted = np.zeros(int(rows.max(initial=-1)) + 1, dtype=bool)
+    wanted[rows] = True
+    path = data.source.paths()["trn"]
+    records = read_records(path, data.source.fields, data.corpus.num_labels)
+    yield from (record.text for record, is_wanted in zip(records, wanted.tolist(), strict=False) if is_wanted)
 
 
 def _approximate_index(

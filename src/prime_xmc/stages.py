@@ -23,6 +23,7 @@ from prime_xmc.assemble import (
     make_trainer,
     method_callbacks,
 )
+from prime_xmc.calibrating import calibrate_prototypes
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.evaluation.metrics import evaluate
 from prime_xmc.evaluation.predictions import save_predictions
@@ -49,6 +50,7 @@ from prime_xmc.training.record import (
     describe_stage,
     describe_training,
     quiet_libraries,
+    show_calibration,
     show_classifiers,
     show_prototypes,
     show_scorers,
@@ -150,6 +152,11 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
                 update_metrics(run_dir / "model", metrics)
                 show_scorers(metrics, weights)
                 show_stage_passes(metrics)
+            else:
+                device = trainer.strategy.root_device
+                if calibrate_prototypes(run_dir / "model", data, device, module.test_predictions) is not None:
+                    update_metrics(run_dir / "model", metrics)  # for the model card
+            show_calibration(run_dir / "model")
             write_json(run_dir / METRICS, metrics)  # last: it says that the run is finished
     return TrainedPrototypes(metrics, module, data, trainer)
 

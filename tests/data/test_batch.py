@@ -317,6 +317,36 @@ class TestLeftOut:
             make_builder([[0]], leave_one_out=share)
 
 
+class TestWithoutCentroid:
+    def test_a_part_of_all_candidates_which_is_a_function_of_the_batch(self):
+        builder = make_builder([list(range(NUM_LABELS))] * 40, memory_labels=NUM_LABELS, without_centroid=0.5)
+        batches = [build(builder, range(start, start + 20), [[3], [5]] * 10) for start in (0, 0, 20)]
+        found = [batch.without_centroid.tolist() for batch in batches]
+        assert found[0] == found[1] != found[2]
+        assert all(0 < len(columns) < NUM_LABELS and max(columns) < NUM_LABELS for columns in found)
+
+    def test_no_query_is_left_out_of_a_centroid_that_is_not_shown(self):
+        builder = make_builder(
+            [list(range(NUM_LABELS))] * 4,
+            memory_labels=NUM_LABELS,
+            without_centroid=0.5,
+            leave_one_out=1.0,
+            label_frequency=np.full(NUM_LABELS, 4),
+        )
+        batch = build(builder, range(4), [[0]] * 4)
+        shown = set(range(NUM_LABELS)) - set(batch.without_centroid.tolist())
+        assert set(batch.left_out.columns.tolist()) == shown
+        assert len(batch.left_out.rows) == 4 * len(shown)
+
+    def test_all_are_shown_with_theirs_by_default(self):
+        assert build(make_builder([[0, 1]]), [0], [[1]]).without_centroid is None
+
+    @pytest.mark.parametrize("share", [-0.1, 1.5])
+    def test_what_is_no_probability_is_refused(self, share):
+        with pytest.raises(ValueError, match=f"sampling.without_centroid between 0 and 1, got {share}"):
+            make_builder([[0]], without_centroid=share)
+
+
 class TestTexts:
     def test_pack(self):
         texts = pack(make_texts(6, 100), np.array([5, 0, 5]))

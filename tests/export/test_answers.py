@@ -1,23 +1,22 @@
-import json
-
 import pytest
 
-from prime_xmc.export.answers import counting, to_json
+from prime_xmc.export.answers import counting, to_record
+from prime_xmc.export.explainer import Explanation, TrainingQuery
 from prime_xmc.export.predictor import Prediction, ScoredLabel
 
 LABELS = [ScoredLabel("l1", "über", 0.12345678, 1), ScoredLabel("l2", "b", -0.5, 2)]
 
 
-def test_a_line_of_output():
-    assert to_json(Prediction("q", LABELS)) == (
-        '{"query": "q", "labels": [{"uid": "l1", "text": "über", "score": 0.123457}, '
-        '{"uid": "l2", "text": "b", "score": -0.5}]}\n'
-    )
+def test_a_record():
+    assert to_record(Prediction("q", LABELS)) == {
+        "query": "q",
+        "labels": [{"uid": "l1", "text": "über", "score": 0.123457}, {"uid": "l2", "text": "b", "score": -0.5}],
+    }
 
 
 def test_other_fields_come_first():
-    line = json.loads(to_json(Prediction("q", []), {"id": 7, "tags": ["a", None]}))
-    assert list(line.items()) == [("id", 7), ("tags", ["a", None]), ("query", "q"), ("labels", [])]
+    record = to_record(Prediction("q", []), {"id": 7, "tags": ["a", None]})
+    assert list(record.items()) == [("id", 7), ("tags", ["a", None]), ("query", "q"), ("labels", [])]
 
 
 @pytest.mark.parametrize(
@@ -30,12 +29,26 @@ def test_other_fields_come_first():
     ],
 )
 def test_names_that_clash(others, names):
-    assert json.loads(to_json(Prediction("q", []), others)) == names | {"query": "q", "labels": []}
+    assert to_record(Prediction("q", []), others) == names | {"query": "q", "labels": []}
 
 
-def test_half_a_character_in_another_field_stays_escaped():
-    line = to_json(Prediction("ü", []), {"note": "\ud800"})
-    assert json.loads(line.encode("utf-8")) == {"note": "\ud800", "query": "ü", "labels": []}
+def test_what_was_asked_for_besides():
+    label = ScoredLabel("l1", "a", 0.5, 1)
+    label.probability = 0.12345678
+    near = [TrainingQuery(17, 0.87654321, "red cat"), TrainingQuery(None, 0.5, None)]
+    label.why = Explanation({"theta": 0.45, "lexical": 0.05}, {"text": 0.123456789}, near)
+    (record,) = to_record(Prediction("q", [label]))["labels"]
+    assert record == {
+        "uid": "l1",
+        "text": "a",
+        "score": 0.5,
+        "probability": 0.123457,
+        "why": {
+            "scorers": {"theta": 0.45, "lexical": 0.05},
+            "sources": {"text": 0.123457},
+            "queries": [{"row": 17, "similarity": 0.876543, "text": "red cat"}, {"similarity": 0.5}],
+        },
+    }
 
 
 def test_the_count_goes_to_standard_error(monkeypatch, capsys):

@@ -2,14 +2,22 @@ import gzip
 import io
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from prime_xmc.export.queries import Query, TextFields, read_queries
+from prime_xmc.export.queries import Query, TextFields, given_fields, open_queries, read_queries
+from prime_xmc.tables.reader import table_of_lines
+
+
+def queries_of(lines, fields=None, input_format="auto", name="queries"):
+    wanted = () if fields is None else fields.given or fields.trained or ()
+    return read_queries(table_of_lines(lines, name, input_format=input_format, wanted=wanted), fields)
 
 
 def read(content, fields=None, input_format="auto", name="queries"):
     content = content if isinstance(content, bytes) else content.encode()
-    return list(read_queries(io.BytesIO(content), name, fields, input_format))
+    return list(queries_of(io.BytesIO(content), fields, input_format, name))
 
 
 def texts(*arguments, **named):
@@ -31,7 +39,7 @@ class TestText:
     def test_bad_encoding(self):
         with pytest.raises(ValueError, match=r"queries, line 3: not UTF-8 .*0xe9.*; convert it to UTF-8"):
             read(b"a\nb\ncaf\xe9\n")
-        with pytest.raises(ValueError, match=r"queries, line 1: not UTF-8"):
+        with pytest.raises(ValueError, match=r"queries, line 1: the file begins with the mark of UTF-16; convert it"):
             read("id,title\n".encode("utf-16"))
 
     @pytest.mark.parametrize(
@@ -42,7 +50,7 @@ class TestText:
     def test_damaged_gzip(self, content):
         lines = gzip.GzipFile(fileobj=io.BytesIO(content))
         with pytest.raises(ValueError, match=r"queries, line \d: the gzip data are truncated or damaged"):
-            list(read_queries(lines, "queries"))
+            list(queries_of(lines))
 
     def test_a_field_of_what_is_no_record(self):
         with pytest.raises(ValueError, match=r"queries is read as plain text, .*, and text_field=title names a field"):
@@ -53,7 +61,7 @@ class TestText:
             yield b"red cat\n"
             raise AssertionError("read ahead")
 
-        assert next(read_queries(lines(), "standard input")).text == "red cat"
+        assert next(queries_of(lines(), name="standard input")).text == "red cat"
 
 
 class TestFields:
@@ -66,12 +74,12 @@ class TestFields:
             (None, {"text": "c", "title": "b"}, "b", ["text"]),
             (None, {"text": "c", "uid": 1}, "c", ["uid"]),
             (TextFields(given=("body",)), {"text": "c", "body": "d"}, "d", ["text"]),
-            (TextFields(given=("body", "text")), {"text": "c", "body": "d"}, "d c", []),
-            (MODEL, {"content": "c", "uid": 1, "title": "b"}, "b c", ["uid"]),
-            (MODEL, {"content": "c", "query": "a", "title": "b"}, "b c", ["query"]),
+            (TextFields(given=("body", "text")), {"text": "c", "body": "d"}, "d c", ["text", "body"]),
+            (MODEL, {"content": "c", "uid": 1, "title": "b"}, "b c", ["content", "uid", "title"]),
+            (MODEL, {"content": "c", "query": "a", "title": "b"}, "b c", ["content", "query", "title"]),
             (MODEL, {"query": "b c"}, "b c", []),
             (MODEL._replace(given=("title",)), {"content": "c", "title": "b"}, "b", ["content"]),
-            (MODEL._replace(separator=" | "), {"content": "c", "title": "b"}, "b | c", []),
+            (MODEL._replace(separator=" | "), {"content": "c", "title": "b"}, "b | c", ["content", "title"]),
             (TextFields(trained=("title",)), {"text": "c"}, "c", []),
         ],
     )
@@ -150,8 +158,11 @@ class TestTable:
     @pytest.mark.parametrize(
         ("content", "said"),
         [
-            ("id,body\n1,a\n", "line 1, the header of a table: no field 'query', only id, body; name the field"),
-            ("id,title\n1,a\n2,a,b\n", "line 3: 3 cells, expected 2 as in the header; a cell with ',', a quote or"),
+            ("id,body\n1,a\n", "the header of the table: no field 'query', only id, body; name the field"),
+            (
+                "id,title\n1,a\n2,a,b\n",
+                "line 3: 3 cells, expected 2 as in the header, '2,a,b'; a cell with ','",
+            ),
             ('id,title\n1,"a\nb"\n2\n', "line 4: 1 cells, expected 2"),
             ('id,title\n1,a\n2,"a\nb\n', "line 3: not a row of a table"),
             ('id,title\n1,"a"b\n', "line 2: not a row of a table"),
@@ -169,9 +180,33 @@ class TestTable:
             raise AssertionError("read ahead")
 
         fields = TextFields(trained=("title",))
-        assert next(read_queries(lines(), "standard input", fields)).text == "red cat"
+        assert next(queries_of(lines(), fields, name="standard input")).text == "red cat"
 
 
-def test_unknown_format():
-    with pytest.raises(ValueError, match="expected input_format auto, text, jsonl, csv, tsv, got 'xml'"):
-        read(b"", input_format="xml")
+def test_a_field_by_either_name():
+    assert given_fields(None, None) is None
+    assert given_fields("body", None) == given_fields(None, "body") == ("body",)
+    assert given_fields(None, ["a", 1]) == ("a", "1")
+    with pytest.raises(ValueError, match="text_field= and text_column= are two names of one setting"):
+        given_fields("a", "b")
+
+
+def test_parquet(tmp_path):
+    table = pyarrow.table({"id": [7, 8], "title": ["red cat", "blue river"], "when": [None, 1.5]})
+    pyarrow.parquet.write_table(table, tmp_path / "queries.parquet")
+    with open_queries(tmp_path / "queries.parquet", TextFields()) as queries:
+        assert list(queries) == [Query("red cat", {"id": 7, "when": None}), Query("blue river", {"id": 8, "when": 1.5})]
+    pyarrow.parquet.write_table(pyarrow.table({"title": ["a", None]}), tmp_path / "q.parquet")
+    with (
+        open_queries(tmp_path / "q.parquet", TextFields()) as queries,
+        pytest.raises(ValueError, match=r"q\.parquet, row 2: field 'title' is None; expected a string"),
+    ):
+        list(queries)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with (
+        pytest.raises(FileNotFoundError, match=r"input=.*nowhere\.txt: there is no such file; leave input out"),
+        open_queries(tmp_path / "nowhere.txt", TextFields()),
+    ):
+        pass

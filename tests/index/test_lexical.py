@@ -3,13 +3,23 @@
 import math
 from collections import Counter, defaultdict
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from prime_xmc.data.corpus import Ragged
-from prime_xmc.index.lexical import LexicalIndex, LexicalSearch, build_postings, query_block
+from prime_xmc.index.lexical import (
+    LexicalIndex,
+    LexicalSearch,
+    _label_postings,
+    add_to_postings,
+    build_postings,
+    query_block,
+    replace_texts,
+    take_postings,
+)
 from prime_xmc.index.search import some_rows
 
 CLS, SEP = 101, 102
@@ -194,3 +204,73 @@ def test_a_gpu_scores_alike(made):
     torch.testing.assert_close(gpu.scores(tokens).cpu(), cpu.scores(tokens))
     expected = LexicalSearch(cpu).search(torch.zeros(30, 3), 10, tokens)[0]
     torch.testing.assert_close(LexicalSearch(gpu).search(torch.zeros(30, 3), 10, tokens)[0], expected)
+
+
+class TestChanges:
+    """Of the labels: all against vectors that are made at once, in which the idf of known terms is the same."""
+
+    SETTINGS: ClassVar = {"special_ids": (CLS, SEP), "pairs": True}
+
+    @pytest.fixture
+    def parts(self):
+        """Queries, labels and label texts of which the first three labels hold all terms but 30 to 34."""
+        queries = texts([1, 2, 3], [2, 4], [5, 6, 7], [8], [30, 1, 2], [31, 4])
+        labels = Ragged.from_rows([[0], [0, 1], [2], [1], [3], [3, 4]])
+        return queries, labels, texts([1], [2, 9], [], [32, 2], [33, 34])
+
+    def dense(self, postings, num_labels) -> dict[int, dict[int, float]]:
+        columns = torch.arange(len(postings.terms)).repeat_interleave(postings.offsets.diff()).tolist()
+        vectors = {label: {} for label in range(num_labels)}
+        for column, label, weight in zip(columns, postings.label_ids.tolist(), postings.weights.tolist(), strict=True):
+            vectors[label][int(postings.terms[column])] = weight
+        return vectors
+
+    def first(self, queries, labels, label_texts):
+        return build_postings(
+            queries.take([0, 1, 2, 3]), labels.take([0, 1, 2, 3]), label_texts.take([0, 1, 2]), **self.SETTINGS
+        )
+
+    def added(self, queries, labels, label_texts):
+        postings = self.first(queries, labels, label_texts)
+        new = Ragged.from_rows([[0], [0, 1]])
+        return add_to_postings(postings, 3, queries.take([4, 5]), new, label_texts.take([3, 4]), **self.SETTINGS)
+
+    def test_new_labels_are_searched_like_the_others(self, parts):
+        before, after = self.first(*parts), self.added(*parts)
+        index = LexicalIndex(after, 5, special_ids=(CLS, SEP), pairs=True)
+        scores = index.scores(texts([1, 2, 3], [30, 1, 2], [33, 34]))
+        assert scores.argmax(dim=1).tolist() == [0, 3, 4]
+        old, new = self.dense(before, 3), self.dense(after, 5)
+        assert {label: new[label] for label in range(3)} == old
+        assert sum(value**2 for value in new[4].values()) == pytest.approx(1)
+
+    def test_known_terms_keep_their_idf_and_new_ones_are_as_rare_as_they_are(self, parts):
+        before, after = self.first(*parts), self.added(*parts)
+        idf = dict(zip(after.terms.tolist(), after.idf.tolist(), strict=True))
+        assert {term: idf[term] for term in before.terms.tolist()} == pytest.approx(
+            dict(zip(before.terms.tolist(), before.idf.tolist(), strict=True))
+        )
+        assert idf[30] == pytest.approx(math.log((1 + 7) / 2) + 1), "of the seven texts of the first labels, in one"
+        assert (after.terms.diff() > 0).all()
+
+    def test_removed_labels_leave_the_others_as_they_are(self, parts):
+        after = take_postings(self.added(*parts), 5, torch.tensor([0, 2, 4]))
+        before = self.dense(self.added(*parts), 5)
+        assert self.dense(after, 3) == {0: before[0], 1: before[2], 2: before[4]}
+
+    @pytest.mark.parametrize("label", range(5))
+    def test_a_new_text_takes_the_place_of_the_old_one(self, parts, label):
+        """Also where a label has no text, no query, or new terms."""
+        queries, labels, label_texts = parts
+        labels = Ragged.from_rows([[0], [0, 1], [2], [1], [3], [3]])  # label 4 has none
+        postings = build_postings(queries, labels, label_texts, **self.SETTINGS)
+        new = texts([7, 40])
+        other = label_texts.take([label])
+        changed = replace_texts(postings, 5, torch.tensor([label]), other, new, **self.SETTINGS)
+        rows = [new[0] if row == label else label_texts[row] for row in range(5)]
+        wanted = _label_postings(
+            queries, labels, Ragged.from_rows(rows), changed.terms, changed.idf, torch.tensor([CLS, SEP]), pairs=True
+        )
+        found, expected = self.dense(changed, 5), self.dense(wanted, 5)
+        for row in range(5):
+            assert found[row] == pytest.approx(expected[row], abs=1e-5), row

@@ -3,7 +3,14 @@ import torch
 import torch.nn.functional as F
 
 from prime_xmc.model.banks import RowBank
-from prime_xmc.model.prototypes import SOURCES, LabelPrototypeNetwork, Prototypes, fill_mean_centroids, leave_out
+from prime_xmc.model.prototypes import (
+    SOURCES,
+    LabelPrototypeNetwork,
+    Prototypes,
+    fill_mean_centroids,
+    leave_out,
+    without_centroid,
+)
 
 NUM_LABELS, DIM = 6, 8
 
@@ -298,17 +305,18 @@ class TestLeaveOneOut:
             other.centroids.put(ids(row), rest)
             torch.testing.assert_close(found[[place]], other(ids(row), label_emb[[place]]))
 
-    def test_both_kinds_at_once(self):
+    @pytest.mark.parametrize("without", [None, ids(1)])
+    def test_both_kinds_at_once(self, without):
         """As on a GPU: with the same values and gradients."""
         module = make().eval()
         initialise(module, unit_rows(NUM_LABELS, seed=1) * 0.8, ids(2, 2, 0, 1, 0, 1))
         label_emb = unit_rows(3).requires_grad_()
-        arguments = ids(3, 0, 5), label_emb, ids(0, 2, 0, 1), unit_rows(4, seed=2), ids(2, 5, 4, 3)
+        arguments = ids(3, 0, 5), label_emb, ids(0, 2, 0, 2), unit_rows(4, seed=2), ids(2, 5, 4, 3)
         results = []
         for compute in (module.with_left_out, module._at_once):
             module.zero_grad()
             label_emb.grad = None
-            found = compute(*arguments)
+            found = compute(*arguments, without)
             sum((part * unit_rows(len(part), seed=3)).sum() for part in found).backward()
             gradients = [p.grad.to_dense().clone() for p in (*module.parameters(), label_emb)]
             results.append((*found, *gradients))
@@ -316,3 +324,20 @@ class TestLeaveOneOut:
         assert len(results[0][1]) == 4
         for expected, part in zip(*results, strict=True):
             torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-6)
+
+
+class TestWithoutCentroid:
+    def test_a_label_is_shown_as_one_without_queries_is(self):
+        module, label_emb = make().eval(), unit_rows(3)
+        initialise(module, unit_rows(NUM_LABELS, seed=1) * 0.8, ids(2, 2, 0, 1, 0, 1))
+        found = module(ids(3, 0, 5), label_emb, ids(1))
+        as_usual = module(ids(3, 0, 5), label_emb)
+        assert torch.equal(found[[0, 2]], as_usual[[0, 2]])
+        module.centroids.put(ids(0), label_emb[1:2])
+        torch.testing.assert_close(found[1:2], module(ids(0), label_emb[1:2]))
+        assert not torch.allclose(found[1], as_usual[1])
+
+    def test_the_gradient_reaches_the_text_by_both_ways(self):
+        label_emb = unit_rows(2).requires_grad_()
+        without_centroid(torch.zeros(2, DIM), label_emb, ids(1)).sum().backward()
+        assert label_emb.grad.tolist() == [[0.0] * DIM, [1.0] * DIM]

@@ -121,6 +121,26 @@ def test_positives_are_scored_without_themselves_in_the_centroid(make):
     assert not torch.isclose(outputs["loss"], with_themselves)
 
 
+def test_some_labels_are_shown_without_a_centroid(make):
+    module, data = make(
+        "sampling.without_centroid=0.5",
+        "sampling.leave_one_out=0",
+        "model.dropout=0.0",
+        "model.centroid_update=frozen",
+    )
+    batch = next(iter(data.train_dataloader()))
+    module.prototypes.centroids.put(torch.arange(48), torch.nn.functional.normalize(torch.randn(48, 32), dim=1))
+    module.label_memory.put(torch.arange(48), torch.nn.functional.normalize(torch.randn(48, 32), dim=1))
+    outputs = module.training_step(batch, 0)
+    ids = torch.cat([batch.label_ids, batch.memory.ids])
+    text_emb = torch.cat([outputs["label_emb"], module.label_memory.take(batch.memory.ids).float()])
+    candidates, relations = module.prototypes(ids, text_emb, batch.without_centroid), batch.memory.relations
+    expected, _ = module.loss(
+        outputs["query_emb"], outputs["label_emb"], candidates, relations.positives(), relations.negatives()
+    )
+    torch.testing.assert_close(outputs["loss"], expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("sources", ["[text]", "[text,free_vector]"])
 def test_nothing_is_left_out_where_prototypes_have_no_centroid(make, monkeypatch, sources):
     module, data = make("sampling.leave_one_out=1", f"model.sources={sources}")

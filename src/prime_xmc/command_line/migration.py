@@ -25,6 +25,7 @@ ABSENT = {
     "lexical": None,
     "sampling.memory_labels": 0,
     "sampling.leave_one_out": 0.0,
+    "sampling.without_centroid": 0.0,
 }
 
 

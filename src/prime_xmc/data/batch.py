@@ -166,6 +166,8 @@ class Batch(NamedTuple):
         more: Further queries of the labels, where they were asked for.
         memory: Further positives of the queries, where they were asked for.
         left_out: Positives whose query is left out of the centroid, where they were asked for.
+        without_centroid: int64 [some], ascending, columns of the candidates that are shown without a centroid, where
+            they were asked for.
     """
 
     query_ids: Tensor
@@ -180,6 +182,7 @@ class Batch(NamedTuple):
     more: MoreQueries | None = None
     memory: MemoryLabels | None = None
     left_out: LeftOut | None = None
+    without_centroid: Tensor | None = None
 
     @property
     def positives(self) -> Bool[Tensor, "query label"]:
@@ -205,13 +208,17 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device; what the host goes by stays there: text ids and lengths."""
         moved: dict[str, Any] = {name: send(getattr(self, name), device) for name in _MOVED}
-        optional = {name: part.to(device) for name, part in self._optional().items()}
+        optional = {
+            name: send(part, device) if isinstance(part, Tensor) else part.to(device)
+            for name, part in self._optional().items()
+        }
         return self._replace(relations=self.relations.to(device), **moved, **optional)
 
     def _optional(self) -> dict[str, Any]:
-        return {name: part for name in ("more", "memory", "left_out") if (part := getattr(self, name)) is not None}
+        return {name: part for name in _OPTIONAL if (part := getattr(self, name)) is not None}
 
 
+_OPTIONAL = ("more", "memory", "left_out", "without_centroid")
 _MOVED = ("query_ids", "label_ids", "token_ids", "moved_ids", "pair_rows", "pair_places")
 
 
@@ -286,6 +293,7 @@ class BatchBuilder(Dataset):
         leave_one_out: Probability, for each positive of a query whose label has other training queries too, that the
             query is left out of the label's centroid.
         label_frequency: Number of training queries of each label; may be left out where `leave_one_out` is 0.
+        without_centroid: Probability of each candidate to be shown without a centroid.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -305,6 +313,7 @@ class BatchBuilder(Dataset):
         memory_labels: int = 0,
         leave_one_out: float | int = 0.0,
         label_frequency: Int64[np.ndarray, " label"] | None = None,
+        without_centroid: float | int = 0.0,
     ):
         if loss_positives not in ("drawn", "any", "all"):
             raise ValueError(f"expected sampling.loss_positives drawn, any or all, got {loss_positives!r}")
@@ -312,10 +321,13 @@ class BatchBuilder(Dataset):
             raise ValueError(f"expected sampling.memory_labels of at least 0, got {memory_labels}")
         if not 0 <= leave_one_out <= 1:
             raise ValueError(f"expected sampling.leave_one_out between 0 and 1, got {leave_one_out}")
+        if not 0 <= without_centroid <= 1:
+            raise ValueError(f"expected sampling.without_centroid between 0 and 1, got {without_centroid}")
         self.queries = queries
         self.label_tokens = label_tokens
         self.loss_positives = loss_positives
         self.leave_one_out = leave_one_out
+        self.without_centroid = without_centroid
         self.label_frequency = label_frequency
         self.num_more = num_more
         self.queries_of_label = queries_of_label
@@ -347,6 +359,7 @@ class BatchBuilder(Dataset):
         relations = _relations(len(query_ids), width, chosen, related, excluded)
         queries, labels = pack(self.queries.tokens, query_ids), pack(self.label_tokens, label_ids)
         memory = self._remember(query_ids, label_ids, moved_ids, pairs, filtered) if self.memory_labels else None
+        without = self._draw_without(query_ids, width if memory is None else memory.relations.num_candidates)
         return Batch(
             query_ids=queries.ids,
             label_ids=labels.ids,
@@ -359,8 +372,18 @@ class BatchBuilder(Dataset):
             pair_places=torch.from_numpy(pair_places),
             more=self._draw_more(query_ids, label_ids, moved_ids) if self.num_more else None,
             memory=memory,
-            left_out=self._leave_out(query_ids, label_ids, relations, memory) if self.leave_one_out else None,
+            left_out=self._leave_out(query_ids, label_ids, relations, memory, without) if self.leave_one_out else None,
+            without_centroid=None if without is None else torch.from_numpy(without),
         )
+
+    def _draw_without(
+        self, query_ids: Int64[np.ndarray, " query"], num_candidates: int
+    ) -> Int64[np.ndarray, " some"] | None:
+        if not self.without_centroid:
+            return None
+        # a function of the batch alone, as above, and no repetition of what that draws
+        rng = np.random.default_rng([*query_ids, num_candidates, 2])
+        return np.flatnonzero(rng.random(num_candidates) < self.without_centroid)
 
     def _leave_out(
         self,
@@ -368,6 +391,7 @@ class BatchBuilder(Dataset):
         label_ids: Int64[np.ndarray, " label"],
         relations: Relations,
         memory: MemoryLabels | None,
+        without: Int64[np.ndarray, " some"] | None,
     ) -> LeftOut:
         assert self.label_frequency is not None
         if memory is not None:
@@ -377,6 +401,8 @@ class BatchBuilder(Dataset):
         # a function of the batch alone, as above, and no repetition of what that draws
         rng = np.random.default_rng([*query_ids, len(columns), 1])
         is_left_out = (rng.random(len(columns)) < self.leave_one_out) & (num_queries > 1)
+        if without is not None:
+            is_left_out &= ~np.isin(columns, without)
         return LeftOut(*(torch.from_numpy(part[is_left_out]) for part in (rows, columns, num_queries)))
 
     def _remember(

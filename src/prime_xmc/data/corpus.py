@@ -204,6 +204,14 @@ class Corpus:
         return np.load(path, allow_pickle=False) if path.is_file() else None
 
     @property
+    def train_rows(self) -> Int64[np.ndarray, "query"] | None:
+        """Rows of the training queries in the raw training file, None where they are all of it, in its order."""
+        test_rows = self.test_rows
+        if test_rows is None:
+            return None
+        return np.setdiff1d(np.arange(len(self.train) + len(test_rows)), test_rows)
+
+    @property
     def split_note(self) -> str | None:
         """A sentence on the test split where it was split off the training queries, None elsewhere."""
         split = self.manifest.get("split_off")

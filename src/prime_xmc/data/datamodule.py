@@ -42,6 +42,7 @@ class PrimeDataModule(LightningDataModule):
             centroid and nothing else.
         memory_labels: Most labels of a batch whose embedding is remembered instead of encoded, see `BatchBuilder`.
         leave_one_out: Probability that a query is left out of the centroid of one of its labels, see `BatchBuilder`.
+        without_centroid: Probability of a label to be shown without a centroid in a batch, see `BatchBuilder`.
         num_validation: Number of training queries held out for validation; None: as many as suit their number.
         encode_chunk: Number of texts in a batch of the loaders that only encode; None: as many as suit the device.
         seed: Seed of the validation split and of the sampler.
@@ -69,6 +70,7 @@ class PrimeDataModule(LightningDataModule):
         more_queries_per_label: int = 0,
         memory_labels: int = 0,
         leave_one_out: float | int = 0.0,
+        without_centroid: float | int = 0.0,
         num_validation: int | None = None,
         encode_chunk: int | None = None,
         seed: int = 0,
@@ -93,6 +95,7 @@ class PrimeDataModule(LightningDataModule):
         self.more_queries_per_label = more_queries_per_label
         self.memory_labels = memory_labels
         self.leave_one_out = leave_one_out
+        self.without_centroid = without_centroid
         self.num_validation = num_validation
         self.encode_chunk = encode_chunk
         self.seed = seed
@@ -172,6 +175,7 @@ class PrimeDataModule(LightningDataModule):
             memory_labels=self.memory_labels,
             leave_one_out=self.leave_one_out,
             label_frequency=label_frequency,
+            without_centroid=self.without_centroid,
         )
         trainer: Any = self.trainer
         if trainer is not None and trainer.overfit_batches > 0:

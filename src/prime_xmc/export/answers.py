@@ -1,61 +1,63 @@
-"""What is predicted, as lines of JSON, and a sign of life while it takes long."""
+"""What is predicted, as records, and a sign of life while it takes long."""
 
-import json
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from prime_xmc.export.predictor import Prediction
-from prime_xmc.files import replacing
+from prime_xmc.export.predictor import Prediction, ScoredLabel
 
 logger = logging.getLogger(__name__)
 
 _SECONDS = 30.0  # between two lines of the log
 
 
-def to_json(prediction: Prediction, others: Mapping[str, Any] | None = None) -> str:
-    """Return a prediction as a line of JSON: the record's other fields, then `query` and `labels`.
+def to_record(prediction: Prediction, others: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return a prediction as a record: the other fields of the input's record, then `query` and `labels`.
 
-    A field of the record that is called `query` or `labels` itself becomes `input_query` or `input_labels`.
+    A field of the input that is called `query` or `labels` itself becomes `input_query` or `input_labels`.
 
     Args:
         prediction: The query and its labels.
-        others: Fields of the record beside its text.
+        others: Fields of the input's record that are to be kept.
     """
-    others = others or {}
-    line: dict[str, Any] = {}
-    for field, value in others.items():
+    record = without_clashes(others or {}, ("query", "labels"))
+    record["query"] = prediction.query
+    record["labels"] = [_label_record(label) for label in prediction.labels]
+    return record
+
+
+def without_clashes(fields: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
+    """Return fields of the input under names of which none is taken: those that are begin with `input_`."""
+    renamed = {}
+    for field, value in fields.items():
         name = field
-        while name in ("query", "labels") or (name != field and name in others):
+        while name in taken or (name != field and name in fields):
             name = f"input_{name}"
-        line[name] = value
-    line["query"] = prediction.query
-    line["labels"] = [
-        {"uid": label.uid, "text": label.text, "score": round(label.score, 6)} for label in prediction.labels
-    ]
-    text = json.dumps(line, ensure_ascii=False)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # half a character in another field, which has to stay escaped
-        text = json.dumps(line)
-    return f"{text}\n"
+        renamed[name] = value
+    return renamed
 
 
-@contextmanager
-def open_output(path: Path | None) -> Iterator[BinaryIO]:
-    """Open standard output, or a file that appears under its name when it is complete."""
-    if path is None:
-        yield sys.stdout.buffer
-    else:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            yield file
+def _label_record(label: ScoredLabel) -> dict[str, Any]:
+    record: dict[str, Any] = {"uid": label.uid, "text": label.text, "score": round(label.score, 6)}
+    if label.probability is not None:
+        record["probability"] = round(label.probability, 6)
+    if label.why is not None:
+        why = label.why
+        record["why"] = {
+            "scorers": {name: round(share, 6) for name, share in why.scorers.items()},
+            "sources": {name: round(share, 6) for name, share in why.sources.items()},
+            "queries": [
+                {name: value for name, value in query._asdict().items() if value is not None}
+                | {"similarity": round(query.similarity, 6)}
+                for query in why.queries
+            ],
+        }
+    return record
 
 
 @contextmanager

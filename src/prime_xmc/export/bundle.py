@@ -15,8 +15,20 @@ from jaxtyping import Float
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from prime_xmc.export.calibration import has_calibration, read_calibration
 from prime_xmc.export.ensemble import has_ensemble, read_ensemble
-from prime_xmc.export.folder import CONFIG, FORMAT_VERSION, INDEX, LABELS, METRICS, PROTOTYPES, read_config
+from prime_xmc.export.folder import (
+    AGAIN,
+    CENTROIDS,
+    CONFIG,
+    FORMAT_VERSION,
+    INDEX,
+    LABELS,
+    METRICS,
+    NETWORK,
+    PROTOTYPES,
+    read_config,
+)
 from prime_xmc.export.model_card import model_card
 from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.export.settings import portable
@@ -97,8 +109,8 @@ def save_bundle(
         }
         write_json(temporary / CONFIG, config)
         _write_encoder(temporary, encoder, tokenizer, max_length)
-        save_tensors(temporary / "centroids.safetensors", {"centroids": prototypes.centroids.rows})
-        save_tensors(temporary / "prototype_network.safetensors", prototypes.state_dict())
+        save_tensors(temporary / CENTROIDS, {"centroids": prototypes.centroids.rows})
+        save_tensors(temporary / NETWORK, prototypes.state_dict())
         save_tensors(temporary / PROTOTYPES, {"prototypes": label_prototypes, "label_emb": label_emb})
         if faiss_index is not None:
             faiss_index.save(temporary / INDEX)
@@ -118,6 +130,21 @@ def update_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
         FileNotFoundError: If the folder is no exported model.
     """
     _write_results(directory, read_config(directory), metrics)
+
+
+def write_card(directory: Path) -> None:
+    """Write the model card of an exported model anew, with the results that it has.
+
+    Raises:
+        FileNotFoundError: If the folder is no exported model.
+        ValueError: If a file is damaged.
+    """
+    config, path = read_config(directory), directory / METRICS
+    try:
+        metrics = json.loads(path.read_bytes()) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
+    _write_results(directory, config, metrics)
 
 
 def _flat_index(label_prototypes: Float[Tensor, "label d"]) -> FaissSearch | None:
@@ -211,5 +238,7 @@ def _write_labels(path: Path, labels: Iterable[tuple[str, str]]) -> int:
 def _write_results(directory: Path, config: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> None:
     if metrics is not None:
         write_json(directory / METRICS, dict(metrics))
-    ensemble = read_ensemble(directory, encoder_digest(directory)) if has_ensemble(directory) else None
-    write_text(directory / "README.md", model_card(config, metrics or {}, ensemble))
+    digest = encoder_digest(directory)
+    ensemble = read_ensemble(directory, digest) if has_ensemble(directory) else None
+    calibration = read_calibration(directory, digest) if has_calibration(directory) else None
+    write_text(directory / "README.md", model_card(config, metrics or {}, ensemble, calibration))

@@ -16,6 +16,8 @@ METRICS = "metrics.json"
 LABELS = "labels.jsonl"
 INDEX = "index.faiss"
 PROTOTYPES = "prototypes.safetensors"
+CENTROIDS = "centroids.safetensors"
+NETWORK = "prototype_network.safetensors"
 REQUIRED = (CONFIG, "config.json", "model.safetensors", "tokenizer.json", PROTOTYPES, LABELS)
 _KEYS = ("max_length", "pad_token_id", "encoder", "prototypes", "index", "settings")
 AGAIN = "copy or export the model again"
@@ -43,6 +45,29 @@ def read_config(directory: Path) -> dict[str, Any]:
     if absent := [key for key in _KEYS if key not in config]:
         raise ValueError(f"{path} is damaged (no {', '.join(absent)}); {AGAIN}")
     return config
+
+
+def read_labels(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of labels.jsonl, each with a uid and a text.
+
+    Raises:
+        ValueError: If one of them has not, with its line.
+    """
+    records = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                _ = record["uid"], record["text"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: no label with uid and text ({error!r}); {AGAIN}") from error
+            records.append(record)
+    return records
+
+
+def model_version(config: Mapping[str, Any]) -> int:
+    """Return the number of a model's version: 1 as it was trained, one more after each change of its labels."""
+    return config.get("version", 1)
 
 
 def query_fields(config: Mapping[str, Any]) -> tuple[str, ...] | None:

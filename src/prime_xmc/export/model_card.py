@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from prime_xmc.export.calibration import Calibration
 from prime_xmc.export.ensemble import Ensemble
 from prime_xmc.export.folder import query_fields, query_separator
 
@@ -37,7 +38,12 @@ _FILL_IN = (
 )
 
 
-def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], ensemble: Ensemble | None = None) -> str:
+def model_card(
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    ensemble: Ensemble | None = None,
+    calibration: Calibration | None = None,
+) -> str:
     """Return the card's Markdown, with the front matter that the hub reads.
 
     Args:
@@ -46,6 +52,7 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], ensemble: 
             called `note/<what>` on the data that they are of, and the GPU that it was trained on; empty where there
             are none yet.
         ensemble: How several scorers are added up; None: there are the prototypes alone.
+        calibration: Probabilities of the scores; None: there are none.
     """
     settings, prototypes = config["settings"], config["prototypes"]
     dataset = settings.get("dataset", "an unnamed data set")
@@ -65,6 +72,9 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], ensemble: 
         device=_device(metrics),
         settings=json.dumps(settings, indent=2, ensure_ascii=False),
         results=_results(results, notes),
+        probabilities="" if calibration is None else _probabilities(calibration),
+        comparable="" if calibration is None else "; `calibrate=true` adds probabilities, which do",
+        changes=_changes(config.get("history", [])),
         license=license_text,
     )
     head = ModelCardData(
@@ -174,6 +184,19 @@ def _device(metrics: Mapping[str, Any]) -> str:
     return f", on one {metrics['device']}, of whose memory it took {memory:.1f} GiB"
 
 
+def _changes(history: Sequence[Mapping[str, Any]]) -> str:
+    """Return a section on what became of the labels after training; empty where nothing did."""
+    if not history:
+        return ""
+    lines = []
+    for entry in history:
+        labels = f"{entry['labels']:,} label{'' if entry['labels'] == 1 else 's'} {_CHANGES[entry['change']]}"
+        queries = f", with {entry['queries']:,} example {'query' if entry['queries'] == 1 else 'queries'}"
+        sentence = f"- Version {entry['version']}, {entry['date']}: {labels}{queries if entry['queries'] else ''}."
+        lines.append(sentence)
+    return f"## Changes of the labels\n\n{_UNTRAINED}\n\n" + "\n".join(lines) + "\n\n"
+
+
 def _results(results: Mapping[str, float], notes: Sequence[str]) -> str:
     """Return the table, and what has to be known of the data that the results are of."""
     sentences = " ".join(f"{note[0].upper()}{note[1:]}." for note in notes)
@@ -187,6 +210,31 @@ def _results(results: Mapping[str, float], notes: Sequence[str]) -> str:
         rows.append(f"| {metric} | {' | '.join(cells)} |")
     table = "\n".join(rows)
     return f"{table}\n\n{sentences}" if sentences else table
+
+
+_CHANGES = {"add": "added", "remove": "removed", "rename": "given another text"}
+_UNTRAINED = (
+    "The model was changed without training, which was version 1. The results above are of version 1. Labels that were "
+    "added have prototypes made of their text and their example queries, and the ids of labels are lines of "
+    "`labels.jsonl`."
+)
+
+
+def _probabilities(calibration: Calibration) -> str:
+    """Return the section on probabilities: sentences, and the reliability as a table."""
+    name = calibration.default
+    sentences = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in calibration.describe(name)]
+    rows = ["| queries | predicted, percent | observed, percent | | answers |", "|---|---:|---:|---|---:|"]
+    for queries, held in calibration.scorers[name].held.items():
+        for row in held.bins:
+            predicted, observed = 100 * row["predicted"], 100 * row["observed"]
+            bar = "█" * round(observed / 5)
+            rows.append(f"| {queries} | {predicted:.1f} | {observed:.1f} | {bar} | {row['answers']:,} |")
+    table = "\n".join(rows)
+    return (
+        f"## Probabilities\n\n{sentences[0]} {sentences[1]}\n\nThe table shows the five best labels of each query, by "
+        f"tenths of the probability: what it was on average, and how many of them were right.\n\n{table}\n\n"
+    )
 
 
 _CARD = """\
@@ -214,11 +262,12 @@ prototypes, in the same space, are in `prototypes.safetensors`, their texts in `
 
 {results}
 
-## Limits
+{probabilities}{changes}## Limits
 
-- It knows the labels of its data set and no others.
+- It knows the labels in `labels.jsonl` and no others.
 - It reads the first {max_length} tokens of a text.
-- Scores are cosines, not probabilities: they order the labels of one query, and those of two queries need not compare.
+- Scores are cosines, not probabilities: they order the labels of one query, and those of two queries need not
+  compare{comparable}.
 - Rare labels are predicted from little evidence, and a bias of the data set is a bias of the model.
 
 ## Licence

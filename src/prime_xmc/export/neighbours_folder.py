@@ -1,12 +1,14 @@
 """The folder neighbours/ of an exported model: the training queries that may vote for a query's labels."""
 
+import json
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float16
+from jaxtyping import Float16, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -17,7 +19,9 @@ from prime_xmc.files import publishing, save_tensors, write_json
 FORMAT_VERSION = 1
 CONFIG = "neighbours.json"
 TABLES = "neighbours.safetensors"
+TEXTS = "texts.jsonl"  # only where the training was asked to keep them
 FOLDER = "neighbours"  # in a model folder
+LONGEST_TEXT = 500  # characters of a training text that are kept: enough to see what it is about
 
 
 class VotingQueries(NamedTuple):
@@ -26,10 +30,15 @@ class VotingQueries(NamedTuple):
     Attributes:
         query_emb: Embeddings as they are kept, rounded to float16.
         labels: Labels of each query.
+        rows: Row of each query in the raw file of training queries, from 0; -1: it is in another file. None where the
+            model does not say, as those of the first versions.
+        texts: Text of each query, of which the first `LONGEST_TEXT` characters are kept; None: none are.
     """
 
     query_emb: Float16[Tensor, "neighbour d"]
     labels: Ragged
+    rows: Int64[np.ndarray, " neighbour"] | None = None
+    texts: Iterable[str] | None = None
 
 
 def save_neighbours(directory: Path, queries: VotingQueries, *, digest: str) -> None:
@@ -52,12 +61,46 @@ def save_neighbours(directory: Path, queries: VotingQueries, *, digest: str) -> 
         "label_ids": torch.from_numpy(queries.labels.values.astype(np.int32)),
         "offsets": torch.from_numpy(queries.labels.offsets),
     }
+    if queries.rows is not None:
+        tables["rows"] = torch.from_numpy(queries.rows)
     with publishing(directory, replace=True) as temporary:
         write_json(temporary / CONFIG, config)
         save_tensors(temporary / TABLES, tables)
+        if queries.texts is not None:
+            _write_texts(temporary / TEXTS, queries.texts, len(queries.labels))
 
 
-def load_neighbours(directory: Path, model: Path, num_labels: int, digest: str) -> VotingQueries:
+def _write_texts(path: Path, texts: Iterable[str], num_queries: int) -> None:
+    num_written = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for text in texts:
+            file.write(json.dumps(text[:LONGEST_TEXT], ensure_ascii=False) + "\n")
+            num_written += 1
+    assert num_written == num_queries
+
+
+def _read_texts(directory: Path, num_queries: int) -> list[str] | None:
+    path = directory / TEXTS
+    if not path.is_file():
+        return None
+    texts = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number} is damaged ({error}); {AGAIN}") from error
+            if not isinstance(text, str):
+                raise ValueError(f"{path}, line {number} is damaged: {text!r} is no text; {AGAIN}")
+            texts.append(text)
+    if len(texts) != num_queries:
+        raise ValueError(f"{path} has {len(texts)} texts, expected {num_queries}, one for each training query; {AGAIN}")
+    return texts
+
+
+def load_neighbours(
+    directory: Path, model: Path, num_labels: int, digest: str, *, with_texts: bool = False
+) -> VotingQueries:
     """Read the training queries that `save_neighbours` wrote for a model.
 
     Args:
@@ -65,6 +108,7 @@ def load_neighbours(directory: Path, model: Path, num_labels: int, digest: str) 
         model: Folder of the model.
         num_labels: Labels of the model.
         digest: Fingerprint of its encoder.
+        with_texts: Whether to read their texts too, where the model holds them.
 
     Raises:
         FileNotFoundError: If the folder holds none.
@@ -76,6 +120,7 @@ def load_neighbours(directory: Path, model: Path, num_labels: int, digest: str) 
     try:
         with safe_open(path, framework="pt") as tensors:
             query_emb, label_ids, offsets = (tensors.get_tensor(name) for name in ("query_emb", "label_ids", "offsets"))
+            rows = tensors.get_tensor("rows").numpy() if "rows" in tensors.keys() else None  # noqa: SIM118
         labels = Ragged(label_ids.numpy(), offsets.numpy())
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
@@ -84,4 +129,6 @@ def load_neighbours(directory: Path, model: Path, num_labels: int, digest: str) 
     if len(labels) != len(query_emb) or (labels.lengths < 0).any() or not is_known:
         expected = f"labels from 0 to {num_labels - 1} for each of {len(query_emb)} queries"
         raise ValueError(f"{path} is damaged: expected {expected}; {AGAIN}")
-    return VotingQueries(query_emb, labels)
+    if rows is not None and (rows.dtype != np.int64 or rows.shape != (len(query_emb),) or (rows < -1).any()):
+        raise ValueError(f"{path} is damaged: expected the row of each of {len(query_emb)} queries; {AGAIN}")
+    return VotingQueries(query_emb, labels, rows, _read_texts(directory, len(labels)) if with_texts else None)

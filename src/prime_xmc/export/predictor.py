@@ -1,6 +1,5 @@
 """`Predictor`: ranks the labels of an exported model for any text."""
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -9,21 +8,27 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
+from prime_xmc.export.calibration import ScorerCalibration, read_calibration
+from prime_xmc.export.explainer import Explainer, Explanation
 from prime_xmc.export.folder import (
     AGAIN,
     LABELS,
     query_fields,
     query_separator,
     read_config,
+    read_labels,
     training_precision,
 )
-from prime_xmc.export.searchers import choose_scorer, load_searcher
+from prime_xmc.export.label_choice import Given, choose_labels
+from prime_xmc.export.scorers import encoder_digest
+from prime_xmc.export.searchers import choose_scorer, load_explainer, load_searcher
+from prime_xmc.index.crowd import DEPTH
 from prime_xmc.index.search import Search
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.precision import native_precision
@@ -37,8 +42,15 @@ SHOW_PROGRESS = 10_000  # texts from which on encoding takes long enough for a p
 _CHUNK = 4096  # texts encoded at once: enough of them, sorted by length, leave next to no padding
 
 
-class ScoredLabel(NamedTuple):
-    """A predicted label.
+class _RankedLabel(NamedTuple):
+    uid: str
+    text: str
+    score: float
+    id: int
+
+
+class ScoredLabel(_RankedLabel):
+    """A predicted label: a tuple of `uid`, `text`, `score` and `id`, with more that may have been asked for.
 
     Attributes:
         uid: Identifier in the raw data.
@@ -46,13 +58,14 @@ class ScoredLabel(NamedTuple):
         score: Score of the label, higher is closer: by prototypes or classifiers a cosine in [-1, 1], by neighbours
             their share in [0, 1] that has the label, by terms the lexical score in [0, 1], by the ensemble the weighted
             sum of these.
-        id: Row in the raw data's file of labels, counted from 0.
+        id: Row in the model's labels.jsonl, counted from 0; that in the raw data's file of labels, unless labels were
+            removed since.
+        probability: Probability that the label is right, in [0, 1]; None unless it was asked for by `calibrate`.
+        why: What the score is made of, and training queries like the query; None unless asked for by `explain`.
     """
 
-    uid: str
-    text: str
-    score: float
-    id: int
+    probability: float | None = None
+    why: Explanation | None = None
 
 
 class Prediction(NamedTuple):
@@ -60,6 +73,24 @@ class Prediction(NamedTuple):
 
     query: str
     labels: list[ScoredLabel]
+
+
+class Request(NamedTuple):
+    """What is asked of a `Predictor` for any number of texts, checked; see `Predictor.request`.
+
+    Attributes:
+        top_k: Number of labels per query.
+        min_score: Lowest score of a label; None: none is left out.
+        allowed: Labels that may be an answer; None: all may.
+        calibration: What makes probabilities of scores; None: they are not asked for.
+        explainer: What explains answers; None: they are not to be explained.
+    """
+
+    top_k: int
+    min_score: float | None
+    allowed: Bool[Tensor, " label"] | None
+    calibration: ScorerCalibration | None
+    explainer: Explainer | None
 
 
 class Predictor:
@@ -74,6 +105,8 @@ class Predictor:
         precision: Precision of the encoder's layers: "bf16-mixed" computes them in bfloat16, "16-mixed" in float16,
             "32-true" in float32.
         scorer: Name of the scorer that the search is of.
+        folder: Folder of the model, from which probabilities and explanations are made; None: there are none.
+        classifiers: Folder of classifiers outside of it that the scorer uses.
 
     Example:
         predictor = Predictor.load("outputs/train/2026-01-31_12-00-00/model")
@@ -93,6 +126,8 @@ class Predictor:
         *,
         precision: str = "32-true",
         scorer: str = "theta",
+        folder: Path | None = None,
+        classifiers: Path | None = None,
     ):
         self.encoder = encoder.eval()
         self.tokenizer = tokenizer
@@ -101,6 +136,10 @@ class Predictor:
         self.config = config
         self.precision = precision
         self.scorer = scorer
+        self.folder = folder
+        self._classifiers = classifiers
+        self._calibration: ScorerCalibration | None = None
+        self._explainer: Explainer | None = None
         self._has_warned = False  # of fewer labels than were asked for
 
     @classmethod
@@ -152,7 +191,7 @@ class Predictor:
         others = None if classifiers is None else Path(classifiers).expanduser()
         scorer_name = choose_scorer(directory, scorer, others)
         num_labels = config["prototypes"]["num_labels"]
-        labels = _read_labels(directory / LABELS)
+        labels = [(label["uid"], label["text"]) for label in read_labels(directory / LABELS)]
         if len(labels) != num_labels:
             raise ValueError(f"{directory / LABELS} has {len(labels)} labels, expected {num_labels}; {AGAIN}")
         try:
@@ -172,7 +211,17 @@ class Predictor:
         )
         if precision is None:
             precision = _own_precision(training_precision(config), torch.device(device))
-        return cls(encoder, tokenizer, searcher, labels, config, precision=precision, scorer=scorer_name)
+        return cls(
+            encoder,
+            tokenizer,
+            searcher,
+            labels,
+            config,
+            precision=precision,
+            scorer=scorer_name,
+            folder=directory,
+            classifiers=others,
+        )
 
     @property
     def num_labels(self) -> int:
@@ -194,7 +243,17 @@ class Predictor:
         """Device on which the encoder computes."""
         return next(self.encoder.parameters()).device
 
-    def predict(self, texts: Iterable[str], top_k: int = 5, min_score: float | None = None) -> list[Prediction]:
+    def predict(
+        self,
+        texts: Iterable[str],
+        top_k: int = 5,
+        min_score: float | None = None,
+        *,
+        allow: Given | None = None,
+        exclude: Given | None = None,
+        calibrate: bool = False,
+        explain: bool = False,
+    ) -> list[Prediction]:
         """Return the labels nearest to each text.
 
         Args:
@@ -202,29 +261,119 @@ class Predictor:
             top_k: Number of labels per query, at least 1; all labels are returned where the model has fewer. Neighbours
                 alone score the labels that they have, and may return fewer.
             min_score: Lowest score of a label, see `ScoredLabel`; labels below it are left out. None keeps all.
+            allow: Labels that may be an answer: a list of their uids or ids, or a text file with one a line; None: all.
+            exclude: Labels that may not, likewise. With either, each query still gets `top_k` of the others.
+            calibrate: Whether each label gets the probability that it is right, see `ScoredLabel.probability`.
+            explain: Whether each label gets an explanation of its score, see `ScoredLabel.why`.
 
         Raises:
-            ValueError: If top_k is below 1, or texts are not strings.
+            FileNotFoundError: If the model has no calibration, or a list is a file that is not there.
+            ValueError: If top_k is below 1, texts are not strings, or a label in a list is unknown.
         """
-        _check_top_k(top_k)  # before the work of encoding
+        request = self.request(top_k, min_score, allow=allow, exclude=exclude, calibrate=calibrate, explain=explain)
+        return self.answer(texts, request)
+
+    def request(
+        self,
+        top_k: int = 5,
+        min_score: float | None = None,
+        *,
+        allow: Given | None = None,
+        exclude: Given | None = None,
+        calibrate: bool = False,
+        explain: bool = False,
+    ) -> Request:
+        """Check the arguments of `predict` once, for `answer` to be called with many batches of texts.
+
+        Raises:
+            FileNotFoundError: As `predict`.
+            ValueError: As `predict`.
+        """
+        _check_top_k(top_k)
+        chosen = choose_labels(self.labels, allow, exclude)
+        return Request(
+            top_k,
+            min_score,
+            None if chosen is None else torch.from_numpy(chosen).to(self.device),
+            self.calibration() if calibrate else None,
+            self._load_explainer() if explain else None,
+        )
+
+    def answer(self, texts: Iterable[str], request: Request) -> list[Prediction]:
+        """Return what a request asks for each text; see `predict`.
+
+        Raises:
+            ValueError: If texts are not strings.
+        """
         checked = checked_texts(texts)
         query_emb, tokens = self._read(checked)
-        scores, ids = self.search(query_emb, top_k, tokens)
-        return [
-            Prediction(
-                text,
-                [
-                    self._scored(label_id, score)
-                    for label_id, score in zip(row, row_scores, strict=True)
-                    if label_id >= 0 and (min_score is None or score >= min_score)
-                ],
-            )
-            for text, row, row_scores in zip(checked, ids.tolist(), scores.tolist(), strict=True)
+        scores, ids = self.search(query_emb, request.top_k, tokens, request.allowed)
+        if request.min_score is not None:
+            ids = ids.masked_fill(scores < request.min_score, -1)
+        labels = [
+            [self._scored(label_id, score) for label_id, score in zip(*row, strict=True) if label_id >= 0]
+            for row in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
+        if request.calibration is not None:
+            # all labels compete, whether or not they may be an answer
+            best, _ = self.search(query_emb, min(DEPTH, self.num_labels), tokens)
+            found = request.calibration.at(scores.numpy(), best.numpy()).tolist()
+            for row, of_row in zip(labels, found, strict=True):
+                for label, probability in zip(row, of_row, strict=False):  # those left out are at the end
+                    label.probability = probability
+        if request.explainer is not None and checked:
+            reasons = request.explainer.explain(query_emb, ids, tokens)
+            for row, of_row in zip(labels, reasons, strict=True):
+                for label, why in zip(row, of_row, strict=True):
+                    label.why = why
+        return [Prediction(text, row) for text, row in zip(checked, labels, strict=True)]
 
     def _scored(self, label_id: int, score: float) -> ScoredLabel:
         uid, text = self.labels[label_id]
         return ScoredLabel(uid, text, score, label_id)
+
+    def calibration(self) -> ScorerCalibration:
+        """Return what makes probabilities of this scorer's scores, with a good `min_score` and how far both hold.
+
+        Raises:
+            FileNotFoundError: If the model has no calibration.
+            ValueError: If it has none of this scorer, or it is damaged.
+        """
+        if self._calibration is None:
+            folder = self._same_folder("probabilities")
+            if self._classifiers is not None:
+                raise ValueError(
+                    f"the calibration of {folder} is of its own scorers, not of those with "
+                    f"classifiers={self._classifiers}: leave calibrate or classifiers out"
+                )
+            calibration = read_calibration(folder, encoder_digest(folder))
+            if self.scorer not in calibration.scorers:
+                raise ValueError(
+                    f"the calibration of {folder} is of {', '.join(calibration.scorers)} and not of scorer="
+                    f"{self.scorer}: take one of these, or fit it with prime-xmc-calibrate"
+                )
+            self._calibration = calibration.scorers[self.scorer]
+        return self._calibration
+
+    def _load_explainer(self) -> Explainer:
+        if self._explainer is None:
+            self._explainer = load_explainer(
+                self._same_folder("explanations"),
+                self.config,
+                scorer=self.scorer,
+                search=self.searcher,
+                device=str(self.device),
+                classifiers=self._classifiers,
+            )
+        return self._explainer
+
+    def _same_folder(self, what: str) -> Path:
+        """Return the folder of the model, checked to be that which was loaded."""
+        if self.folder is None:
+            raise ValueError(f"{what} come from the folder of a model: load it by prime_xmc.load")
+        if read_config(self.folder) != self.config:
+            raise ValueError(f"{self.folder} holds another model than when it was loaded: load it again")
+        return self.folder
 
     def encode(self, texts: Iterable[str]) -> Float[Tensor, "text d"]:
         """Return the embeddings of queries, unit vectors on the CPU; shows progress where there are many.
@@ -247,13 +396,13 @@ class Predictor:
             chunks.append(self.encode_tokens(tokens[-1]))
         return torch.cat(chunks), Ragged.joined(tokens)
 
-    def tokenise(self, texts: Iterable[str]) -> Ragged:
-        """Return the token ids of queries, special tokens included, with the model's prompt for queries before each.
+    def tokenise(self, texts: Iterable[str], kind: Literal["query", "label"] = "query") -> Ragged:
+        """Return the token ids of texts, special tokens included, with the model's prompt for their kind before each.
 
         Raises:
             ValueError: If texts are not strings.
         """
-        prompt = self.encoder.prompts.query
+        prompt = getattr(self.encoder.prompts, kind)
         encodings = self.tokenizer.encode_batch_fast([prompt + text for text in checked_texts(texts)])
         return Ragged.from_rows([encoding.ids for encoding in encodings])
 
@@ -267,7 +416,11 @@ class Predictor:
 
     @torch.no_grad()
     def search(
-        self, query_emb: Float[Tensor, "query d"], top_k: int, tokens: Ragged | None = None
+        self,
+        query_emb: Float[Tensor, "query d"],
+        top_k: int,
+        tokens: Ragged | None = None,
+        allowed: Bool[Tensor, " label"] | None = None,
     ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
         """Return scores, descending, and ids of the labels nearest to each embedding.
 
@@ -276,9 +429,10 @@ class Predictor:
             top_k: Number of labels per query, at least 1; all labels are returned where the model has fewer. Where
                 neighbours alone score fewer, -inf and -1 fill up.
             tokens: Token ids of the queries, see `tokenise`; needed where the lexical score is part of the scorer.
+            allowed: Labels that may be an answer; None: all may. Where fewer are allowed, as many are returned.
 
         Raises:
-            ValueError: If top_k is below 1, or tokens are needed and not given.
+            ValueError: If top_k is below 1, tokens are needed and not given, or no label is allowed.
         """
         _check_top_k(top_k)
         if top_k > self.num_labels:
@@ -288,7 +442,7 @@ class Predictor:
             top_k = self.num_labels
         if len(query_emb) == 0:
             return query_emb.new_empty((0, top_k)), query_emb.new_empty((0, top_k), dtype=torch.int64)
-        return self.searcher.search(query_emb, top_k, tokens)
+        return self.searcher.search(query_emb, top_k, tokens, allowed)
 
 
 def checked_texts(texts: Iterable[object]) -> list[str]:
@@ -315,18 +469,6 @@ def checked_texts(texts: Iterable[object]) -> list[str]:
 def _check_top_k(top_k: int) -> None:
     if top_k < 1:
         raise ValueError(f"expected top_k of at least 1, got {top_k}")
-
-
-def _read_labels(path: Path) -> list[tuple[str, str]]:
-    labels = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                label = json.loads(line)
-                labels.append((label["uid"], label["text"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: no label with uid and text ({error!r}); {AGAIN}") from error
-    return labels
 
 
 def _load_encoder(directory: Path, settings: Mapping[str, Any]) -> TextEncoder:

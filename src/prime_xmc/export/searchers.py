@@ -1,4 +1,4 @@
-"""The search of an exported model: of prototypes or classifiers, by a vote, by terms, or of their ensemble."""
+"""The search of an exported model, and what explains it: prototypes, classifiers, a vote, terms, or their ensemble."""
 
 import logging
 from collections.abc import Mapping
@@ -11,14 +11,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from prime_xmc.export import ensemble as ensembles
+from prime_xmc.export.explainer import Explainer, ScoringParts
 from prime_xmc.export.folder import AGAIN, INDEX, PROTOTYPES
 from prime_xmc.export.lexical_folder import FOLDER as LEXICAL
 from prime_xmc.export.lexical_folder import load_lexical
 from prime_xmc.export.neighbours_folder import FOLDER as NEIGHBOURS
 from prime_xmc.export.neighbours_folder import VotingQueries, load_neighbours
+from prime_xmc.export.prototypes_folder import load_prototype_network
 from prime_xmc.export.scorers import FOLDER as CLASSIFIERS
 from prime_xmc.export.scorers import encoder_digest, label_vectors, load_classifiers, read_prototypes
-from prime_xmc.index.fused import fuse, mixture
+from prime_xmc.index.fused import FusedSearch, LexicalFusedSearch, Weights, fuse, mixture
 from prime_xmc.index.lexical import LexicalIndex, LexicalSearch
 from prime_xmc.index.neighbours import Neighbours, VoteSearch
 from prime_xmc.index.search import ExactSearch, FaissSearch, Search, faiss_problem
@@ -103,6 +105,74 @@ def load_searcher(
             raise FileNotFoundError(f"{model.absolute()} has no {LEXICAL}/: {reason}")
         return LexicalSearch(_lexical(model, config, digest, device))
     return _of_ensemble(model, config, ensemble, digest, index, device, dtype)
+
+
+def load_explainer(
+    model: Path,
+    config: Mapping[str, Any],
+    *,
+    scorer: str,
+    search: Search,
+    device: str,
+    classifiers: Path | None = None,
+) -> Explainer:
+    """Return what explains the scores of a scorer. It shares with the search what is large.
+
+    Args:
+        model: Folder of the model.
+        config: Content of its prime_config.json.
+        scorer: One of `SCORERS`.
+        search: What `load_searcher` returned for it.
+        device: Device to compute on.
+        classifiers: Folder of classifiers beside the model, as for `load_searcher`.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If one is damaged.
+    """
+    digest = encoder_digest(model)
+    ensemble = ensembles.read_ensemble(model, digest) if ensembles.has_ensemble(model) else None
+    alone = {name: Weights(**{each: float(each == name) for each in Weights._fields}) for name in Weights._fields}
+    if scorer != "ensemble":
+        weights = alone[scorer]
+    elif classifiers is not None:
+        weights = Weights(0.5, 0.5, 0.0)
+    else:
+        assert ensemble is not None
+        weights = ensemble.weights
+    network, label_emb = load_prototype_network(model, config, device)
+    vectors = None
+    if weights.W:
+        folder = model / CLASSIFIERS if classifiers is None else classifiers
+        vectors = load_classifiers(folder, model, digest).to(device)
+    queries, neighbours = None, None
+    if (model / NEIGHBOURS).is_dir() and ensemble is not None and ensemble.k is not None:
+        queries = load_neighbours(
+            model / NEIGHBOURS, model, config["prototypes"]["num_labels"], digest, with_texts=True
+        )
+        if isinstance(search, FusedSearch | LexicalFusedSearch | VoteSearch):
+            neighbours = search.neighbours
+        if neighbours is None:
+            assert ensemble.temperature is not None
+            neighbours = voting(queries, k=ensemble.k, temperature=ensemble.temperature, device=device)
+    lexical = None
+    if isinstance(search, LexicalFusedSearch):
+        lexical = search.lexical
+    elif isinstance(search, LexicalSearch):
+        lexical = search.index
+    return Explainer(
+        ScoringParts(
+            weights,
+            _prototypes(model, config, device),
+            network if weights.theta else None,
+            label_emb,
+            vectors,
+            neighbours,
+            lexical,
+            None if queries is None else queries.rows,
+            None if queries is None or queries.texts is None else list(queries.texts),
+        )
+    )
 
 
 def voting(queries: VotingQueries, *, k: int, temperature: float | int, device: str | torch.device) -> Neighbours:

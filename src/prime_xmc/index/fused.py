@@ -8,13 +8,23 @@ The first two terms are h_q . (theta * z_l + W * w_l), an inner product with one
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from prime_xmc.index.full_precision import full_float32
 from prime_xmc.index.lexical import LexicalIndex, query_block
-from prime_xmc.index.neighbours import QUERY_BLOCK, Neighbours, as_rows, pair_scores
-from prime_xmc.index.search import FaissSearch, Found, Rows, Search, inner_products, ranked, some_rows, top_labels
+from prime_xmc.index.neighbours import QUERY_BLOCK, Neighbours, as_rows, only_allowed_votes, pair_scores
+from prime_xmc.index.search import (
+    FaissSearch,
+    Found,
+    Rows,
+    Search,
+    inner_products,
+    only_allowed,
+    ranked,
+    some_rows,
+    top_labels,
+)
 
 _DEEPER = 4  # times k: the candidates of each scorer where the linear search is approximate
 
@@ -73,16 +83,25 @@ class FusedSearch(Search):
         self.neighbours = neighbours
         self.weight = weight
 
-    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
-        parts = [self._search_block(block, k) for block in query_emb.to(self.vectors.device).split(QUERY_BLOCK)]
+    def _search(
+        self,
+        query_emb: Float32[Tensor, "query d"],
+        k: int,
+        tokens: Rows | None,
+        allowed: Bool[Tensor, " label"] | None,
+    ) -> Found:
+        blocks = query_emb.to(self.vectors.device).split(QUERY_BLOCK)
+        parts = [self._search_block(block, k, allowed) for block in blocks]
         scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))
         return scores, ids
 
-    def _search_block(self, query_emb: Float32[Tensor, "query d"], k: int) -> Found:
-        votes = self.neighbours.votes(query_emb)
+    def _search_block(
+        self, query_emb: Float32[Tensor, "query d"], k: int, allowed: Bool[Tensor, " label"] | None
+    ) -> Found:
+        votes = only_allowed_votes(self.neighbours.votes(query_emb), allowed)
         rows, label_ids = votes.rows.to(query_emb.device), votes.label_ids.to(query_emb.device)
         fused = pair_scores(query_emb, self.vectors, rows, label_ids) + self.weight * votes.scores.to(query_emb.device)
-        scores, ids = self.linear.search(query_emb, k)
+        scores, ids = self.linear.search(query_emb, k, allowed=allowed)
         # a label with a vote has its score from the votes alone
         num_labels = len(self.vectors)
         keys = torch.arange(len(ids), device=ids.device)[:, None] * num_labels + ids
@@ -102,7 +121,8 @@ class LexicalFusedSearch(Search):
 
     The sums of all labels are computed, block by block of the queries, so the result is exact. Where the linear search
     is an approximate Faiss index, only candidates are summed up, exactly: its best labels, those with the best lexical
-    scores, four times as many of each as are asked for, and those with a vote.
+    scores, four times as many of each as are asked for, and those with a vote. Where some labels alone are allowed, the
+    sums of all labels are computed with any linear search.
 
     Args:
         linear: Search of the vectors v_l.
@@ -133,28 +153,39 @@ class LexicalFusedSearch(Search):
         self.lexical = lexical
         self.weights = weights
 
-    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
+    def _search(
+        self,
+        query_emb: Float32[Tensor, "query d"],
+        k: int,
+        tokens: Rows | None,
+        allowed: Bool[Tensor, " label"] | None,
+    ) -> Found:
         assert tokens is not None
         is_approximate = isinstance(self.linear, FaissSearch) and self.linear.kind != "flat"
-        search_block = self._search_candidates if is_approximate else self._search_all
         step = query_block(len(self.vectors), self.vectors.device)
-        blocks = query_emb.to(self.vectors.device).split(step)
-        parts = [
-            search_block(block, k, self.lexical.scores(some_rows(tokens, place * step, (place + 1) * step)))
-            for place, block in enumerate(blocks)
-        ]
+        parts = []
+        for place, block in enumerate(query_emb.to(self.vectors.device).split(step)):
+            lexical = self.lexical.scores(some_rows(tokens, place * step, (place + 1) * step))
+            if is_approximate and allowed is None:
+                parts.append(self._search_candidates(block, k, lexical))
+            else:
+                parts.append(self._search_all(block, k, lexical, allowed))
         scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))
         return scores, ids
 
     def _search_all(
-        self, query_emb: Float32[Tensor, "query d"], k: int, lexical: Float32[Tensor, "query label"]
+        self,
+        query_emb: Float32[Tensor, "query d"],
+        k: int,
+        lexical: Float32[Tensor, "query label"],
+        allowed: Bool[Tensor, " label"] | None,
     ) -> Found:
         with full_float32(self.vectors.device):
             scores = inner_products(query_emb, self.vectors)
         scores += self.weights.lexical * lexical
         keys, votes = self._votes(query_emb)
         scores.view(-1)[keys] += self.weights.neighbours * votes
-        return top_labels(scores, k)
+        return top_labels(only_allowed(scores, allowed), k)
 
     def _search_candidates(
         self, query_emb: Float32[Tensor, "query d"], k: int, lexical: Float32[Tensor, "query label"]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Int32, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -30,6 +30,7 @@ from prime_xmc.index.search import (
     Search,
     count_rows,
     gpu_blocks,
+    only_allowed,
     some_rows,
     top_labels,
 )
@@ -40,6 +41,7 @@ _BLOCK_SCORES = 2**24  # scores of a block of queries on the CPU, which are held
 _FREQUENT = 1 / 32  # share of the labels from which on a term is frequent
 _MOST_NUMBERS = 2**26  # numbers of the matrix of frequent terms
 _CPU_POSTINGS, _GPU_POSTINGS = 2**20, 2**25  # postings that are added at once
+_ROUNDING = 1e-4  # of weights, which are kept in float32
 
 
 class Postings(NamedTuple):
@@ -148,9 +150,24 @@ def build_postings(
         special_ids: Token ids that are no terms.
         pairs: Whether pairs of adjacent tokens are terms.
     """
-    num_labels, special = count_rows(label_texts), torch.tensor(special_ids, dtype=torch.int64)
+    special = torch.tensor(special_ids, dtype=torch.int64)
     terms, df = _count_texts([queries, label_texts], special, pairs=pairs)
-    idf = inverse_document_frequency(df, count_rows(queries) + num_labels)
+    idf = inverse_document_frequency(df, count_rows(queries) + count_rows(label_texts))
+    return _label_postings(queries, query_labels, label_texts, terms, idf, special, pairs=pairs)
+
+
+def _label_postings(
+    queries: Rows,
+    query_labels: Rows,
+    label_texts: Rows,
+    terms: Int64[Tensor, " term"],
+    idf: Float32[Tensor, " term"],
+    special: Int64[Tensor, " special"],
+    *,
+    pairs: bool,
+) -> Postings:
+    """Return what `build_postings` does, of terms that are known already."""
+    num_labels = count_rows(label_texts)
     # the training queries of each label, one label's after the other's
     labels, lengths = torch.from_numpy(query_labels.values.astype(np.int64)), np.diff(query_labels.offsets)
     queries_of_labels = torch.arange(count_rows(queries)).repeat_interleave(torch.from_numpy(lengths))
@@ -174,14 +191,155 @@ def build_postings(
         sums[1].index_add_(0, places[len(entry) :], own.weights.double())
         keys.append(block)
         weights.append(_unit(_unit(sums[0], label, size) + sums[1], label, size).float())
-    all_keys, order = torch.cat([labels[:0], *keys]).sort()
-    return Postings(
+    all_keys = torch.cat([labels[:0], *keys])
+    num_columns = max(1, num_labels)
+    return _from_entries(terms, idf, all_keys // num_columns, all_keys % num_columns, torch.cat([idf[:0], *weights]))
+
+
+def _from_entries(
+    terms: Int64[Tensor, " term"],
+    idf: Float32[Tensor, " term"],
+    columns: Int64[Tensor, " posting"],
+    label_ids: Int64[Tensor, " posting"],
+    weights: Float32[Tensor, " posting"],
+) -> Postings:
+    """Return the entries of labels' vectors, in any order, as postings."""
+    num_labels = int(label_ids.max()) + 1 if len(label_ids) else 1
+    order = (columns * num_labels + label_ids).argsort()
+    return Postings(terms, idf, _bounds(columns, len(terms)), label_ids[order].int(), weights[order])
+
+
+def add_to_postings(
+    postings: Postings,
+    num_labels: int,
+    queries: Rows,
+    query_labels: Rows,
+    label_texts: Rows,
+    *,
+    special_ids: Sequence[int],
+    pairs: bool,
+) -> Postings:
+    """Return postings with the vectors of further labels, whose ids follow those of the others.
+
+    Known terms keep their idf. A term that is new has that of as many texts as have it among these.
+
+    Args:
+        postings: The vectors of the labels so far.
+        num_labels: Number of labels so far.
+        queries: Token ids of queries of the new labels.
+        query_labels: New labels of each of these, counted from 0.
+        label_texts: Token ids of the text of each new label.
+        special_ids: Token ids that are no terms.
+        pairs: Whether pairs of adjacent tokens are terms.
+    """
+    special = torch.tensor(special_ids, dtype=torch.int64)
+    found, df = _count_texts([queries, label_texts], special, pairs=pairs)
+    is_new = ~torch.isin(found, postings.terms)
+    # the rarest term stands in one text: log((1 + n) / 2) + 1
+    num_texts = round(2 * float((postings.idf.double().max() - 1).exp()) - 1) if len(postings.idf) else 0
+    terms, order = torch.cat([postings.terms, found[is_new]]).sort()
+    new_idf = inverse_document_frequency(df[is_new], max(num_texts, int(df.max()) if len(df) else 0))
+    idf = torch.cat([postings.idf, new_idf])[order]
+    added = _label_postings(queries, query_labels, label_texts, terms, idf, special, pairs=pairs)
+    columns, label_ids, weights = _entries(postings)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))  # of each term among all
+    new_columns, new_labels, new_weights = _entries(added)
+    return _from_entries(
         terms,
         idf,
-        _bounds(all_keys // max(1, num_labels), len(terms)),
-        (all_keys % max(1, num_labels)).int(),
-        torch.cat([idf[:0], *weights])[order],
+        torch.cat([place[columns], new_columns]),
+        torch.cat([label_ids, num_labels + new_labels]),
+        torch.cat([weights, new_weights]),
     )
+
+
+def take_postings(postings: Postings, num_labels: int, kept: Int64[Tensor, " kept"]) -> Postings:
+    """Return the postings of some labels, whose new ids are their places among these.
+
+    All terms stay known, since the norm of a query's vector depends on them.
+
+    Args:
+        postings: The vectors of all labels.
+        num_labels: Number of all labels.
+        kept: Ids of the labels to keep, ascending.
+    """
+    columns, label_ids, weights = _entries(postings)
+    new_ids = torch.full((num_labels,), -1)
+    new_ids[kept] = torch.arange(len(kept))
+    is_kept = new_ids[label_ids] >= 0
+    return _from_entries(postings.terms, postings.idf, columns[is_kept], new_ids[label_ids[is_kept]], weights[is_kept])
+
+
+def replace_texts(
+    postings: Postings,
+    num_labels: int,
+    label_ids: Int64[Tensor, " renamed"],
+    old_texts: Rows,
+    new_texts: Rows,
+    *,
+    special_ids: Sequence[int],
+    pairs: bool,
+) -> Postings:
+    """Return postings in which some labels have another text of their own; the terms of their queries stay.
+
+    The vector c = (u + x) / |u + x| of a label with queries has unit vectors u, of these, and x, of its text. From
+    |u| = 1 it follows that u = 2 (c . x) c - x. A label whose vector is that of its text has no queries.
+
+    Args:
+        postings: The vectors of all labels.
+        num_labels: Number of all labels.
+        label_ids: Labels whose text changes, each once.
+        old_texts: Token ids of their texts so far.
+        new_texts: Token ids of their new texts.
+        special_ids: Token ids that are no terms.
+        pairs: Whether pairs of adjacent tokens are terms.
+    """
+    size, special = len(label_ids), torch.tensor(special_ids, dtype=torch.int64)
+    none = FlatRows(new_texts.values[:0], np.zeros(1, dtype=np.int64))
+    own = add_to_postings(postings, num_labels, none, none, new_texts, special_ids=special_ids, pairs=pairs)
+    columns, labels, weights = _entries(own)  # own vectors of the new texts come after those of all labels
+    old = _vectors(old_texts, own.terms, own.idf, special, pairs=pairs)
+    renamed = torch.full((num_labels + size,), -1)
+    renamed[label_ids] = renamed[num_labels:] = torch.arange(size)
+    is_renamed = renamed[labels] >= 0
+    is_own = labels >= num_labels
+    is_before = is_renamed & ~is_own
+    keys = torch.cat(
+        [
+            columns[is_before] * size + renamed[labels[is_before]],
+            old.columns * size + old.rows,
+            columns[is_own] * size + renamed[labels[is_own]],
+        ]
+    )
+    entries, places = keys.unique(return_inverse=True)
+    bounds = [int(is_before.sum()), len(old.rows), int(is_own.sum())]
+    parts = zip(places.split(bounds), (weights[is_before], old.weights, weights[is_own]), strict=True)
+    before, text, new = (
+        torch.zeros(len(entries), dtype=torch.float64).index_add(0, where, what.double()) for where, what in parts
+    )
+    label = entries % size
+    product = torch.zeros(size, dtype=torch.float64).index_add(0, label, before * text)
+    has_text = torch.zeros(size, dtype=torch.float64).index_add(0, label, text) > 0
+    of_queries = torch.where(has_text[label], 2 * product[label] * before - text, before)
+    of_queries = torch.where((product[label] > 1 - _ROUNDING) | (of_queries < _ROUNDING), 0.0, of_queries)
+    sums = _unit(of_queries + new, label, size).float()
+    is_left = sums > 0
+    return _from_entries(
+        own.terms,
+        own.idf,
+        torch.cat([columns[~is_renamed], entries[is_left] // size]),
+        torch.cat([labels[~is_renamed], label_ids[label[is_left]]]),
+        torch.cat([weights[~is_renamed], sums[is_left]]),
+    )
+
+
+def _entries(
+    postings: Postings,
+) -> tuple[Int64[Tensor, " posting"], Int64[Tensor, " posting"], Float32[Tensor, " posting"]]:
+    """Return term, label and weight of each entry."""
+    columns = torch.arange(len(postings.terms)).repeat_interleave(postings.offsets.diff())
+    return columns, postings.label_ids.long(), postings.weights
 
 
 class LexicalIndex:
@@ -265,11 +423,17 @@ class LexicalSearch(Search):
     def __init__(self, index: LexicalIndex):
         self.index = index
 
-    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
+    def _search(
+        self,
+        query_emb: Float32[Tensor, "query d"],
+        k: int,
+        tokens: Rows | None,
+        allowed: Bool[Tensor, " label"] | None,
+    ) -> Found:
         assert tokens is not None
         step = query_block(self.index.num_labels, self.index.device)
         parts = [
-            top_labels(self.index.scores(some_rows(tokens, start, start + step)), k)
+            top_labels(only_allowed(self.index.scores(some_rows(tokens, start, start + step)), allowed), k)
             for start in range(0, len(query_emb), step)
         ]
         scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))

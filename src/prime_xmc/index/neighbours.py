@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float32, Int64, Shaped
+from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -64,6 +64,14 @@ def count_votes(
     return Votes(keys // num_labels, keys % num_labels, votes)
 
 
+def only_allowed_votes(votes: Votes, allowed: Bool[Tensor, " label"] | None) -> Votes:
+    """Return the votes for allowed labels; None: all are."""
+    if allowed is None:
+        return votes
+    is_allowed = allowed.to(votes.label_ids.device)[votes.label_ids]
+    return Votes(*(part[is_allowed] for part in votes))
+
+
 class Neighbours:
     """Training queries with their labels, of which those most similar to a query vote for its labels.
 
@@ -92,6 +100,7 @@ class Neighbours:
         self.offsets = offsets.to(query_emb.device)
         self.k = k
         self.temperature = temperature
+        self.query_emb = query_emb
         self._search = ExactSearch()
         self._search.build(query_emb)
 
@@ -127,10 +136,16 @@ class VoteSearch(Search):
     def __init__(self, neighbours: Neighbours):
         self.neighbours = neighbours
 
-    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
+    def _search(
+        self,
+        query_emb: Float32[Tensor, "query d"],
+        k: int,
+        tokens: Rows | None,
+        allowed: Bool[Tensor, " label"] | None,
+    ) -> Found:
         parts = []
         for block in query_emb.split(QUERY_BLOCK):
-            votes = self.neighbours.votes(block)
+            votes = only_allowed_votes(self.neighbours.votes(block), allowed)
             scores, ids = ranked(
                 as_rows(votes.rows, votes.scores, len(block), -torch.inf),
                 as_rows(votes.rows, votes.label_ids, len(block), -1),

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, Integer
+from jaxtyping import Bool, Float, Float32, Int64, Integer
 from torch import Tensor
 
 from prime_xmc.files import replacing
@@ -59,7 +59,13 @@ class Search(ABC):
     needs_tokens = False
 
     @torch.no_grad()
-    def search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None = None) -> Found:
+    def search(
+        self,
+        query_emb: Float32[Tensor, "query d"],
+        k: int,
+        tokens: Rows | None = None,
+        allowed: Bool[Tensor, " label"] | None = None,
+    ) -> Found:
         """Return the scores and ids of the k best labels of each query, best first.
 
         Args:
@@ -67,10 +73,18 @@ class Search(ABC):
             k: Labels per query, at least 1; all labels are returned where there are fewer. A search that gives a score
                 to some labels alone fills up with -inf and -1.
             tokens: Token ids of the queries, with which some scorers score.
+            allowed: Labels that may be an answer, on any device; None: all may. The result is that of a search for all
+                labels from which the others are left out, exactly, also where the search is otherwise approximate.
 
         Raises:
-            ValueError: If this one does and they are not given, or are those of another number of queries.
+            ValueError: If this search needs tokens and they are not given, or are those of another number of queries;
+                or if no label is allowed.
         """
+        if allowed is not None:
+            num_allowed = int(allowed.sum())
+            if num_allowed == 0:
+                raise ValueError("expected at least one label that may be an answer, got none")
+            k = min(k, num_allowed)
         if self.needs_tokens:
             if tokens is None:
                 raise ValueError(
@@ -79,12 +93,23 @@ class Search(ABC):
                 )
             if count_rows(tokens) != len(query_emb):
                 raise ValueError(f"expected tokens of {len(query_emb)} queries, got those of {count_rows(tokens)}")
-        scores, ids = self._search(query_emb, k, tokens)
+        scores, ids = self._search(query_emb, k, tokens, allowed)
+        if allowed is not None:
+            ids = ids.masked_fill(scores == -math.inf, -1)
         return scores.to(query_emb.device), ids.to(query_emb.device)
 
     @abstractmethod
-    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
-        """Search; the results may be on any device."""
+    def _search(
+        self,
+        query_emb: Float32[Tensor, "query d"],
+        k: int,
+        tokens: Rows | None,
+        allowed: Bool[Tensor, " label"] | None,
+    ) -> Found:
+        """Search for at most as many labels as are allowed; the results may be on any device.
+
+        Labels that are not allowed may be returned with the score -inf.
+        """
 
 
 class ExactSearch(Search):
@@ -107,13 +132,20 @@ class ExactSearch(Search):
         """Search in these vectors from now on; they are kept, not copied."""
         self._vectors = vectors
 
-    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
+    def _search(
+        self,
+        query_emb: Float32[Tensor, "query d"],
+        k: int,
+        tokens: Rows | None,
+        allowed: Bool[Tensor, " label"] | None,
+    ) -> Found:
         device = self._vectors.device
         query_block, label_block = self._blocks()
         search_block = search_without_waiting if device.type == "cuda" else _search_by_sorting
         with full_float32(device):  # scores would lose digits, and their order with them
             found = [
-                search_block(block, self._vectors, k, label_block) for block in query_emb.to(device).split(query_block)
+                search_block(block, self._vectors, k, label_block, allowed)
+                for block in query_emb.to(device).split(query_block)
             ]
         scores, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
         return scores, ids
@@ -143,14 +175,28 @@ def gpu_blocks(num_labels: int) -> tuple[int, int]:
     return min(_GPU_SCORES // label_block, _MOST_QUERIES), label_block
 
 
+def only_allowed(
+    scores: Float32[Tensor, "query label"], allowed: Bool[Tensor, " label"] | None
+) -> Float32[Tensor, "query label"]:
+    """Return the scores, -inf in the columns of labels that are not allowed; None: all are."""
+    if allowed is None:
+        return scores
+    return scores.masked_fill(~allowed.to(scores.device), -math.inf)
+
+
 def _search_by_sorting(
-    query_emb: Float32[Tensor, "query d"], vectors: Float[Tensor, "label d"], k: int, label_block: int
+    query_emb: Float32[Tensor, "query d"],
+    vectors: Float[Tensor, "label d"],
+    k: int,
+    label_block: int,
+    allowed: Bool[Tensor, " label"] | None = None,
 ) -> Found:
     best_scores = query_emb.new_empty(len(query_emb), 0)
     best_ids = torch.empty_like(best_scores, dtype=torch.int64)
     first_id = 0
     for block in vectors.split(label_block):
-        scores, ids = _top_k(inner_products(query_emb, block), k)
+        some_allowed = None if allowed is None else allowed[first_id : first_id + len(block)]
+        scores, ids = _top_k(only_allowed(inner_products(query_emb, block), some_allowed), k)
         # Ids of earlier blocks are smaller and stand first, so a stable sort keeps equal scores in order of id.
         best_scores, order = torch.cat([best_scores, scores], dim=1).sort(dim=1, descending=True, stable=True)
         best_scores, order = best_scores[:, :k], order[:, :k]
@@ -160,7 +206,11 @@ def _search_by_sorting(
 
 
 def search_without_waiting(
-    query_emb: Float32[Tensor, "query d"], vectors: Float[Tensor, "label d"], k: int, label_block: int
+    query_emb: Float32[Tensor, "query d"],
+    vectors: Float[Tensor, "label d"],
+    k: int,
+    label_block: int,
+    allowed: Bool[Tensor, " label"] | None = None,
 ) -> Found:
     """Search as elsewhere, in few operations on long rows, none of which the host has to wait for: for GPUs.
 
@@ -169,11 +219,13 @@ def search_without_waiting(
         vectors: Vectors of the labels.
         k: Labels per query.
         label_block: Labels whose scores are held at once.
+        allowed: Labels that may be an answer, at least k; None: all may.
     """
     best = torch.empty(len(query_emb), 0, dtype=torch.int64, device=query_emb.device)
     first_id = 0
     for block in vectors.split(label_block):
-        keys = _top_keys(inner_products(query_emb, block), k, first_id)
+        some_allowed = None if allowed is None else allowed[first_id : first_id + len(block)]
+        keys = _top_keys(only_allowed(inner_products(query_emb, block), some_allowed), k, first_id)
         best = torch.cat([best, keys], dim=1)
         if first_id:
             best = best.topk(min(k, best.shape[1]), dim=1).values
@@ -237,7 +289,8 @@ class FaissSearch(Search):
 
     Equal scores are ranked by id among the k returned; which of several labels with the k-th score are returned is up
     to Faiss. `hnsw` is approximate, is meant for vectors of equal norm, and differs a little from build to build
-    where Faiss uses several threads. Queries for which its graph walk finds fewer than k labels are answered exactly.
+    where Faiss uses several threads. Queries for which its graph walk finds fewer than k labels are answered exactly,
+    and all queries where some labels alone are allowed: a walk would miss most of few allowed ones.
 
     Args:
         kind: "flat" (IndexFlatIP, exact) or "hnsw" (IndexHNSWFlat).
@@ -280,9 +333,22 @@ class FaissSearch(Search):
         index.add(_as_numpy(vectors))
         self._index = index
 
-    def _search(self, query_emb: Float32[Tensor, "query d"], k: int, tokens: Rows | None) -> Found:
+    def _search(
+        self,
+        query_emb: Float32[Tensor, "query d"],
+        k: int,
+        tokens: Rows | None,
+        allowed: Bool[Tensor, " label"] | None,
+    ) -> Found:
         k = min(k, self._index.ntotal)
         queries = _as_numpy(query_emb)
+        if allowed is not None:
+            faiss = _import_faiss()
+            bits = np.packbits(allowed.cpu().numpy(), bitorder="little")
+            only = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
+            flat = self._index if self.kind == "flat" else self._index.storage
+            scores, ids = flat.search(queries, k, params=only)
+            return ranked(torch.from_numpy(scores), torch.from_numpy(ids))
         if self.kind == "hnsw":
             self._index.hnsw.efSearch = max(self.ef_search, k)
         scores, ids = self._index.search(queries, k)

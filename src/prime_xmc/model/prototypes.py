@@ -115,14 +115,35 @@ class Prototypes(nn.Module):
         """L."""
         return len(self.centroids)
 
-    def forward(self, label_ids: Int64[Tensor, " row"], label_emb: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+    def forward(
+        self,
+        label_ids: Int64[Tensor, " row"],
+        label_emb: Float[Tensor, "row d"],
+        without: Int64[Tensor, " some"] | None = None,
+    ) -> Float[Tensor, "row d"]:
         """Return the prototypes of some labels, L2-normalised.
 
         Args:
             label_ids: Ids of the labels.
             label_emb: Text embeddings h_l of these labels.
+            without: Rows of labels that are shown without a centroid, see `without_centroid`; None: of none.
         """
-        return self._combine(label_ids, label_emb, self.centroids.take(label_ids).float())
+        centroids = without_centroid(self.centroids.take(label_ids).float(), label_emb, without)
+        return self._combine(label_ids, label_emb, centroids)
+
+    def from_sources(
+        self, sources: Sequence[Source], label_ids: Int64[Tensor, " row"], label_emb: Float[Tensor, "row d"]
+    ) -> Float[Tensor, "row d"]:
+        """Return what the network makes of some of its sources alone, the others left out of the sequence.
+
+        Training always shows it all of them, so this is a way to ask what they carry rather than a better prototype.
+
+        Args:
+            sources: Some of the module's own sources, at least one.
+            label_ids: Ids of the labels.
+            label_emb: Text embeddings h_l of these labels.
+        """
+        return self._combine(label_ids, label_emb, self.centroids.take(label_ids).float(), sources)
 
     def leave_one_out(
         self,
@@ -151,6 +172,7 @@ class Prototypes(nn.Module):
         places: Int64[Tensor, " pair"],
         query_emb: Float[Tensor, "pair d"],
         num_queries: Int64[Tensor, " pair"],
+        without: Int64[Tensor, " some"] | None = None,
     ) -> tuple[Float[Tensor, "row d"], Float[Tensor, "pair d"]]:
         """Return what `forward` and `leave_one_out` do, on a GPU with half the launches, since these take the time.
 
@@ -160,11 +182,12 @@ class Prototypes(nn.Module):
             places: Place among these of the label in each pair.
             query_emb: Embedding of the query that is left out, likewise as it was.
             num_queries: Number of training queries of the label in each pair, at least 2.
+            without: Rows of labels that are shown without a centroid, see `forward`; none of them is in a pair.
         """
         if label_ids.device.type == "cpu":  # in turn: dropout draws other numbers for both at once
             own = self.leave_one_out(label_ids[places], label_emb[places], query_emb, num_queries)
-            return self(label_ids, label_emb), own
-        return self._at_once(label_ids, label_emb, places, query_emb, num_queries)
+            return self(label_ids, label_emb, without), own
+        return self._at_once(label_ids, label_emb, places, query_emb, num_queries, without)
 
     def _at_once(
         self,
@@ -173,8 +196,9 @@ class Prototypes(nn.Module):
         places: Int64[Tensor, " pair"],
         query_emb: Float[Tensor, "pair d"],
         num_queries: Int64[Tensor, " pair"],
+        without: Int64[Tensor, " some"] | None = None,
     ) -> tuple[Float[Tensor, "row d"], Float[Tensor, "pair d"]]:
-        centroids = self.centroids.take(label_ids).float()
+        centroids = without_centroid(self.centroids.take(label_ids).float(), label_emb, without)
         rest = leave_out(centroids[places], query_emb.float(), num_queries)
         every = torch.cat([torch.arange(len(label_ids), device=places.device), places])
         # rows that nobody wants, since a GPU's libraries choose their kernels anew for each new number of rows
@@ -185,12 +209,16 @@ class Prototypes(nn.Module):
         return of_labels, of_pairs
 
     def _combine(
-        self, label_ids: Int64[Tensor, " row"], label_emb: Float[Tensor, "row d"], centroids: Float[Tensor, "row d"]
+        self,
+        label_ids: Int64[Tensor, " row"],
+        label_emb: Float[Tensor, "row d"],
+        centroids: Float[Tensor, "row d"],
+        sources: Sequence[Source] | None = None,
     ) -> Float[Tensor, "row d"]:
         if self.network is None:
             return label_emb.float()
         parts = []
-        for source in self.sources:
+        for source in self.sources if sources is None else sources:
             if source == "text":
                 parts.append(label_emb)
             elif source == "centroid":
@@ -276,6 +304,19 @@ def fill_mean_centroids(
             sums.index_add_(0, places, queries.take(rows).float())
         counts = place.bincount(minlength=len(ids))[:, None]
         centroids.put(ids, torch.where(counts > 0, sums / counts.clamp(min=1), text))
+
+
+def without_centroid(
+    centroids: Float[Tensor, "row d"], label_emb: Float[Tensor, "row d"], rows: Int64[Tensor, " some"] | None
+) -> Float[Tensor, "row d"]:
+    """Return centroids in which some labels have what labels without queries have, the embedding of their text.
+
+    Args:
+        centroids: Centroids c_l.
+        label_emb: Text embeddings h_l of the same labels.
+        rows: Labels to be shown without a centroid; None: none.
+    """
+    return centroids if rows is None else centroids.index_put((rows,), label_emb[rows].to(centroids.dtype))
 
 
 def leave_out(

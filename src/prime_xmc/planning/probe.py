@@ -67,6 +67,7 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
         seed=config.seed,
         memory_labels=small.sampling.memory_labels,
         leave_one_out=small.sampling.leave_one_out,
+        without_centroid=small.sampling.without_centroid,
         corpus=corpus,
     )
     small.callbacks.initialise = small.callbacks.clusters = None  # nothing to fill banks from; zeros take as long

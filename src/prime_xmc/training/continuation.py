@@ -42,12 +42,12 @@ MAY_CHANGE = (
     # where it is computed
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "bank"),
     # what is done with the trained model
-    *("test", "classify", "classify_settings", "neighbours", "lexical", "ensemble", "index"),
+    *("test", "classify", "classify_settings", "neighbours", "lexical", "ensemble", "export", "index"),
     *("export_every_n_epochs", "export_after_validation"),
 )
 # What settings of older checkpoints are called now, and those that they had none of. Both mean what they did.
 _RENAMED = {"torch.optim.SparseAdam": "prime_xmc.training.optimizers.RowAdam"}
-_ABSENT = {"sampling.leave_one_out": 0}
+_ABSENT = {"sampling.leave_one_out": 0, "sampling.without_centroid": 0}
 # Callbacks of Lightning that look on, by their `_target_`: whatever the name of their key is, they change no result.
 _LOOKING_ON = tuple(
     f"lightning.pytorch.callbacks.{name}"

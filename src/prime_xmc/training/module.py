@@ -363,10 +363,12 @@ class PrimeModule(LightningModule, PrototypeModule):
         if batch.left_out is not None and "centroid" in self.prototypes.sources:
             rows, columns, num_queries = batch.left_out
             query_emb = self.query_memory.take(batch.query_ids[rows])
-            prototypes, own = self.prototypes.with_left_out(ids, text_emb, columns, query_emb, num_queries)
+            prototypes, own = self.prototypes.with_left_out(
+                ids, text_emb, columns, query_emb, num_queries, batch.without_centroid
+            )
             known["left_out"] = rows, columns, own
         else:
-            prototypes = self.prototypes(ids, text_emb)
+            prototypes = self.prototypes(ids, text_emb, batch.without_centroid)
         return prototypes, relations.positives(), relations.negatives(), known
 
     @torch.no_grad()

@@ -16,10 +16,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.table import Table
 
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.evaluation.table import describe_unlabelled, print_notes, print_table
-from prime_xmc.export.scorers import SCORERS
+from prime_xmc.export.calibration import has_calibration, read_calibration
+from prime_xmc.export.scorers import SCORERS, encoder_digest
 
 # `seconds/<phase>` in metrics.json: reading and preparing the data and making the model; measuring a pass; the first
 # embeddings of all texts, none where the cache has them; clustering; training steps; validation; tables, checkpoints
@@ -291,6 +293,25 @@ def show_scorers(metrics: Mapping[str, Any], weights: str) -> None:
         }
         print_table({name: row for name, row in rows.items() if row})
     print_notes([weights])
+
+
+def show_calibration(model: Path) -> None:
+    """Print how far the probabilities of a model hold, for the scorer that it takes unless another is named."""
+    if not has_calibration(model):
+        return
+    calibration = read_calibration(model, encoder_digest(model))
+    name = calibration.default
+    held = calibration.scorers[name].held
+    table = Table(title="probabilities of the five best labels, percent", title_justify="left")
+    for column in ("queries", "predicted", "observed", "answers"):
+        table.add_column(column, justify="left" if column == "queries" else "right")
+    for queries, of_queries in held.items():
+        for row in of_queries.bins:
+            cells = (f"{100 * row['predicted']:.1f}", f"{100 * row['observed']:.1f}", f"{row['answers']:,}")
+            table.add_row(queries, *cells)
+        table.add_section()
+    Console().print(table)
+    print_notes(calibration.describe(name))
 
 
 def _show_end(cost: str, run_dir: Path) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from prime_xmc.export.input_format import delimiter_of, recognise
+from prime_xmc.tables.input_format import delimiter_of, recognise
 
 FIELDS = ("title", "content")
 RECORD = '{"title": "a", "content": "b"}\n'

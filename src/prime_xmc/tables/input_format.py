@@ -1,4 +1,4 @@
-"""What an input of queries is: plain text, JSON lines, or a table (CSV, TSV), by its name and its first line."""
+"""What an input is: plain text, JSON lines, CSV, TSV, Parquet or Arrow, by its name and its first line."""
 
 import csv
 import json
@@ -6,7 +6,9 @@ import re
 from collections.abc import Collection
 from pathlib import PurePath
 
-FORMATS = ("text", "jsonl", "csv", "tsv")
+FORMATS = ("text", "jsonl", "csv", "tsv")  # those made of lines, which can come from a stream
+COLUMNAR = ("parquet", "arrow")  # those that are read from files alone
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 WHOLE_TEXT = ("query", "title", "text")  # fields that hold a complete text, the first there is
 
 _SUFFIXES = {
@@ -19,6 +21,13 @@ _SUFFIXES = {
     ".tab": "tsv",
     ".txt": "text",
     ".text": "text",
+}
+_COLUMNAR_SUFFIXES = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".ipc": "arrow",
+    ".feather": "arrow",
 }
 _DELIMITERS = ",;\t|"
 _COLUMN_NAME = re.compile(r"[^\W\d][\w.-]*")
@@ -33,16 +42,14 @@ def recognise(name: str, first_line: str, fields: Collection[str]) -> str:
     table.
 
     Args:
-        name: Name of the file, of which the suffix counts, less .gz; or what standard input is called.
+        name: Name of the file, of which the suffix counts, less .gz or .zst; or what standard input is called.
         first_line: The first line that is not blank; empty where there is none.
         fields: Fields of a record that make up a query's text.
 
     Raises:
         ValueError: If the line contradicts the suffix, or could be text as well as the beginning of something else.
     """
-    suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
-    if suffixes[-1:] == [".gz"]:
-        suffixes.pop()
+    suffixes = _suffixes(name)
     expected = _SUFFIXES.get(suffixes[-1]) if suffixes else None
     line = first_line.strip("\r\n")
     found = _by_content(line, fields)
@@ -53,6 +60,31 @@ def recognise(name: str, first_line: str, fields: Collection[str]) -> str:
         return expected  # what is not JSON after all is an error of its line
     kind = {"jsonl": "a JSON object", "csv": "the header of a table", "tsv": "the header of a table"}[found]
     raise ValueError(f"{name} ends in {suffixes[-1]}, and its first line is {kind}, {_shorten(line)}: {_HOW}")
+
+
+def columnar_format(name: str) -> str | None:
+    """Return "parquet" or "arrow" where the suffix of a file's name says so, None where it does not.
+
+    Arrow is the IPC format, that of its files (also called Feather) and that of its streams alike.
+    """
+    suffix = PurePath(name).suffix.lower()
+    return _COLUMNAR_SUFFIXES.get(suffix)
+
+
+def line_format(name: str) -> str | None:
+    """Return which of `FORMATS` the suffix of a file's name stands for, less .gz or .zst, None for an unknown one."""
+    suffixes = _suffixes(name)
+    return _SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def compression_of(name: str) -> str | None:
+    """Return "gzip" or "zstd" by the suffix of a file's name, None where it is neither."""
+    return COMPRESSIONS.get(PurePath(name).suffix.lower())
+
+
+def _suffixes(name: str) -> list[str]:
+    suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
+    return suffixes[:-1] if suffixes[-1:] and suffixes[-1] in COMPRESSIONS else suffixes
 
 
 def delimiter_of(header: str, fields: Collection[str]) -> str:

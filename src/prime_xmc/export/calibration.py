@@ -1,0 +1,178 @@
+"""calibration.json of an exported model: how probable an answer with a score is, for each of its scorers."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from prime_xmc.export import ensemble as ensembles
+from prime_xmc.files import write_json
+from prime_xmc.index.crowd import crowd, probabilities
+
+FORMAT_VERSION = 1
+CONFIG = "calibration.json"
+AGAIN = "remove it and fit it again with prime-xmc-calibrate, or copy the model again"
+
+
+@dataclass(frozen=True)
+class Held:
+    """How far probabilities and threshold of a scorer hold for some queries that did not fit them.
+
+    Attributes:
+        num_queries: Number of queries.
+        num_answers: Number of answers that were looked at: the five best labels of each query.
+        ece: Expected calibration error, in [0, 1].
+        bins: Mean probability ("predicted"), share of right answers ("observed") and number of answers ("answers") of
+            each tenth of the probabilities that has answers.
+        precision: Share of right ones among the answers above the threshold.
+        recall: Share of the true labels that are among them.
+        f1: Harmonic mean of both.
+    """
+
+    num_queries: int
+    num_answers: int
+    ece: float
+    bins: list[dict[str, float | int]]
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class ScorerCalibration:
+    """Probabilities of a scorer's answers: p = 1 / (1 + exp(-(score * s + crowd * c + bias))).
+
+    s is the score of the label and c, see `prime_xmc.index.crowd`, the competition of the query's 100 best labels.
+
+    Attributes:
+        score: Coefficient of the score, above 0.
+        crowd: Coefficient of the competition.
+        bias: Constant.
+        temperature: Temperature of the competition, above 0.
+        threshold: Score from which on answers are best, by F1 over all of them: a good `min_score`.
+        held: How far both hold, by the name of the queries: "validation" or "labelled", by folds, and "test".
+    """
+
+    score: float
+    crowd: float
+    bias: float
+    temperature: float
+    threshold: float
+    held: dict[str, Held]
+
+    def at(
+        self, scores: Float[np.ndarray, "query k"], best: Float[np.ndarray, "query depth"]
+    ) -> Float64[np.ndarray, "query k"]:
+        """Return the probabilities of labels.
+
+        Args:
+            scores: Scores of labels of each query.
+            best: Scores of its best labels of all.
+        """
+        crowding = crowd(best, self.temperature)[:, None]
+        return probabilities(scores, crowding, (self.score, self.crowd, self.bias))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Content of calibration.json.
+
+    Attributes:
+        fitted_on: Queries that it was fitted on, in words: "1,000 validation queries".
+        scorers: Calibration of each scorer, by its name.
+        weights: Weights of the ensemble that was calibrated; None: the model had none.
+    """
+
+    fitted_on: str
+    scorers: Mapping[str, ScorerCalibration]
+    weights: Mapping[str, float] | None
+
+    @property
+    def default(self) -> str:
+        """Scorer that the model takes unless another is named, or else the first that is calibrated."""
+        wanted = "theta" if self.weights is None else "ensemble"
+        return wanted if wanted in self.scorers else next(iter(self.scorers))
+
+    def describe(self, scorer: str) -> list[str]:
+        """Return sentences for people: how far probabilities of a scorer hold, and the threshold that is best."""
+        of_scorer = self.scorers[scorer]
+        errors = ", ".join(f"{100 * held.ece:.1f} on {queries} queries" for queries, held in of_scorer.held.items())
+        held = list(of_scorer.held.values())[-1]
+        return [
+            f"probabilities of {scorer} are fitted on {self.fitted_on} (calibrate=true); in percent, they are off by "
+            f"{errors}, the expected calibration error, each on queries that did not fit them",
+            f"min_score={of_scorer.threshold:g} gives labels with the best F1, {100 * held.f1:.1f}: "
+            f"{100 * held.precision:.1f} of the labels given are right, and {100 * held.recall:.1f} of the true labels "
+            f"are given",
+        ]
+
+
+def save_calibration(model: Path, calibration: Calibration, *, digest: str) -> None:
+    """Write it to the folder of a model, in place of an older one.
+
+    Args:
+        model: Folder of the model.
+        calibration: What to write.
+        digest: Fingerprint of the model's encoder, see `encoder_digest`.
+    """
+    content = {"format_version": FORMAT_VERSION, "package_version": version("prime_xmc"), "encoder": digest}
+    write_json(model / CONFIG, content | asdict(calibration))
+
+
+def has_calibration(model: Path) -> bool:
+    """Return whether a model has probabilities for scores."""
+    return (model / CONFIG).is_file()
+
+
+def read_calibration(model: Path, digest: str) -> Calibration:
+    """Read what `save_calibration` wrote.
+
+    Args:
+        model: Folder of the model.
+        digest: Fingerprint of its encoder.
+
+    Raises:
+        FileNotFoundError: If the model has none.
+        ValueError: If it is damaged, of another format version, or of another encoder or other weights of the ensemble
+            than the model has.
+    """
+    path = model / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{model.absolute()} has no {CONFIG}, by which scores become probabilities. Training fits it on validation "
+            f"queries; prime-xmc-calibrate model={model} input=<queries with their labels> fits it afterwards"
+        )
+    try:
+        content = json.loads(path.read_bytes())
+        format_version, encoder = content["format_version"], content["encoder"]
+        if format_version != FORMAT_VERSION:
+            raise ValueError(f"format_version is {format_version}, this version reads {FORMAT_VERSION}")
+        calibration = Calibration(
+            str(content["fitted_on"]),
+            {name: _scorer(of_scorer) for name, of_scorer in content["scorers"].items()},
+            content["weights"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): {AGAIN}") from error
+    if encoder != digest:
+        raise ValueError(f"{path} is of another model, with another encoder: {AGAIN}")
+    own = ensembles.read_ensemble(model, digest).weights._asdict() if ensembles.has_ensemble(model) else None
+    if calibration.weights != own:
+        raise ValueError(
+            f"{path} is of an ensemble with the weights {calibration.weights}, the model's are {own}: {AGAIN}"
+        )
+    return calibration
+
+
+def _scorer(content: Mapping[str, Any]) -> ScorerCalibration:
+    names = ("score", "crowd", "bias", "temperature", "threshold")
+    numbers = {name: float(content[name]) for name in names}
+    if not all(map(math.isfinite, numbers.values())) or numbers["score"] <= 0 or numbers["temperature"] <= 0:
+        raise ValueError(f"expected finite numbers, score and temperature above 0, got {numbers}")
+    return ScorerCalibration(**numbers, held={name: Held(**held) for name, held in content["held"].items()})

@@ -1,0 +1,201 @@
+"""All parts of a model folder that have a row per label, read and written together."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from prime_xmc.export import ensemble as ensembles
+from prime_xmc.export.bundle import write_card
+from prime_xmc.export.folder import (
+    AGAIN,
+    CENTROIDS,
+    CONFIG,
+    INDEX,
+    LABELS,
+    NETWORK,
+    PROTOTYPES,
+    model_version,
+    read_config,
+    read_labels,
+)
+from prime_xmc.export.lexical_folder import FOLDER as LEXICAL
+from prime_xmc.export.lexical_folder import LexicalTables, load_lexical, save_lexical
+from prime_xmc.export.neighbours_folder import FOLDER as NEIGHBOURS
+from prime_xmc.export.neighbours_folder import VotingQueries, load_neighbours, save_neighbours
+from prime_xmc.export.scorers import CONFIG as CLASSIFIER_CONFIG
+from prime_xmc.export.scorers import FOLDER as CLASSIFIERS
+from prime_xmc.export.scorers import encoder_digest, load_classifiers, save_classifiers
+from prime_xmc.files import publishing, save_tensors, write_json, write_text
+from prime_xmc.index.fused import mixture
+from prime_xmc.index.search import FaissSearch, faiss_problem
+
+logger = logging.getLogger(__name__)
+
+_WHERE = "add, remove and rename need a model folder of prime_xmc.train with all of its files"
+
+
+@dataclass(frozen=True)
+class LabelTables:
+    """What a model has for each label, and what makes prototypes of new ones.
+
+    Attributes:
+        config: Content of prime_config.json.
+        records: Lines of labels.jsonl: uid, text, and what else stands there.
+        label_emb: Embeddings h_l of the labels' texts.
+        prototypes: Prototypes z_l.
+        centroids: Centroids c_l that the prototypes are made of.
+        network: Weights of the Label Prototype Network, the free vectors, and the cluster of each label.
+        classifiers: Classifiers w_l; None: the model has none.
+        voters: Training queries that vote; None: the model has none.
+        lexical: Lexical vectors; None: the model has none.
+    """
+
+    config: Mapping[str, Any]
+    records: list[dict[str, Any]]
+    label_emb: Float[Tensor, "label d"]
+    prototypes: Float[Tensor, "label d"]
+    centroids: Float[Tensor, "label d"]
+    network: Mapping[str, Tensor]
+    classifiers: Float[Tensor, "label d"] | None
+    voters: VotingQueries | None
+    lexical: LexicalTables | None
+
+
+def read_label_tables(model: Path) -> LabelTables:
+    """Read what a model has for each label.
+
+    Raises:
+        FileNotFoundError: If the folder is no exported model, or lacks what prototypes of new labels are made of.
+        ValueError: If a file is damaged.
+    """
+    config = read_config(model)
+    if missing := [name for name in (CENTROIDS, NETWORK) if not (model / name).is_file()]:
+        raise FileNotFoundError(
+            f"{model.absolute()} has no {' and no '.join(missing)}, which make prototypes of labels: {_WHERE}"
+        )
+    num_labels, digest = config["prototypes"]["num_labels"], encoder_digest(model)
+    vectors, centroids, network = (_tensors(model / name) for name in (PROTOTYPES, CENTROIDS, NETWORK))
+    tables = LabelTables(
+        config,
+        read_labels(model / LABELS),
+        vectors.get("label_emb", torch.empty(0)),
+        vectors.get("prototypes", torch.empty(0)),
+        centroids.get("centroids", torch.empty(0)),
+        network,
+        load_classifiers(model / CLASSIFIERS, model, digest) if (model / CLASSIFIERS).is_dir() else None,
+        load_neighbours(model / NEIGHBOURS, model, num_labels, digest, with_texts=True)
+        if (model / NEIGHBOURS).is_dir()
+        else None,
+        load_lexical(model / LEXICAL, model, num_labels, digest) if (model / LEXICAL).is_dir() else None,
+    )
+    rows: dict[str, Sized | None] = {
+        LABELS: tables.records,
+        f"label_emb in {PROTOTYPES}": tables.label_emb,
+        f"prototypes in {PROTOTYPES}": tables.prototypes,
+        CENTROIDS: tables.centroids,
+        f"cluster_of_label in {NETWORK}": network.get("cluster_of_label", ()),
+        CLASSIFIERS: tables.classifiers,
+    }
+    for name, part in rows.items():
+        if part is not None and len(part) != num_labels:
+            raise ValueError(f"{model / name} has {len(part)} labels, expected {num_labels}; {AGAIN}")
+    return tables
+
+
+def write_label_tables(tables: LabelTables, source: Path, target: Path) -> None:
+    """Write a model with other labels, which appears under its name only when it is complete.
+
+    What has no row per label is copied as it is: encoder, tokenizer, metrics, and what others have put there.
+
+    Args:
+        tables: What it has for each label.
+        source: Folder of the model that they were read from, with the labels of then.
+        target: Folder to write; `source` itself is replaced, and any other folder must not exist yet.
+
+    Raises:
+        FileExistsError: If `target` exists and is not `source`.
+        ValueError: If `source` has got other labels since it was read.
+    """
+    source, target = source.resolve(), target.resolve()
+    in_place = source == target
+    if not in_place and target.exists():
+        raise FileExistsError(f"{target} exists already: name a new folder, or that of the model to change it in place")
+    with publishing(target, replace=in_place) as temporary:
+        # in place, the old folder goes anyway; a copy must not change with its original
+        copy = _link_or_copy if in_place else shutil.copy2
+        shutil.copytree(source, temporary, dirs_exist_ok=True, copy_function=copy)
+        _write(tables, temporary)
+        if model_version(read_config(source)) != model_version(tables.config) - 1:
+            raise ValueError(f"{source} was changed by another process in the meantime: give the command again")
+
+
+def _write(tables: LabelTables, folder: Path) -> None:
+    """Replace the files that have a row per label."""
+    digest, settings = encoder_digest(folder), dict(tables.config["prototypes"])
+    config = dict(tables.config) | {"prototypes": settings | {"num_labels": len(tables.records)}}
+    for name in (CENTROIDS, NETWORK, PROTOTYPES):
+        (folder / name).unlink()  # it may be a link to that of the original
+    save_tensors(folder / CENTROIDS, {"centroids": tables.centroids})
+    save_tensors(folder / NETWORK, tables.network)
+    save_tensors(folder / PROTOTYPES, {"prototypes": tables.prototypes, "label_emb": tables.label_emb})
+    write_text(folder / LABELS, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in tables.records))
+    if tables.classifiers is not None:
+        about = json.loads((folder / CLASSIFIERS / CLASSIFIER_CONFIG).read_bytes())
+        save_classifiers(folder / CLASSIFIERS, tables.classifiers, digest=digest, settings=about.get("settings", {}))
+    if tables.voters is not None:
+        save_neighbours(folder / NEIGHBOURS, tables.voters, digest=digest)
+    if tables.lexical is not None:
+        save_lexical(folder / LEXICAL, tables.lexical, digest=digest)
+    config["index"] = _write_index(folder / INDEX, config["index"], tables.prototypes)
+    if (folder / ensembles.INDEX).is_file():
+        weights = ensembles.read_ensemble(folder, digest).weights
+        mixed = mixture(tables.prototypes, tables.classifiers, weights)
+        _write_index(folder / ensembles.INDEX, config["index"], mixed)
+    write_json(folder / CONFIG, config | {"package_version": version("prime_xmc")})
+    write_card(folder)
+
+
+def _write_index(
+    path: Path, settings: Mapping[str, Any] | None, vectors: Float[Tensor, "label d"]
+) -> Mapping[str, Any] | None:
+    """Build an index anew, where there is one; without Faiss, it goes, since it would find other labels.
+
+    Returns:
+        Its settings; None: there is none.
+    """
+    if settings is None or not path.is_file():
+        return settings
+    if (problem := faiss_problem()) is not None:
+        logger.warning("the model is written without %s, and searched exactly: %s", path.name, problem)
+        path.unlink()
+        return None
+    search = FaissSearch(**settings)
+    search.build(vectors.float())
+    search.save(path)
+    return settings
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # of another file system, or one without links
+        shutil.copy2(source, target)

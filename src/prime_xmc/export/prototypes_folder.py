@@ -1,0 +1,62 @@
+"""What the prototypes of an exported model were made of: the network, the centroids, the free vectors and the texts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn.functional import pad
+
+from prime_xmc.export.folder import AGAIN, CENTROIDS, NETWORK, PROTOTYPES
+from prime_xmc.model.prototypes import Prototypes
+
+
+def load_prototype_network(
+    model: Path, config: Mapping[str, Any], device: str | torch.device = "cpu"
+) -> tuple[Prototypes, Float[Tensor, "label d"]]:
+    """Return the Label Prototype Network with its banks, in evaluation mode, and the text embedding of every label.
+
+    Args:
+        model: Folder of the model.
+        config: Content of its prime_config.json.
+        device: Device to compute on.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If one is damaged.
+    """
+    settings = config["prototypes"]
+    num_labels, num_free_vectors = settings["num_labels"], settings["num_free_vectors"]
+    padded = max(num_labels, num_free_vectors)  # a module has at least as many labels as free vectors
+    for name in (NETWORK, CENTROIDS):
+        if not (model / name).is_file():
+            raise FileNotFoundError(f"{model.absolute()} has no {name}: expected a complete model folder; {AGAIN}")
+    prototypes = Prototypes(
+        padded,
+        settings["dim"],
+        num_free_vectors,
+        sources=settings["sources"],
+        num_heads=settings["num_heads"],
+        feedforward=settings["feedforward"],
+    )
+    try:
+        with safe_open(model / NETWORK, framework="pt") as tensors:
+            state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        clusters = state["cluster_of_label"]
+        prototypes.load_state_dict(state | {"cluster_of_label": pad(clusters, (0, padded - len(clusters)))})
+        with safe_open(model / CENTROIDS, framework="pt") as tensors:
+            centroids = tensors.get_tensor("centroids")
+        with safe_open(model / PROTOTYPES, framework="pt", device=str(device)) as tensors:
+            label_emb = tensors.get_tensor("label_emb")
+        prototypes.centroids.put(torch.arange(num_labels), centroids)
+    except (
+        SafetensorError,
+        RuntimeError,
+        IndexError,
+        KeyError,
+    ) as error:  # the latter where a shape or name is another
+        raise ValueError(f"{model}: the prototype network is damaged ({error}); {AGAIN}") from error
+    return prototypes.eval().to(device), label_emb

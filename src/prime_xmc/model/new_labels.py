@@ -1,0 +1,63 @@
+"""Prototypes of labels that came after training: from their text, a few queries, and what training has left."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+from prime_xmc.model.prototypes import Prototypes
+
+_BLOCK = 2**12  # labels whose similarities to all clusters are held at once
+
+
+def nearest_clusters(
+    new_emb: Float[Tensor, "new d"],
+    label_emb: Float[Tensor, "label d"],
+    cluster_of_label: Int64[Tensor, " label"],
+    num_clusters: int,
+) -> Int64[Tensor, " new"]:
+    """Return, for new labels, the cluster whose labels' texts are most similar on average; its free vector is theirs.
+
+    Args:
+        new_emb: Text embeddings of the new labels.
+        label_emb: Text embeddings of the labels of the training, by the same encoder.
+        cluster_of_label: Cluster of each of these.
+        num_clusters: Number of clusters; one without a label is nobody's.
+    """
+    if num_clusters == 1:
+        return cluster_of_label.new_zeros(len(new_emb))
+    sums = torch.zeros(num_clusters, label_emb.shape[1]).index_add(0, cluster_of_label, normalize(label_emb.float()))
+    means = normalize(sums)
+    is_empty = torch.bincount(cluster_of_label, minlength=num_clusters) == 0
+    blocks = [(block @ means.T).masked_fill(is_empty, -2).argmax(dim=1) for block in new_emb.float().split(_BLOCK)]
+    return torch.cat([cluster_of_label[:0], *blocks])
+
+
+@torch.no_grad()
+def combine(
+    settings: Mapping[str, Any],
+    network: Mapping[str, Tensor],
+    clusters: Int64[Tensor, " label"],
+    centroids: Float[Tensor, "label d"],
+    label_emb: Float[Tensor, "label d"],
+) -> Float[Tensor, "label d"]:
+    """Return the prototypes that a trained network makes of labels, L2-normalised, float32.
+
+    Args:
+        settings: Arguments of `Prototypes`, but for the number of labels.
+        network: Its state.
+        clusters: Cluster of each label.
+        centroids: Centroid of each label.
+        label_emb: Text embedding of each label.
+    """
+    num_labels = len(label_emb)
+    padded = max(num_labels, settings["num_free_vectors"])  # a module has at least as many labels as free vectors
+    prototypes = Prototypes(**dict(settings) | {"num_labels": padded}).eval()
+    prototypes.load_state_dict(dict(network) | {"cluster_of_label": pad(clusters, (0, padded - num_labels))})
+    ids = torch.arange(num_labels)
+    prototypes.centroids.put(ids, centroids)
+    blocks = zip(ids.split(_BLOCK), label_emb.float().split(_BLOCK), strict=True)
+    return torch.cat([label_emb.float()[:0], *(prototypes(some_ids, some_emb) for some_ids, some_emb in blocks)])

@@ -1,0 +1,183 @@
+"""Rows of the formats that are made of lines: CSV and TSV with a header, JSON lines, and plain text.
+
+Python's own `csv` reads tables: it keeps the number of the line in which a row begins, refuses quotes that are out of
+place, and takes each line as it comes, from a terminal or a pipe too.
+"""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+from prime_xmc.tables.input_format import WHOLE_TEXT, delimiter_of, split_header
+
+LONGEST_CELL = 2**26  # characters; a quote that is never closed would otherwise take the rest of the file into memory
+TEXT_COLUMN = "text"  # what the lines of plain text are called
+
+
+class Row(NamedTuple):
+    """One row of a table.
+
+    Attributes:
+        number: Line in which it begins, from 1; in Parquet and Arrow files, which have no lines, its row.
+        values: Its cells by column, in the table's order.
+    """
+
+    number: int
+    values: dict[str, Any]
+
+
+def decode_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Yield the lines of a file in UTF-8, with or without a byte-order mark, line ends included.
+
+    Raises:
+        ValueError: With file and line, for bytes that are not UTF-8, and compressed data that are damaged or end early.
+    """
+    number = 0
+    try:
+        for number, line in enumerate(lines, start=1):
+            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise ValueError(f"{name}, line 1: the file begins with the mark of UTF-16; convert it to UTF-8")
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeError as error:
+                raise ValueError(f"{name}, line {number}: not UTF-8 ({error}); convert it to UTF-8") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{name}, line {number + 1}: the gzip data are truncated or damaged ({error})") from error
+
+
+def first_line(lines: Iterable[str]) -> tuple[str, Iterator[str]]:
+    """Return the first line that is not blank, empty where there is none, and all lines again."""
+    lines = iter(lines)
+    blank: list[str] = []
+    for line in lines:
+        if line.strip():
+            return line, chain(blank, [line], lines)
+        blank.append(line)
+    return "", iter(blank)
+
+
+def read_text(lines: Iterable[str]) -> Iterator[Row]:
+    """Yield each line as a row of the one column `TEXT_COLUMN`; blank lines too, as empty texts."""
+    for number, line in enumerate(lines, start=1):
+        yield Row(number, {TEXT_COLUMN: line.rstrip("\r\n")})
+
+
+def read_json_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
+    """Yield the object of each line; blank lines at the end are passed over.
+
+    Raises:
+        ValueError: With file, line and its beginning, for a line that is not a JSON object.
+    """
+    blank = 0  # the line after which only blank ones came so far
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            blank = blank or number
+            continue
+        try:
+            if blank:
+                raise ValueError("blank, and not at the end; every line must be one JSON object")
+            record = _parse(line)
+        except ValueError as error:
+            raise ValueError(f"{name}, line {blank or number}: {error}") from error
+        yield Row(number, record)
+
+
+def _parse(line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)  # orjson turns integers of 20 digits, such as some identifiers, into floats
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"not JSON ({error}): {_shorten(line)}; every line must be one JSON object, or give "
+            "input_format=text, csv or tsv"
+        ) from error
+    if not isinstance(record, dict):
+        hint = "; `jq -c '.[]'` writes the items of an array so" if isinstance(record, list) else ""
+        raise ValueError(f"{_shorten(line)} is JSON but not an object; every line must be one JSON object{hint}")
+    return record
+
+
+class DelimitedTable:
+    """A table with a header whose cells are separated by one character; cells may be quoted, and then hold line breaks.
+
+    Attributes:
+        columns: Names of the columns without surrounding blanks; one without a name is called by its place.
+        delimiter: What separates the cells.
+    """
+
+    def __init__(self, lines: Iterable[str], name: str, delimiter: str | None, wanted: Collection[str] = ()):
+        """Read the header.
+
+        Args:
+            lines: Lines of the table.
+            name: Name of the file for errors.
+            delimiter: What separates the cells; None: recognised by the header.
+            wanted: Columns that the header is likely to have.
+
+        Raises:
+            ValueError: If the header has a column more than once.
+        """
+        self._name = name
+        self._lines = iter(lines)
+        self._skipped, header = 0, ""
+        for header in self._lines:
+            if header.strip():
+                break
+            self._skipped += 1  # blank lines before the header
+        self._is_empty = not header.strip()
+        self.delimiter = delimiter or delimiter_of(header, wanted or WHOLE_TEXT)
+        self.columns = [] if self._is_empty else self._read_header(header)
+
+    def _read_header(self, line: str) -> list[str]:
+        while line.count('"') % 2:  # a line break within a quoted name
+            line += next(self._lines, '"')
+            self._skipped += 1
+        cells: Sequence[str] = split_header(line, self.delimiter)
+        columns = [" ".join(cell.split()) or f"column {place}" for place, cell in enumerate(cells, start=1)]
+        if repeated := [column for column in columns if columns.count(column) > 1]:
+            raise ValueError(
+                f"{self._name}: the header of the table has the column {repeated[0]!r} more than once; rename one"
+            )
+        return columns
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows, whose cells are strings; blank lines are passed over where there are several columns.
+
+        Raises:
+            ValueError: With file, line and value, for a row that is malformed or has more or fewer cells than columns.
+        """
+        if self._is_empty:
+            return
+        csv.field_size_limit(LONGEST_CELL)
+        reader = csv.reader(self._lines, delimiter=self.delimiter, strict=True)
+        num_columns = len(self.columns)
+        first = self._skipped + 2  # the line in which the next row begins
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise ValueError(
+                    f"{self._name}, line {first}: not a row of a table ({error}); a quoted cell has to be closed, and "
+                    "a quote within it written twice"
+                ) from error
+            if not row and num_columns == 1:
+                row = [""]
+            if row:
+                if len(row) != num_columns:
+                    raise ValueError(
+                        f"{self._name}, line {first}: {len(row)} cells, expected {num_columns} as in the header, "
+                        f"{_shorten(self.delimiter.join(row))}; a cell with {self.delimiter!r}, a quote or a line "
+                        "break in it must be quoted"
+                    )
+                yield Row(first, dict(zip(self.columns, row, strict=True)))
+            first = self._skipped + 2 + reader.line_num
+
+
+def _shorten(line: str) -> str:
+    text = line.strip()
+    return repr(text if len(text) <= 60 else f"{text[:60]}…")

@@ -1,0 +1,80 @@
+"""Rows written to a stream as CSV, TSV or JSON lines."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class ByteStream(Protocol):
+    """What bytes are written to: a file, compressed or not, or standard output's buffer."""
+
+    def write(self, content: bytes, /) -> object:
+        """Write bytes."""
+
+    def flush(self) -> None:
+        """Hand what is buffered to the system."""
+
+
+class JsonLinesWriter:
+    """Writes a JSON object a line."""
+
+    def __init__(self, file: ByteStream):
+        self._file = file
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows."""
+        for row in rows:
+            text = json.dumps(dict(row), ensure_ascii=False, default=str)
+            try:
+                line = text.encode("utf-8")
+            except UnicodeEncodeError:  # half a character, which has to stay escaped
+                line = json.dumps(dict(row), default=str).encode("ascii")
+            self._file.write(line + b"\n")
+        self._file.flush()
+
+
+class DelimitedWriter:
+    """Writes a table with a header; a list or an object in a cell is written as JSON, None as an empty cell."""
+
+    def __init__(self, file: ByteStream, columns: Sequence[str], delimiter: str, *, header: bool = True):
+        self._file, self._columns = file, list(columns)
+        self._csv = csv.writer(_Encoding(file), delimiter=delimiter, lineterminator="\n")
+        if header:
+            self._csv.writerow(self._columns)
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows.
+
+        Raises:
+            ValueError: If one lacks a column or has another one.
+        """
+        for row in rows:
+            check_columns(row, self._columns)
+            self._csv.writerow([_cell(row[column]) for column in self._columns])
+        self._file.flush()
+
+
+class _Encoding:
+    """A text stream as far as `csv` needs one; unlike Python's, it does not close what it writes to."""
+
+    def __init__(self, file: ByteStream):
+        self._file = file
+
+    def write(self, text: str) -> object:
+        return self._file.write(text.encode("utf-8", errors="backslashreplace"))  # half a character stays readable
+
+
+def check_columns(row: Mapping[str, Any], columns: Sequence[str]) -> None:
+    """Check that a row has all columns of the table, and no others.
+
+    Raises:
+        ValueError: If not; it names them.
+    """
+    if len(row) != len(columns) or any(column not in row for column in columns):
+        raise ValueError(f"a row has the columns {', '.join(row)}; expected {', '.join(columns)} as in the first one")
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | tuple | dict) else value

@@ -1,0 +1,236 @@
+"""A user's table, row by row in the order of the file, in memory that does not grow with the file."""
+
+import gzip
+import importlib.util
+import io
+import json
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from prime_xmc.tables.input_format import COLUMNAR, FORMATS, columnar_format, compression_of, recognise
+from prime_xmc.tables.line_rows import (
+    TEXT_COLUMN,
+    DelimitedTable,
+    Row,
+    decode_lines,
+    first_line,
+    read_json_lines,
+    read_text,
+)
+
+AUTO = "auto"
+
+
+class OpenTable:
+    """An open table, whose rows can be taken once.
+
+    Attributes:
+        name: Name of the file, or "standard input".
+        input_format: One of `FORMATS` and `COLUMNAR`.
+        columns: Names of its columns; those of the first record for JSON lines, whose records may differ.
+        delimiter: What separates the cells of a CSV or TSV file; None for other formats.
+    """
+
+    def __init__(
+        self, name: str, input_format: str, columns: list[str], rows: Iterable[Row], delimiter: str | None = None
+    ):
+        self.name, self.input_format, self.columns, self.delimiter = name, input_format, columns, delimiter
+        self._rows = rows
+
+    def rows(self, *, strings: bool = False) -> Iterator[Row]:
+        """Yield the rows.
+
+        Args:
+            strings: Whether all cells become strings or lists of strings, as `as_strings` makes them; otherwise they
+                are what the file has: always strings in CSV, TSV and text, also numbers, lists and None in others.
+
+        Raises:
+            ValueError: With file, line (row where a file has no lines) and value, for what cannot be read.
+        """
+        if not strings or self.input_format in ("csv", "tsv", "text"):
+            yield from self._rows
+            return
+        for row in self._rows:
+            try:
+                values = {column: as_strings(value) for column, value in row.values.items()}
+            except UnicodeEncodeError as error:
+                # JSON can escape half a character ("\\ud800"), which no tokenizer takes
+                raise ValueError(f"{self.place(row.number)}: half of a character ({error}); remove it") from error
+            yield Row(row.number, values)
+
+    def place(self, number: int) -> str:
+        """Return how a message names a row: file and line, or file and row where the file has no lines."""
+        return f"{self.name}, {'row' if self.input_format in COLUMNAR else 'line'} {number}"
+
+
+@contextmanager
+def open_table(
+    path: Path | None, *, input_format: str = AUTO, delimiter: str | None = None, wanted: Collection[str] = ()
+) -> Iterator[OpenTable]:
+    """Open a file of a table, decompressed by its suffix (.gz, .zst), or standard input where no path is given.
+
+    A folder that the library `datasets` wrote by `save_to_disk` is the table of its only split.
+
+    Args:
+        path: The file. CSV, TSV, JSON lines and text are UTF-8, with or without a byte-order mark, with line ends of
+            Unix or Windows; CSV and TSV have a header.
+        input_format: One of `FORMATS` and `COLUMNAR`; "auto": by suffix and first line, see `recognise`.
+        delimiter: What separates the cells of CSV; None: comma, semicolon, tab or bar, by the header.
+        wanted: Columns that the caller looks for, which help to recognise a format and a delimiter.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not clear what the file is, it is damaged, or needs a library that is not installed.
+    """
+    if input_format not in (AUTO, *FORMATS, *COLUMNAR):
+        raise ValueError(f"expected input_format auto, {', '.join((*FORMATS, *COLUMNAR))}, got {input_format!r}")
+    if path is not None and path.is_dir():
+        yield _open_folder(path)
+        return
+    if path is not None and not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    columnar = input_format if input_format in COLUMNAR else columnar_format(path.name) if path is not None else None
+    if columnar is not None and input_format in (AUTO, columnar):
+        if path is None:
+            raise ValueError(f"{columnar} cannot be read from standard input; give a file")
+        yield _open_columnar([path], columnar, str(path))
+        return
+    with ExitStack() as stack:
+        lines = sys.stdin.buffer if path is None else stack.enter_context(open_lines(path))
+        yield table_of_lines(
+            lines, str(path or "standard input"), input_format=input_format, delimiter=delimiter, wanted=wanted
+        )
+
+
+def table_of_lines(
+    lines: Iterable[bytes],
+    name: str,
+    *,
+    input_format: str = AUTO,
+    delimiter: str | None = None,
+    wanted: Collection[str] = (),
+) -> OpenTable:
+    """Return the table that lines of CSV, TSV, JSON or text make, from a stream such as standard input.
+
+    Rows come as their lines do: no line is waited for that does not belong to a row. Arguments and errors are those of
+    `open_table`.
+    """
+    decoded = decode_lines(lines, name)
+    if input_format in (AUTO, "jsonl"):
+        first, decoded = first_line(decoded)
+        if input_format == AUTO:
+            input_format = recognise(name, first, wanted)
+    if input_format == "text":
+        return OpenTable(name, "text", [TEXT_COLUMN], read_text(decoded))
+    if input_format == "jsonl":
+        rows = read_json_lines(decoded, name)
+        head = next(rows, None) if first else None
+        columns = [] if head is None else list(head.values)
+        return OpenTable(name, "jsonl", columns, rows if head is None else _chain(head, rows))
+    table = DelimitedTable(decoded, name, "\t" if input_format == "tsv" else delimiter, wanted)
+    return OpenTable(name, input_format, table.columns, table.rows(), table.delimiter)
+
+
+@contextmanager
+def open_lines(path: Path) -> Iterator[Iterable[bytes]]:
+    """Open a file to be read line by line, decompressed by its suffix.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If .zst is asked for without PyArrow, or its data are damaged.
+    """
+    compression = compression_of(path.name)
+    if compression == "gzip":
+        with gzip.open(path, "rb") as lines:
+            yield lines
+    elif compression == "zstd":
+        need_pyarrow(path)
+        import pyarrow as pa
+
+        with pa.input_stream(str(path), compression="zstd") as stream, io.BufferedReader(stream) as lines:
+            yield _undamaged(lines, path)
+    else:
+        with path.open("rb") as lines:
+            yield lines
+
+
+def as_strings(value: Any) -> str | list[str]:
+    """Return a cell as a string, or a list as a list of strings.
+
+    None, of a null, is empty; a float without a fraction loses its ".0", since tools turn integers into floats where
+    one is missing; what has fields becomes JSON.
+
+    Raises:
+        UnicodeEncodeError: If a string has half of a character.
+    """
+    if isinstance(value, list | tuple):
+        return [each if isinstance(each, str) else _as_string(each) for each in map(_checked, value)]
+    return _as_string(_checked(value))
+
+
+def need_pyarrow(path: Path) -> None:
+    """Check that PyArrow is there to read or write a file.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(f"{path}: this format needs pyarrow: pip install 'prime_xmc[tables]'")
+
+
+def _checked(value: Any) -> Any:
+    if isinstance(value, str):
+        value.encode("utf-8")
+    return value
+
+
+def _as_string(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def _chain(head: Row, rows: Iterator[Row]) -> Iterator[Row]:
+    yield head
+    yield from rows
+
+
+def _undamaged(lines: Iterable[bytes], path: Path) -> Iterator[bytes]:
+    number = 0  # of lines so far
+    try:
+        for line in lines:
+            number += 1
+            yield line
+    except OSError as error:
+        raise ValueError(f"{path}, line {number + 1}: the zstd data are truncated or damaged ({error})") from error
+
+
+def _open_columnar(paths: list[Path], file_format: str, name: str) -> OpenTable:
+    need_pyarrow(paths[0])
+    from prime_xmc.tables.columnar_rows import ColumnarFiles
+
+    files = ColumnarFiles(paths, file_format)
+    return OpenTable(name, file_format, files.columns, files.rows())
+
+
+def _open_folder(folder: Path) -> OpenTable:
+    need_pyarrow(folder)
+    from prime_xmc.tables.columnar_rows import dataset_splits
+
+    splits = dataset_splits(folder)
+    if len(splits) != 1:
+        raise ValueError(f"{folder} has the splits {', '.join(splits)}: give the folder of one, {folder}/<split>")
+    return _open_columnar(next(iter(splits.values())), "arrow", str(folder))
