@@ -43,7 +43,7 @@ def run(config: DictConfig) -> None:
         return load_scorer(cast(DictConfig, OmegaConf.merge(config, {"model": {"dir": str(folder)}, "scorer": scorer})))
 
     with bind(config.host, config.port) as bound:  # first, since loading takes longer
-        slot = ModelSlot(directory, load, scorers)
+        slot = ModelSlot(directory, load, scorers, explain=config.explain)
         serving = Serving(
             slot,
             limits,

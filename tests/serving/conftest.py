@@ -11,7 +11,7 @@ from prime_xmc.serving.application import Serving
 from prime_xmc.serving.limits import Limits
 from prime_xmc.serving.served_model import ModelSlot
 
-LIMITS = Limits(body_bytes=20_000, body_seconds=1, texts=8, characters=500, top_k=20, waiting=16)
+LIMITS = Limits(body_bytes=20_000, body_seconds=1, texts=8, characters=500, top_k=20, explained=50, waiting=16)
 
 
 @pytest.fixture
@@ -24,8 +24,11 @@ def model_folder(toy_bundle, tmp_path) -> Path:
 def make_slot() -> Callable[..., ModelSlot]:
     """Opens a folder: make_slot(folder, "theta")."""
 
-    def make(folder: Path, *scorers: str) -> ModelSlot:
-        return ModelSlot(folder, lambda copy, scorer: Predictor.load(copy, scorer=scorer), scorers or ("auto",))
+    def make(folder: Path, *scorers: str, explain: bool = True) -> ModelSlot:
+        def load(copy: Path, scorer: str) -> Predictor:
+            return Predictor.load(copy, scorer=scorer)
+
+        return ModelSlot(folder, load, scorers or ("auto",), explain=explain)
 
     return make
 

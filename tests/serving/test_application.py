@@ -7,11 +7,20 @@ import threading
 import pytest
 from starlette.testclient import TestClient
 
+from prime_xmc.export.calibration import Calibration, Held, ScorerCalibration, save_calibration
 from prime_xmc.export.predictor import Predictor
-from prime_xmc.serving.application import make_app
+from prime_xmc.export.scorers import encoder_digest
+from prime_xmc.serving.application import Serving, make_app
+from prime_xmc.serving.limits import Limits
 
 TOKEN = "a-token-for-these-tests"
 JSON = {"Content-Type": "application/json"}
+
+
+def calibrate_anyhow(folder):
+    """Give a model some calibration of its prototypes."""
+    of_theta = ScorerCalibration(10.0, 1.0, -5.0, 0.1, 0.5, {"test": Held(1, 5, 0.0, [], 0.5, 0.5, 0.5)})
+    save_calibration(folder, Calibration("a test", {"theta": of_theta}, None), digest=encoder_digest(folder))
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +63,8 @@ def test_predictions_are_those_of_the_predictor(client, predictor):
     assert (answer["scorer"], len(answer["version"])) == ("theta", 16)
     for found, expected in zip(answer["predictions"], predictor.predict(texts, 3, 0.2), strict=True):
         assert found["query"] == expected.query
-        assert [(label["uid"], label["text"], label["id"]) for label in found["labels"]] == [
-            (label.uid, label.text, label.id) for label in expected.labels
+        assert [(label["uid"], label["text"]) for label in found["labels"]] == [
+            (label.uid, label.text) for label in expected.labels
         ]
         assert [label["score"] for label in found["labels"]] == pytest.approx(
             [label.score for label in expected.labels], abs=1e-5
@@ -120,6 +129,59 @@ def test_a_scorer_that_is_not_served_is_refused(client):
     assert "this server has theta, got 'W'" in response.json()["detail"]
     for scorer in ("theta", "auto", None):
         assert client.post("/predict", json={"texts": ["a"], "scorer": scorer}).status_code == 200
+
+
+def test_labels_are_allowed_and_left_out(client, predictor):
+    asked = {"texts": ["a red cat"], "top_k": 3}
+    for given in ({"allow": ["l7", "l9", "l2"]}, {"exclude": ["l7", 9]}, {"allow": ["l7", 8, "l2"], "exclude": ["l2"]}):
+        (found,) = client.post("/predict", json=asked | given).json()["predictions"]
+        (expected,) = predictor.predict(["a red cat"], 3, **given)
+        assert [label["uid"] for label in found["labels"]] == [label.uid for label in expected.labels]
+
+
+@pytest.mark.parametrize(
+    ("given", "refused", "detail"),
+    [
+        ({"allow": ["l7", "nothing"]}, "unknown_label", "allow: there is no label 'nothing'"),
+        ({"exclude": ["/etc/passwd"]}, "unknown_label", "exclude: there is no label '/etc/passwd'"),
+        ({"allow": "/etc/passwd"}, "invalid", "allow: Input should be a valid list"),
+        ({"allow": [48]}, "invalid", "there is no label 48"),
+        ({"allow": []}, "invalid", "leave no label"),
+        ({"allow": ["l1"], "exclude": [1]}, "invalid", "leave no label"),
+        ({"calibrate": True}, "not_calibrated", "the model has no calibration of the scorer theta"),
+        ({"explain": True, "top_k": 20, "texts": ["a"] * 4}, "invalid", "at most 50 labels, texts times top_k, got 4"),
+        ({"explain": 1}, "invalid", "explain: Input should be a valid boolean"),
+    ],
+)
+def test_what_cannot_be_asked(client, given, refused, detail):
+    response = client.post("/predict", json={"texts": ["a"]} | given)
+    assert reason(response) == (422, refused)
+    assert detail in response.json()["detail"]
+
+
+def test_answers_are_explained(client, predictor, make_slot, toy_bundle):
+    (found,) = client.post("/predict", json={"texts": ["a red cat"], "explain": True}).json()["predictions"]
+    (expected,) = predictor.predict(["a red cat"], explain=True)
+    for label, wanted in zip(found["labels"], expected.labels, strict=True):
+        assert label["why"]["scorers"] == pytest.approx(wanted.why.scorers, abs=1e-5)
+        assert label["why"]["sources"] == pytest.approx(wanted.why.sources, abs=1e-5)
+        assert sum(label["why"]["scorers"].values()) == pytest.approx(label["score"], abs=1e-5)
+    assert client.get("/model").json()["explains"]
+    unexplained = Serving(make_slot(toy_bundle, explain=False), Limits())
+    with TestClient(make_app(unexplained)) as other:
+        assert reason(other.post("/predict", json={"texts": ["a"], "explain": True})) == (422, "not_explained")
+
+
+def test_answers_have_probabilities_where_the_model_is_calibrated(make_serving, model_folder):
+    calibrate_anyhow(model_folder)
+    with TestClient(make_app(make_serving(model_folder))) as client:
+        assert client.get("/model").json()["calibrated"] == ["theta"]
+        asked = {"texts": ["a red cat"], "calibrate": True}
+        (found,) = client.post("/predict", json=asked).json()["predictions"]
+        (expected,) = Predictor.load(model_folder).predict(["a red cat"], calibrate=True)
+        assert [label["probability"] for label in found["labels"]] == pytest.approx(
+            [label.probability for label in expected.labels], abs=1e-5
+        )
 
 
 def test_a_large_body_is_refused(client):
@@ -247,15 +309,15 @@ def test_metrics_count_what_happens(client):
 
 def test_a_full_queue_and_what_health_says_of_it(make_serving, monkeypatch):
     held, entered = threading.Event(), threading.Event()
-    predict = Predictor.predict
+    predict = Predictor.answer
 
-    def slow(self, *arguments):
+    def slow(self, texts, request):
         entered.set()
         assert held.wait(20)
-        return predict(self, *arguments)
+        return predict(self, texts, request)
 
     serving = make_serving(max_batch=8)
-    monkeypatch.setattr(Predictor, "predict", slow)
+    monkeypatch.setattr(Predictor, "answer", slow)
     with TestClient(make_app(serving)) as client:
         statuses = []
         asked = [
@@ -290,10 +352,10 @@ def test_a_full_queue_and_what_health_says_of_it(make_serving, monkeypatch):
 def test_a_defect_is_logged_and_the_client_sees_none_of_it(make_serving, monkeypatch, caplog):
     serving = make_serving()
 
-    def broken(self, *arguments):
+    def broken(self, texts, request):
         raise RuntimeError("a secret of the machine")
 
-    monkeypatch.setattr(Predictor, "predict", broken)
+    monkeypatch.setattr(Predictor, "answer", broken)
     with TestClient(make_app(serving)) as client:
         response = client.post("/predict", json={"texts": ["a"]})
         assert reason(response) == (500, "defect")
@@ -307,15 +369,15 @@ def test_a_defect_is_logged_and_the_client_sees_none_of_it(make_serving, monkeyp
 def test_a_client_that_has_gone_leaves_the_queue(make_serving, monkeypatch):
     """Through ASGI itself: the test client always waits."""
     held, seen = threading.Event(), []
-    predict = Predictor.predict
+    predict = Predictor.answer
 
-    def slow(self, texts, *arguments):
+    def slow(self, texts, request):
         seen.append(texts)
         assert held.wait(20)
-        return predict(self, texts, *arguments)
+        return predict(self, texts, request)
 
     serving = make_serving(max_wait=0.0)
-    monkeypatch.setattr(Predictor, "predict", slow)
+    monkeypatch.setattr(Predictor, "answer", slow)
     app = make_app(serving)
 
     async def request(text, leaves):
@@ -373,6 +435,8 @@ def test_openapi_describes_requests_and_answers(client):
     assert set(answer) == set(described["Predictions"]["properties"])
     (prediction,) = answer["predictions"]
     assert set(prediction) == set(described["QueryAnswered"]["properties"])
-    assert set(prediction["labels"][0]) == set(described["LabelScored"]["properties"])
+    assert set(prediction["labels"][0]) == set(described["LabelScored"]["properties"]) - {"probability", "why"}
+    (explained,) = client.post("/predict", json={"texts": ["a"], "explain": True}).json()["predictions"]
+    assert set(explained["labels"][0]["why"]) == set(described["Why"]["properties"])
     for path, name in (("/model", "ModelDescription"), ("/health", "Health"), ("/labels", "LabelsFound")):
         assert set(client.get(path).json()) == set(described[name]["properties"])

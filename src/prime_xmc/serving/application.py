@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Query, Request
@@ -13,7 +14,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from prime_xmc.export.answers import to_record
 from prime_xmc.export.predictor import Prediction, Predictor, checked_texts
+from prime_xmc.export.predictor import Request as AskedOfPredictor
 from prime_xmc.serving.batching import Batcher, QueueFullError
 from prime_xmc.serving.limits import Limits
 from prime_xmc.serving.middleware import BodyLimited, Guarded, Observed
@@ -34,6 +37,7 @@ from prime_xmc.serving.telemetry import CONTENT_TYPE, Telemetry
 
 _STUCK = 120.0  # seconds after which a batch will not end any more
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ProblemReply, "description": "The body cannot be read."},
     401: {"model": ProblemReply, "description": "The token is missing or another."},
     413: {"model": ProblemReply, "description": "The body is too large."},
     422: {"model": ProblemReply, "description": "The request is not understood, or out of bounds."},
@@ -42,23 +46,24 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Question(NamedTuple):
-    """What is asked about a text, by arguments of `Predictor.predict`; texts with the same question are asked at once.
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a text; texts with the same question are answered at once.
 
     Attributes:
         predictor: Predictor of the scorer, of the model that is served when the request comes.
-        top_k: Labels per text.
-        min_score: Lowest score of a label.
+        arguments: Arguments of `Predictor.request`, by which questions are the same.
+        request: What it makes of them.
     """
 
     predictor: Predictor
-    top_k: int
-    min_score: float | None
+    arguments: tuple[Any, ...]
+    request: AskedOfPredictor = field(compare=False)
 
 
 def answer(texts: list[str], question: Question) -> list[Prediction]:
     """Return the labels of texts."""
-    return question.predictor.predict(texts, question.top_k, question.min_score)
+    return question.predictor.answer(texts, question.request)
 
 
 class Serving:
@@ -141,8 +146,7 @@ class Serving:
         except ValueError as error:
             raise ProblemError(422, "invalid", f"texts: {error}") from error
         predictor = model.predictors[scorer]
-        top_k = min(body.top_k, predictor.num_labels)
-        question = Question(predictor, top_k, body.min_score)
+        question = await self._question(model, predictor, body)
         asking = asyncio.ensure_future(self.batcher.ask(texts, question))
         leaving = asyncio.ensure_future(_disconnected(request))
         try:
@@ -157,6 +161,45 @@ class Serving:
             leaving.cancel()
         self.telemetry.gone.inc()
         raise ProblemError(499, "client_gone", "the client has closed the connection")  # nobody reads it
+
+    async def _question(self, model: ServedModel, predictor: Predictor, body: PredictRequest) -> Question:
+        """Return what a request asks.
+
+        Raises:
+            ProblemError: If it asks for what the model does not have, or names labels that there are not.
+        """
+        if body.explain and not model.explains:
+            raise ProblemError(422, "not_explained", "explain: this server was started with explain=false")
+        if body.explain and len(body.texts) * body.top_k > self.limits.explained:
+            detail = f"explain: expected at most {self.limits.explained} labels, texts times top_k"
+            raise ProblemError(422, "invalid", f"{detail}, got {len(body.texts)} times {body.top_k}")
+        if body.calibrate and predictor.scorer not in model.calibrated:
+            detail = f"calibrate: the model has no calibration of the scorer {predictor.scorer}"
+            raise ProblemError(422, "not_calibrated", detail)
+        for name, given in (("allow", body.allow), ("exclude", body.exclude)):
+            texts = [each for each in given or () if isinstance(each, str)]
+            if unknown := [each for each in texts if each not in model.uids and not each.isdecimal()]:
+                detail = (
+                    f"{name}: there is no label {unknown[0][:100]!r}; GET /labels?search= finds those that there are"
+                )
+                raise ProblemError(422, "unknown_label", detail)
+        top_k = min(body.top_k, predictor.num_labels)
+        ask = partial(
+            predictor.request,
+            top_k,
+            body.min_score,
+            allow=body.allow,
+            exclude=body.exclude,
+            calibrate=body.calibrate,
+            explain=body.explain,
+        )
+        has_lists = body.allow is not None or body.exclude is not None
+        try:
+            request = await asyncio.to_thread(ask) if has_lists else ask()  # a list takes a look at all labels
+        except ValueError as error:
+            raise ProblemError(422, "invalid", str(error)) from error
+        lists = tuple(None if given is None else tuple(given) for given in (body.allow, body.exclude))
+        return Question(predictor, (top_k, body.min_score, *lists, body.calibrate, body.explain), request)
 
 
 async def _disconnected(request: Request) -> None:
@@ -217,7 +260,7 @@ def make_app(serving: Serving, *, token: str | None = None, hosts: Collection[st
             {
                 "version": model.version,
                 "scorer": predictor.scorer,
-                "predictions": [_described(prediction) for prediction in predictions],
+                "predictions": [to_record(prediction) for prediction in predictions],
             }
         )
 
@@ -246,6 +289,8 @@ def make_app(serving: Serving, *, token: str | None = None, hosts: Collection[st
                 "num_labels": model.predictor.num_labels,
                 "scorer": model.scorer,
                 "scorers": list(model.predictors),
+                "explains": model.explains,
+                "calibrated": sorted(model.calibrated),
                 "limits": asdict(limits),
                 "last_reload": None if last is None else _reloaded(last),
             }
@@ -292,14 +337,6 @@ def make_app(serving: Serving, *, token: str | None = None, hosts: Collection[st
 
 def _json(content: Mapping[str, Any], status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
-
-
-def _described(prediction: Prediction) -> dict[str, Any]:
-    labels = [
-        {"uid": label.uid, "text": label.text, "score": round(label.score, 6), "id": label.id}
-        for label in prediction.labels
-    ]
-    return {"query": prediction.query, "labels": labels}
 
 
 def _reloaded(outcome: ReloadOutcome) -> dict[str, Any]:

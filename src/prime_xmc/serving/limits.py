@@ -13,6 +13,7 @@ class Limits:
         texts: Texts of a request.
         characters: Characters of a text. The model cuts texts at its own number of tokens anyway.
         top_k: Labels per text.
+        explained: Labels of a request that are explained, texts times labels per text.
         waiting: Texts of all requests that wait for the model.
 
     Raises:
@@ -24,6 +25,7 @@ class Limits:
     texts: int = 256
     characters: int = 20_000
     top_k: int = 100
+    explained: int = 200
     waiting: int = 1024
 
     def __post_init__(self) -> None:

@@ -68,23 +68,57 @@ async function describe() {
   if (first) options(part("top-k"), counts.length ? counts : [most], counts.includes(10) ? 10 : counts[0] ?? most);
   options(part("scorer"), model.scorers, model.scorers.includes(part("scorer").value) ? part("scorer").value : model.scorer);
   part("scorer-option").hidden = model.scorers.length < 2;
+  part("explain-option").hidden = !model.explains;
+  part("calibrate-option").hidden = model.calibrated.length === 0;
+}
+
+const NAMES = {
+  theta: "prototype", W: "classifier", neighbours: "similar training queries", lexical: "words in common",
+  text: "the label's text", centroid: "its training queries", free_vector: "what it shares with similar labels",
+};
+
+function shares(parts) {
+  const sorted = Object.entries(parts).sort((one, other) => other[1] - one[1]);
+  return sorted.map(([name, share]) => `${share.toFixed(3)} ${NAMES[name] ?? name}`).join(", ");
+}
+
+function reasons(why) {
+  const box = element("details", "why");
+  box.append(element("summary", "", "Why"));
+  box.append(element("p", "", `The score is made of ${shares(why.scorers)}.`));
+  if (Object.keys(why.sources).length) box.append(element("p", "", `Of the prototype's part: ${shares(why.sources)}.`));
+  if (why.queries.length) {
+    box.append(element("p", "", "The nearest training queries with this label, with their cosine:"));
+    const list = element("ul");
+    list.append(...why.queries.map((query) =>
+      element("li", "", `${query.similarity.toFixed(3)} ${query.text ?? `row ${query.row ?? "unknown"}`}`)));
+    box.append(list);
+  } else {
+    box.append(element("p", "", "No training query of the model has this label."));
+  }
+  return box;
 }
 
 function draw(answer) {
   const labels = answer.predictions[0].labels;
-  const best = Math.max(...labels.map((label) => label.score));
+  const sure = labels.length > 0 && labels.every((label) => label.probability !== undefined);
+  const best = sure ? 1 : Math.max(...labels.map((label) => label.score));
   part("labels").replaceChildren(...labels.map((label) => {
     const item = element("li");
     const track = element("div", "track");
     const bar = element("div", "bar");
-    bar.style.width = `${best > 0 ? Math.max(0, 100 * label.score / best) : 0}%`;
+    bar.style.width = `${best > 0 ? Math.max(0, 100 * (sure ? label.probability : label.score) / best) : 0}%`;
     track.setAttribute("aria-hidden", "true");
     track.append(bar);
-    item.append(element("span", "name", label.text || "(without text)"), element("span", "score", label.score.toFixed(3)));
+    item.append(element("span", "name", label.text || "(without text)"), element("span", "score", sure
+      ? `${(100 * label.probability).toFixed(0)} % (${label.score.toFixed(3)})` : label.score.toFixed(3)));
     item.append(track, element("span", "uid", label.uid));
+    if (label.why) item.append(reasons(label.why));
     return item;
   }));
-  part("scale").textContent = labels.length ? `Scores of ${answer.scorer}. Bars compare them with the best one.` : "";
+  part("scale").textContent = sure
+    ? `Probability that the label is right, and in brackets the score of ${answer.scorer}.`
+    : `Scores of ${answer.scorer}. Bars compare them with the best one.`;
   part("results").hidden = labels.length === 0;
 }
 
@@ -99,6 +133,9 @@ async function rank() {
   const asked = { texts: [text], top_k: Number(part("top-k").value) || 5 };
   if (part("min-score").value !== "") asked.min_score = Number(part("min-score").value);
   if (part("scorer").value) asked.scorer = part("scorer").value;
+  const scorer = part("scorer").value || state.model?.scorer;
+  if (part("explain").checked) asked.explain = true;
+  if (part("calibrate").checked && state.model?.calibrated.includes(scorer)) asked.calibrate = true;
   part("problem").textContent = "";
   part("labels").classList.add("waiting");
   const began = performance.now();

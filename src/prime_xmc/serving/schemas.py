@@ -20,6 +20,12 @@ class PredictRequest(BaseModel):
     scorer: str | None = Field(
         None, description="How to score: one of the scorers that /model lists; null: the server's own."
     )
+    allow: list[str | int] | None = Field(
+        None, description="Labels that may be an answer, by uid, or by row counted from 0; null: all."
+    )
+    exclude: list[str | int] | None = Field(None, description="Labels that may not be an answer, likewise.")
+    calibrate: bool = Field(False, description="Whether each label gets the probability that it is right.")
+    explain: bool = Field(False, description="Whether each label gets an explanation of its score.")
 
 
 def predict_request(limits: Limits) -> type[PredictRequest]:
@@ -42,15 +48,37 @@ def predict_request(limits: Limits) -> type[PredictRequest]:
 class LabelFound(BaseModel):
     """A label."""
 
-    id: int = Field(description="Row in the data set's file of labels, from 0.")
+    id: int = Field(description="Row of the label in the model, from 0.")
     uid: str = Field(description="Identifier in the data set.")
     text: str = Field(description="Title.")
 
 
-class LabelScored(LabelFound):
+class QueryLikeIt(BaseModel):
+    """A training query that carries the label."""
+
+    row: int | None = Field(None, description="Row in the raw file of training queries; absent: not known.")
+    similarity: float = Field(description="Cosine of its embedding and that of the text.")
+    text: str | None = Field(None, description="Beginning of its text; absent: the model does not hold it.")
+
+
+class Why(BaseModel):
+    """Why a label has its score."""
+
+    scorers: dict[str, float] = Field(description="Share of each scorer; they add up to the score.")
+    sources: dict[str, float] = Field(
+        description="Share of the label's text, centroid and free vector in that of the prototypes."
+    )
+    queries: list[QueryLikeIt] = Field(description="Nearest training queries that carry the label.")
+
+
+class LabelScored(BaseModel):
     """A label with its score."""
 
+    uid: str = Field(description="Identifier in the data set.")
+    text: str = Field(description="Title.")
     score: float = Field(description="Score, higher is better; its scale depends on the scorer.")
+    probability: float | None = Field(None, description="Probability that it is right; absent unless asked for.")
+    why: Why | None = Field(None, description="Explanation of the score; absent unless asked for.")
 
 
 class QueryAnswered(BaseModel):
@@ -94,6 +122,8 @@ class ModelDescription(BaseModel):
     num_labels: int = Field(description="Number of labels.")
     scorer: str = Field(description="Scorer of requests that name none.")
     scorers: list[str] = Field(description="Scorers that requests may name.")
+    explains: bool = Field(description="Whether requests may ask for explanations.")
+    calibrated: list[str] = Field(description="Scorers for which requests may ask for probabilities.")
     limits: dict[str, float] = Field(description="Bounds on requests.")
     last_reload: Reloaded | None = Field(description="What became of loading the folder again; null: it was not tried.")
 

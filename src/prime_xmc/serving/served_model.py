@@ -5,6 +5,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from prime_xmc.export.calibration import has_calibration, read_calibration
 from prime_xmc.export.folder import read_config
 from prime_xmc.export.predictor import PRECISIONS, Predictor
+from prime_xmc.export.scorers import encoder_digest
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,9 @@ class ServedModel:
         scorer: Scorer of requests that name none.
         loaded: Time at which it was loaded.
         folded: Text and uid of each label in lower case, for the search among them.
+        uids: Their uids.
+        explains: Whether answers can be explained.
+        calibrated: Scorers whose answers can have probabilities.
     """
 
     version: str
@@ -41,6 +47,9 @@ class ServedModel:
     scorer: str
     loaded: datetime
     folded: Sequence[str]
+    uids: frozenset[str]
+    explains: bool
+    calibrated: frozenset[str]
 
     @property
     def predictor(self) -> Predictor:
@@ -69,7 +78,7 @@ class ServedModel:
         return found, False
 
 
-def load_served(directory: Path, load: LoadPredictor, scorers: Sequence[str]) -> ServedModel:
+def load_served(directory: Path, load: LoadPredictor, scorers: Sequence[str], *, explain: bool = True) -> ServedModel:
     """Load a model folder, and have each scorer answer once.
 
     Tables of a model are mapped into memory rather than read, so that a process ends (SIGBUS) when somebody copies
@@ -80,6 +89,7 @@ def load_served(directory: Path, load: LoadPredictor, scorers: Sequence[str]) ->
         directory: Folder of the model.
         load: Function of a folder and a scorer that loads a predictor.
         scorers: Scorers; the first, which may be "auto", is that of requests that name none.
+        explain: Whether answers are to be explained, for which more is loaded.
 
     Raises:
         FileNotFoundError: If the folder is no exported model, or lacks what a scorer needs.
@@ -99,12 +109,15 @@ def load_served(directory: Path, load: LoadPredictor, scorers: Sequence[str]) ->
                 f"{directory} was changed while it was read: write it beside, and rename it when it is done"
             )
         try:
-            return _load(copy, load, scorers)
+            return _load(copy, load, scorers, explain)
         except (ValueError, FileNotFoundError) as error:  # about the copy, which nobody knows
             raise type(error)(str(error).replace(str(copy), str(directory))) from error
 
 
-def _load(directory: Path, load: LoadPredictor, scorers: Sequence[str]) -> ServedModel:
+def _load(directory: Path, load: LoadPredictor, scorers: Sequence[str], explain: bool) -> ServedModel:
+    if calibrates := has_calibration(directory):
+        read_calibration(directory, encoder_digest(directory))  # a damaged one is an error
+    calibrated = set()
     predictors: dict[str, Predictor] = {}
     first: Predictor | None = None
     for scorer in scorers:
@@ -115,11 +128,24 @@ def _load(directory: Path, load: LoadPredictor, scorers: Sequence[str]) -> Serve
                 predictor.encoder.keep_layers(PRECISIONS[predictor.precision] or torch.float32)
         else:  # one encoder in memory is enough
             predictor.encoder, predictor.tokenizer, predictor.labels = first.encoder, first.tokenizer, first.labels
-        predictor.predict(["a first query"], top_k=1)
+        predictor.predict(["a first query"], top_k=1, explain=explain)  # which loads what explains, once and for all
+        if calibrates:
+            with suppress(ValueError):  # it is of other scorers
+                predictor.calibration()
+                calibrated.add(predictor.scorer)
         predictors.setdefault(predictor.scorer, predictor)
     assert first is not None
     folded = [f"{text}\n{uid}".casefold() for uid, text in first.labels]
-    return ServedModel(content_version(directory), predictors, first.scorer, datetime.now(UTC), folded)
+    return ServedModel(
+        content_version(directory),
+        predictors,
+        first.scorer,
+        datetime.now(UTC),
+        folded,
+        frozenset(uid for uid, _ in first.labels),
+        explain,
+        frozenset(calibrated),
+    )
 
 
 def signature(directory: Path) -> Signature | None:
@@ -174,6 +200,7 @@ class ModelSlot:
         directory: Folder of the model.
         load: Function of a folder and a scorer that loads a predictor.
         scorers: Scorers, see `load_served`.
+        explain: Whether answers are to be explained.
         report: Function that is told of each exchange, and of each that failed.
 
     Raises:
@@ -186,15 +213,17 @@ class ModelSlot:
         directory: Path,
         load: LoadPredictor,
         scorers: Sequence[str],
+        *,
+        explain: bool = True,
         report: Callable[[ReloadOutcome], None] = lambda _: None,
     ):
         self.directory = directory
         self.report = report
         self.last_reload: ReloadOutcome | None = None
-        self._load, self._scorers = load, scorers
+        self._load, self._scorers, self._explain = load, scorers, explain
         self._seen = signature(directory)
         self._lock = asyncio.Lock()
-        self.model = load_served(directory, load, scorers)
+        self.model = load_served(directory, load, scorers, explain=explain)
 
     async def reload(self) -> ReloadOutcome:
         """Load the folder and serve it from now on, unless it is what is served already, or cannot be loaded."""
@@ -233,4 +262,4 @@ class ModelSlot:
     def _load_changed(self) -> ServedModel | None:
         if self.directory.is_dir() and content_version(self.directory) == self.model.version:
             return None
-        return load_served(self.directory, self._load, self._scorers)
+        return load_served(self.directory, self._load, self._scorers, explain=self._explain)
