@@ -34,6 +34,6 @@ def test_another_data_set_is_refused_before_the_export(compose, settings, toy_da
     other = shutil.copytree(toy_dataset, tmp_path / "other")
     with gzip.open(other / "lbl.json.gz", "at") as file:
         file.write('{"uid": "l48", "title": "one more"}\n')
-    with pytest.raises(ValueError, match="the model has 48 labels, .* has 49"):
+    with pytest.raises(ValueError, match=r"the model has 48 labels, .* has 49"):
         run(compose(*settings, f"dataset.dir={other}", "test=true", name="export"))
     assert not (tmp_path / "exported").exists()

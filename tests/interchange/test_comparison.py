@@ -21,7 +21,7 @@ def test_each_encoder_is_measured():
     ids = [[row] for row in range(8)]
     split = Split(Ragged.from_rows(ids), Ragged.from_rows(ids), Ragged.from_rows([[] for _ in ids]))
     encoders = {"right": Looking(), "wrong": Looking(1)}
-    found = compare(encoders, split, torch.eye(8), np.ones(8, dtype=np.float32), num_single=3)
+    found = compare(encoders, split, torch.eye(8), np.ones(8), num_single=3)
     assert [found[name].metrics["P@1"] for name in encoders] == [1.0, 0.0]
     assert all(each.speed > 0 and each.single > 0 for each in found.values())
     lines = describe(found)
@@ -35,4 +35,4 @@ def test_each_encoder_is_measured():
 def test_few_queries(count):
     ids = [[row] for row in range(count + 1)]
     split = Split(Ragged.from_rows(ids), Ragged.from_rows(ids), Ragged.from_rows([[] for _ in ids]))
-    assert compare({"a": Looking()}, split, torch.eye(8), np.ones(8, dtype=np.float32))["a"].metrics["P@1"] == 1
+    assert compare({"a": Looking()}, split, torch.eye(8), np.ones(8))["a"].metrics["P@1"] == 1

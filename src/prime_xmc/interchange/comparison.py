@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged, Split
@@ -39,7 +39,7 @@ def compare(
     encoders: Mapping[str, TokenEncoder],
     split: Split,
     vectors: Float[Tensor, "label d"],
-    weights: Float[np.ndarray, " label"],
+    weights: Float64[np.ndarray, " label"],
     *,
     num_single: int = 50,
 ) -> dict[str, EncoderResult]:
