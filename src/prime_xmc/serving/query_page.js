@@ -117,8 +117,8 @@ function draw(answer) {
     return item;
   }));
   part("scale").textContent = sure
-    ? `Probability that the label is right, and in brackets the score of ${answer.scorer}.`
-    : `Scores of ${answer.scorer}. Bars compare them with the best one.`;
+    ? `Probability that the label is right, and in brackets its score (${answer.scorer}).`
+    : `Bars compare each score (${answer.scorer}) with the best one.`;
   part("results").hidden = labels.length === 0;
 }
 
