@@ -118,6 +118,18 @@ class TestData:
             f"red cat {row}" for row in corpus.test_rows
         ]
 
+    def test_data_without_a_label_on_any_query_are_refused(self, small, tmp_path):
+        config = small()
+        (tmp_path / "trn.json").write_text('{"title": "a", "target_ind": []}\n' * 20)
+        with pytest.raises(ValueError, match=r"custom: no training query has a label.*prime_xmc\.audit"):
+            make_data(config)
+
+    def test_a_test_split_without_a_label_on_any_query_is_refused(self, small, tmp_path):
+        config = small()
+        (tmp_path / "tst.json").write_text('{"title": "a", "target_ind": []}\n')
+        with pytest.raises(ValueError, match="none of the 1 test queries has a label"):
+            make_data(config)
+
     def test_a_missing_test_file_may_be_refused(self, small):
         with pytest.raises(FileNotFoundError, match=r"tst\.json \(or \.json\.gz\) not found"):
             make_data(small("dataset.num_test=0"))

@@ -1,14 +1,19 @@
 """Queries in, JSON lines out: in this process, and through a real one where streams and exit codes matter."""
 
+import csv
 import gzip
 import io
+import itertools
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import time
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from prime_xmc.export.predictor import Predictor
@@ -218,3 +223,82 @@ class TestRun:
             (prediction,) = Predictor.load(model).predict(["a red cat"])
             (record,) = records(capsysbinary.readouterr().out)
             assert [label["score"] for label in record["labels"]] == [round(x.score, 6) for x in prediction.labels]
+
+    def test_lists_of_labels(self, predict, toy_bundle, tmp_path, capsysbinary):
+        (tmp_path / "queries.txt").write_text("red cat\n")
+        (tmp_path / "allowed.txt").write_text("l1\nl20\nl30\nl40\n")
+        arguments = f"model.dir={toy_bundle}", f"input={tmp_path / 'queries.txt'}"
+        predict(*arguments, "top_k=48")
+        (whole,) = uids(capsysbinary.readouterr().out)
+        predict(*arguments, f"allow={tmp_path / 'allowed.txt'}", "exclude=[l30]", "top_k=9")
+        assert uids(capsysbinary.readouterr().out) == [[uid for uid in whole if uid in ("l1", "l20", "l40")]]
+        with pytest.raises(ValueError, match="exclude: there is no label 'l99'"):
+            predict(*arguments, "exclude=[l99]")
+
+    def test_text_column_is_another_name_of_text_field(self, predict, toy_bundle, tmp_path, expected, capsysbinary):
+        (tmp_path / "queries.csv").write_text("id,body\n1,a red cat\n")
+        predict(f"model.dir={toy_bundle}", "top_k=3", f"input={tmp_path / 'queries.csv'}", "text_column=body")
+        assert uids(capsysbinary.readouterr().out) == expected[:1]
+
+    def test_several_fields_stay_in_the_output(self, predict, toy_bundle, tmp_path, capsysbinary):
+        path = tmp_path / "queries.csv"
+        path.write_text("id,first,second\n1,a red,cat\n")
+        predict(f"model.dir={toy_bundle}", "top_k=3", f"input={path}", "text_field=[first,second]")
+        (record,) = records(capsysbinary.readouterr().out)
+        assert list(record) == ["id", "first", "second", "query", "labels"]
+
+    def test_why(self, predict, toy_bundle, tmp_path, capsysbinary):
+        (tmp_path / "queries.txt").write_text("red cat\n")
+        predict(f"model.dir={toy_bundle}", f"input={tmp_path / 'queries.txt'}", "top_k=1", "explain=true")
+        ((label,),) = [record["labels"] for record in records(capsysbinary.readouterr().out)]
+        assert label["why"]["scorers"] == {"theta": pytest.approx(label["score"], abs=1e-5)}
+        assert sum(label["why"]["sources"].values()) == pytest.approx(label["score"], abs=1e-5)
+        assert label["why"]["queries"] == []
+
+    @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+    def test_tables_in_and_out(self, predict, toy_bundle, tmp_path, expected, suffix):
+        source, target = tmp_path / "queries.parquet", tmp_path / f"found{suffix}"
+        table = pyarrow.table({"id": list(range(4)), "title": QUERIES, "weight": [0.5, None, 2.0, 1.0]})
+        pyarrow.parquet.write_table(table, source)
+        predict(f"model.dir={toy_bundle}", "top_k=3", f"input={source}", f"output={target}", "chunk=3")
+        if suffix == ".parquet":
+            found = pyarrow.parquet.read_table(target).to_pylist()
+        else:
+            with target.open(encoding="utf-8", newline="") as file:
+                found = list(csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t"))
+        assert list(found[0]) == ["id", "weight", "query", "rank", "label_uid", "label", "score"]
+        assert [row["label_uid"] for row in found] == [uid for row in expected for uid in row]
+        assert [str(row["id"]) for row in found] == [str(row) for row in range(4) for _ in range(3)]
+        assert [str(row["rank"]) for row in found] == ["1", "2", "3"] * 4
+        assert [row["query"] for row in found] == [query for query in QUERIES for _ in range(3)]
+
+
+def test_a_killed_process_is_gone_on_with(toy_bundle, tmp_path):
+    """The output of two processes, the first of them killed within a chunk, is that of one, byte for byte."""
+    lines = [
+        f'{{"id": {number}, "query": "{colour} {thing} {number}"}}\n'
+        for number, (colour, thing) in enumerate(
+            itertools.product(["red", "green", "blue"] * 40, ["cat", "house", "river", "violin"] * 5)
+        )
+    ]
+    (tmp_path / "queries.jsonl").write_text("".join(lines))
+    arguments = f"model={toy_bundle}", "input=queries.jsonl", "chunk=8", "device=cpu"
+    partial, progress = tmp_path / ".found.csv.partial", tmp_path / ".found.csv.progress"
+    with start(tmp_path, *arguments, "output=found.csv") as process:
+        while not progress.exists() or progress.read_bytes().count(b"\n") < 2:
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.01)
+        process.kill()
+    noted = json.loads(progress.read_text().splitlines()[-1])
+    assert 0 < noted["queries"] < len(lines)
+    with partial.open("ab") as file:
+        file.write(b'{"id": 7, "qu')
+    process = start(tmp_path, *arguments, "output=found.csv", "resume=true")
+    _, err = process.communicate()
+    assert process.returncode == 0
+    assert f"going on after {noted['queries']:,} queries that are answered already" in err.decode()
+    process = start(tmp_path, *arguments, "output=whole.csv")
+    process.communicate()
+    assert (tmp_path / "found.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert (tmp_path / "whole.csv").read_bytes().count(b"\n") == 1 + 5 * len(lines)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found.csv", "queries.jsonl", "whole.csv"]

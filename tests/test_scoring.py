@@ -1,7 +1,9 @@
 """What follows the prototypes within a run, from end to end: an untrained model of the toy data set."""
 
+import gzip
 import json
 import os
+import shutil
 import signal
 
 import hydra
@@ -12,8 +14,10 @@ from safetensors.torch import load_file
 
 import prime_xmc
 from prime_xmc.evaluate import run as evaluate
-from prime_xmc.evaluation.metrics import METRICS
+from prime_xmc.evaluation.fusion import relative_value
+from prime_xmc.evaluation.metrics import METRICS, hits
 from prime_xmc.evaluation.predictions import load_predictions
+from prime_xmc.export.calibration import read_calibration
 from prime_xmc.export.ensemble import read_ensemble
 from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.scoring import check_ensemble, ensemble_settings
@@ -74,8 +78,8 @@ def test_the_ensemble_is_no_worse_than_the_prototypes_on_the_queries_it_was_chos
     assert ensemble.num_validation == len(made.data.validation_ids) == 40
     own, chosen = ensemble.validation["theta"], ensemble.validation["ensemble"]
     assert own["P@1"] == pytest.approx(made.metrics["val/P@1"], abs=0.03)  # by the rounded embeddings of the queries
-    ratios = [chosen[name] / own[name] for name in ensemble.criterion if own[name]]
-    assert np.mean(ratios) >= 1 - 1e-9
+    criterion = {name: own[name] for name in ensemble.criterion}
+    assert relative_value(chosen, criterion) >= 1 - 1e-9
     assert chosen == {name: made.metrics[f"val/ensemble/{name}"] for name in METRICS}
 
 
@@ -116,7 +120,7 @@ def test_the_model_predicts_what_was_measured(complete, compose, overrides, scor
 
 
 def test_validation_queries_are_in_no_lexical_vector_while_weights_are_chosen_and_are_afterwards(
-    train, tmp_path, monkeypatch
+    train, tmp_path, monkeypatch, capsys
 ):
     built = []
     original = prime_xmc.scoring.build_postings
@@ -132,7 +136,59 @@ def test_validation_queries_are_in_no_lexical_vector_while_weights_are_chosen_an
     special = json.loads((tmp_path / "model" / "lexical" / "lexical.json").read_text())["special_ids"]
     assert {101, 102} <= set(special)
     assert not set(special) & set(written["terms"].tolist())
+    first_right = load_predictions(tmp_path / "predictions_ensemble.npz")[0][:, 0]
+    share = np.mean([first in row for first, row in zip(first_right, made.data.corpus.test.positives, strict=True)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"In words, of 60 test texts: the first answer is right for {share:.0%}" in printed
     assert read_ensemble(tmp_path / "model", encoder_digest(tmp_path / "model")).lexical
+
+
+def test_every_scorer_gets_probabilities(complete, toy_dataset):
+    folder, made = complete
+    model = folder / "model"
+    calibration = read_calibration(model, encoder_digest(model))
+    assert calibration.fitted_on == "40 validation queries"
+    assert calibration.default == "ensemble"
+    assert set(calibration.scorers) <= {"theta", *SCORERS}
+    with gzip.open(toy_dataset / "tst.json.gz") as lines:
+        titles = [json.loads(line)["title"] for line in lines]
+    for scorer, fitted in calibration.scorers.items():
+        assert [(name, each.num_queries) for name, each in fitted.held.items()] == [("validation", 40), ("test", 60)]
+        (first, *_) = prime_xmc.load(model, scorer=scorer).predict(titles[:1], calibrate=True)
+        assert all(0 < label.probability < 1 for label in first.labels)
+    held = calibration.scorers["ensemble"].held["test"]
+    # the figures of the test split are those of its predictions
+    indices, scores = load_predictions(folder / "predictions_ensemble.npz")
+    given = scores >= calibration.scorers["ensemble"].threshold
+    right = hits(indices, made.data.corpus.test.positives)
+    assert held.precision == pytest.approx(right[given].mean(), abs=1e-6)
+    assert "## Probabilities" in (model / "README.md").read_text()
+
+
+def test_training_queries_are_named_by_row_and_without_text(complete):
+    written = load_file(complete[0] / "model" / "neighbours" / "neighbours.safetensors")
+    assert written["rows"].tolist() == list(range(240))
+    assert not (complete[0] / "model" / "neighbours" / "texts.jsonl").exists()
+
+
+def test_training_texts_where_they_are_asked_for(complete, train, tmp_path, toy_dataset):
+    """The test split is split off the training file, so that rows are not those of the training queries."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("trn.json.gz", "lbl.json.gz"):
+        shutil.copy(toy_dataset / name, data)
+    given = f"dataset.dir={data}", "dataset.num_test=30", "classify=false", "lexical=null", "export.training_texts=true"
+    made = train(tmp_path / "run", *given)
+    with gzip.open(data / "trn.json.gz") as lines:
+        titles = [json.loads(line)["title"] for line in lines]
+    model = prime_xmc.load(tmp_path / "run" / "model", scorer="neighbours")
+    left_out = made.data.corpus.test_rows
+    asked = [titles[row] for row in range(len(titles)) if row not in left_out][:20]
+    for title, prediction in zip(asked, model.predict(asked, top_k=1, explain=True), strict=True):
+        nearest = prediction.labels[0].why.queries[0]
+        assert titles[nearest.row] == nearest.text
+        assert nearest.row not in left_out
+        assert (nearest.text == title) == (nearest.similarity > 0.999)
 
 
 def test_neighbours_say_nothing_of_labels_that_none_of_them_has(complete):
@@ -197,8 +253,17 @@ def test_what_a_run_for_debugging_passes_on(given, settings, expected, compose):
         ("ensemble.W=[2]", "weights of W between 0 and 1, got 2"),
         ("ensemble.lexical=[-1]", "weights of the lexical score of at least 0, got -1"),
         ("lexical.pairs=2", r"expected lexical\.pairs true or false, got 2"),
+        ("lexical.steps=-1", r"expected lexical\.steps, a number of steps of at least 0, got -1"),
+        ("lexical.steps=1.5", r"expected lexical\.steps, a number of steps of at least 0, got 1\.5"),
+        ("lexical.steps=null", r"expected lexical\.steps, a number of steps of at least 0, got None"),
+        ("lexical.most_scores=many", r"expected lexical\.most_scores, a number of at least 0, got many"),
+        ("ensemble.criterion=null", r"expected ensemble\.criterion, a list of metrics, got None"),
+        ("ensemble.lexical=null", r"expected ensemble\.lexical, a list of numbers, got None"),
+        ("ensemble.W=[a]", r"expected ensemble\.W, a list of numbers, got \['a'\]"),
+        ("ensemble.default.neighbours=null", r"expected ensemble\.default\.neighbours, a number, got None"),
         ("ensemble.neighbours=[-1]", "weights of the neighbours of at least 0, got -1"),
         ("neighbours.k=0", r"neighbours\.k of at least 1, a whole number, got 0"),
+        ("export.training_texts=2", r"expected export\.training_texts true or false, got 2"),
         ("neighbours.temperature=0", r"neighbours\.temperature above 0, got 0"),
     ],
 )

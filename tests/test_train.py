@@ -27,6 +27,7 @@ from prime_xmc.training.callbacks import RebuildClusters
 PHASES = ("prepare", "initialise", "clusters", "steps", "validation", "save", "export", "test")
 # between equal runs
 VARYING = {"train/seconds", "train/queries_per_second", "peak_rss_bytes", "git_commit"}
+VARYING |= {"classify/seconds", "classify/queries_per_second", "ensemble/seconds"}
 VARYING |= {f"seconds/{phase}" for phase in (*PHASES, "probe")}
 EPOCHS = 4
 
@@ -358,7 +359,9 @@ def test_exact_centroids_are_the_means_of_the_trained_embeddings(overrides, comp
 
 @pytest.mark.slow
 def test_the_configuration_of_a_run_runs_again(overrides, tmp_path):
-    command_line(overrides, "hydra.run.dir=first", cwd=tmp_path)
+    """Also the later stages, whose own configuration is not in the run folder."""
+    later = ["classify=true", "classify_settings=[trainer.max_epochs=1]", "lexical={pairs:true}"]
+    command_line(overrides, *later, "hydra.run.dir=first", cwd=tmp_path)
     again = ["--config-path", str(tmp_path / "first" / ".hydra"), "--config-name", "config", "hydra.run.dir=second"]
     command_line(again, cwd=tmp_path)
     first, second = (read_metrics(tmp_path / name) for name in ("first", "second"))

@@ -1,8 +1,8 @@
 """Record docs/images/query-page-*.png: python docs/images/query_page.py <model folder>.
 
 Serves the model, asks it by the page as a reader would, and takes pictures of the page in Chromium: light at 1400 px,
-dark at 380 px. Needs playwright, Pillow and a Chromium on the PATH. The model should have a calibration and, for the reasons,
-the texts of its training queries.
+dark at 380 px. Needs playwright, Pillow and a Chromium on the PATH. The model should have a calibration and, for the
+reasons, the texts of its training queries.
 """
 
 import re

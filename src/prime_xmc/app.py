@@ -220,8 +220,9 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
 
 
 def _compose(name: str, overrides: list[str]) -> DictConfig:
-    """Return what the running application or, without one, this package has under a name."""
-    if GlobalHydra.instance().is_initialized():
+    """Return what the running application has under a name or, if that is nothing, as in a run folder, this package."""
+    running = GlobalHydra.instance()
+    if running.is_initialized() and any(source.is_config(name) for source in running.config_loader().get_sources()):
         return hydra.compose(name, overrides)
     with own_configs():
         return hydra.compose(name, overrides)

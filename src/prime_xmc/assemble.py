@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.data.datamodule import PrimeDataModule
-from prime_xmc.data.fitting import Setting, find_doubts, find_problems, fit, outlook
+from prime_xmc.data.fitting import Setting, find_doubts, find_faults, find_problems, fit, outlook
 from prime_xmc.data.preparation import prepare
 from prime_xmc.data.raw import RawFiles, Record, read_records
 from prime_xmc.data.tokenizer import load_tokenizer
@@ -221,6 +221,10 @@ def make_data(config: DictConfig) -> PrimeDataModule:
         ValueError: If they are malformed, or settings do not fit them.
     """
     corpus = open_corpus(config)
+    counts = corpus.manifest["counts"]
+    sizes = (counts["train"]["positives"], corpus.num_labels, counts["test"]["texts"], counts["test"]["positives"])
+    if faults := find_faults(*sizes):
+        raise ValueError(f"{config.dataset.name}: {'; '.join(faults)}. `python -m prime_xmc.audit` shows more")
     fitted = fit_to_data(config, corpus)
     if settings := fitted_settings(config, len(corpus.train), corpus.num_labels):
         logger.info("following the size of the data: %s", "; ".join(map(str, settings)))

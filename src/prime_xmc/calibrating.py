@@ -1,25 +1,30 @@
 """Probabilities for a model's scores, fitted on queries whose labels are known and that the model has not seen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from prime_xmc.data.corpus import Ragged, Split
 from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.evaluation.metrics import TOP_K
 from prime_xmc.evaluation.rank import Ranking, rank_split
 from prime_xmc.evaluation.reliability import Reliability, Threshold, calibrate, measure
 from prime_xmc.export.calibration import Calibration, Held, ScorerCalibration, save_calibration
+from prime_xmc.export.ensemble import has_ensemble, read_ensemble
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import encoder_digest
+from prime_xmc.export.searchers import load_searcher, scorers_of
 from prime_xmc.index.fused import Weights
 
 VALIDATION = "validation"
 TEST = "test"
+LABELLED = "labelled"
 
 
-class Tested(NamedTuple):
+class OtherQueries(NamedTuple):
     """The best labels of queries on which a calibration is measured.
 
     Attributes:
@@ -37,7 +42,7 @@ def calibrate_rankings(
     *,
     queries: str,
     weights: Weights | None,
-    test: Tested | None = None,
+    test: OtherQueries | None = None,
 ) -> Calibration | None:
     """Return the calibration of scorers from their best labels for some queries, and measure it.
 
@@ -103,8 +108,46 @@ def calibrate_prototypes(
         held_out.positives,
         queries=VALIDATION,
         weights=None,
-        test=None if test is None else Tested({"theta": test}, data.corpus.test.positives),
+        test=None if test is None else OtherQueries({"theta": test}, data.corpus.test.positives),
     )
     if calibration is not None:
         save_calibration(model, calibration, digest=encoder_digest(model))
+    return calibration
+
+
+def calibrate_with(
+    model: Path, predictor: Predictor, texts: Sequence[str], uids: Sequence[Sequence[str]]
+) -> Calibration:
+    """Calibrate all scorers of a model on queries with their labels, which it must not have been trained on.
+
+    Training queries would be their own nearest neighbours, and make the model look better than it is.
+
+    Args:
+        model: Folder of the model, to which the calibration is written.
+        predictor: The model, by any of its scorers.
+        texts: The queries.
+        uids: Uids of the labels of each.
+
+    Raises:
+        ValueError: If there are too few, see `calibrate_rankings`.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, (uid, _) in enumerate(predictor.labels):
+        rows_of.setdefault(uid, []).append(row)
+    labels = [np.unique([row for uid in of_query for row in rows_of[uid]]).astype(np.int64) for of_query in uids]
+    positives, query_emb, tokens = Ragged.from_rows(labels), predictor.encode(texts), predictor.tokenise(texts)
+    rankings: dict[str, Ranking] = {}
+    for name in scorers_of(model):
+        search = load_searcher(model, predictor.config, scorer=name, index="exact", device=str(predictor.device))
+        scores, ids = search.search(query_emb, min(TOP_K, predictor.num_labels), tokens)
+        rankings[name] = ids.numpy(), scores.numpy()
+    digest = encoder_digest(model)
+    weights = read_ensemble(model, digest).weights if has_ensemble(model) else None
+    calibration = calibrate_rankings(rankings, positives, queries=LABELLED, weights=weights)
+    if calibration is None:
+        raise ValueError(
+            f"the {len(texts):,} queries do not tell how probable a label is: expected right labels among the best of "
+            "at least two of them, and wrong ones too. Give more queries, some hundreds if possible"
+        )
+    save_calibration(model, calibration, digest=digest)
     return calibration

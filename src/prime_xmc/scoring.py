@@ -1,5 +1,6 @@
 """After training: further scorers of a model are weighed against each other, added to it, and tested."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,12 +9,12 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from prime_xmc.app import compose, own_configs
 from prime_xmc.assemble import load_predictor, make_classifier_data
-from prime_xmc.calibrating import VALIDATION, Tested, calibrate_rankings
+from prime_xmc.calibrating import VALIDATION, OtherQueries, calibrate_rankings
 from prime_xmc.data.corpus import Split
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.data.raw import read_records
@@ -29,10 +30,13 @@ from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import encoder_digest, read_prototypes
 from prime_xmc.export.searchers import load_searcher, voting
 from prime_xmc.index.fused import Weights, fuse, mixture
-from prime_xmc.index.lexical import LexicalIndex, LexicalSearch, build_postings
+from prime_xmc.index.lexical import LexicalIndex, LexicalSearch, Postings, build_postings
+from prime_xmc.index.lexical_training import train_postings
 from prime_xmc.index.neighbours import Neighbours, VoteSearch, check_vote
 from prime_xmc.index.search import ExactSearch, FaissSearch, Search, faiss_problem
 from prime_xmc.training.query_embeddings import Encoded, EncodedQueries
+
+logger = logging.getLogger(__name__)
 
 
 class FinishedModel(NamedTuple):
@@ -53,6 +57,39 @@ class FinishedModel(NamedTuple):
     queries: EncodedQueries
 
 
+class LexicalSettings(NamedTuple):
+    """How the lexical vectors of the labels are made.
+
+    Attributes:
+        pairs: Whether pairs of adjacent tokens are terms.
+        steps: Steps of training.
+        most_scores: Labels times texts above which there is no training: finding hard labels scores each of these.
+    """
+
+    pairs: bool
+    steps: int = 0
+    most_scores: float = float("inf")
+
+
+def lexical_settings(config: DictConfig) -> LexicalSettings | None:
+    """Return what a configuration says of the lexical score; runs that had no training of it go on without.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+    lexical = config.get("lexical")
+    if lexical is None:
+        return None
+    steps, most = lexical.get("steps", 0), lexical.get("most_scores", 0)
+    if not isinstance(lexical.pairs, bool):
+        raise ValueError(f"expected lexical.pairs true or false, got {lexical.pairs}")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+        raise ValueError(f"expected lexical.steps, a number of steps of at least 0, got {steps}")
+    if not _is_number(most) or not most >= 0:
+        raise ValueError(f"expected lexical.most_scores, a number of at least 0, got {most}")
+    return LexicalSettings(lexical.pairs, steps, float(most))
+
+
 class Scorers(NamedTuple):
     """What scores besides the prototypes.
 
@@ -61,14 +98,14 @@ class Scorers(NamedTuple):
         classifier_settings: Description of their training.
         k: Number of training queries that vote; None: none do.
         temperature: Temperature of the vote.
-        pairs: Whether pairs of adjacent tokens are terms of the lexical score; None: there is no such score.
+        lexical: How the lexical vectors are made; None: there are none.
     """
 
     classifiers: Float[Tensor, "label d"] | None
     classifier_settings: Mapping[str, Any] | None
     k: int | None
     temperature: float | None
-    pairs: bool | None = None
+    lexical: LexicalSettings | None = None
 
 
 def open_finished(
@@ -110,7 +147,15 @@ def check_ensemble(config: DictConfig) -> None:
     Raises:
         ValueError: If a value is out of range.
     """
-    ensemble, neighbours, lexical = ensemble_settings(config), config.get("neighbours"), config.get("lexical")
+    ensemble, neighbours = ensemble_settings(config), config.get("neighbours")
+    lexical_settings(config)
+    if not isinstance(ensemble.criterion, ListConfig):
+        raise ValueError(f"expected ensemble.criterion, a list of metrics, got {ensemble.criterion}")
+    for name in ("W", "neighbours", "lexical"):
+        if not isinstance(ensemble[name], ListConfig) or not all(map(_is_number, ensemble[name])):
+            raise ValueError(f"expected ensemble.{name}, a list of numbers, got {ensemble[name]}")
+        if not _is_number(ensemble.default[name]):
+            raise ValueError(f"expected ensemble.default.{name}, a number, got {ensemble.default[name]}")
     deepest_rank(list(ensemble.criterion))
     weight_grid(
         [*ensemble.W, ensemble.default.W],
@@ -120,8 +165,10 @@ def check_ensemble(config: DictConfig) -> None:
     keeps_training_texts(config)
     if neighbours is not None:
         check_vote(neighbours.k, neighbours.temperature)
-    if lexical is not None and not isinstance(lexical.pairs, bool):
-        raise ValueError(f"expected lexical.pairs true or false, got {lexical.pairs}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def finish_scorers(
@@ -156,8 +203,8 @@ def finish_scorers(
         queries = _voting_queries(model, voters)
         neighbours = voting(queries, k=scorers.k, temperature=scorers.temperature, device=device)
     lexical = None
-    if scorers.pairs is not None:
-        lexical = _lexical_tables(data, data.train_ids, pairs=scorers.pairs).scorer(len(prototypes), device)
+    if scorers.lexical is not None:
+        lexical = _lexical_tables(data, data.train_ids, scorers.lexical, device).scorer(len(prototypes), device)
 
     if len(labelled):
         held_out = Split(train.tokens.take(ids), train.positives.take(ids), train.filtered.take(ids))
@@ -202,8 +249,8 @@ def finish_scorers(
         classifier_settings=scorers.classifier_settings,
         voters=everybody,
         lexical=None
-        if scorers.pairs is None
-        else _lexical_tables(data, np.union1d(data.train_ids, ids), pairs=scorers.pairs),
+        if scorers.lexical is None
+        else _lexical_tables(data, np.union1d(data.train_ids, ids), scorers.lexical, device),
         index=_approximate_index(model.predictor, prototypes, classifiers, weights),
     )
     seconds = time.perf_counter() - started
@@ -223,7 +270,7 @@ def finish_scorers(
             held_out.positives,
             queries=VALIDATION,
             weights=weights,
-            test=Tested(of_test, test.positives) if of_test else None,
+            test=OtherQueries(of_test, test.positives) if of_test else None,
         )
         if calibration is not None:
             save_calibration(model.folder, calibration, digest=model.digest)
@@ -292,17 +339,33 @@ def _rank(search: Search, query_emb: Float[Tensor, "query d"], split: Split) -> 
     return search_unfiltered(search_all, query_emb, split.filtered, TOP_K)
 
 
-def _lexical_tables(data: PrimeDataModule, ids: Int64[np.ndarray, " query"], *, pairs: bool) -> LexicalTables:
-    """Return the lexical vectors of all labels, from some training queries."""
-    train = data.corpus.train
+def _lexical_tables(
+    data: PrimeDataModule, ids: Int64[np.ndarray, " query"], settings: LexicalSettings, device: str
+) -> LexicalTables:
+    """Return the lexical vectors of all labels, from some training queries; they are trained on the device."""
+    train, label_texts, pairs = data.corpus.train, data.corpus.label_tokens, settings.pairs
     special_ids = sorted(set(data.tokenizer.backend_tokenizer.encode("").ids))
-    postings = build_postings(
-        train.tokens.take(ids),
-        train.positives.take(ids),
-        data.corpus.label_tokens,
-        special_ids=special_ids,
-        pairs=pairs,
-    )
+    tokens, positives = train.tokens.take(ids), train.positives.take(ids)
+    postings = build_postings(tokens, positives, label_texts, special_ids=special_ids, pairs=pairs)
+    num_scores = (len(ids) + len(label_texts)) * len(label_texts)
+    if settings.steps and num_scores > settings.most_scores:
+        logger.info(
+            "lexical vectors are not trained: %.2g scores are more than lexical.most_scores=%.2g",
+            num_scores,
+            settings.most_scores,
+        )
+    elif settings.steps:
+        postings = train_postings(
+            Postings(*(part.to(device) for part in postings)),
+            tokens,
+            positives,
+            train.filtered.take(ids),
+            label_texts,
+            special_ids=special_ids,
+            pairs=pairs,
+            steps=settings.steps,
+        )
+        postings = Postings(*(part.cpu() for part in postings))
     return LexicalTables(postings, special_ids, pairs)
 
 

@@ -25,8 +25,9 @@ from prime_xmc.assemble import (
 )
 from prime_xmc.calibrating import calibrate_prototypes
 from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.evaluation.in_words import print_in_words, put_in_words
 from prime_xmc.evaluation.metrics import evaluate
-from prime_xmc.evaluation.predictions import save_predictions
+from prime_xmc.evaluation.predictions import load_predictions, save_predictions
 from prime_xmc.evaluation.rank import rank_by
 from prime_xmc.export.bundle import save_bundle, update_metrics
 from prime_xmc.export.scorers import SCORERS, label_vectors, read_prototypes, save_classifiers
@@ -34,7 +35,14 @@ from prime_xmc.files import write_json
 from prime_xmc.index.search import ExactSearch
 from prime_xmc.model.classifiers import Classifiers
 from prime_xmc.printing import unfailing_output
-from prime_xmc.scoring import FinishedModel, Scorers, check_ensemble, finish_scorers, open_finished
+from prime_xmc.scoring import (
+    FinishedModel,
+    Scorers,
+    check_ensemble,
+    finish_scorers,
+    lexical_settings,
+    open_finished,
+)
 from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.classifier_module import ClassifierModule
 from prime_xmc.training.continuation import ContinuedRun, check_origin, origin, read_origin
@@ -157,8 +165,20 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
                 if calibrate_prototypes(run_dir / "model", data, device, module.test_predictions) is not None:
                     update_metrics(run_dir / "model", metrics)  # for the model card
             show_calibration(run_dir / "model")
+            _show_in_words(run_dir, data)
             write_json(run_dir / METRICS, metrics)  # last: it says that the run is finished
     return TrainedPrototypes(metrics, module, data, trainer)
+
+
+def _show_in_words(run_dir: Path, data: PrimeDataModule) -> None:
+    """Print for people what the predictions for the test split are worth, those of the ensemble where there is one."""
+    found = [path for name in ("predictions_ensemble.npz", "predictions.npz") if (path := run_dir / name).is_file()]
+    if found:
+        train = data.corpus.train.positives.take(data.sampler.query_ids)
+        frequency = np.bincount(train.values.astype(np.int64), minlength=data.corpus.num_labels)
+        words = put_in_words(load_predictions(found[0])[0], data.corpus.test.positives, frequency)
+        if words is not None:
+            print_in_words(words, "test")
 
 
 def classify_settings(config: DictConfig) -> list[str] | None:
@@ -246,13 +266,13 @@ def later_stages(
         trained = _train_classifiers(stage, model)
         metrics |= describe_stage(trained.metrics, first.pass_seconds)
         classifiers, of_classifiers = trained.module.classifiers.vectors(), trained.settings
-    vote, lexical = config.get("neighbours"), config.get("lexical")
+    vote = config.get("neighbours")
     scorers = Scorers(
         classifiers,
         of_classifiers,
         k=None if vote is None else vote.k,
         temperature=None if vote is None else vote.temperature,
-        pairs=None if lexical is None else lexical.pairs,
+        lexical=lexical_settings(config),
     )
     scored, ensemble = finish_scorers(config, model, scorers, run_dir)
     metrics |= scored | {"ensemble/seconds": scored["ensemble/seconds"] + first.seconds}

@@ -13,7 +13,20 @@ import socket
 import sys
 import traceback
 
-COMMANDS = ("train", "classify", "evaluate", "predict", "prepare", "plan", "report", "serve", "export")
+COMMANDS = (
+    "convert",
+    "audit",
+    "train",
+    "classify",
+    "evaluate",
+    "predict",
+    "calibrate",
+    "prepare",
+    "plan",
+    "report",
+    "serve",
+    "export",
+)
 
 
 def serve(address: str) -> None:

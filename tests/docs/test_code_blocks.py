@@ -231,7 +231,19 @@ sys.exit(int(answer or 1))
 
 def write_clients(folder: Path, address: Path) -> None:
     """Write an executable for each command, and `run-python`, all of which ask the server to do the work."""
-    names = ("train", "classify", "evaluate", "predict", "prepare", "plan", "report", "serve", "export", "python")
+    names = (
+        "convert",
+        "audit",
+        "train",
+        "classify",
+        "evaluate",
+        "predict",
+        "calibrate",
+        "prepare",
+        "plan",
+        "report",
+        "python",
+    )
     for name in names:
         added = list(QUICK_TRAINING) if name == "train" else []
         path = folder / ("run-python" if name == "python" else f"prime-xmc-{name}")

@@ -355,8 +355,14 @@ class TestDamage:
             (lambda p: p._replace(label_ids=p.label_ids + 1), "labels from 0 to 47"),
             (lambda p: p._replace(label_ids=torch.zeros_like(p.label_ids)), "labels that ascend for each term"),
             (lambda p: p._replace(weights=-p.weights), "weights above 0 and at most 1"),
+            (lambda p: p._replace(moved=p.moved * torch.nan), "finite numbers in moved and bias"),
+            (lambda p: p._replace(bias=p.bias + torch.inf), "finite numbers in moved and bias"),
+            (lambda p: p._replace(bias=p.bias[1:]), "a bias for each of the 48 labels"),
             (lambda p: p._replace(idf=p.idf * torch.nan), "idf above 0"),
-            (lambda p: {**p._asdict(), "terms": p.terms.int()}, "lists of int64, float32, int64, int32, float32"),
+            (
+                lambda p: {**p._asdict(), "terms": p.terms.int()},
+                "lists of int64, float32, int64, int32, float32, float32",
+            ),
         ],
     )
     def test_of_the_lexical_tables(self, model, lexical, change, message):

@@ -59,7 +59,7 @@ def test_index_is_of_all_labels(changed, tmp_path):
 
 
 def test_what_has_no_row_per_label_stays(changed, ensemble_model, tmp_path):
-    (ensemble_model / "calibration.json").write_text('{"by": "somebody else"}')
+    (ensemble_model / "somebody_elses.json").write_text('{"by": "somebody else"}')
     before = content(ensemble_model)
     after = content(changed(tmp_path / "new"))
     assert content(ensemble_model) == before

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.bundle import save_bundle
+from prime_xmc.export.calibration import Calibration, ScorerCalibration, save_calibration
 from prime_xmc.export.predictor import Prediction, Predictor, checked_texts
+from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.index.search import ExactSearch, FaissSearch
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.prototypes import Prototypes
@@ -368,3 +371,78 @@ def test_prediction_reads_as_query_and_labels(predictor):
     query, (label,) = prediction
     assert query == "cat"
     assert label == (f"l{label.id}", label.text, label.score, label.id)
+
+
+class TestLabelLists:
+    """allow and exclude: as if the ranking of all labels were read to its end without the others."""
+
+    @pytest.mark.parametrize("scorer", ["theta", "W", "neighbours", "lexical", "ensemble"])
+    @pytest.mark.parametrize(
+        "lists", [{"allow": ["l3", "l17", 40, "l2"]}, {"exclude": [f"l{i}" for i in range(1, 45)]}]
+    )
+    def test_every_scorer(self, ensemble_model, scorer, lists):
+        predictor = Predictor.load(ensemble_model, scorer=scorer)
+        allowed = {3, 17, 40, 2} if "allow" in lists else {0, 45, 46, 47}
+        texts = ["a red cat by the river", "yellow rocket"]
+        for whole, found in zip(
+            predictor.predict(texts, top_k=48), predictor.predict(texts, top_k=3, **lists), strict=True
+        ):
+            expected = [label for label in whole.labels if label.id in allowed][:3]
+            assert [label.id for label in found.labels] == [label.id for label in expected]
+            assert [x.score for x in found.labels] == pytest.approx([x.score for x in expected], abs=1e-6)
+            assert len(found.labels) == 3 or scorer == "neighbours"
+
+    def test_fewer_are_allowed_than_asked_for(self, predictor):
+        (found,) = predictor.predict(["cat"], top_k=5, allow=["l1", "l2"])
+        assert {label.uid for label in found.labels} == {"l1", "l2"}
+
+    def test_an_unknown_label(self, predictor):
+        with pytest.raises(ValueError, match=r"exclude: there is no label 'l48'; expected .* The nearest is 'l\d+'"):
+            predictor.predict(["cat"], exclude=["l48"])
+
+
+class TestProbabilities:
+    CURVE = ScorerCalibration(10.0, -4.0, -2.0, 0.05, 0.31, {})
+
+    @pytest.fixture
+    def model(self, copy):
+        save_calibration(copy, Calibration("40 queries", {"theta": self.CURVE}, None), digest=encoder_digest(copy))
+        return copy
+
+    def test_they_depend_on_neither_top_k_nor_lists(self, model):
+        predictor = Predictor.load(model)
+        (whole,) = predictor.predict(["a red cat"], top_k=48, calibrate=True)
+        scores = np.array([[label.score for label in whole.labels]])
+        expected = dict(zip([x.id for x in whole.labels], self.CURVE.at(scores, scores)[0], strict=True))
+        for arguments in ({}, {"top_k": 1}, {"exclude": [whole.labels[0].id]}, {"min_score": whole.labels[9].score}):
+            (found,) = predictor.predict(["a red cat"], calibrate=True, **arguments)
+            assert {x.id: x.probability for x in found.labels} == {
+                x.id: pytest.approx(expected[x.id], abs=1e-5) for x in found.labels
+            }
+        assert predictor.predict(["a red cat"])[0].labels[0].probability is None
+        assert predictor.predict([], calibrate=True) == []
+        assert predictor.calibration().threshold == 0.31
+
+    def test_scorers_without_them(self, ensemble_model):
+        predictor = Predictor.load(ensemble_model)
+        with pytest.raises(FileNotFoundError, match=r"has no calibration\.json, .*; prime-xmc-calibrate model="):
+            predictor.predict(["a"], calibrate=True)
+        weights, digest = (
+            {name: 0.5 for name in ("theta", "W", "neighbours", "lexical")},
+            encoder_digest(ensemble_model),
+        )
+        save_calibration(ensemble_model, Calibration("40 queries", {"theta": self.CURVE}, weights), digest=digest)
+        with pytest.raises(ValueError, match=r"is of theta and not of scorer=ensemble: take one of these, or fit it"):
+            predictor.predict(["a"], calibrate=True)
+        outside = Predictor.load(ensemble_model, scorer="ensemble", classifiers=ensemble_model / "classifiers")
+        with pytest.raises(ValueError, match="is of its own scorers, not of those with classifiers="):
+            outside.predict(["a"], calibrate=True)
+
+
+def test_a_model_that_is_no_folder_has_no_reasons(predictor):
+    parts = predictor.encoder, predictor.tokenizer, predictor.searcher, predictor.labels, predictor.config
+    alone = Predictor(*parts)
+    assert alone.predict(["cat"])[0].labels[0].uid == predictor.predict(["cat"])[0].labels[0].uid
+    for asked in ({"calibrate": True}, {"explain": True}):
+        with pytest.raises(ValueError, match=r"come from the folder of a model: load it by prime_xmc\.load"):
+            alone.predict(["cat"], **asked)

@@ -7,8 +7,8 @@ from torch.nn.functional import normalize
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.index.fused import PROTOTYPES, FusedSearch, LexicalFusedSearch, Weights, fuse, mixture
-from prime_xmc.index.lexical import LexicalIndex, build_postings
-from prime_xmc.index.neighbours import Neighbours
+from prime_xmc.index.lexical import LexicalIndex, LexicalSearch, build_postings
+from prime_xmc.index.neighbours import Neighbours, VoteSearch
 from prime_xmc.index.search import ExactSearch, FaissSearch
 
 NUM_LABELS, DIM = 40, 8
@@ -168,3 +168,37 @@ def test_a_sum_with_lexical_scores_needs_tokens(made, lexical):
         search.search(queries, 3)
     with pytest.raises(ValueError, match="weights of neighbours and lexical of at least 0"):
         LexicalFusedSearch(linear, vectors, neighbours, lexical[0], Weights(1.0, 0.0, 0.1, -0.2))
+
+
+@pytest.mark.parametrize("kind", [None, "hnsw"])
+@pytest.mark.parametrize("weights", [(0.3, 0.0), (0.0, 0.4), (3.0, 2.0)])
+@pytest.mark.parametrize("num_allowed", [1, 12, NUM_LABELS])
+def test_only_allowed_labels_are_ranked_exactly(made, lexical, kind, weights, num_allowed):
+    queries, vectors, neighbours, votes = made
+    index, tokens, of_terms = lexical
+    linear = ExactSearch() if kind is None else FaissSearch(kind, m=4)
+    linear.build(vectors)
+    allowed = torch.zeros(NUM_LABELS, dtype=torch.bool)
+    allowed[torch.randperm(NUM_LABELS, generator=torch.Generator().manual_seed(5))[:num_allowed]] = True
+    search = fuse(linear, vectors, neighbours, index, Weights(1.0, 0.0, *weights))
+    scores, ids = search.search(queries, 5, tokens, allowed)
+    expected = queries @ vectors.T + weights[0] * votes + weights[1] * of_terms
+    best = expected.masked_fill(~allowed, -torch.inf).sort(dim=1, descending=True).values[:, : min(5, num_allowed)]
+    assert allowed[ids].all()
+    torch.testing.assert_close(scores, best, atol=1e-5, rtol=0)
+    torch.testing.assert_close(expected.gather(1, ids), scores, atol=1e-5, rtol=0)
+
+
+def test_votes_and_terms_alone_leave_out_what_is_not_allowed(made, lexical):
+    queries, _, neighbours, votes = made
+    index, tokens, of_terms = lexical
+    allowed = torch.arange(NUM_LABELS) % 3 == 0
+    for search, dense in ((VoteSearch(neighbours), votes), (LexicalSearch(index), of_terms)):
+        scores, ids = search.search(queries, NUM_LABELS, tokens, allowed)
+        whole_scores, whole = search.search(queries, NUM_LABELS, tokens)
+        for row in range(len(queries)):
+            wanted = [label for label in whole[row].tolist() if label >= 0 and allowed[label]]
+            found = ids[row][ids[row] >= 0].tolist()
+            assert found == wanted
+            assert scores[row][: len(found)].tolist() == dense[row, found].tolist()
+        assert whole_scores.shape[1] == NUM_LABELS

@@ -218,11 +218,12 @@ class TestChanges:
         labels = Ragged.from_rows([[0], [0, 1], [2], [1], [3], [3, 4]])
         return queries, labels, texts([1], [2, 9], [], [32, 2], [33, 34])
 
-    def dense(self, postings, num_labels) -> dict[int, dict[int, float]]:
+    def dense(self, postings, num_labels, part="weights") -> dict[int, dict[int, float]]:
         columns = torch.arange(len(postings.terms)).repeat_interleave(postings.offsets.diff()).tolist()
         vectors = {label: {} for label in range(num_labels)}
-        for column, label, weight in zip(columns, postings.label_ids.tolist(), postings.weights.tolist(), strict=True):
-            vectors[label][int(postings.terms[column])] = weight
+        entries = zip(columns, postings.label_ids.tolist(), getattr(postings, part).tolist(), strict=True)
+        for column, label, entry in entries:
+            vectors[label][int(postings.terms[column])] = entry
         return vectors
 
     def first(self, queries, labels, label_texts):
@@ -274,3 +275,28 @@ class TestChanges:
         found, expected = self.dense(changed, 5), self.dense(wanted, 5)
         for row in range(5):
             assert found[row] == pytest.approx(expected[row], abs=1e-5), row
+
+    def test_what_training_has_added_follows_the_labels(self, parts):
+        """New labels have nothing of it but the bias that is typical of the others."""
+        first = self.first(*parts)
+        moved = torch.linspace(-0.2, 0.2, len(first.weights))
+        first = first._replace(moved=moved, bias=torch.tensor([-0.1, 0.3, -0.2]))
+        before, new = self.dense(first, 3, "moved"), Ragged.from_rows([[0], [0, 1]])
+        added = add_to_postings(first, 3, parts[0].take([4, 5]), new, parts[2].take([3, 4]), **self.SETTINGS)
+        found = self.dense(added, 5, "moved")
+        assert {label: found[label] for label in range(3)} == before
+        assert not any(found[3].values())
+        assert not any(found[4].values())
+        assert added.bias.tolist() == pytest.approx([-0.1, 0.3, -0.2, -0.1, -0.1])
+        taken = take_postings(added, 5, torch.tensor([1, 3]))
+        assert self.dense(taken, 2, "moved") == {0: before[1], 1: found[3]}
+        assert taken.bias.tolist() == pytest.approx([0.3, -0.1])
+        renamed = replace_texts(first, 3, torch.tensor([1]), parts[2].take([1]), texts([2, 40]), **self.SETTINGS)
+        found = self.dense(renamed, 3, "moved")
+        assert found[0] == before[0]
+        assert found[2] == before[2]
+        assert found[1] == pytest.approx({term: before[1].get(term, 0.0) for term in found[1]})
+        assert 9 not in found[1]
+        assert found[1][40] == 0
+        assert found[1][2] != 0
+        assert torch.equal(renamed.bias, first.bias)

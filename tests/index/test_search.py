@@ -259,3 +259,42 @@ class TestFaiss:
 
     def test_shape(self):
         assert built(FaissSearch("hnsw"), unit_vectors(50, 4, seed=0)).shape == (50, 4)
+
+
+class TestAllowed:
+    """Some labels alone may be an answer: as if the search of all labels were read to its end without the others."""
+
+    @staticmethod
+    def expected(vectors, query_emb, k, allowed):
+        _, ids = brute_force(vectors, query_emb, len(vectors))
+        return torch.tensor([[label for label in row if allowed[label]][:k] for row in ids.tolist()])
+
+    @pytest.mark.parametrize("num_allowed", [1, 3, 40, 57])
+    @pytest.mark.parametrize("k", [1, 5, 57])
+    @pytest.mark.parametrize("label_block", [5, 57, 100])
+    def test_exact(self, num_allowed, k, label_block):
+        vectors, query_emb = whole_numbers(57, seed=0), whole_numbers(20, seed=1)
+        allowed = torch.zeros(57, dtype=torch.bool)
+        allowed[torch.randperm(57, generator=torch.Generator().manual_seed(2))[:num_allowed]] = True
+        scores, ids = built(ExactSearch(label_block=label_block), vectors).search(query_emb, k, allowed=allowed)
+        assert torch.equal(ids, self.expected(vectors, query_emb, k, allowed))
+        assert torch.equal(scores, (query_emb @ vectors.T).gather(1, ids))
+        found = search_without_waiting(query_emb, vectors, min(k, num_allowed), label_block, allowed)
+        assert all(torch.equal(*pair) for pair in zip(found, (scores, ids), strict=True))
+
+    @pytest.mark.parametrize("kind", ["flat", "hnsw"])
+    @pytest.mark.parametrize("num_allowed", [1, 7, 290])
+    def test_faiss_is_exact_then(self, kind, num_allowed):
+        vectors, query_emb = unit_vectors(300, 24, seed=0), unit_vectors(40, 24, seed=1)
+        allowed = torch.zeros(300, dtype=torch.bool)
+        allowed[torch.randperm(300, generator=torch.Generator().manual_seed(2))[:num_allowed]] = True
+        scores, ids = built(FaissSearch(kind, m=2, ef_construction=4, ef_search=1), vectors).search(
+            query_emb, 10, allowed=allowed
+        )
+        assert torch.equal(ids, self.expected(vectors, query_emb, 10, allowed))
+        torch.testing.assert_close(scores, (query_emb @ vectors.T).gather(1, ids))
+
+    def test_none(self):
+        search = built(ExactSearch(), unit_vectors(3, 2, seed=0))
+        with pytest.raises(ValueError, match="expected at least one label that may be an answer, got none"):
+            search.search(unit_vectors(1, 2, seed=1), 1, allowed=torch.zeros(3, dtype=torch.bool))

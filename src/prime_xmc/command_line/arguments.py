@@ -17,7 +17,8 @@ from prime_xmc.conf_files import groups
 PATH_KEYS = {
     *("dataset.dir", "dataset.dir.directory", "dataset.dir.vocabulary", "encoder.source", "model.dir"),
     *("bank.directory", "cache_dir", "run_dir", "ckpt_path", "hydra.run.dir", "hydra.sweep.dir"),
-    *("input", "output", "labels", "queries", "predictions", "predictions_output", "classifiers", "runs", "baseline"),
+    *("queries", "labels", "positives", "test_positives"),
+    *("input", "output", "predictions", "predictions_output", "classifiers", "runs", "baseline"),
 }
 LIST_KEYS = {"runs"}  # those of them that may name several
 _SETTING = re.compile(r"(?P<sign>\+{0,2})(?P<key>[\w./@-]+)=(?P<value>.*)", re.DOTALL)

@@ -7,7 +7,19 @@ from pathlib import Path
 
 from prime_xmc.conf_files import all_entries, entries, groups, head, is_command
 
-COMMANDS = ("train", "classify", "evaluate", "predict", "labels", "prepare", "plan", "report", "serve", "export")
+COMMANDS = (
+    "convert",
+    "audit",
+    "train",
+    "classify",
+    "evaluate",
+    "predict",
+    "calibrate",
+    "labels",
+    "prepare",
+    "plan",
+    "report",
+)
 OPTIONS = (
     ("-m", "run once for each combination of values: seed=0,1 loss=prime,infonce"),
     ("--cfg job", "print all keys with their values instead of running; --package dataset: those of a group"),

@@ -7,7 +7,12 @@ from prime_xmc.data.corpus import Ragged
 
 
 def choose_test_queries(
-    positives: Ragged, label_frequency: Int64[np.ndarray, "label"], num_test: int, seed: int
+    positives: Ragged,
+    label_frequency: Int64[np.ndarray, "label"],
+    num_test: int,
+    seed: int,
+    *,
+    spare_only: bool = False,
 ) -> Int64[np.ndarray, "chosen"]:
     """Choose queries at random such that every label keeps a training query, as far as that is possible.
 
@@ -19,6 +24,7 @@ def choose_test_queries(
         label_frequency: Number of queries of each label.
         num_test: Number of queries to choose.
         seed: Seed of the choice; the same seed chooses the same queries of the same data.
+        spare_only: Whether fewer are chosen where there are too few that all their labels can spare.
 
     Returns:
         Ascending ids of the queries, `num_test` of them or as many as have labels, but never all queries with labels.
@@ -40,6 +46,7 @@ def choose_test_queries(
             left[labels] -= 1
             chosen[row] = True
             num_test -= 1
-    rest = order[labelled[order] & ~chosen[order]]
-    chosen[rest[:num_test]] = True
+    if not spare_only:
+        rest = order[labelled[order] & ~chosen[order]]
+        chosen[rest[:num_test]] = True
     return np.flatnonzero(chosen)

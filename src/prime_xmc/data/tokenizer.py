@@ -1,6 +1,8 @@
 """The tokenizer that belongs to an encoder."""
 
 import json
+from collections.abc import Callable
+from collections.abc import Sequence as Texts
 from pathlib import Path
 
 import transformers
@@ -48,6 +50,18 @@ def load_tokenizer(source: str) -> transformers.PreTrainedTokenizerFast:
     if not backend.encode("").ids:
         raise ValueError(f"encoder.source={source}: expected a tokenizer with special tokens, got {tokenizer}")
     return tokenizer
+
+
+def token_counter(tokenizer: transformers.PreTrainedTokenizerFast) -> Callable[[Texts[str]], list[int]]:
+    """Return a function that counts the tokens of texts, special tokens included, however long the texts are."""
+    complete = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    complete.no_padding()
+    complete.no_truncation()
+
+    def count(texts: Texts[str]) -> list[int]:
+        return [len(encoding) for encoding in complete.encode_batch_fast(texts)]
+
+    return count
 
 
 def _check_vocabulary(source: str, tokenizer: transformers.PreTrainedTokenizerFast) -> None:

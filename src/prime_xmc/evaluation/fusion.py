@@ -216,13 +216,14 @@ def _best_sums(
     weights: Sequence[float],
     wanted: int,
 ) -> list[Int64[Tensor, "query k"]]:
-    """Return the best labels by scores + weight * more, for each weight; weights and `more` are at least 0.
+    """Return the best labels by scores + weight * more, for each weight; weights are at least 0.
 
-    A sum is no lower than its first term, so a label whose sum with the largest weight is below the last of the best
-    scores is among the best with no weight. The others are few.
+    A sum lies between its values for the weight 0 and for the largest one. So a label whose higher value is below the
+    last of the best lower values is among the best with no weight. The others are few.
     """
-    last = top_labels(scores, wanted)[0][:, -1:]
-    rows, label_ids = (scores + max(weights) * more >= last).nonzero(as_tuple=True)
+    most = max(weights) * more
+    last = top_labels(scores + most.clamp(max=0), wanted)[0][:, -1:]
+    rows, label_ids = (scores + most.clamp(min=0) >= last).nonzero(as_tuple=True)
     of_rows = as_rows(rows, scores[rows, label_ids], len(scores), -torch.inf)
     more_of_rows = as_rows(rows, more[rows, label_ids], len(scores), 0)
     ids = as_rows(rows, label_ids, len(scores), -1)
@@ -252,8 +253,7 @@ def choose_weights(
 ) -> Choice:
     """Return the weights of the grid that are best for some queries; of equally good ones, the first.
 
-    The value of weights is the mean over the metrics of the criterion of metric / metric of the prototypes alone. A
-    metric that is 0 for the prototypes is left out; where all are, the value of everything is 1.
+    The value of weights is that of `relative_value` for the metrics of the criterion, relative to the prototypes alone.
 
     Args:
         table: Scores, see `tabulate_scores`, for this grid and the `deepest_rank` of this criterion.
@@ -275,17 +275,24 @@ def choose_weights(
 
     own = measure(PROTOTYPES)
     results = {weights: own if weights == PROTOTYPES else measure(weights) for weights in grid}
-    values = {weights: relative_mean(metrics, own) for weights, metrics in results.items()}
+    values = {weights: relative_value(metrics, own) for weights, metrics in results.items()}
     best = max(values, key=values.__getitem__)  # the first of equals
     return Choice(best, values[best], results)
 
 
-def relative_mean(metrics: Mapping[str, float], reference: Mapping[str, float]) -> float:
-    """Return the mean of metric / reference over the metrics whose reference is above 0; 1 where there are none.
+def relative_value(metrics: Mapping[str, float], reference: Mapping[str, float]) -> float:
+    """Return the lower one of two means of metric / reference: that of PSP@k and PSnDCG@k, and that of the others.
+
+    So neither of precision and propensity-scored precision is paid for with the other. Metrics whose reference is 0
+    are left out; where one mean has none, it is the other one, and where both have none, 1.
 
     Example:
-        >>> relative_mean({"P@1": 0.3, "R@10": 0.5}, {"P@1": 0.2, "R@10": 0.5})
+        >>> relative_value({"P@1": 0.3, "R@10": 0.5, "PSP@1": 0.4}, {"P@1": 0.2, "R@10": 0.5, "PSP@1": 0.2})
         1.25
     """
-    ratios = [metrics[name] / value for name, value in reference.items() if value > 0]
-    return round(float(np.mean(ratios)), 12) if ratios else 1.0  # beyond that, sums depend on their order
+    kinds: dict[bool, list[float]] = {}
+    for name, value in reference.items():
+        if value > 0:
+            kinds.setdefault(name.startswith("PS"), []).append(metrics[name] / value)
+    # beyond twelve digits, sums depend on their order
+    return min((round(float(np.mean(ratios)), 12) for ratios in kinds.values()), default=1.0)

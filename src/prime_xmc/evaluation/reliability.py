@@ -47,7 +47,7 @@ class Logistic(NamedTuple):
 
     def at(self, scores: Float[np.ndarray, "query k"]) -> Float64[np.ndarray, "query k"]:
         """Return the probabilities of each query's best labels."""
-        return probabilities(scores, crowd(scores, self.temperature)[:, None], self[:3])
+        return probabilities(scores, crowd(scores, self.temperature), self[:3])
 
 
 class Reliability(NamedTuple):

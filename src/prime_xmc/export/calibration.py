@@ -75,8 +75,7 @@ class ScorerCalibration:
             scores: Scores of labels of each query.
             best: Scores of its best labels of all.
         """
-        crowding = crowd(best, self.temperature)[:, None]
-        return probabilities(scores, crowding, (self.score, self.crowd, self.bias))
+        return probabilities(scores, crowd(best, self.temperature), (self.score, self.crowd, self.bias))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from prime_xmc.export.scorers import AGAIN, check_encoder, read_part
 from prime_xmc.files import publishing, save_tensors, write_json
 from prime_xmc.index.lexical import TOKEN_IDS, LexicalIndex, Postings
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had neither moved nor bias
 CONFIG = "lexical.json"
 TABLES = "lexical.safetensors"
 FOLDER = "lexical"  # in a model folder
@@ -95,14 +95,16 @@ def _are_ids(value: object) -> bool:
 
 def _problem(postings: Postings, num_labels: int) -> str | None:
     """Return what the vectors should be and are not; None where they are sound."""
-    terms, idf, offsets, label_ids, weights = postings
-    dtypes = (torch.int64, torch.float32, torch.int64, torch.int32, torch.float32)
+    terms, idf, offsets, label_ids, weights, moved, bias = postings
+    dtypes = (torch.int64, torch.float32, torch.int64, torch.int32, *[torch.float32] * 3)
     if any(part.dtype != dtype or part.dim() != 1 for part, dtype in zip(postings, dtypes, strict=True)):
         return f"lists of {', '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)}"
-    if len(idf) != len(terms) or len(offsets) != len(terms) + 1 or len(weights) != len(label_ids):
-        return f"as many numbers of idf as there are terms, {len(terms)}, and of weights as of label_ids"
+    if len(idf) != len(terms) or len(offsets) != len(terms) + 1 or not len(weights) == len(moved) == len(label_ids):
+        return f"as many numbers of idf as there are terms, {len(terms)}, and of weights and moved as of label_ids"
     if len(terms) and (terms[0] < 0 or (terms.diff() <= 0).any()):
         return "codes of terms from 0 on, ascending"
+    if len(bias) != num_labels:
+        return f"a bias for each of the {num_labels} labels"
     if offsets[0] != 0 or offsets[-1] != len(label_ids) or (offsets.diff() < 0).any():
         return f"offsets that ascend from 0 to {len(label_ids)}, the number of label_ids"
     if len(label_ids) and not 0 <= label_ids.min() <= label_ids.max() < num_labels:
@@ -112,4 +114,6 @@ def _problem(postings: Postings, num_labels: int) -> str | None:
         return "labels that ascend for each term"
     if not (torch.isfinite(idf) & (idf > 0)).all() or not ((weights > 0) & (weights < 1.001)).all():
         return "idf above 0, and weights above 0 and at most 1"
+    if not all(torch.isfinite(part).all() for part in (moved, bias)):
+        return "finite numbers in moved and bias"
     return None

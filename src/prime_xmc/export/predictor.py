@@ -56,8 +56,8 @@ class ScoredLabel(_RankedLabel):
         uid: Identifier in the raw data.
         text: Title of the label.
         score: Score of the label, higher is closer: by prototypes or classifiers a cosine in [-1, 1], by neighbours
-            their share in [0, 1] that has the label, by terms the lexical score in [0, 1], by the ensemble the weighted
-            sum of these.
+            their share in [0, 1] that has the label, by terms the lexical score, which is seldom above 1, by the
+            ensemble the weighted sum of these.
         id: Row in the model's labels.jsonl, counted from 0; that in the raw data's file of labels, unless labels were
             removed since.
         probability: Probability that the label is right, in [0, 1]; None unless it was asked for by `calibrate`.

@@ -51,6 +51,25 @@ def choose_scorer(model: Path, scorer: str, classifiers: Path | None) -> str:
     return scorer
 
 
+def scorers_of(model: Path) -> list[str]:
+    """Return the scorers that a model has, by name.
+
+    Raises:
+        ValueError: If what says so is damaged.
+    """
+    if not ensembles.has_ensemble(model):
+        return ["theta"]
+    ensemble = ensembles.read_ensemble(model, encoder_digest(model))
+    has = {
+        "theta": True,
+        "W": (model / CLASSIFIERS).is_dir(),
+        "neighbours": ensemble.k is not None,
+        "lexical": ensemble.lexical,
+        "ensemble": True,
+    }
+    return [scorer for scorer in SCORERS if has[scorer]]
+
+
 def load_searcher(
     model: Path,
     config: Mapping[str, Any],

@@ -28,15 +28,15 @@ def crowd(scores: Float[np.ndarray, "query k"], temperature: float) -> Float64[n
 
 
 def probabilities(
-    scores: Float[np.ndarray, "*any"], crowding: Float[np.ndarray, "*any"], coefficients: Sequence[float]
-) -> Float64[np.ndarray, "*any"]:
+    scores: Float[np.ndarray, "query k"], crowding: Float[np.ndarray, " query"], coefficients: Sequence[float]
+) -> Float64[np.ndarray, "query k"]:
     """Return 1 / (1 + exp(-(a score + b crowd + c))), 0 for a score of -inf.
 
     Args:
-        scores: Scores of labels.
-        crowding: What `crowd` returns for the query of each.
+        scores: Scores of labels of each query.
+        crowding: What `crowd` returns for each query.
         coefficients: a, b and c.
     """
     a, b, c = coefficients
     crowding = np.where(np.isfinite(crowding), crowding, 0.0)  # there, no label has a score
-    return 1 / (1 + np.exp(-np.clip(a * scores + b * crowding + c, -700, 700)))
+    return 1 / (1 + np.exp(-np.clip(a * scores + b * crowding[:, None] + c, -700, 700)))

@@ -1,6 +1,6 @@
 """Several scorers added up, as one search.
 
-score(q, l) = theta * h_q . z_l + W * h_q . w_l + neighbours * vote(q, l) + lexical * x_q . c_l
+score(q, l) = theta * h_q . z_l + W * h_q . w_l + neighbours * vote(q, l) + lexical * (x_q . c_l + b_l)
 
 The first two terms are h_q . (theta * z_l + W * w_l), an inner product with one vector per label.
 """
@@ -117,7 +117,7 @@ class FusedSearch(Search):
 class LexicalFusedSearch(Search):
     """Finds the labels with the highest sum of an inner product, a weighted vote and a weighted lexical score.
 
-    score(q, l) = q . v_l + neighbours * vote(q, l) + lexical * x_q . c_l
+    score(q, l) = q . v_l + neighbours * vote(q, l) + lexical * (x_q . c_l + b_l)
 
     The sums of all labels are computed, block by block of the queries, so the result is exact. Where the linear search
     is an approximate Faiss index, only candidates are summed up, exactly: its best labels, those with the best lexical

@@ -1,4 +1,4 @@
-"""A lexical score: the cosine of the tf-idf vectors of a query and of a label, over tokens and their adjacent pairs.
+"""A lexical score: the product of the tf-idf vectors of a query and of a label, over tokens and their adjacent pairs.
 
 The terms of a text are its token ids, without those that the tokenizer puts around every text, and its pairs of
 adjacent tokens. The weight of a term in a text is (1 + log tf) * idf, where tf is how often the text has it, and
@@ -7,13 +7,14 @@ has are ignored. The vector x of a text has these weights, divided by its norm. 
 
 c_l = normalise(normalise(sum of x over its training queries) + x of its own text)
 
-and the score is x_q . c_l, in [0, 1], 0 where query and label have no term in common.
+and the score is x_q . c_l, in [0, 1], 0 where query and label have no term in common. `lexical_training` moves these
+vectors, and adds a number of its own to the score of each label.
 
 Source: weights, Salton and Buckley 1988, with the smooth idf of scikit-learn; centroid, Rocchio 1971. Such features
 complement embeddings in extreme classification: XR-Transformer, Zhang et al. 2021.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from prime_xmc.index.full_precision import full_float32
+from prime_xmc.index.groups import blocks, bounds, expand
 from prime_xmc.index.search import (
     FlatRows,
     Found,
@@ -53,6 +55,8 @@ class Postings(NamedTuple):
         offsets: Places at which the labels of each term begin, and at the end their number.
         label_ids: Labels whose vector has the term, ascending for each term.
         weights: Entry of c_l, in (0, 1].
+        moved: What training has added to this entry, 0 without it.
+        bias: What training has added to each label's score, 0 without it.
     """
 
     terms: Int64[Tensor, " term"]
@@ -60,6 +64,8 @@ class Postings(NamedTuple):
     offsets: Int64[Tensor, " bound"]
     label_ids: Int32[Tensor, " posting"]
     weights: Float32[Tensor, " posting"]
+    moved: Float32[Tensor, " posting"]
+    bias: Float32[Tensor, " label"]
 
 
 class TextVectors(NamedTuple):
@@ -172,16 +178,16 @@ def _label_postings(
     labels, lengths = torch.from_numpy(query_labels.values.astype(np.int64)), np.diff(query_labels.offsets)
     queries_of_labels = torch.arange(count_rows(queries)).repeat_interleave(torch.from_numpy(lengths))
     queries_of_labels = queries_of_labels[labels.argsort(stable=True)]
-    offsets = _bounds(labels, num_labels)
+    offsets = bounds(labels, num_labels)
     num_tokens = torch.from_numpy(np.diff(queries.offsets))[queries_of_labels]
     keys, weights = [], []
-    for first, end in _blocks(pad(num_tokens.cumsum(0), (1, 0))[offsets], _BLOCK_TOKENS):
+    for first, end in blocks(pad(num_tokens.cumsum(0), (1, 0))[offsets], _BLOCK_TOKENS):
         size = end - first
         distinct, rows = queries_of_labels[offsets[first] : offsets[end]].unique(return_inverse=True)
-        texts = _vectors(_take(queries, distinct), terms, idf, special, pairs=pairs)
-        own = _vectors(some_rows(label_texts, first, end), terms, idf, special, pairs=pairs)
+        texts = text_vectors(_take(queries, distinct), terms, idf, special, pairs=pairs)
+        own = text_vectors(some_rows(label_texts, first, end), terms, idf, special, pairs=pairs)
         label_of_row = torch.arange(size).repeat_interleave(offsets[first : end + 1].diff())
-        row, entry = _expand(_bounds(texts.rows, len(distinct)), rows)
+        row, entry = expand(bounds(texts.rows, len(distinct)), rows)
         # in the order of the postings: by term, then by label
         of_queries = texts.columns[entry] * num_labels + first + label_of_row[row]
         block, places = torch.cat([of_queries, own.columns * num_labels + first + own.rows]).unique(return_inverse=True)
@@ -192,8 +198,9 @@ def _label_postings(
         keys.append(block)
         weights.append(_unit(_unit(sums[0], label, size) + sums[1], label, size).float())
     all_keys = torch.cat([labels[:0], *keys])
-    num_columns = max(1, num_labels)
-    return _from_entries(terms, idf, all_keys // num_columns, all_keys % num_columns, torch.cat([idf[:0], *weights]))
+    num_columns, entries = max(1, num_labels), torch.cat([idf[:0], *weights])
+    columns, label_ids = all_keys // num_columns, all_keys % num_columns
+    return _from_entries(terms, idf, columns, label_ids, entries, torch.zeros_like(entries), torch.zeros(num_labels))
 
 
 def _from_entries(
@@ -202,11 +209,13 @@ def _from_entries(
     columns: Int64[Tensor, " posting"],
     label_ids: Int64[Tensor, " posting"],
     weights: Float32[Tensor, " posting"],
+    moved: Float32[Tensor, " posting"],
+    bias: Float32[Tensor, " label"],
 ) -> Postings:
     """Return the entries of labels' vectors, in any order, as postings."""
-    num_labels = int(label_ids.max()) + 1 if len(label_ids) else 1
-    order = (columns * num_labels + label_ids).argsort()
-    return Postings(terms, idf, _bounds(columns, len(terms)), label_ids[order].int(), weights[order])
+    order = (columns * max(1, len(bias)) + label_ids).argsort()
+    offsets = bounds(columns, len(terms))
+    return Postings(terms, idf, offsets, label_ids[order].int(), weights[order], moved[order], bias)
 
 
 def add_to_postings(
@@ -241,16 +250,19 @@ def add_to_postings(
     new_idf = inverse_document_frequency(df[is_new], max(num_texts, int(df.max()) if len(df) else 0))
     idf = torch.cat([postings.idf, new_idf])[order]
     added = _label_postings(queries, query_labels, label_texts, terms, idf, special, pairs=pairs)
-    columns, label_ids, weights = _entries(postings)
+    columns, label_ids, weights, moved = _entries(postings)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))  # of each term among all
-    new_columns, new_labels, new_weights = _entries(added)
+    new_columns, new_labels, new_weights, new_moved = _entries(added)
     return _from_entries(
         terms,
         idf,
         torch.cat([place[columns], new_columns]),
         torch.cat([label_ids, num_labels + new_labels]),
         torch.cat([weights, new_weights]),
+        torch.cat([moved, new_moved]),
+        # where labels have been trained, one without a bias would be preferred to them
+        torch.cat([postings.bias, (postings.bias.median() if num_labels else 0.0) + added.bias]),
     )
 
 
@@ -264,11 +276,12 @@ def take_postings(postings: Postings, num_labels: int, kept: Int64[Tensor, " kep
         num_labels: Number of all labels.
         kept: Ids of the labels to keep, ascending.
     """
-    columns, label_ids, weights = _entries(postings)
+    columns, label_ids, weights, moved = _entries(postings)
     new_ids = torch.full((num_labels,), -1)
     new_ids[kept] = torch.arange(len(kept))
     is_kept = new_ids[label_ids] >= 0
-    return _from_entries(postings.terms, postings.idf, columns[is_kept], new_ids[label_ids[is_kept]], weights[is_kept])
+    entries = columns[is_kept], new_ids[label_ids[is_kept]], weights[is_kept], moved[is_kept]
+    return _from_entries(postings.terms, postings.idf, *entries, postings.bias[kept])
 
 
 def replace_texts(
@@ -285,6 +298,7 @@ def replace_texts(
 
     The vector c = (u + x) / |u + x| of a label with queries has unit vectors u, of these, and x, of its text. From
     |u| = 1 it follows that u = 2 (c . x) c - x. A label whose vector is that of its text has no queries.
+    What training has added to an entry stays with it.
 
     Args:
         postings: The vectors of all labels.
@@ -298,8 +312,8 @@ def replace_texts(
     size, special = len(label_ids), torch.tensor(special_ids, dtype=torch.int64)
     none = FlatRows(new_texts.values[:0], np.zeros(1, dtype=np.int64))
     own = add_to_postings(postings, num_labels, none, none, new_texts, special_ids=special_ids, pairs=pairs)
-    columns, labels, weights = _entries(own)  # own vectors of the new texts come after those of all labels
-    old = _vectors(old_texts, own.terms, own.idf, special, pairs=pairs)
+    columns, labels, weights, moved = _entries(own)  # own vectors of the new texts come after those of all labels
+    old = text_vectors(old_texts, own.terms, own.idf, special, pairs=pairs)
     renamed = torch.full((num_labels + size,), -1)
     renamed[label_ids] = renamed[num_labels:] = torch.arange(size)
     is_renamed = renamed[labels] >= 0
@@ -313,8 +327,8 @@ def replace_texts(
         ]
     )
     entries, places = keys.unique(return_inverse=True)
-    bounds = [int(is_before.sum()), len(old.rows), int(is_own.sum())]
-    parts = zip(places.split(bounds), (weights[is_before], old.weights, weights[is_own]), strict=True)
+    sizes = [int(is_before.sum()), len(old.rows), int(is_own.sum())]
+    parts = zip(places.split(sizes), (weights[is_before], old.weights, weights[is_own]), strict=True)
     before, text, new = (
         torch.zeros(len(entries), dtype=torch.float64).index_add(0, where, what.double()) for where, what in parts
     )
@@ -325,21 +339,26 @@ def replace_texts(
     of_queries = torch.where((product[label] > 1 - _ROUNDING) | (of_queries < _ROUNDING), 0.0, of_queries)
     sums = _unit(of_queries + new, label, size).float()
     is_left = sums > 0
+    moved_sums = torch.zeros(len(entries)).index_add(0, places[: sizes[0]], moved[is_before])
     return _from_entries(
         own.terms,
         own.idf,
         torch.cat([columns[~is_renamed], entries[is_left] // size]),
         torch.cat([labels[~is_renamed], label_ids[label[is_left]]]),
         torch.cat([weights[~is_renamed], sums[is_left]]),
+        torch.cat([moved[~is_renamed], moved_sums[is_left]]),
+        postings.bias,
     )
 
 
 def _entries(
     postings: Postings,
-) -> tuple[Int64[Tensor, " posting"], Int64[Tensor, " posting"], Float32[Tensor, " posting"]]:
-    """Return term, label and weight of each entry."""
+) -> tuple[
+    Int64[Tensor, " posting"], Int64[Tensor, " posting"], Float32[Tensor, " posting"], Float32[Tensor, " posting"]
+]:
+    """Return term, label, weight, and what training has added to it, of each entry."""
     columns = torch.arange(len(postings.terms)).repeat_interleave(postings.offsets.diff())
-    return columns, postings.label_ids.long(), postings.weights
+    return columns, postings.label_ids.long(), postings.weights, postings.moved
 
 
 class LexicalIndex:
@@ -357,13 +376,14 @@ class LexicalIndex:
         self.num_labels = num_labels
         self.pairs = pairs
         self._special_ids = torch.tensor(special_ids, dtype=torch.int64, device=postings.terms.device)
+        self._weights = postings.weights + postings.moved
         # Few terms have most of the postings that queries meet: theirs are rows of a matrix.
         lengths = postings.offsets.diff()
         frequent = lengths.sort(descending=True, stable=True).indices[: _MOST_NUMBERS // max(1, num_labels)]
         frequent = frequent[lengths[frequent] > num_labels * _FREQUENT]
-        row, posting = _expand(postings.offsets, frequent)
+        row, posting = expand(postings.offsets, frequent)
         self._matrix = postings.weights.new_zeros(len(frequent), num_labels)
-        self._matrix[row, postings.label_ids[posting].long()] = postings.weights[posting]
+        self._matrix[row, postings.label_ids[posting].long()] = self._weights[posting]
         self._row_of_term = torch.full_like(postings.terms, -1)
         self._row_of_term[frequent] = torch.arange(len(frequent), device=frequent.device)
 
@@ -379,16 +399,16 @@ class LexicalIndex:
             tokens: Token ids of the queries.
         """
         num_queries, postings = count_rows(tokens), self.postings
-        vectors = _vectors(tokens, postings.terms, postings.idf, self._special_ids, pairs=self.pairs)
+        vectors = text_vectors(tokens, postings.terms, postings.idf, self._special_ids, pairs=self.pairs)
         is_frequent = self._row_of_term[vectors.columns] >= 0
         scores = self._score_frequent(TextVectors(*(part[is_frequent] for part in vectors)), num_queries).flatten()
         rows, columns, weights = (part[~is_frequent] for part in vectors)
         before = pad((postings.offsets[columns + 1] - postings.offsets[columns]).cumsum(0), (1, 0))
-        for first, end in _blocks(before, _CPU_POSTINGS if self.device.type == "cpu" else _GPU_POSTINGS):
-            entry, posting = _expand(postings.offsets, columns[first:end])
-            products = weights[first:end][entry] * postings.weights[posting]
+        for first, end in blocks(before, _CPU_POSTINGS if self.device.type == "cpu" else _GPU_POSTINGS):
+            entry, posting = expand(postings.offsets, columns[first:end])
+            products = weights[first:end][entry] * self._weights[posting]
             scores.index_add_(0, rows[first:end][entry] * self.num_labels + postings.label_ids[posting], products)
-        return scores.view(num_queries, self.num_labels)
+        return scores.view(num_queries, self.num_labels) + postings.bias
 
     def _score_frequent(self, vectors: TextVectors, num_queries: int) -> Float32[Tensor, "query label"]:
         """Return the part of the scores that is due to frequent terms."""
@@ -412,7 +432,7 @@ def query_block(num_labels: int, device: torch.device) -> int:
 
 
 class LexicalSearch(Search):
-    """Finds the labels with the highest lexical scores; labels without a term of the query have the score 0.
+    """Finds the labels with the highest lexical scores.
 
     Args:
         index: The vectors of the labels.
@@ -440,7 +460,7 @@ class LexicalSearch(Search):
         return scores, ids
 
 
-def _vectors(
+def text_vectors(
     texts: Rows,
     terms: Int64[Tensor, " term"],
     idf: Float32[Tensor, " term"],
@@ -462,7 +482,7 @@ def _count_texts(
     """Return all terms, ascending, and how many of the texts have each."""
     found, counts = [special_ids[:0]], [special_ids[:0]]
     for texts in parts:
-        for first, end in _blocks(torch.from_numpy(texts.offsets.copy()), _BLOCK_TOKENS):
+        for first, end in blocks(torch.from_numpy(texts.offsets.copy()), _BLOCK_TOKENS):
             rows, codes = find_terms(*_tensors(some_rows(texts, first, end)), special_ids, pairs=pairs)
             terms, columns = codes.unique(return_inverse=True)
             pairs_of_both = (columns * (end - first) + rows).unique()
@@ -488,45 +508,5 @@ def _tensors(
 
 def _take(texts: Rows, ids: Int64[Tensor, " taken"]) -> Rows:
     """Return some rows, in the given order."""
-    row, place = _expand(torch.from_numpy(texts.offsets.copy()), ids)
-    return FlatRows(texts.values[place.numpy()], _bounds(row, len(ids)).numpy())
-
-
-def _bounds(rows: Int64[Tensor, " entry"], num_rows: int) -> Int64[Tensor, " bound"]:
-    """Return the places at which rows begin, and at the end the number of entries, from the row of each entry."""
-    return pad(torch.bincount(rows, minlength=num_rows).cumsum(0), (1, 0))
-
-
-def _expand(
-    offsets: Int64[Tensor, " bound"], groups: Int64[Tensor, " group"]
-) -> tuple[Int64[Tensor, " member"], Int64[Tensor, " member"]]:
-    """Return the members of groups: which of `groups` each belongs to, and its place among all members.
-
-    Example:
-        >>> _expand(torch.tensor([0, 2, 2, 5]), torch.tensor([2, 0]))
-        (tensor([0, 0, 0, 1, 1]), tensor([2, 3, 4, 0, 1]))
-    """
-    starts = offsets[groups]
-    lengths = offsets[groups + 1] - starts
-    position = torch.arange(len(groups), device=groups.device).repeat_interleave(lengths)
-    shift = starts - (lengths.cumsum(0) - lengths)
-    return position, torch.arange(len(position), device=groups.device) + shift[position]
-
-
-def _blocks(before: Int64[Tensor, " bound"], most: int) -> Iterator[tuple[int, int]]:
-    """Yield the ends of blocks of consecutive rows with at most so many entries, or of one row that has more.
-
-    Args:
-        before: Number of entries before each row, and at the end that of all.
-        most: Most entries of a block.
-
-    Example:
-        >>> list(_blocks(torch.tensor([0, 2, 3, 9, 10]), 4))
-        [(0, 2), (2, 3), (3, 4)]
-    """
-    first, num_rows = 0, len(before) - 1
-    while first < num_rows:
-        end = int(torch.searchsorted(before, before[first] + most, right=True)) - 1
-        end = min(max(end, first + 1), num_rows)
-        yield first, end
-        first = end
+    row, place = expand(torch.from_numpy(texts.offsets.copy()), ids)
+    return FlatRows(texts.values[place.numpy()], bounds(row, len(ids)).numpy())

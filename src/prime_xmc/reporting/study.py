@@ -57,7 +57,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, eq=False)
-class Example:
+class ShownQuery:
     """A test query with its labels and what each configuration predicts for it.
 
     Attributes:
@@ -95,7 +95,7 @@ class Study:
     comparisons: dict[tuple[str, str], Comparison] = field(default_factory=dict)
     labels_of_bin: list[int] = field(default_factory=list)
     positives_of_bin: list[int] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
+    examples: list[ShownQuery] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -263,7 +263,7 @@ def _compare(
     return result
 
 
-def _examples(study: Study, corpus: Corpus, num_examples: int, seed: int) -> list[Example]:
+def _examples(study: Study, corpus: Corpus, num_examples: int, seed: int) -> list[ShownQuery]:
     candidates = np.flatnonzero(corpus.test.positives.lengths)
     chosen = np.random.default_rng(seed).permutation(candidates)[:num_examples]
     rows = sorted(chosen.tolist())
@@ -273,7 +273,7 @@ def _examples(study: Study, corpus: Corpus, num_examples: int, seed: int) -> lis
     wanted |= {int(label) for evaluation in first.values() for label in evaluation.top[rows].ravel() if label >= 0}
     label_texts = {place: text for place, (_, text) in enumerate(corpus.labels()) if place in wanted}
     return [
-        Example(
+        ShownQuery(
             row=row,
             text=texts.get(row),
             positives=[label_texts[int(label)] for label in corpus.test.positives[row]],

@@ -1,0 +1,1 @@
+"""From users' own files to the raw files that training reads."""

@@ -1,0 +1,250 @@
+"""Which columns hold what, and how labels are separated, guessed from names and a sample of the rows."""
+
+import ast
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+TEXT_NAMES = (
+    *("text", "query", "title", "question", "sentence", "utterance", "content", "document", "description"),
+    *("abstract", "body", "input", "prompt", "review", "headline", "subject", "summary", "name"),
+)
+LABELS_NAMES = (
+    *("labels", "label", "label_ids", "label_id", "label_names", "label_name", "tags", "tag", "categories"),
+    *("category", "classes", "class", "topics", "topic", "targets", "target", "target_ind", "codes", "code"),
+    *("keywords", "genres", "genre", "intent", "y"),
+)
+ID_NAMES = ("id", "uid", "_id", "qid", "query_id", "text_id", "doc_id", "document_id", "guid", "key", "index")
+LABEL_ID_NAMES = ("id", "uid", "_id", "label_id", "lid", "code", "key", "index")
+LABEL_TEXT_NAMES = ("text", "title", "name", "label_name", "label_text", "label", "description")
+
+LIST = "list"  # the separator of cells that are lists already
+JSON = "json"  # and of those that hold a list as JSON or Python writes it
+_CLEAR_SEPARATORS = (";", "|", "\t", "\n")
+_SEPARATORS = (*_CLEAR_SEPARATORS, ",", " ")
+ROW = "row number"  # what stands for the column by which labels without a name are referred to
+
+
+class Column(NamedTuple):
+    """A column, and why it is taken.
+
+    Attributes:
+        column: Its name; None: there is none.
+        reason: "given", or how it was found, for people.
+    """
+
+    column: str | None
+    reason: str
+
+
+def choose_column(
+    columns: Sequence[str], names: Sequence[str], given: str | None, key: str, taken: Collection[str] = ()
+) -> Column:
+    """Return the column that is given or, without one, the first that has one of some usual names.
+
+    Args:
+        columns: Columns of the table.
+        names: Usual names, the most telling first; case, blanks and hyphens do not count.
+        given: The user's choice.
+        key: Key by which users choose, for the message.
+        taken: Columns that hold something else.
+
+    Raises:
+        ValueError: If the given column is not there.
+    """
+    if given is not None:
+        if given not in columns:
+            raise ValueError(f"{key}={given}: there is no such column, only {', '.join(columns) or 'none at all'}")
+        return Column(given, "given")
+    plain = {_plain(column): column for column in reversed(columns) if column not in taken}
+    found = next((plain[name] for name in names if name in plain), None)
+    return Column(found, f"by its name; {key}= names another")
+
+
+def choose_query_columns(
+    columns: Sequence[str],
+    sample: Sequence[Mapping[str, str | list[str]]],
+    *,
+    text: str | None,
+    labels: str | None,
+    uid: str | None,
+    needs_labels: bool,
+) -> dict[str, Column]:
+    """Return the columns `text`, `labels` and `uid` of a table of queries.
+
+    A column that nothing else is left for, or that alone has lists or the longest texts, is taken whatever its name.
+
+    Args:
+        columns: Columns of the table.
+        sample: Its first rows.
+        text: The user's choice of the first column of the text.
+        labels: The user's choice of the column of labels.
+        uid: The user's choice of the column of identifiers.
+        needs_labels: Whether there has to be a column of labels; otherwise none is looked for.
+
+    Raises:
+        ValueError: If a given column is not there, or none can be found.
+    """
+    chosen_uid = choose_column(columns, ID_NAMES, uid, "id_column", {each for each in (text, labels) if each})
+    known = {name for name in (text, chosen_uid.column) if name is not None}
+    chosen_labels = Column(None, "")
+    if needs_labels:
+        lists = [
+            name for name in columns if name not in known and any(isinstance(row.get(name), list) for row in sample)
+        ]
+        if labels is None and len(lists) == 1:
+            chosen_labels = Column(lists[0], "the only one with lists; labels_column= names another")
+        else:
+            chosen_labels = choose_column(columns, LABELS_NAMES, labels, "labels_column", known)
+        known |= {chosen_labels.column} if chosen_labels.column is not None else set()
+    chosen_text = choose_column(columns, TEXT_NAMES, text, "text_column", {each for each in known if each != text})
+    rest = [name for name in columns if name not in known and name != chosen_text.column]
+    if chosen_text.column is None and rest:
+        longest = max(rest, key=lambda name: sum(len(str(row.get(name, ""))) for row in sample))
+        reason = "the only one left" if len(rest) == 1 else "the one with the longest texts"
+        chosen_text = Column(longest, f"{reason}; text_column= names another")
+        rest.remove(longest)
+    if needs_labels and chosen_labels.column is None and len(rest) == 1:
+        chosen_labels = Column(rest[0], "the only one left; labels_column= names another")
+    has = f"the columns are {', '.join(columns)}" if columns else "there are no columns"
+    if chosen_text.column is None:
+        raise ValueError(f"no column of texts: {has}; name it by text_column=")
+    if needs_labels and chosen_labels.column is None:
+        raise ValueError(f"no column of labels: {has}; name it by labels_column=")
+    return {"text": chosen_text, "labels": chosen_labels, "uid": chosen_uid}
+
+
+def split_cell(cell: str | list[str], separator: str) -> list[str]:
+    """Return the labels of a cell without surrounding blanks, and without those that are empty.
+
+    Args:
+        cell: A string or a list of strings.
+        separator: What separates them in a string; "": the cell is one label, `LIST`, `JSON`.
+
+    Raises:
+        ValueError: If it should be JSON and is not.
+    """
+    if isinstance(cell, list):
+        parts: Iterable[str] = cell
+    elif separator == JSON:
+        parts = _parse_list(cell)
+    elif separator in ("", LIST):
+        parts = [cell]
+    else:
+        parts = cell.split(separator)
+    return [stripped for part in parts if (stripped := part.strip())]
+
+
+def guess_separator(cells: Sequence[str | list[str]]) -> str:
+    """Return what separates the labels of cells, where nothing but the cells says so.
+
+    Semicolons, bars, tabs and line breaks separate wherever they occur, the most frequent of them; blanks where there
+    are numbers alone. Commas are in many names: they separate numbers, and names if labels of different cells are then
+    more often the same.
+
+    Example:
+        >>> guess_separator(["soup;vegan", "dessert", "soup;quick, easy"])
+        ';'
+        >>> guess_separator(["soup, vegan", "vegan, pie", "soup"]), guess_separator(["Paris, France", "Rome, Italy"])
+        (',', '')
+    """
+    if any(isinstance(cell, list) for cell in cells):
+        return LIST
+    filled = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()]
+    if filled and all(re.fullmatch(r"\[.*\]", cell, re.DOTALL) for cell in filled):
+        return JSON
+    frequent = max(_CLEAR_SEPARATORS, key=lambda separator: sum(separator in cell for cell in filled))
+    if any(frequent in cell for cell in filled):
+        return frequent
+    if any(" " in cell for cell in filled) and all(re.fullmatch(r"[\d ]+", cell) for cell in filled):
+        return " "
+    if not any("," in cell for cell in filled):
+        return ""
+    parts = {part for cell in filled for part in split_cell(cell, ",")}
+    return "," if len(parts) <= len(set(filled)) or all(part.isdigit() for part in parts) else ""
+
+
+class Reference(NamedTuple):
+    """How the queries refer to labels.
+
+    Attributes:
+        column: Column of the table of labels, or `ROW`.
+        separator: What separates references in a cell.
+        matched: Number of different references of the sample that the table has.
+        total: Number of different references of the sample.
+    """
+
+    column: str
+    separator: str
+    matched: int
+    total: int
+
+
+def match_references(
+    cells: Sequence[str | list[str]],
+    rows: Iterable[Mapping[str, str | list[str]]],
+    columns: Sequence[str],
+    separator: str | None = None,
+) -> Reference:
+    """Return by which column of the labels, and separated how, the queries refer to labels: most of them are there.
+
+    Args:
+        cells: Cells of the queries' column of labels, some of them.
+        rows: All rows of the labels.
+        columns: Columns of the labels, the most likely first.
+        separator: The user's choice; None: all that occur are tried.
+    """
+    if separator is not None:
+        separators: tuple[str, ...] = (separator,)
+    elif (guess := guess_separator(cells)) in (LIST, JSON):
+        separators = (guess,)
+    else:
+        separators = ("", *(each for each in _SEPARATORS if any(each in str(cell) for cell in cells)))
+    wanted = {each: {part for cell in cells for part in split_cell(cell, each)} for each in separators}
+    found: dict[tuple[str, str], set[str]] = {
+        (column, each): set() for each in separators for column in (*columns, ROW)
+    }
+    for number, row in enumerate(rows):
+        for each, parts in wanted.items():
+            for column in columns:
+                value = row.get(column, "")
+                if isinstance(value, str) and (value := value.strip()) in parts:
+                    found[column, each].add(value)
+            if str(number) in parts:
+                found[ROW, each].add(str(number))
+
+    def fit(key: tuple[str, str]) -> tuple[float, int, int]:
+        column, each = key
+        total = len(wanted[each])
+        order = -list((*columns, ROW)).index(column)
+        return len(found[key]) / total if total else 0.0, total, order
+
+    column, chosen = max(found, key=fit)
+    return Reference(column, chosen, len(found[column, chosen]), len(wanted[chosen]))
+
+
+def describe_separator(separator: str) -> str:
+    """Return how the labels of a cell are separated, for people."""
+    names = {"": "one label a cell", LIST: "lists", JSON: "lists in JSON", "\t": "separated by tabs"}
+    names |= {"\n": "separated by line breaks", " ": "separated by blanks"}
+    return names.get(separator, f"separated by {separator!r}")
+
+
+def _plain(column: str) -> str:
+    return re.sub(r"[\s-]+", "_", column.strip().casefold())
+
+
+def _parse_list(cell: str) -> list[str]:
+    if not cell.strip():
+        return []
+    try:
+        value = json.loads(cell)
+    except json.JSONDecodeError:
+        try:
+            value = ast.literal_eval(cell.strip())  # what pandas writes of a list; literals only, nothing is run
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise ValueError(f"{cell[:60]!r} is not a list; give label_separator=") from error
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{cell[:60]!r} is not a list; give label_separator=")
+    return [each if isinstance(each, str) else str(each) for each in value]

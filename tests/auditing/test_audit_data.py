@@ -1,0 +1,221 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prime_xmc.auditing.audit_data import Audit, audit, write_filters
+from prime_xmc.data.raw import RawFiles, read_filter
+
+LABELS = ["cat", "dog", "bird"]
+
+
+def write(folder: Path, labels: list, train: list, test: list | None = None, **options) -> RawFiles:
+    """Write raw files: texts (or records) of labels, and (text, label ids) of queries."""
+    folder.mkdir(exist_ok=True)
+    files = {"lbl": [{"title": label} if isinstance(label, str) else label for label in labels]}
+    for name, queries in (("trn", train), ("tst", test)):
+        if queries is not None:
+            files[name] = [
+                {"uid": f"{name}-{row}", "title": text, "target_ind": positives}
+                for row, (text, positives) in enumerate(queries)
+            ]
+    for row, label in enumerate(files["lbl"]):
+        label.setdefault("uid", f"l{row}")
+    for name, records in files.items():
+        (folder / f"{name}.json").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return RawFiles(folder, "toy", num_test=None, **options)
+
+
+def kinds(found: Audit) -> dict[tuple[str, str], int]:
+    return {(finding.kind, finding.file): finding.count for finding in found.findings}
+
+
+def example(found: Audit, kind: str) -> tuple[int, str, str]:
+    (finding,) = [finding for finding in found.findings if finding.kind == kind]
+    first = finding.examples[0]
+    return first.line, first.text, first.other
+
+
+def test_clean_data(tmp_path):
+    found = audit(write(tmp_path, LABELS, [("meows", [0]), ("barks", [1]), ("sings", [2])], [("purrs", [0])]))
+    assert found.findings == []
+    assert found.counts == {
+        "training queries": 3,
+        "test queries": 1,
+        "labels": 3,
+        "training pairs": 3,
+        "labels per training query": 1.0,
+        "training queries per label": 1.0,
+    }
+    assert found.num_new_filtered == {"train": 0, "test": 0}
+
+
+def test_findings_of_single_lines(tmp_path):
+    train = [
+        ("", [0]),
+        ("  ", [1]),
+        ("caf\ufffd", [2]),
+        ("cafÃ© and â€œquotesâ€", [0]),
+        ("a\x00b", [1]),
+        ("nothing", []),
+        ("café “quotes” naïve Ñandú 中文 عربي 😀", [2]),  # nothing is wrong with it
+    ]
+    found = audit(write(tmp_path, [*LABELS[:2], ""], train))
+    assert kinds(found) == {
+        ("empty_query", "trn.json"): 2,
+        ("empty_label", "lbl.json"): 1,
+        ("replacement_character", "trn.json"): 1,
+        ("mojibake", "trn.json"): 1,
+        ("control_character", "trn.json"): 1,
+        ("query_without_labels", "trn.json"): 1,
+    }
+    assert example(found, "mojibake") == (4, "cafÃ© and â€œquotesâ€", "")
+    (empty,) = [finding for finding in found.findings if finding.kind == "empty_query"]
+    assert (empty.total, empty.share, [each.line for each in empty.examples]) == (7, 2 / 7, [1, 2])
+
+
+def test_repetitions(tmp_path):
+    train = [("meow meow", [0]), ("bark", [1]), ("meow meow", [0]), ("bark", [2])]
+    test = [("bark", [1]), ("new", [0])]
+    found = audit(write(tmp_path, ["cat", "dog", "cat"], train, test))
+    assert kinds(found) == {
+        ("label_text_repeated", "lbl.json"): 1,
+        ("conflicting_queries", "trn.json"): 1,
+        ("duplicate_query", "trn.json"): 2,
+        ("leaked_query", "tst.json"): 1,
+    }
+    assert example(found, "label_text_repeated") == (3, "cat", "lbl.json, line 1: cat")
+    assert example(found, "conflicting_queries") == (4, "bark", "trn.json, line 2: bark")
+    assert example(found, "leaked_query") == (1, "bark", "trn.json, line 2: bark")
+    assert [f.note for f in found.findings if f.kind == "leaked_query"] == [
+        "1 of them have the same labels in both files."
+    ]
+
+
+def test_near_duplicates(tmp_path):
+    train = [("one two three four five six", [0]), ("six five four three two one", [1]), ("other", [2])]
+    test = [("One, two, three, four, five: six!", [0])]
+    found = audit(write(tmp_path, ["a b c d e", "a b c d e!", "z"], train, test))
+    assert kinds(found) == {
+        ("near_duplicate_query", "trn.json"): 1,
+        ("near_duplicate_label", "lbl.json"): 1,
+        ("nearly_leaked_query", "tst.json"): 1,
+    }
+    few = audit(write(tmp_path, LABELS, train, test), max_compared=1)
+    assert kinds(few) == {("nearly_leaked_query", "tst.json"): 1}
+    assert few.findings[0].note == "The first 1 lines of each file were compared."
+
+
+def test_labels(tmp_path):
+    labels = [{"title": "cat", "uid": "x"}, {"title": "dog", "uid": "x"}, {"title": "bird", "uid": "y"}]
+    found = audit(write(tmp_path, labels, [("meows", [0])], [("barks", [1]), ("purrs", [0])]))
+    assert kinds(found) == {
+        ("label_uid_repeated", "lbl.json"): 1,
+        ("label_without_queries", "lbl.json"): 2,
+        ("unseen_test_label", "lbl.json"): 1,
+    }
+    (unseen,) = [finding for finding in found.findings if finding.kind == "unseen_test_label"]
+    assert (unseen.total, unseen.examples[0].line) == (2, 2)
+
+
+def test_pairs_and_their_filters(tmp_path):
+    """A label is an animal like the query. In training the cat has the dog; the test asks for the cat of the dog."""
+    train = [("cat", [1, 0]), ("tiger", [0]), ("bird", [0])]
+    test = [("dog", [0, 2])]
+    source = write(tmp_path, LABELS, train, test)
+    found = audit(source)
+    assert kinds(found) == {
+        ("self_pair", "trn.json"): 1,
+        ("unfiltered_self", "trn.json"): 1,
+        ("unfiltered_self", "tst.json"): 1,
+        ("reciprocal_pair", "tst.json"): 1,
+        ("label_without_queries", "lbl.json"): 1,
+        ("unseen_test_label", "lbl.json"): 1,
+    }
+    assert example(found, "self_pair") == (1, "cat", "lbl.json, line 1: cat")
+    assert example(found, "reciprocal_pair") == (1, "dog", "lbl.json, line 1: cat")
+    assert found.num_new_filtered == {"train": 2, "test": 2}
+    assert [path.name for path in write_filters(found)] == ["filter_labels_train.txt", "filter_labels_test.txt"]
+    assert read_filter(tmp_path / "filter_labels_train.txt", 3, 3).tolist() == [[0, 0], [2, 2]]
+    assert read_filter(tmp_path / "filter_labels_test.txt", 1, 3).tolist() == [[0, 0], [0, 1]]
+    again = audit(source)
+    assert not {"self_pair", "unfiltered_self", "reciprocal_pair"} & {finding.kind for finding in again.findings}
+    assert write_filters(again) == []
+
+
+def test_filters_keep_what_they_have(tmp_path):
+    source = write(tmp_path, LABELS, [("cat", [1]), ("x", [2])])
+    (tmp_path / "filter_labels_train.txt").write_text("1 0\n")
+    write_filters(audit(source))
+    assert (tmp_path / "filter_labels_train.txt").read_text() == "0 0\n1 0\n"
+
+
+def test_uids_that_are_numbers_name_nothing(tmp_path):
+    labels = [{"uid": "0", "title": "cat"}, {"uid": "pkg", "title": "dog"}]
+    source = write(tmp_path, labels, [("a", [0]), ("b", [1])])
+    (tmp_path / "trn.json").write_text(
+        '{"uid": "0", "title": "a", "target_ind": [1]}\n{"uid": "pkg", "title": "b", "target_ind": [0]}\n'
+    )
+    assert kinds(audit(source)) == {("unfiltered_self", "trn.json"): 1}
+
+
+@pytest.mark.parametrize(
+    ("labels", "train", "test", "expected"),
+    [
+        (LABELS, [("a", []), ("b", [])], None, ["no_labelled_query"]),
+        (["cat"], [("a", [0])], None, ["one_label"]),
+        (LABELS, [("", [0]), ("", [1])], None, ["all_empty"]),
+        (LABELS, [("a", [0])], [("b", [])], ["no_labelled_test_query"]),
+    ],
+)
+def test_errors(tmp_path, labels, train, test, expected):
+    found = audit(write(tmp_path, labels, train, test))
+    assert [finding.kind for finding in found.errors] == expected
+    assert found.findings[0] == found.errors[0]
+
+
+def test_marks_and_line_ends(tmp_path):
+    source = write(tmp_path, LABELS, [("a", [0]), ("b", [1]), ("c", [2])])
+    content = (tmp_path / "trn.json").read_bytes().replace(b"\n", b"\r\n")
+    (tmp_path / "trn.json").write_bytes(b"\xef\xbb\xbf" + content)
+    assert kinds(audit(source)) == {("byte_order_mark", "trn.json"): 1, ("windows_line_ends", "trn.json"): 1}
+
+
+def test_distributions(tmp_path):
+    train = [("one two three", [0, 1]), ("one", [0]), ("one two three four five six seven eight nine", [])]
+    source = write(tmp_path, LABELS, train)
+    found = audit(source, count_tokens=lambda texts: [len(text.split()) for text in texts], max_length=4)
+    labels, queries, lengths = found.distributions
+    assert dict(zip(labels.ranges, labels.counts["trn.json"], strict=True))["2"] == 1
+    assert labels.counts["trn.json"] == (1, 1, 1, 0, 0, 0, 0)
+    assert queries.counts == {"lbl.json": (1, 1, 1, 0, 0, 0, 0)}
+    assert lengths.ranges == ("1", "2", "3", "4", "5–8", "9–16", "17+")
+    assert lengths.counts["trn.json"] == (1, 0, 1, 0, 0, 1, 0)
+    (cut,) = [finding for finding in found.findings if finding.kind == "long_text"]
+    assert (cut.file, cut.count, cut.total) == ("trn.json", 1, 3)
+    assert [each.line for each in cut.examples] == [3]
+
+
+def test_json(tmp_path):
+    found = audit(write(tmp_path, ["cat", "cat"], [("a", [0, 1])]))
+    content = json.loads(json.dumps(found.to_json()))
+    (finding,) = content["findings"]
+    assert finding["kind"] == "label_text_repeated"
+    assert (finding["severity"], finding["share"]) == ("warning", 0.5)
+    assert finding["examples"] == [{"file": "lbl.json", "line": 2, "text": "cat", "other": "lbl.json, line 1: cat"}]
+    assert content["distributions"][0]["counts"]["trn.json"] == [0, 0, 1, 0, 0, 0, 0]
+
+
+def test_a_malformed_file_is_an_error_of_its_line(tmp_path):
+    source = write(tmp_path, LABELS, [("a", [7])])
+    with pytest.raises(ValueError, match=r"trn\.json, line 1: label id 7"):
+        audit(source)
+
+
+def test_fields_of_labels(tmp_path):
+    (tmp_path / "lbl.json").write_text('{"name": "cat"}\n{"name": "cat"}\n')
+    (tmp_path / "trn.json").write_text('{"title": "a", "body": "b", "target_ind": [0, 1]}\n')
+    found = audit(RawFiles(tmp_path, "toy", ("title", "body"), ("name",), num_test=None))
+    assert example(found, "label_text_repeated") == (2, "cat", "lbl.json, line 1: cat")
+    assert np.isclose(found.counts["labels per training query"], 2)

@@ -1,0 +1,384 @@
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+import pytest
+from scipy.sparse import csr_matrix, save_npz
+
+from prime_xmc.conversion.converting import Conversion, Settings, convert, field_names
+from prime_xmc.conversion.layouts import Inputs, find_inputs
+from prime_xmc.data.raw import RawFiles, read_records
+
+RECIPES = [
+    ("red lentil soup", ["soup", "vegan"]),
+    ("apple pie", ["dessert", "baking"]),
+    ("tomato soup", ["soup", "vegan"]),
+    ("chocolate cake", ["dessert", "baking"]),
+]
+
+
+def write_csv(path: Path, rows: list[list[str]], **options) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, **options).writerows(rows)
+    return path
+
+
+def recipes_csv(path: Path) -> Path:
+    return write_csv(path, [["text", "labels"], *([text, ";".join(labels)] for text, labels in RECIPES)])
+
+
+def run(queries: Path, labels: Path | None = None, test: Path | None = None, **settings) -> Conversion:
+    inputs = find_inputs(Inputs(queries, labels, test))
+    return convert(inputs, queries.parent / "out", Settings(**{"test_share": 0.0, "threads": 1} | settings))
+
+
+def read(conversion: Conversion) -> dict[str, list]:
+    """Return what the raw files hold: (text, names of labels) of each query, and (uid, text) of each label."""
+    source = RawFiles(
+        conversion.directory, "out", tuple(conversion.fields), tuple(conversion.label_fields), num_test=None
+    )
+    paths = source.paths()
+    labels = list(read_records(paths["lbl"], source.label_fields or (), None))
+    found: dict[str, list] = {"lbl": [(record.uid, record.text) for record in labels]}
+    for split in ("trn", "tst"):
+        if split in paths:
+            records = read_records(paths[split], source.fields, len(labels))
+            found[split] = [(record.text, [labels[label].uid for label in record.positives]) for record in records]
+    return found
+
+
+def test_csv_without_labels_gives_names_numbers_in_alphabetical_order(tmp_path):
+    conversion = run(recipes_csv(tmp_path / "recipes.csv"))
+    assert read(conversion) == {
+        "lbl": [(name, name) for name in ("baking", "dessert", "soup", "vegan")],
+        "trn": RECIPES,
+    }
+    assert conversion.command("train") == f"python -m prime_xmc.train dataset=custom dataset.dir={tmp_path / 'out'}"
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "jsonl", "jsonl.gz", "parquet", "arrow"])
+def test_lists_of_labels(tmp_path, suffix):
+    path = tmp_path / f"recipes.{suffix}"
+    table = pa.table({"text": [text for text, _ in RECIPES], "labels": [labels for _, labels in RECIPES]})
+    lines = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
+    if suffix == "tsv":
+        write_csv(path, [["text", "labels"], *([text, json.dumps(labels)] for text, labels in RECIPES)], delimiter="\t")
+    elif suffix == "jsonl":
+        path.write_text(lines)
+    elif suffix == "jsonl.gz":
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif suffix == "parquet":
+        pa.parquet.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    assert read(run(path))["trn"] == RECIPES
+
+
+def test_labels_by_identifier_keep_the_order_of_their_file(tmp_path):
+    write_csv(tmp_path / "q.csv", [["id", "text", "label_ids"], ["q1", "a", "7,9"], ["q2", "b", "9"]])
+    write_csv(tmp_path / "l.csv", [["id", "name"], ["9", "nine"], ["8", "eight"], ["7", "seven"]])
+    conversion = run(tmp_path / "q.csv", tmp_path / "l.csv")
+    assert read(conversion) == {
+        "lbl": [("9", "nine"), ("8", "eight"), ("7", "seven")],
+        "trn": [("a", ["7", "9"]), ("b", ["9"])],
+    }
+    assert (tmp_path / "out" / "trn.json").read_text().startswith('{"uid":"q1","title":"a","target_ind":[2,0]}')
+
+
+def test_labels_by_name_with_a_comma_in_it(tmp_path):
+    write_csv(tmp_path / "q.csv", [["text", "city"], ["a", "Paris, France"], ["b", "Rome, Italy"]])
+    write_csv(tmp_path / "l.csv", [["id", "name"], ["1", "Rome, Italy"], ["2", "Paris, France"]])
+    assert read(run(tmp_path / "q.csv", tmp_path / "l.csv"))["trn"] == [("a", ["2"]), ("b", ["1"])]
+
+
+def test_labels_by_the_number_of_their_row(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"title": "a", "target_ind": [1, 0]}\n')
+    (tmp_path / "l.txt").write_text("zero\none\n")
+    assert read(run(tmp_path / "q.jsonl", tmp_path / "l.txt")) == {
+        "lbl": [("0", "zero"), ("1", "one")],
+        "trn": [("a", ["1", "0"])],
+    }
+
+
+def test_an_earlier_conversion_keeps_the_numbers_of_its_labels(tmp_path):
+    run(recipes_csv(tmp_path / "recipes.csv"))
+    labels = (tmp_path / "out" / "lbl.json").rename(tmp_path / "lbl.json")
+    more = write_csv(tmp_path / "more.csv", [["text", "labels"], ["ale", "a new one;soup"]])
+    conversion = run(more, labels, unknown_labels="add")
+    assert [uid for uid, _ in read(conversion)["lbl"]] == ["baking", "dessert", "soup", "vegan", "a new one"]
+
+
+@pytest.mark.parametrize("with_id", [True, False])
+def test_several_rows_of_one_query(tmp_path, with_id):
+    rows = [["q1", "a", "x"], ["q2", "b", "x"], ["q1", "a", "y"], ["q1", "a", "x"]]
+    header = ["id", "text", "label"]
+    cut = 0 if with_id else 1
+    write_csv(tmp_path / "q.csv", [header[cut:], *(row[cut:] for row in rows)])
+    conversion = run(tmp_path / "q.csv")
+    assert read(conversion)["trn"] == [("a", ["x", "y"]), ("b", ["x"])]
+    assert "are one query: 4 rows, 2 queries" in dict(conversion.notes)["  rows"]
+    assert len(read(run(tmp_path / "q.csv", group_by="none"))["trn"]) == 4
+
+
+def test_the_same_text_with_lists_of_labels_is_two_queries(tmp_path):
+    write_csv(tmp_path / "q.csv", [["text", "labels"], ["a", "x;y"], ["a", "z"]])
+    assert read(run(tmp_path / "q.csv"))["trn"] == [("a", ["x", "y"]), ("a", ["z"])]
+
+
+def test_several_columns_make_up_a_text(tmp_path):
+    write_csv(tmp_path / "q.csv", [["title", "body text", "tags"], ["a", "b", "x"]])
+    write_csv(tmp_path / "l.csv", [["name"], ["x"]])
+    conversion = run(tmp_path / "q.csv", tmp_path / "l.csv", text_column=("title", "body text"))
+    assert read(conversion)["trn"] == [("a b", ["x"])]
+    assert conversion.dataset_settings[2:] == ["dataset.fields=[title,body_text]", "dataset.label_fields=[title]"]
+
+
+def test_field_names_that_mean_something_else():
+    assert field_names(["uid", "title"]) == ["uid_", "title"]
+
+
+def test_test_split_keeps_a_training_query_of_every_label(tmp_path):
+    rows = [[f"text {n}", f"l{n % 10};m{n}" if n < 5 else f"l{n % 10}"] for n in range(100)]
+    path = write_csv(tmp_path / "q.csv", [["text", "labels"], *rows])
+    first = read(run(path, test_share=0.3))
+    assert len(first["tst"]) == 30
+    assert {label for _, labels in first["trn"] for label in labels} == {uid for uid, _ in first["lbl"]}
+    assert read(run(path, test_share=0.3)) == first
+    assert read(run(path, test_share=0.3, seed=1))["tst"] != first["tst"]
+    all_spared = run(path, test_share=0.99)
+    assert len(read(all_spared)["tst"]) == 90  # the queries with labels m and one of each other label l stay
+    assert "90 of 99: others have a label of no other query" in dict(all_spared.notes)["test"]
+
+
+def test_test_queries_of_their_own(tmp_path):
+    write_csv(tmp_path / "q.csv", [["text", "label"], ["a", "x"], ["b", "y"]])
+    write_csv(tmp_path / "t.csv", [["text", "label"], ["c", "y"], ["d", "z"]])
+    found = read(run(tmp_path / "q.csv", test=tmp_path / "t.csv"))
+    assert (found["trn"], found["tst"]) == ([("a", ["x"]), ("b", ["y"])], [("c", ["y"]), ("d", ["z"])])
+    with pytest.raises(ValueError, match=r"test_share=0\.5 and test=.* are both given"):
+        run(tmp_path / "q.csv", test=tmp_path / "t.csv", test_share=0.5)
+
+
+def test_unknown_labels(tmp_path):
+    write_csv(tmp_path / "q.csv", [["text", "labels"], ["a", "x;y"], ["b", "z;x"], ["c", "y"]])
+    write_csv(tmp_path / "l.csv", [["name"], ["x"]])
+    with pytest.raises(
+        ValueError, match=r"2 labels of queries are not in .*l\.csv: 'y' in .*q\.csv, line 2; 'z' in .*line 3"
+    ):
+        run(tmp_path / "q.csv", tmp_path / "l.csv")
+    assert not (tmp_path / "out").exists()
+    assert read(run(tmp_path / "q.csv", tmp_path / "l.csv", unknown_labels="drop")) == {
+        "lbl": [("x", "x")],
+        "trn": [("a", ["x"]), ("b", ["x"]), ("c", [])],
+    }
+    added = read(run(tmp_path / "q.csv", tmp_path / "l.csv", unknown_labels="add"))
+    assert added["lbl"] == [("x", "x"), ("y", "y"), ("z", "z")]
+
+
+def test_labels_of_one_name(tmp_path):
+    write_csv(tmp_path / "q.csv", [["text", "labels"], ["a", "x"]])
+    labels = write_csv(tmp_path / "l.csv", [["name", "description"], ["x", "one"], ["x", "one"]])
+    assert read(run(tmp_path / "q.csv", labels))["lbl"] == [("x", "x")]
+    write_csv(labels, [["name", "description"], ["x", "one"], ["y", ""], ["x", "two"]])
+    with pytest.raises(ValueError, match=r"l\.csv, line 2: 2 labels that differ are called 'x'"):
+        run(tmp_path / "q.csv", labels, label_text_column=("name", "description"))
+
+
+def test_identifier_of_different_texts(tmp_path):
+    write_csv(tmp_path / "q.csv", [["id", "text", "label"], ["1", "a", "x"], ["1", "b", "x"]])
+    with pytest.raises(ValueError, match=r"q\.csv, line 2: the queries of the identifier '1' have 2 different texts"):
+        run(tmp_path / "q.csv", group_by="id")
+    assert len(read(run(tmp_path / "q.csv"))["trn"]) == 2
+
+
+def test_missing_identifier_of_a_label(tmp_path):
+    write_csv(tmp_path / "q.csv", [["text", "labels"], ["a", "x"]])
+    write_csv(tmp_path / "l.csv", [["id", "name"], ["x", "one"], ["", "two"]])
+    with pytest.raises(ValueError, match=r"l\.csv, line 3: the label has no identifier in 'id'"):
+        run(tmp_path / "q.csv", tmp_path / "l.csv")
+
+
+def test_row_without_a_column(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"text": "a", "labels": ["x"]}\n{"labels": ["x"]}\n')
+    with pytest.raises(ValueError, match=r"q\.jsonl, line 2: no column 'text', only labels"):
+        run(tmp_path / "q.jsonl")
+
+
+@pytest.mark.parametrize("content", ["", "text,labels\n", "text,labels\na,\n"])
+def test_nothing_to_convert(tmp_path, content):
+    (tmp_path / "q.csv").write_text(content)
+    with pytest.raises(ValueError, match=r"no column of texts|has no rows|no query has a label in 'labels'"):
+        run(tmp_path / "q.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["q.csv"]
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    path = recipes_csv(tmp_path / "recipes.csv")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="is there already and was not made by this command"):
+        run(path)
+    run(path, overwrite=True)
+    assert not (tmp_path / "out" / "thesis.txt").exists()
+    run(path)  # an earlier conversion is
+
+
+def test_record(tmp_path):
+    conversion = run(recipes_csv(tmp_path / "recipes.csv"))
+    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert record == conversion.record
+    assert record["read"] == [{"file": str(tmp_path / "recipes.csv"), "bytes": 122, "rows": 4}]
+    assert record["columns"] == {
+        "text": ["text"],
+        "labels": "labels",
+        "id": None,
+        "label_separator": ";",
+        "group_by": "none",
+    }
+    assert record["written"] == {"trn": {"queries": 4, "pairs": 8}, "lbl": {"labels": 4}}
+
+
+# Formats of the field: three training queries, one test query, three labels.
+
+TEXTS, POSITIVES = ["a", "b", "c"], [["zero", "two"], [], ["one"]]
+EXPECTED = {
+    "lbl": [("0", "zero"), ("1", "one"), ("2", "two")],
+    "trn": [("a", ["0", "2"]), ("b", []), ("c", ["1"])],
+    "tst": [("d", ["1"])],
+}
+
+
+@pytest.fixture
+def matrix():
+    return csr_matrix(np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]]))
+
+
+def write_lines(path: Path, lines: list[str]) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_folder_of_the_repository(tmp_path):
+    folder = tmp_path / "LF-Toy"
+    folder.mkdir()
+    write_lines(folder / "train.raw.txt", TEXTS)
+    write_lines(folder / "test.raw.txt", ["d"])
+    write_lines(folder / "Y.txt", ["zero", "one", "two"])
+    write_lines(folder / "trn_X_Y.txt", ["3 3", "0:1 2:1", "", "1:1"])
+    write_lines(folder / "tst_X_Y.txt", ["1 3", "1:1.0"])
+    assert read(run(folder)) == EXPECTED
+
+
+def test_folder_of_pecos(tmp_path, matrix):
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    write_lines(folder / "X.trn.txt", TEXTS)
+    write_lines(folder / "X.tst.txt", ["d"])
+    write_lines(folder / "output-items.txt", ["zero", "one", "two"])
+    save_npz(folder / "Y.trn.npz", matrix)
+    save_npz(folder / "Y.tst.npz", matrix[2:])
+    assert read(run(folder)) == EXPECTED
+
+
+def test_libsvm_with_texts_beside(tmp_path):
+    texts = write_lines(tmp_path / "texts.txt", TEXTS)
+    positives = write_lines(tmp_path / "train.svm", ["3 5 3", "0,2 4:0.5", " 3:1", "1 3:1"])
+    labels = write_lines(tmp_path / "labels.txt", ["zero", "one", "two"])
+    conversion = convert(Inputs(texts, labels, positives=positives), tmp_path / "out", Settings(test_share=0.0))
+    assert read(conversion) == {name: EXPECTED[name] for name in ("lbl", "trn")}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["0:1"] * 2, "ends after 2 rows, and .*texts.txt has more"),
+        (["0:1"] * 4, "ends after 3 queries, and .*Y.txt has more"),
+    ],
+)
+def test_texts_and_labels_of_different_length(tmp_path, rows, said):
+    texts = write_lines(tmp_path / "texts.txt", TEXTS)
+    positives = write_lines(tmp_path / "Y.txt", rows)
+    with pytest.raises(ValueError, match=said):
+        convert(Inputs(texts, positives=positives), tmp_path / "out", Settings())
+
+
+def test_unknown_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="a folder without a file of the texts of training queries"):
+        find_inputs(Inputs(tmp_path))
+
+
+def test_folder_of_datasets(tmp_path):
+    folder = tmp_path / "hub"
+    for split, texts, labels in (("train", TEXTS, [[0, 2], [], [1]]), ("test", ["d"], [[1]])):
+        (folder / split).mkdir(parents=True)
+        table = pa.table({"text": texts, "labels": pa.array(labels, pa.list_(pa.int64()))})
+        with (
+            pa.OSFile(str(folder / split / "data.arrow"), "wb") as sink,
+            pa.ipc.new_stream(sink, table.schema) as writer,
+        ):
+            writer.write_table(table)
+        (folder / split / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+        classes = {"feature": {"names": ["zero", "one", "two"], "_type": "ClassLabel"}, "_type": "List"}
+        (folder / split / "dataset_info.json").write_text(json.dumps({"features": {"labels": classes}}))
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert read(run(folder)) == {
+        "lbl": [("one", "one"), ("two", "two"), ("zero", "zero")],
+        "trn": list(zip(TEXTS, POSITIVES, strict=True)),
+        "tst": [("d", ["one"])],
+    }
+
+
+# Ten awkward little files.
+
+AWKWARD = {
+    "one label": (b"text,label\na,x\nb,x\n", [("a", ["x"]), ("b", ["x"])]),
+    "one query": (b"text,labels\na,x;y\n", [("a", ["x", "y"])]),
+    "Windows line ends": (b"text,labels\r\na,x;y\r\nb,y\r\n", [("a", ["x", "y"]), ("b", ["y"])]),
+    "byte-order mark": (b"\xef\xbb\xbftext,labels\na,x\n", [("a", ["x"])]),
+    "quotes with newlines": (b'text,labels\n"a ""b""\nc, d","x\ny"\n', [('a "b"\nc, d', ["x", "y"])]),
+    "tabs": (b"text\tlabels\na b, c\tx;y\n", [("a b, c", ["x", "y"])]),
+    "Arabic and Chinese": (
+        "text,labels\nمرحبا بالعالم,تحية;عالم\n你好,问候\n".encode(),
+        [("مرحبا بالعالم", ["تحية", "عالم"]), ("你好", ["问候"])],
+    ),
+    "emoji": ("text,labels\n👩‍👩‍👧 family 🏳️‍🌈,👪;❤️\n".encode(), [("👩‍👩‍👧 family 🏳️‍🌈", ["👪", "❤️"])]),
+    "100,000 characters in a cell": (
+        b"text,labels\n" + b"ab " * 50_000 + b"," + b"x" * 100_000 + b"\n",
+        [("ab " * 50_000, ["x" * 100_000])],
+    ),
+    "300 labels on one query": (
+        f"text,labels\na,{';'.join(f'l{n:03}' for n in range(300))}\n".encode(),
+        [("a", [f"l{n:03}" for n in range(300)])],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_files(tmp_path, name):
+    content, expected = AWKWARD[name]
+    (tmp_path / "q.csv").write_bytes(content)
+    found = read(run(tmp_path / "q.csv"))
+    assert found["trn"] == expected
+    names = sorted({label for _, labels in expected for label in labels})
+    assert found["lbl"] == [(label, label) for label in names]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"group_by": "uid"}, "expected group_by auto, id, text, none, got 'uid'"),
+        ({"unknown_labels": "keep"}, "expected unknown_labels error, add, drop, got 'keep'"),
+        ({"test_share": 1.0}, "expected test_share of at least 0 and below 1"),
+        ({"threads": 0}, "expected threads of at least 1"),
+        ({"memory_limit": "lots"}, "memory_limit=lots: expected a size such as 1GB"),
+    ],
+)
+def test_settings_out_of_range(tmp_path, settings, said):
+    with pytest.raises(ValueError, match=said):
+        run(recipes_csv(tmp_path / "recipes.csv"), **settings)

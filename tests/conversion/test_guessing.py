@@ -1,0 +1,123 @@
+import pytest
+
+from prime_xmc.conversion.guessing import (
+    JSON,
+    LIST,
+    ROW,
+    choose_query_columns,
+    guess_separator,
+    match_references,
+    split_cell,
+)
+
+
+def choose(columns: list[str], sample: list[dict] | None = None, **given) -> dict:
+    options = {"text": None, "labels": None, "uid": None, "needs_labels": True} | given
+    chosen = choose_query_columns(columns, sample or [], **options)
+    return {name: choice.column for name, choice in chosen.items()}
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (["id", "text", "labels"], ("id", "text", "labels")),
+        (["Title", "Label Names", "UID"], ("UID", "Title", "Label Names")),
+        (["question", "tags", "title"], (None, "title", "tags")),
+        (["text", "department"], (None, "text", "department")),
+        (["complaint", "category"], (None, "complaint", "category")),
+        (["text", "label", "labels"], (None, "text", "labels")),
+    ],
+)
+def test_columns_by_name(columns, expected):
+    chosen = choose(columns)
+    assert (chosen["uid"], chosen["text"], chosen["labels"]) == expected
+
+
+def test_columns_by_content():
+    sample = [{"a": "x", "b": "a long text", "c": ["l"], "d": "y"}]
+    assert choose(["a", "b", "c", "d"], sample) == {"text": "b", "labels": "c", "uid": None}
+
+
+def test_given_columns_are_taken():
+    assert choose(["text", "labels", "a", "b"], text="a", labels="b", uid="text") == {
+        "text": "a",
+        "labels": "b",
+        "uid": "text",
+    }
+
+
+@pytest.mark.parametrize(
+    ("columns", "given", "said"),
+    [
+        (["text", "a", "b"], {}, "no column of labels: the columns are text, a, b; name it by labels_column="),
+        (["labels"], {}, "no column of texts: the columns are labels"),
+        (["text", "labels"], {"text": "body"}, "text_column=body: there is no such column, only text, labels"),
+    ],
+)
+def test_columns_that_are_missing(columns, given, said):
+    with pytest.raises(ValueError, match=said):
+        choose(columns, **given)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([["a"], ["b", "c"]], LIST),
+        (['["a", "b"]', "[]"], JSON),
+        (["['a', 'b']"], JSON),
+        (["a;b", "c"], ";"),
+        (["a|b", "c|d|e"], "|"),
+        (["a\nb"], "\n"),
+        (["a, b", "b, c", "c"], ","),
+        (["Paris, France", "Rome, Italy"], ""),
+        (["3,17", "4"], ","),
+        (["3 17", "4"], " "),
+        (["machine learning", "a b"], ""),
+        (["a", "", "b"], ""),
+        ([], ""),
+    ],
+)
+def test_separator(cells, expected):
+    assert guess_separator(cells) == expected
+
+
+@pytest.mark.parametrize(
+    ("cell", "separator", "expected"),
+    [
+        ("a; b;;c ", ";", ["a", "b", "c"]),
+        (["a ", "", "b;c"], ";", ["a", "b;c"]),
+        ('["a", 3]', JSON, ["a", "3"]),
+        ("['a']", JSON, ["a"]),
+        ("", JSON, []),
+        ("a;b", "", ["a;b"]),
+        ("", "", []),
+    ],
+)
+def test_split(cell, separator, expected):
+    assert split_cell(cell, separator) == expected
+
+
+def test_a_cell_that_is_no_list():
+    with pytest.raises(ValueError, match=r"'\[a, b' is not a list; give label_separator="):
+        split_cell("[a, b", JSON)
+
+
+LABELS = [{"code": "7", "name": "Paris, France"}, {"code": "8", "name": "Rome, Italy"}]
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["Paris, France", "Rome, Italy"], ("name", "", 2, 2)),
+        (["7,8"], ("code", ",", 2, 2)),
+        (["Paris, France;Rome, Italy", "unknown"], ("name", ";", 2, 3)),
+        ([["0", "1"]], (ROW, LIST, 2, 2)),
+        (["8"], ("code", "", 1, 1)),
+    ],
+)
+def test_references(cells, expected):
+    assert match_references(cells, LABELS, ["code", "name"]) == expected
+
+
+def test_references_with_a_given_separator():
+    assert match_references(["7;8"], LABELS, ["code"], "") == ("code", "", 0, 1)

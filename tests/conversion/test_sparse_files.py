@@ -1,0 +1,66 @@
+import gzip
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix, save_npz
+
+from prime_xmc.conversion.sparse_files import read_sparse
+
+ROWS = [["0", "2"], [], ["1"]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "3 3\n0:1 2:1\n\n1:1\n",
+        "3 3\n0:1.0 1:0 2:0.5\n\n1:1\n",
+        "3 9 3\n0,2 4:0.5 7:1\n 3:1\n1 3:1\n",
+        "3 9 3\n0,2 4:0.5 7:1\n3:1\n1 3:1\n",
+        "0,2 4:0.5 7:1\n 3:1\n1 3:1\n",
+        "0:1 2:1\n\n1:1\n",
+    ],
+)
+def test_text(tmp_path, content):
+    path = tmp_path / "Y.txt"
+    path.write_text(content)
+    assert [row.labels for row in read_sparse(path)] == ROWS
+    packed = tmp_path / "Y.txt.gz"
+    packed.write_bytes(gzip.compress(content.encode()))
+    assert [row.labels for row in read_sparse(packed)] == ROWS
+
+
+def test_names(tmp_path):
+    (tmp_path / "train_labels.txt").write_text("animals pets\nplants\n")
+    assert [row.labels for row in read_sparse(tmp_path / "train_labels.txt")] == [["animals", "pets"], ["plants"]]
+
+
+def test_npz(tmp_path):
+    save_npz(tmp_path / "Y.npz", csr_matrix(np.array([[1, 0, 1], [0, 0, 0], [0, 2, 0]])))
+    assert [row.labels for row in read_sparse(tmp_path / "Y.npz")] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("2 3\n0:1\n", "the first line announces 2 rows, and 1 follow"),
+        ("1 3\n3:1\n", r"line 2: label 3 is outside 0\.\.2"),
+        ("1 3\nx:1\n", "line 2: 'x' is no number of a label"),
+        ("1 3\n0:y\n", "line 2: 'y' is no relevance"),
+    ],
+)
+def test_errors(tmp_path, content, said):
+    (tmp_path / "Y.txt").write_text(content)
+    with pytest.raises(ValueError, match=said):
+        list(read_sparse(tmp_path / "Y.txt"))
+
+
+def test_npz_that_is_none(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"a\.npz is not readable as npz"):
+        list(read_sparse(tmp_path / "a.npz"))
+    save_npz(tmp_path / "b.npz", csr_matrix(np.eye(2)).tocsc())
+    with pytest.raises(ValueError, match="expected csr"):
+        list(read_sparse(tmp_path / "b.npz"))
+    np.savez(tmp_path / "c.npz", indices=np.zeros(1))
+    with pytest.raises(ValueError, match=r"c\.npz has no indptr"):
+        list(read_sparse(tmp_path / "c.npz"))

@@ -1,0 +1,25 @@
+import pytest
+
+from prime_xmc.app import compose
+from prime_xmc.convert import run
+
+
+def test_command_ends_with_what_was_found_and_the_next_command(tmp_path, capsys):
+    (tmp_path / "my queries.csv").write_text("question,tags\nwhat,a;b\nwhen,b\n")
+    out = tmp_path / "out"
+    config = compose("convert", [f"queries={tmp_path}/my queries.csv", f"output={out}", "test_share=0"])
+    assert run(config) == out
+    printed = capsys.readouterr().out
+    assert "  text       'question' (by its name; text_column= names another)\n" in printed
+    assert "separated by ';', as in 'a', 'b' (label_separator= says otherwise)\n" in printed
+    assert "\n2 training queries, 2 labels, 3 training pairs" in printed
+    assert printed.endswith(f"\nNext:\n  python -m prime_xmc.train dataset=custom dataset.dir={out}\n")
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("audit.html", "audit.json", "conversion.json", "lbl.json", "trn.json")
+    ]
+
+
+def test_without_the_engine(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs duckdb: pip install 'prime_xmc\[tables\]'"):
+        run(compose("convert", ["queries=a.csv", f"output={tmp_path}/out"]))
