@@ -97,6 +97,29 @@ def test_what_comes_meanwhile_is_the_next_batch():
     asyncio.run(go())
 
 
+def test_who_asks_again_at_once_is_in_the_next_batch():
+    async def go():
+        answering = Answering()
+        answering.open.clear()
+        batcher = make(answering, max_batch=3, max_wait=0.2)
+
+        async def ask_twice():
+            await batcher.ask(["a"], "q")
+            await batcher.ask(["b"], "q")
+
+        async with running(batcher):
+            first = asyncio.create_task(ask_twice())
+            await until(lambda: answering.calls)
+            others = [asyncio.create_task(batcher.ask([text], "q")) for text in "cd"]
+            await until(lambda: batcher.waiting == 2)
+            await asyncio.sleep(0.3)  # they have waited long enough
+            answering.open.set()
+            await asyncio.gather(first, *others)
+        assert answering.calls == [(["a"], "q"), (["c", "d", "b"], "q")]
+
+    asyncio.run(go())
+
+
 def test_questions_are_asked_apart_and_one_that_fails_fails_alone():
     async def go():
         answering = Answering()

@@ -84,7 +84,7 @@ class Serving:
         limits: Limits,
         *,
         max_batch: int = 32,
-        max_wait: float | int = 0.002,
+        max_wait: float | int = 0.004,
         watch_seconds: float | int | None = None,
         title: str = "Labels for a text",
     ):

@@ -1,6 +1,7 @@
 """Texts of concurrent requests are answered together: a queue in front of one thread."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,15 +66,15 @@ class _Piece(NamedTuple):
 class Batcher(Generic[Question, Answer]):
     """Answers the texts of concurrent requests in batches, one after the other, in a thread of its own.
 
-    A batch begins when it is full, or when the text that came first has waited for `max_wait`; what comes while a batch
-    is computed waits for the next one. In a batch, texts with the same question are answered by one call. Where several
+    A batch begins when it is full, or when both the text that came first has waited for `max_wait` and the batch before
+    has ended as long ago: whoever has just had an answer and asks again is then part of it. In a batch, texts with the same question are answered by one call. Where several
     requests wait, each gets an equal share of a batch, so that one with many texts does not hold up those with one. A
     request whose task is cancelled leaves the queue.
 
     Args:
         answer: Function of texts and a question that returns an answer for each text; it is called in the thread.
         max_batch: Most texts of a batch.
-        max_wait: Longest time for which a text waits for others to come, in seconds; not while a batch is computed.
+        max_wait: Longest time for which a text waits for others to come while nothing is computed, in seconds.
         max_waiting: Most texts in the queue.
         record: Function that is told of each batch.
     """
@@ -98,6 +99,7 @@ class Batcher(Generic[Question, Answer]):
         self._changed = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._began: float | None = None
+        self._ended = -math.inf
 
     @property
     def waiting(self) -> int:
@@ -145,7 +147,8 @@ class Batcher(Generic[Question, Answer]):
                     continue
                 self._began = began = loop.time()
                 results = await loop.run_in_executor(self._thread, self._work, pieces)
-                self._began, seconds = None, loop.time() - began
+                self._began, self._ended = None, loop.time()
+                seconds = self._ended - began
                 _deliver(pieces, results)
                 waited = began - min(piece.request.since for piece in pieces)
                 self._record(BatchRecord(sum(len(piece.texts) for piece in pieces), seconds, waited))
@@ -158,7 +161,7 @@ class Batcher(Generic[Question, Answer]):
             self._changed.clear()
             await self._changed.wait()
         while self._queue and self.waiting < self._max_batch:
-            left = self._queue[0].since + self._max_wait - loop.time()
+            left = max(self._queue[0].since, self._ended) + self._max_wait - loop.time()
             if left <= 0:
                 return
             self._changed.clear()
