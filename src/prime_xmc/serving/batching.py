@@ -67,9 +67,9 @@ class Batcher(Generic[Question, Answer]):
     """Answers the texts of concurrent requests in batches, one after the other, in a thread of its own.
 
     A batch begins when it is full, or when both the text that came first has waited for `max_wait` and the batch before
-    has ended as long ago: whoever has just had an answer and asks again is then part of it. In a batch, texts with the same question are answered by one call. Where several
-    requests wait, each gets an equal share of a batch, so that one with many texts does not hold up those with one. A
-    request whose task is cancelled leaves the queue.
+    has ended as long ago: whoever has just had an answer and asks again is then part of it. In a batch, texts with the
+    same question are answered by one call. Where several requests wait, each gets an equal share of a batch, so that
+    one with many texts does not hold up those with one. A request whose task is cancelled leaves the queue.
 
     Args:
         answer: Function of texts and a question that returns an answer for each text; it is called in the thread.
