@@ -19,6 +19,14 @@ def test_command_ends_with_what_was_found_and_the_next_command(tmp_path, capsys)
     ]
 
 
+def test_data_that_training_refuses_are_not_called_ready(tmp_path, capsys):
+    (tmp_path / "q.csv").write_text("text,label\nwhat,a\nwhen,a\n")
+    run(compose("convert", [f"queries={tmp_path}/q.csv", f"output={tmp_path}/out"]))
+    printed = capsys.readouterr().out
+    assert "\nerror    lbl.json: there is a single label\n" in printed
+    assert printed.endswith("\nTraining refuses these data until the errors above are mended.\n")
+
+
 def test_without_the_engine(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs duckdb: pip install 'prime_xmc\[tables\]'"):

@@ -11,6 +11,7 @@ from prime_xmc.app import run_app
 from prime_xmc.printing import unfailing_output
 
 if TYPE_CHECKING:
+    from prime_xmc.auditing.audit_data import Audit
     from prime_xmc.conversion.converting import Conversion
 
 
@@ -34,13 +35,17 @@ def run(config: DictConfig) -> Path:
         width = max(len(subject) for subject, _ in conversion.notes)
         sys.stdout.writelines(f"{subject:<{width}}  {sentence}\n" for subject, sentence in conversion.notes)
         if config.audit:
-            sys.stdout.write(f"\n{_audit(conversion)}")
-        sys.stdout.write(f"\nNext:\n  {conversion.command('train')}\n")
+            found, in_short = _audit(conversion)
+            sys.stdout.write(f"\n{in_short}")
+        if config.audit and any(finding.about.severity == "error" for finding in found.findings):
+            sys.stdout.write("\nTraining refuses these data until the errors above are mended.\n")
+        else:
+            sys.stdout.write(f"\nNext:\n  {conversion.command('train')}\n")
     return conversion.directory
 
 
-def _audit(conversion: "Conversion") -> str:
-    """Write the page and the record of an audit into the new folder, and return its short form."""
+def _audit(conversion: "Conversion") -> tuple["Audit", str]:
+    """Write the page and the record of an audit into the new folder, and return the audit with its short form."""
     from prime_xmc.auditing.audit_data import audit
     from prime_xmc.auditing.audit_page import write_audit
     from prime_xmc.auditing.summary import summary
@@ -51,7 +56,7 @@ def _audit(conversion: "Conversion") -> str:
     found = audit(source)
     write_audit(found, folder / "audit.html", folder / "audit.json", conversion.command("audit"))
     more = f"{folder / 'audit.html'} has all of it; with the lengths of texts in tokens:\n"
-    return f"{summary(found, remarks=False)}{more}  {conversion.command('audit')}\n"
+    return found, f"{summary(found, remarks=False)}{more}  {conversion.command('audit')}\n"
 
 
 def _path(name: str) -> Path:

@@ -165,7 +165,14 @@ def test_test_split_keeps_a_training_query_of_every_label(tmp_path):
     assert read(run(path, test_share=0.3, seed=1))["tst"] != first["tst"]
     all_spared = run(path, test_share=0.99)
     assert len(read(all_spared)["tst"]) == 90  # the queries with labels m and one of each other label l stay
-    assert "90 of 99: others have a label of no other query" in dict(all_spared.notes)["test"]
+    assert "90 rather than 99 queries: the others have a label of no other query" in dict(all_spared.notes)["test"]
+
+
+def test_no_test_split_where_each_query_has_a_label_of_its_own(tmp_path):
+    path = write_csv(tmp_path / "q.csv", [["text", "labels"], *([f"text {n}", f"l{n}"] for n in range(60))])
+    found = run(path, test_share=0.2)
+    assert "no query is split off for testing: each has a label of no other" in dict(found.notes)["test"]
+    assert "tst" not in read(found)
 
 
 def test_test_queries_of_their_own(tmp_path):
@@ -225,7 +232,7 @@ def test_row_without_a_column(tmp_path):
 @pytest.mark.parametrize("content", ["", "text,labels\n", "text,labels\na,\n"])
 def test_nothing_to_convert(tmp_path, content):
     (tmp_path / "q.csv").write_text(content)
-    with pytest.raises(ValueError, match=r"no column of texts|has no rows|no query has a label in 'labels'"):
+    with pytest.raises(ValueError, match=r"q\.csv has no columns|has no rows|no query has a label in 'labels'"):
         run(tmp_path / "q.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["q.csv"]
 

@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import zipfile
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -219,6 +220,17 @@ def test_encodings(tmp_path, encoding):
     path.write_bytes('id;text\r\n1;"café\r\nnaïve"\r\n2;ñ'.encode(encoding))
     with open_table(path, encoding=encoding) as table:
         assert list(table.rows()) == [Row(2, {"id": "1", "text": "café\r\nnaïve"}), Row(4, {"id": "2", "text": "ñ"})]
+
+
+@pytest.mark.parametrize("name", ["t.xlsx", "t.csv"])
+def test_workbooks(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("xl/workbook.xml", "<xml/>")
+    with (
+        pytest.raises(ValueError, match=rf"{name} is a workbook, .*; save its sheet as CSV"),
+        open_table(tmp_path / name, encoding="cp1252"),
+    ):
+        pass
 
 
 def test_wrong_encodings(tmp_path):

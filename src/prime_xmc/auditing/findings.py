@@ -249,7 +249,8 @@ class Finding:
 
     def sentence(self) -> str:
         """Return the finding in a line for people."""
-        return f"{self.file}: {self.about.title[0].lower()}{self.about.title[1:]}: {self.amount()}"
+        said = f"{self.file}: {self.about.title[0].lower()}{self.about.title[1:]}"
+        return said if self.total <= 1 else f"{said}: {self.amount()}"
 
     def amount(self) -> str:
         """Return count and share for people."""

@@ -164,7 +164,8 @@ def convert(inputs: Inputs, output: Path, settings: Settings) -> Conversion:
             return _Converter(inputs, output, settings, store).run()
         except ValueError as error:
             if isinstance(error.__cause__, UnicodeError) and settings.encoding == UTF_8:
-                raise ValueError(f"{error}, or say what it is in, such as encoding=cp1252") from error
+                encoding = "utf-16" if "UTF-16" in str(error.__cause__) else "cp1252"
+                raise ValueError(f"{error}, or say what it is in, such as encoding={encoding}") from error
             raise
 
 
@@ -201,6 +202,8 @@ class _Converter:
         with self._open(inputs.queries) as table:
             sample, columns = _sample(table)
             kind = _kind(table)
+        if not columns:
+            raise ValueError(f"{inputs.queries} has no columns; expected a row for each query, below a header in CSV")
         chosen = choose_query_columns(
             columns,
             sample,
@@ -452,10 +455,17 @@ class _Converter:
         rows, positives = self.store.positives(TRAIN)
         frequency = np.bincount(positives.values, minlength=num_labels)
         chosen = choose_test_queries(positives, frequency, wanted, self.settings.seed, spare_only=True)
+        if len(chosen) == 0:
+            self.note(
+                "test",
+                "no query is split off for testing: each has a label of no other query, which would lose its training "
+                "query. Training draws a fifth of the queries nevertheless; test= gives others",
+            )
+            return is_test
         how = "a fifth, at most 2,000" if share is None else f"test_share={share}"
-        short = (
-            "" if len(chosen) == wanted else f", {len(chosen):,} of {wanted:,}: others have a label of no other query"
-        )
+        short = ""
+        if len(chosen) < wanted:
+            short = f", so {len(chosen):,} rather than {wanted:,} queries: the others have a label of no other query"
         self.note(
             "test",
             f"split off the queries ({how}; seed={self.settings.seed}); every label keeps a training query{short}",

@@ -24,6 +24,7 @@ from prime_xmc.tables.line_rows import (
 )
 
 AUTO = "auto"
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")  # the first bytes of .xlsx and .ods, and of .xls
 UTF_8 = "utf-8"
 
 
@@ -114,6 +115,8 @@ def open_table(
         return
     with ExitStack() as stack:
         name = str(path or "standard input")
+        if path is not None:
+            _refuse_workbooks(path)
         lines = sys.stdin.buffer if path is None else stack.enter_context(open_lines(path))
         if codecs.lookup(encoding) != codecs.lookup(UTF_8):
             lines = _recoded(lines, name, encoding)
@@ -237,6 +240,15 @@ def _recoded(lines: Iterable[bytes], name: str, encoding: str) -> Iterator[bytes
         yield from (f"{line}\n".encode() for line in complete)
     if rest:
         yield rest.encode()
+
+
+def _refuse_workbooks(path: Path) -> None:
+    """Refuse spreadsheets, of which some bytes would pass for text in an encoding such as cp1252."""
+    with path.open("rb") as file:
+        if file.read(8).startswith(_WORKBOOKS):
+            raise ValueError(
+                f"{path} is a workbook, as Excel saves it, or a ZIP archive; save its sheet as CSV in UTF-8"
+            )
 
 
 def _undamaged(lines: Iterable[bytes], path: Path) -> Iterator[bytes]:
