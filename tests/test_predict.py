@@ -79,6 +79,12 @@ class TestProcess:
 
 
 class TestRun:
+    def test_the_input_is_not_replaced_by_its_answers(self, predict, toy_bundle, tmp_path):
+        (tmp_path / "q.csv").write_text("title\na red cat\n")
+        with pytest.raises(ValueError, match=r"output=.*q\.csv is the input itself"):
+            predict(f"model.dir={toy_bundle}", f"input={tmp_path}/q.csv", f"output={tmp_path}/./q.csv")
+        assert (tmp_path / "q.csv").read_text() == "title\na red cat\n"
+
     @pytest.mark.parametrize("chunk", [1, 3, 1024])
     def test_text_file(self, predict, toy_bundle, tmp_path, expected, chunk):
         source, target = tmp_path / "queries.txt", tmp_path / "new" / "found.jsonl"

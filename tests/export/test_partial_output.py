@@ -144,6 +144,13 @@ def test_a_folder_of_that_name(tmp_path):
         pass
 
 
+def test_workbooks_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match=r"output=.*a\.XLSX: workbooks are not written; give a name in \.csv"):
+        with open_partial(tmp_path / "a.XLSX", MADE_FROM, resume=True):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_standard_output(capsysbinary):
     with open_output(None, MADE_FROM, resume=True) as output:
         output.write([{"query": "ü", "note": "\ud800"}, record(1)])

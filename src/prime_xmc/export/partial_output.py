@@ -24,6 +24,7 @@ from prime_xmc.tables.writer import open_writer, written_format
 
 logger = logging.getLogger(__name__)
 
+_WORKBOOKS = (".xlsx", ".xls", ".ods")  # which would otherwise be JSON lines under a name that promises more
 _SECONDS = 1.0  # between two lines of the progress
 
 
@@ -74,10 +75,12 @@ def open_partial(target: Path, made_from: Mapping[str, Any] | None, *, resume: b
 
     Raises:
         IsADirectoryError: If there is a folder of that name.
-        ValueError: If another process is writing it.
+        ValueError: If another process is writing it, or the name is that of a workbook.
     """
     if target.is_dir():  # now, rather than when the file is complete
         raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a file", str(target))
+    if target.suffix.lower() in _WORKBOOKS:
+        raise ValueError(f"output={target}: workbooks are not written; give a name in .csv, which Excel opens")
     target.parent.mkdir(parents=True, exist_ok=True)
     answers = target.with_name(f".{target.name}.partial")
     progress = target.with_name(f".{target.name}.progress")
