@@ -60,9 +60,11 @@ def test_advice(words, advice):
 
 def test_few_texts_say_little():
     words = put_in_words(np.array([[0]] * 25), Ragged.from_rows([[0]] * 20 + [[1]] * 5), np.array([9, 9]))
-    # twice the standard error of 0.8 from 25 texts is 0.16
+    # twice the standard error of 22 of 29 is 0.159
     assert words.advice.startswith("Only 25 texts were tested, so that the share of right first answers is known to")
     assert "within about 16 points" in words.advice
+    all_right = put_in_words(np.array([[0]] * 4), Ragged.from_rows([[0]] * 4), np.array([9]))
+    assert "within about 31 points" in all_right.advice  # twice the standard error of 6 of 8
 
 
 def test_what_is_printed(capsys):

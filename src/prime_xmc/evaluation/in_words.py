@@ -78,7 +78,9 @@ def put_in_words(
 
 def _advise(num_texts: int, first_right: float, groups: Sequence[LabelGroup]) -> str:
     if num_texts < _FEW_TEXTS:
-        error = 100 * (first_right * (1 - first_right) / num_texts) ** 0.5
+        # Agresti and Coull's interval: two more right and two more wrong, so that 4 of 4 is not known exactly
+        share = (first_right * num_texts + 2) / (num_texts + 4)
+        error = 100 * (share * (1 - share) / (num_texts + 4)) ** 0.5
         return (
             f"Only {num_texts} texts were tested, so that the share of right first answers is known to within about "
             f"{max(1, round(2 * error))} points: test on more texts before you compare settings."
