@@ -169,8 +169,10 @@ class Model(Predictor):
         """Give labels other texts, by uid; their prototypes follow.
 
         Raises:
-            ValueError: If there is no such label, or a text is empty.
+            ValueError: If there is no such label, a text is empty, or the texts are no dictionary.
         """
+        if not isinstance(texts, Mapping):
+            raise ValueError(f"expected a dictionary of uids and their new texts, got a {type(texts).__name__}")
         new = [NewLabel(uid, text) for uid, text in texts.items()]
         self._change(lambda tables: rename_labels(tables, self, new))
 
