@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 import prime_xmc
-from prime_xmc.labels import run
+from prime_xmc.labels import main, run
 
 
 @pytest.fixture
@@ -34,6 +35,15 @@ def test_add_from_the_command_line(model, files):
         {"uid": "n2", "text": "orange boat", "added": 2, "queries": 1},
     ]
     assert sorted(path.name for path in files.iterdir()) == ["few.csv", "model", "new.csv", "second"]
+
+
+def test_an_action_that_there_is_not(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["labels", "delete", "model=a"])
+    monkeypatch.setattr("prime_xmc.labels.run_app", lambda *_: None)
+    main()
+    assert sys.argv == ["labels", "action=delete", "model=a"]
+    with pytest.raises(ValueError, match="expected add, remove, rename or list behind the command, got delete"):
+        run(OmegaConf.create({"action": "delete"}))
 
 
 class TestRun:

@@ -67,7 +67,9 @@ def run(config: DictConfig) -> None:
 
 def main() -> None:
     """Run the entry point with the command line's configuration."""
-    # The action stands alone, as in `git add`; Hydra wants a key.
+    # The action stands alone, as in `git add`; Hydra wants a key. One that there is not is an error of `run`.
+    if sys.argv[1:] and sys.argv[1].isalpha() and not any(argument in ACTIONS for argument in sys.argv[2:]):
+        sys.argv[1] = f"action={sys.argv[1]}"
     sys.argv[1:] = [f"action={argument}" if argument in ACTIONS else argument for argument in sys.argv[1:]]
     run_app("prime_xmc.labels:run", "labels")
 

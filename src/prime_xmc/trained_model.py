@@ -169,10 +169,8 @@ class Model(Predictor):
         """Give labels other texts, by uid; their prototypes follow.
 
         Raises:
-            ValueError: If there is no such label, a text is empty, or the texts are no dictionary.
+            ValueError: If there is no such label, or a text is empty.
         """
-        if not isinstance(texts, Mapping):
-            raise ValueError(f"expected a dictionary of uids and their new texts, got a {type(texts).__name__}")
         new = [NewLabel(uid, text) for uid, text in texts.items()]
         self._change(lambda tables: rename_labels(tables, self, new))
 
@@ -216,6 +214,7 @@ class Model(Predictor):
             discard()
             raise
         self.searcher, self.labels, self.config = changed.searcher, changed.labels, changed.config
+        self._calibration = self._explainer = None  # they are read from the folder when they are wanted
         self._move_to(workspace / "model", discard)
 
     def _move_to(self, folder: Path, discard: Callable[[], object] | None) -> None:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from prime_xmc.assemble import check_profiler
 from prime_xmc.command_line.arguments import UnknownOptionError
 from prime_xmc.command_line.messages import nearest, option_message, user_message
+from prime_xmc.export.label_tables import copy_model
 from prime_xmc.index.search import FaissSearch
 
 
@@ -27,6 +28,12 @@ def test_our_own_errors_are_told_without_their_place():
     assert (
         user_message(raised(check_profiler, "foo"))
         == "trainer.profiler=foo: expected simple, advanced, pytorch or null"
+    )
+
+
+def test_a_model_folder_that_is_there_already_is_no_defect(tmp_path):
+    assert user_message(raised(copy_model, tmp_path / "a", tmp_path)) == (
+        f"{tmp_path} exists already: name a new folder, or that of the model to change it in place"
     )
 
 

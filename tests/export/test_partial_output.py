@@ -145,9 +145,9 @@ def test_a_folder_of_that_name(tmp_path):
 
 
 def test_workbooks_are_not_written(tmp_path):
-    with pytest.raises(ValueError, match=r"output=.*a\.XLSX: workbooks are not written; give a name in \.csv"):
-        with open_partial(tmp_path / "a.XLSX", MADE_FROM, resume=True):
-            pass
+    said = r"output=.*a\.XLSX: workbooks are not written; give a name in \.csv"
+    with pytest.raises(ValueError, match=said), open_partial(tmp_path / "a.XLSX", MADE_FROM, resume=True):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 

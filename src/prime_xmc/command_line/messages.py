@@ -27,10 +27,10 @@ OWN_FOLDERS = {"dataset": "dataset=custom dataset.dir=", "encoder": "encoder=loc
 def user_message(error: BaseException) -> str | None:
     """Return what to tell the user about an error of bad input, None for any other error (a defect).
 
-    Bad input is what this package itself raises as a ValueError or FileNotFoundError, or as an ImportError where an
-    extra is missing; a value that an object cannot be made from, a mandatory key without a value, an interpolation
-    that leads nowhere, and a file or stream that cannot be read or written. The place where an error was raised counts,
-    because NumPy's compiled code raises ValueError from our lines for what is our mistake.
+    Bad input is what this package itself raises as a ValueError, FileNotFoundError or FileExistsError, or as an
+    ImportError where an extra is missing; a value that an object cannot be made from, a mandatory key without a value,
+    an interpolation that leads nowhere, and a file or stream that cannot be read or written. The place where an error
+    was raised counts, because NumPy's compiled code raises ValueError from our lines for what is our mistake.
     """
     if isinstance(error, InstantiationException):
         return _instantiation_message(error)
@@ -51,7 +51,7 @@ def user_message(error: BaseException) -> str | None:
         return "a path begins with ~ and the name of no user of this machine: write ./~... for a name that begins so"
     if type(error).__name__ == "MisconfigurationException":  # of Lightning, which is slow to import
         return str(error)
-    if isinstance(error, ValueError | FileNotFoundError | ImportError) and _raised_by_us(error):
+    if isinstance(error, ValueError | FileNotFoundError | FileExistsError | ImportError) and _raised_by_us(error):
         return str(error)
     return None
 
