@@ -193,7 +193,7 @@ def test_reasons_and_probabilities_are_shown(open_page, make_serving, evil_folde
             assert float(text.partition(" %")[0]) == pytest.approx(100 * label.probability, abs=1)
         page.locator(".why summary").first.click()
         share = expected.labels[0].why.scorers["theta"]
-        assert f"The score is made of {share:.2f}" in page.locator(".why").first.inner_text()
+        assert f"The score is made of {share:.3f} prototype." in page.locator(".why").first.inner_text()
 
 
 def test_scores_below_the_lowest_are_left_out_and_problems_are_told(open_page, make_serving, toy_bundle):
