@@ -44,6 +44,43 @@ def test_training_from_python_is_training(settings, tmp_path, monkeypatch):
     assert not HydraConfig.initialized()
 
 
+def test_fit_trains_on_what_is_given(settings, tmp_path):
+    """As `train` does, on files in the run folder."""
+    colours, things = ("red", "green", "blue"), ("cat", "house", "river")
+    labels = [f"{colour} {thing}" for colour in colours for thing in things]
+    queries = [f"a picture of a {label}, number {number}" for number in range(6) for label in labels]
+    overrides = {key: value for key, value in settings.items() if not key.startswith("dataset")}
+    given = {"dataset.num_validation": 9, "dataset.batch_size": 16, "run_dir": tmp_path / "run", "logger": None}
+    positives = [[label] for label in labels] * 6
+    test = (["one red cat", "a blue river"], [[0], ["blue river"]])
+    model = prime_xmc.fit(queries, positives, labels, test=test, **overrides, **given)
+    assert model.folder == tmp_path / "run" / "model"
+    assert [label for label, _ in model.labels] == labels
+    assert 0 <= model.metrics["test/P@1"] <= 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "data" / "trn.json").read_text().splitlines()]
+    assert rows[10] == {"uid": "10", "title": queries[10], "target_ind": [1]}
+    assert find_runs([str(tmp_path / "*")]) == [tmp_path / "run"]
+    model.add_labels([("l9", "yellow rocket")])
+    assert len(model.predict(["a yellow rocket"], top_k=10)[0].labels) == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["q"], [[0], [0]], ["a"]), "expected labels for each of 1 queries, got 2 lists"),
+        ((["q"], [["b"]], ["a"]), "query 0: 'b': there is no such label"),
+        ((["q"], [[0]], ["a", "a"]), "'a': the uid of several labels"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        prime_xmc.fit(*arguments)
+    with pytest.raises(ValueError, match="dataset: the data are those that are given"):
+        prime_xmc.fit(["q"], [[0]], ["a"], dataset="custom")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

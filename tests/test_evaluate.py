@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import prime_xmc
 from prime_xmc.assemble import load_scorer, open_corpus
 from prime_xmc.data.corpus import Ragged, Split
 from prime_xmc.data.propensity import inverse_propensity
@@ -122,6 +123,13 @@ class TestModel:
         append(raw / "lbl.json", '{"uid": "l48", "title": "new label"}')
         with pytest.raises(ValueError, match="the model has 48 labels, toy has 49: give the data set"):
             run(configure(f"model.dir={toy_bundle}", f"dataset.dir={raw}"))
+
+    def test_labels_that_were_changed_after_training(self, toy_bundle, configure, tmp_path):
+        model = prime_xmc.load(toy_bundle)
+        model.remove_labels(["l7"])
+        message = "the model has 47 labels, toy has 48: labels of .* were changed after training, this is version 2"
+        with pytest.raises(ValueError, match=message):
+            run(configure(f"model.dir={model.save(tmp_path / 'model')}"))
 
     def test_other_labels(self, toy_bundle, configure, toy_dataset, tmp_path):
         raw = copy_raw(toy_dataset, tmp_path / "raw")

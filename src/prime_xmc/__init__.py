@@ -1,7 +1,7 @@
 """PRIME: prototypical extreme multi-label classification with a dynamic margin loss."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,9 +10,9 @@ from prime_xmc.environment import set_defaults
 
 if TYPE_CHECKING:
     import prime_xmc.api
-    import prime_xmc.export.predictor
+    import prime_xmc.trained_model
 
-__all__ = ["load", "train"]
+__all__ = ["fit", "load", "train"]
 __version__ = version("prime_xmc")
 
 set_defaults(os.environ)  # before anything else of this package is imported, and torch with it
@@ -26,11 +26,16 @@ def load(
     scorer: str = "auto",
     classifiers: str | Path | None = None,
     prototype_dtype: str = "float32",
-) -> "prime_xmc.export.predictor.Predictor":
-    """Open an exported model, `<run>/model`; arguments and errors are those of `Predictor.load`."""
-    from prime_xmc.export.predictor import Predictor  # torch and transformers take seconds to import
+    *,
+    revision: str | None = None,
+) -> "prime_xmc.trained_model.Model":
+    """Open an exported model, `<run>/model` or `<owner>/<model>` on the Hugging Face hub.
 
-    return Predictor.load(
+    Arguments and errors are those of `Model.load`.
+    """
+    from prime_xmc.trained_model import Model  # torch and transformers take seconds to import
+
+    return Model.load(
         folder,
         device=device,
         index=index,
@@ -38,7 +43,27 @@ def load(
         scorer=scorer,
         classifiers=classifiers,
         prototype_dtype=prototype_dtype,
+        revision=revision,
     )
+
+
+def fit(
+    queries: Sequence[str],
+    positives: "Sequence[Sequence[int] | Sequence[str]]",
+    labels: "Iterable[prime_xmc.trained_model.LabelLike]",
+    *,
+    test: "tuple[Sequence[str], Sequence[Sequence[int] | Sequence[str]]] | None" = None,
+    **overrides: Any,
+) -> "prime_xmc.trained_model.Model":
+    """Train a model on texts and their labels; arguments and errors are those of `prime_xmc.api.fit`.
+
+    Example:
+        model = prime_xmc.fit(["red lentil soup"], [["soup", "vegan"]], ["soup", "vegan", "dessert"])
+        model.predict(["tomato soup"], top_k=2)
+    """
+    from prime_xmc.api import fit
+
+    return fit(queries, positives, labels, test=test, **overrides)
 
 
 def train(overrides: Sequence[str] = (), **settings: Any) -> "prime_xmc.api.TrainedRun":

@@ -1,6 +1,8 @@
 """Training from Python as from the command line."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ from prime_xmc.command_line.arguments import prepare_settings
 from prime_xmc.command_line.messages import composition_message
 from prime_xmc.conf_files import config_dir
 from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.export.predictor import checked_texts
+from prime_xmc.files import write_text
 from prime_xmc.stages import train_prototypes
+from prime_xmc.trained_model import LabelLike, Model, as_label, rows_of
 from prime_xmc.training.module import PrimeModule
 from prime_xmc.training.run_folder import folder_of_now
 
@@ -78,6 +83,56 @@ def train(overrides: Sequence[str] = (), **settings: Any) -> TrainedRun:
         finally:
             HydraConfig.instance().cfg = before
     return TrainedRun(made.metrics, folder, made.module, made.data)
+
+
+def fit(
+    queries: Sequence[str],
+    positives: Sequence[Sequence[int] | Sequence[str]],
+    labels: Iterable[LabelLike],
+    *,
+    test: tuple[Sequence[str], Sequence[Sequence[int] | Sequence[str]]] | None = None,
+    **overrides: Any,
+) -> Model:
+    """Train a model on texts and their labels, as `train` does with `dataset=custom`, and return it.
+
+    The texts are written to the run folder, in the format of `dataset=custom`, and trained on from there.
+
+    Args:
+        queries: Texts to train on.
+        positives: Labels of each of them, by place in `labels` or by uid.
+        labels: All labels: texts, (uid, text) or dictionaries with uid and text. The uid of a mere text is the text.
+        test: Queries and their labels to test on; None: some of `queries` are split off, see `dataset.num_test`.
+        **overrides: Settings as in `train`, nested keys as `**{"dataset.max_epochs": 20}`. `run_dir` is
+            outputs/train/<time> unless it is given.
+
+    Raises:
+        ValueError: If queries and labels do not fit, two labels have one uid, or a setting is unknown or out of range.
+    """
+    known = [as_label(label) for label in labels]
+    uids = [label.uid for label in known]
+    if repeated := [uid for uid, count in Counter(uids).items() if count > 1]:
+        raise ValueError(f"{repeated[0]!r}: the uid of several labels; give each one of its own")
+    if taken := [key for key in ("dataset", "dataset.dir", "dataset.fields") if key in overrides]:
+        raise ValueError(f"{taken[0]}: the data are those that are given; train(...) takes a data set")
+    splits = {"trn": (queries, positives)} | ({} if test is None else {"tst": test})
+    files = {name: _records(texts, rows_of(of_texts, uids), name) for name, (texts, of_texts) in splits.items()}
+    files["lbl"] = [{"uid": label.uid, "title": label.text} for label in known]
+    folder = Path(overrides.pop("run_dir", None) or folder_of_now("train"))
+    data = folder / "data"
+    for name, records in files.items():
+        write_text(data / f"{name}.json", "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+    train(["dataset=custom"], **{"dataset.dir": data, "run_dir": folder}, **overrides)
+    return Model.load(folder / "model")
+
+
+def _records(texts: Sequence[str], rows: list[list[int]], name: str) -> list[dict[str, Any]]:
+    if len(texts) != len(rows):
+        what = "test queries" if name == "tst" else "queries"
+        raise ValueError(f"expected labels for each of {len(texts)} {what}, got {len(rows)} lists")
+    return [
+        {"uid": str(number), "title": text, "target_ind": row}
+        for number, (text, row) in enumerate(zip(checked_texts(texts), rows, strict=True))
+    ]
 
 
 def _describe(folder: Path, config: DictConfig, whole: DictConfig, overrides: Sequence[str]) -> None:

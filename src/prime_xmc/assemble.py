@@ -18,6 +18,7 @@ from prime_xmc.data.fitting import Setting, find_doubts, find_faults, find_probl
 from prime_xmc.data.preparation import prepare
 from prime_xmc.data.raw import RawFiles, Record, read_records
 from prime_xmc.data.tokenizer import load_tokenizer
+from prime_xmc.export.folder import model_version
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.model.encoder_folder import Prompts, resolve_prompts
 from prime_xmc.training.debugging import check_profiler, make_profiler
@@ -444,6 +445,11 @@ def model_corpus(config: DictConfig, predictor: Predictor) -> Corpus:
         )
     )
     hint = f"give the data set that the model {config.model.dir} was trained on, dataset=..."
+    if (number := model_version(predictor.config)) > 1:
+        hint = (
+            f"labels of {config.model.dir} were changed after training, this is version {number}: give a data set of "
+            "its labels, as they are in labels.jsonl, or evaluate it by prime_xmc.load(...).evaluate"
+        )
     if predictor.num_labels != corpus.num_labels:
         raise ValueError(
             f"the model has {predictor.num_labels} labels, {config.dataset.name} has {corpus.num_labels}: {hint}"

@@ -139,6 +139,18 @@ def test_several_columns_make_up_a_text(tmp_path):
     assert conversion.dataset_settings[2:] == ["dataset.fields=[title,body_text]", "dataset.label_fields=[title]"]
 
 
+def test_columns_that_are_not_used_are_named(tmp_path):
+    write_csv(tmp_path / "q.csv", [["text", "tags", "notes", "day"], ["a", "x", "b", "c"]])
+    write_csv(tmp_path / "l.csv", [["name", "description"], ["x", "y"]])
+    notes = [
+        sentence for subject, sentence in run(tmp_path / "q.csv", tmp_path / "l.csv").notes if "not used" in subject
+    ]
+    assert notes == [
+        "'notes', 'day'; text_column=[text,notes] adds a column to the text",
+        "'description'; label_text_column=[name,description] adds a column to the text",
+    ]
+
+
 def test_field_names_that_mean_something_else():
     assert field_names(["uid", "title"]) == ["uid_", "title"]
 
@@ -294,6 +306,14 @@ def test_libsvm_with_texts_beside(tmp_path):
     assert read(conversion) == {name: EXPECTED[name] for name in ("lbl", "trn")}
 
 
+def test_names_of_labels_beside_texts(tmp_path):
+    texts = write_lines(tmp_path / "texts.txt", TEXTS)
+    positives = write_lines(tmp_path / "train_labels.txt", ["zero two", "", "one"])
+    labels = write_csv(tmp_path / "l.csv", [["name", "text"], ["two", "2"], ["one", "1"], ["zero", "0"]])
+    conversion = convert(Inputs(texts, labels, positives=positives), tmp_path / "out", Settings(test_share=0.0))
+    assert read(conversion)["trn"] == list(zip(TEXTS, POSITIVES, strict=True))
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -367,6 +387,13 @@ def test_awkward_files(tmp_path, name):
     assert found["trn"] == expected
     names = sorted({label for _, labels in expected for label in labels})
     assert found["lbl"] == [(label, label) for label in names]
+
+
+def test_a_table_of_excel(tmp_path):
+    (tmp_path / "q.csv").write_bytes("text;labels\r\ncafé – naïve;ä,ö\r\nthé;ö\r\nañil;ä\r\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"q\.csv, line 2: not UTF-8.*encoding=cp1252"):
+        run(tmp_path / "q.csv")
+    assert read(run(tmp_path / "q.csv", encoding="cp1252"))["trn"][0] == ("café – naïve", ["ä", "ö"])
 
 
 @pytest.mark.parametrize(

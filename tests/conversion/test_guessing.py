@@ -38,6 +38,13 @@ def test_columns_by_content():
     assert choose(["a", "b", "c", "d"], sample) == {"text": "b", "labels": "c", "uid": None}
 
 
+def test_identifier_by_its_values():
+    sample = [{"ticket_id": "1", "group_id": "a", "text": "x"}, {"ticket_id": "2", "group_id": "a", "text": "y"}]
+    assert choose(["group_id", "ticket_id", "text", "label"], sample)["uid"] == "ticket_id"
+    assert choose(["group_id", "text", "label"], [{"group_id": "a"}, {"group_id": "a"}])["uid"] is None
+    assert choose(["label_id", "text"], [{"label_id": "a"}])["uid"] is None
+
+
 def test_given_columns_are_taken():
     assert choose(["text", "labels", "a", "b"], text="a", labels="b", uid="text") == {
         "text": "a",

@@ -5,10 +5,10 @@ from prime_xmc.data.corpus import Ragged
 from prime_xmc.data.splitting import choose_test_queries
 
 
-def choose(rows, num_labels, num_test, seed=0):
+def choose(rows, num_labels, num_test, seed=0, **options):
     positives = Ragged.from_rows(rows)
     frequency = np.bincount(positives.values, minlength=num_labels)
-    return choose_test_queries(positives, frequency, num_test, seed).tolist()
+    return choose_test_queries(positives, frequency, num_test, seed, **options).tolist()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -25,6 +25,8 @@ def test_every_label_keeps_a_training_query_where_there_are_enough_others(seed):
 def test_queries_that_a_label_cannot_spare_come_last():
     assert choose([[0], [1], [2], [3], [3]], 4, 1) in ([3], [4])
     assert len(choose([[0], [1], [2], [3]], 4, 2)) == 2
+    assert choose([[0], [1], [2], [3]], 4, 2, spare_only=True) == []
+    assert choose([[0], [1], [2], [3], [3]], 4, 2, spare_only=True) in ([3], [4])
 
 
 def test_queries_without_labels_are_never_chosen_and_one_with_labels_is_left():

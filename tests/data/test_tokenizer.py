@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from prime_xmc.data.tokenizer import load_tokenizer
+from prime_xmc.data.tokenizer import load_tokenizer, token_counter
 
 
 def test_texts_become_word_pieces_between_special_tokens(tiny_encoder_dir):
@@ -13,6 +13,13 @@ def test_texts_become_word_pieces_between_special_tokens(tiny_encoder_dir):
     assert tokenizer.convert_ids_to_tokens(tokenizer("A red Cat")["input_ids"]) == ["[CLS]", "a", "red", "cat", "[SEP]"]
     assert tokenizer.name_or_path == str(tiny_encoder_dir)
     assert tokenizer.pad_token_id == 0
+
+
+def test_tokens_are_counted_beyond_what_the_tokenizer_would_cut(tiny_encoder_dir):
+    tokenizer = load_tokenizer(str(tiny_encoder_dir))
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    assert token_counter(tokenizer)(["a red cat", "", "cat " * 1000]) == [5, 2, 1002]
 
 
 def test_missing_folder(tmp_path):

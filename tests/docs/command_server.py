@@ -20,6 +20,7 @@ COMMANDS = (
     "classify",
     "evaluate",
     "predict",
+    "labels",
     "calibrate",
     "prepare",
     "plan",

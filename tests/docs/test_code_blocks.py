@@ -238,6 +238,7 @@ def write_clients(folder: Path, address: Path) -> None:
         "classify",
         "evaluate",
         "predict",
+        "labels",
         "calibrate",
         "prepare",
         "plan",

@@ -1,5 +1,8 @@
 """Labels are added, removed and renamed: every part of the model follows."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -187,3 +190,15 @@ def test_mean_of_queries():
     emb = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     found = mean_queries(emb, Ragged.from_rows([[0, 2], [0]]), torch.tensor([[9.0, 9.0], [5.0, 5.0], [9.0, 9.0]]))
     assert found.tolist() == [[0.5, 0.5], [5.0, 5.0], [1.0, 0.0]]
+
+
+def test_rows_and_texts_of_training_queries_follow(tables, predictor):
+    """Example queries are in no row of the training file."""
+    known = tables.voters._replace(rows=np.array([4, 9]), texts=["a cat that is red", "a house by the green river"])
+    kept = replace(tables, voters=known)
+    added = add_labels(kept, predictor, NEW, EXAMPLES).voters
+    assert added.rows.tolist() == [4, 9, -1, -1]
+    assert list(added.texts) == [*known.texts, *(example.text for example in EXAMPLES)]
+    removed = remove_labels(kept, ["l0", "l1"]).voters
+    assert (removed.rows.tolist(), list(removed.texts)) == ([9], known.texts[1:])
+    assert add_labels(tables, predictor, NEW, EXAMPLES).voters[2:] == (None, None)

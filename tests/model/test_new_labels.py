@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from prime_xmc.model.new_labels import combine, nearest_clusters
+from prime_xmc.model.new_labels import carry_over, combine, nearest_clusters
 from prime_xmc.model.prototypes import Prototypes
 
 DIM = 8
@@ -46,3 +46,14 @@ def test_prototypes_that_are_the_text():
     settings = {"num_labels": 3, "dim": DIM, "num_free_vectors": 1, "sources": ["text"]}
     state, emb = Prototypes(**settings).state_dict(), unit_rows(2)
     assert torch.equal(combine(settings, state, torch.zeros(2, dtype=torch.int64), unit_rows(2, seed=1), emb), emb)
+
+
+def test_what_training_does_to_all_is_done_to_new_ones_too():
+    generator = torch.Generator().manual_seed(3)
+    before, shift = unit_rows(2000), torch.randn(DIM, generator=generator) * 0.1
+    turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator)).Q
+    after, new = before @ turn + shift, unit_rows(5, seed=1)
+    found = carry_over(before, after, new)
+    torch.testing.assert_close(found, F.normalize(new @ turn + shift, dim=1), atol=2e-3, rtol=0)
+    far = carry_over(before[:1], after[:1], new)
+    torch.testing.assert_close(far.norm(dim=1), torch.ones(5))

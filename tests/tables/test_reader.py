@@ -211,3 +211,23 @@ def test_half_a_character():
 )
 def test_strings(value, expected):
     assert as_strings(value) == expected
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "latin-1", "utf-8-sig", "UTF8"])
+def test_encodings(tmp_path, encoding):
+    path = tmp_path / "t.csv"
+    path.write_bytes('id;text\r\n1;"café\r\nnaïve"\r\n2;ñ'.encode(encoding))
+    with open_table(path, encoding=encoding) as table:
+        assert list(table.rows()) == [Row(2, {"id": "1", "text": "café\r\nnaïve"}), Row(4, {"id": "2", "text": "ñ"})]
+
+
+def test_wrong_encodings(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes("id,text\n1,a\n2,\x81\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"t\.csv, line 3: not cp1252"), open_table(path, encoding="cp1252") as table:
+        list(table.rows())
+    with (
+        pytest.raises(ValueError, match="encoding=klingon: there is no such encoding"),
+        open_table(path, encoding="klingon"),
+    ):
+        pass

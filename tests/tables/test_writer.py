@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from prime_xmc.tables.line_writer import DelimitedWriter
 from prime_xmc.tables.reader import open_table
 from prime_xmc.tables.writer import open_writer
 
@@ -47,14 +46,6 @@ def test_lists_are_json_in_csv_and_lists_elsewhere(tmp_path):
     assert json.loads(list(csv.reader(io.StringIO((tmp_path / "t.csv").read_text())))[1][0]) == row["labels"]
     assert json.loads((tmp_path / "t.jsonl").read_text()) == row
     assert pa.parquet.read_table(tmp_path / "t.parquet").to_pylist() == [row]
-
-
-def test_a_stream_is_not_closed():
-    stream = io.BytesIO()
-    writer = DelimitedWriter(stream, ["a"], ",")
-    writer.write([{"a": "\ud800"}])
-    del writer
-    assert stream.getvalue() == b"a\n\\ud800\n"
 
 
 def test_compressed_files_have_no_date(tmp_path):

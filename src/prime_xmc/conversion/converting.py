@@ -2,7 +2,7 @@
 
 import shlex
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from prime_xmc.conversion.guessing import (
     LABEL_ID_NAMES,
     LABEL_TEXT_NAMES,
+    LIST,
     ROW,
     Column,
     Reference,
@@ -32,7 +33,7 @@ from prime_xmc.data.fitting import size_of_test_split
 from prime_xmc.data.splitting import choose_test_queries
 from prime_xmc.files import publishing, write_json
 from prime_xmc.progress import track
-from prime_xmc.tables.reader import AUTO, OpenTable, open_table
+from prime_xmc.tables.reader import AUTO, UTF_8, OpenTable, open_table
 
 RECORD = "conversion.json"
 FORMAT = 1  # of the record
@@ -58,6 +59,7 @@ class Settings:
         unknown_labels: What is done with labels that the file of labels lacks, one of `UNKNOWN`.
         input_format: Format of all tables, or "auto".
         delimiter: What separates the cells of CSV; None: by the header.
+        encoding: Encoding of the files that are made of lines.
         test_share: Share of the queries to split off where no test queries are given; None: a fifth, at most 2,000.
         seed: Seed of the split.
         memory_limit: Memory for the engine that groups and joins.
@@ -78,6 +80,7 @@ class Settings:
     unknown_labels: str = "error"
     input_format: str = AUTO
     delimiter: str | None = None
+    encoding: str = UTF_8
     test_share: float | int | None = None
     seed: int = 0
     memory_limit: str = "1GB"
@@ -157,7 +160,12 @@ def convert(inputs: Inputs, output: Path, settings: Settings) -> Conversion:
         tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work,
         open_store(Path(work), memory_limit=settings.memory_limit, threads=settings.threads) as store,
     ):
-        return _Converter(inputs, output, settings, store).run()
+        try:
+            return _Converter(inputs, output, settings, store).run()
+        except ValueError as error:
+            if isinstance(error.__cause__, UnicodeError) and settings.encoding == UTF_8:
+                raise ValueError(f"{error}, or say what it is in, such as encoding=cp1252") from error
+            raise
 
 
 class _Converter:
@@ -216,6 +224,9 @@ class _Converter:
         else:
             self.note("  labels", f"{inputs.positives}, a line for each query")
             cells = [row.labels for row in islice(read_sparse(inputs.positives), _SAMPLE)]
+        self._note_unused(
+            columns, {*self.text_columns, self.uid_column, self.labels_column}, "text_column", self.text_columns
+        )
         if inputs.labels is None:
             separator = guess_separator(cells) if given.label_separator is None else given.label_separator
             reference = None
@@ -251,8 +262,8 @@ class _Converter:
             text = Column(rest[0], "the first one left; label_text_column= names another")
         likely = [name for name in (uid.column, text.column) if name is not None]
         likely += [name for name in columns if name not in likely]
-        if self.inputs.positives is not None:
-            reference = Reference(ROW, "list", 0, 0)
+        if self.inputs.positives is not None and all(label.isdigit() for row in cells for label in row):
+            reference = Reference(ROW, LIST, 0, 0)
         else:
             with self._open(path) as table:
                 rows = (row.values for row in table.rows(strings=True))
@@ -271,6 +282,8 @@ class _Converter:
             self.note("  id", uid.reason)
         else:
             self._note_column("  id", uid, (str(uid.column),))
+        used = {*self.label_text_columns, self.label_uid, self.reference}
+        self._note_unused(columns, used, "label_text_column", self.label_text_columns)
         by = "the number of its row, from 0" if reference.column == ROW else repr(reference.column)
         if self.inputs.positives is None:
             self.note(
@@ -284,6 +297,11 @@ class _Converter:
         names = ", ".join(map(repr, columns))
         self.note(subject, f"{names} ({choice.reason})")
 
+    def _note_unused(self, columns: Sequence[str], used: Set[str | None], key: str, texts: Sequence[str]) -> None:
+        if unused := [name for name in columns if name not in used]:
+            shown = f"{', '.join(map(repr, unused[:5]))}{', …' if len(unused) > 5 else ''}"
+            self.note("  not used", f"{shown}; {key}=[{','.join([*texts, unused[0]])}] adds a column to the text")
+
     def _note_separator(self, cells: Sequence[str | list[str]], separator: str) -> None:
         reason = "given" if self.settings.label_separator is not None else "label_separator= says otherwise"
         example = next((cell for cell in cells if len(split_cell(cell, separator)) > 1), None)
@@ -291,8 +309,13 @@ class _Converter:
         self.note("  separator", f"{describe_separator(separator)}{shown} ({reason})")
 
     def _open(self, path: Path) -> Any:
+        given = self.settings
         return open_table(
-            path, input_format=self.settings.input_format, delimiter=self.settings.delimiter, wanted=LABEL_TEXT_NAMES
+            path,
+            input_format=given.input_format,
+            delimiter=given.delimiter,
+            wanted=LABEL_TEXT_NAMES,
+            encoding=given.encoding,
         )
 
     def _read_labels(self, reference: Reference | None) -> None:

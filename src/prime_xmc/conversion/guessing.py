@@ -87,6 +87,8 @@ def choose_query_columns(
         ValueError: If a given column is not there, or none can be found.
     """
     chosen_uid = choose_column(columns, ID_NAMES, uid, "id_column", {each for each in (text, labels) if each})
+    if chosen_uid.column is None and (named := _identifying(columns, sample, {text, labels})) is not None:
+        chosen_uid = Column(named, "by its name, and no two rows have the same; id_column= names another")
     known = {name for name in (text, chosen_uid.column) if name is not None}
     chosen_labels = Column(None, "")
     if needs_labels:
@@ -113,6 +115,19 @@ def choose_query_columns(
     if needs_labels and chosen_labels.column is None:
         raise ValueError(f"no column of labels: {has}; name it by labels_column=")
     return {"text": chosen_text, "labels": chosen_labels, "uid": chosen_uid}
+
+
+def _identifying(
+    columns: Sequence[str], sample: Sequence[Mapping[str, str | list[str]]], taken: Collection[str | None]
+) -> str | None:
+    """Return the first column such as `ticket_id` that has another value in each row."""
+    for column in columns:
+        if column not in taken and _plain(column).endswith("_id") and _plain(column) not in LABELS_NAMES:
+            values = [row.get(column) for row in sample]
+            names = {value for value in values if isinstance(value, str) and value}
+            if values and len(names) == len(values):
+                return column
+    return None
 
 
 def split_cell(cell: str | list[str], separator: str) -> list[str]:

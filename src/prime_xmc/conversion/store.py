@@ -1,6 +1,6 @@
 """Queries and labels in a database on disk, where they are grouped and joined however many there are."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -286,13 +286,12 @@ class Store:
         self._db.unregister("batch")
 
     def _number(self, query: str) -> int:
-        found = self._db.execute(query).fetchone()
-        assert found is not None
-        return int(found[0])
+        ((number,),) = self._db.execute(query).fetchall()
+        return int(number)
 
     def _place(self, query: str) -> Place | None:
-        found: Sequence | None = self._db.execute(query).fetchone()
-        return None if found is None else Place(*found)
+        found = self._db.execute(query).fetchall()  # all, because a result that is not read blocks what follows
+        return Place(*found[0]) if found else None
 
 
 Rows = TypeVar("Rows", QueryRow, LabelRow)

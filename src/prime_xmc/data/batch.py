@@ -208,7 +208,7 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device; what the host goes by stays there: text ids and lengths."""
         moved: dict[str, Any] = {name: send(getattr(self, name), device) for name in _MOVED}
-        optional = {
+        optional: dict[str, Any] = {
             name: send(part, device) if isinstance(part, Tensor) else part.to(device)
             for name, part in self._optional().items()
         }

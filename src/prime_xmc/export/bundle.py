@@ -18,7 +18,7 @@ from torch import Tensor
 from prime_xmc.export.calibration import has_calibration, read_calibration
 from prime_xmc.export.ensemble import has_ensemble, read_ensemble
 from prime_xmc.export.folder import (
-    AGAIN,
+    CARD,
     CENTROIDS,
     CONFIG,
     FORMAT_VERSION,
@@ -28,6 +28,7 @@ from prime_xmc.export.folder import (
     NETWORK,
     PROTOTYPES,
     read_config,
+    read_metrics,
 )
 from prime_xmc.export.model_card import model_card
 from prime_xmc.export.scorers import encoder_digest
@@ -116,7 +117,9 @@ def save_bundle(
             faiss_index.save(temporary / INDEX)
         num_written = _write_labels(temporary / LABELS, labels)
         assert num_written == len(label_prototypes) == len(label_emb) == prototypes.num_labels
-        _write_results(temporary, config, metrics)
+        if metrics is not None:
+            write_json(temporary / METRICS, dict(metrics))
+        write_card(temporary)
 
 
 def update_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
@@ -129,7 +132,9 @@ def update_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
     Raises:
         FileNotFoundError: If the folder is no exported model.
     """
-    _write_results(directory, read_config(directory), metrics)
+    read_config(directory)  # raises before anything is written
+    write_json(directory / METRICS, dict(metrics))
+    write_card(directory)
 
 
 def write_card(directory: Path) -> None:
@@ -139,12 +144,15 @@ def write_card(directory: Path) -> None:
         FileNotFoundError: If the folder is no exported model.
         ValueError: If a file is damaged.
     """
-    config, path = read_config(directory), directory / METRICS
-    try:
-        metrics = json.loads(path.read_bytes()) if path.is_file() else None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
-    _write_results(directory, config, metrics)
+    write_text(directory / CARD, card_of(directory))
+
+
+def card_of(directory: Path, hub_id: str | None = None) -> str:
+    """Return the model card of an exported model; arguments and errors are those of `model_card` and `write_card`."""
+    digest = encoder_digest(directory)
+    ensemble = read_ensemble(directory, digest) if has_ensemble(directory) else None
+    calibration = read_calibration(directory, digest) if has_calibration(directory) else None
+    return model_card(read_config(directory), read_metrics(directory), ensemble, calibration, hub_id)
 
 
 def _flat_index(label_prototypes: Float[Tensor, "label d"]) -> FaissSearch | None:
@@ -233,12 +241,3 @@ def _write_labels(path: Path, labels: Iterable[tuple[str, str]]) -> int:
             file.write(json.dumps({"uid": uid, "text": text}, ensure_ascii=False) + "\n")
             num_written += 1
     return num_written
-
-
-def _write_results(directory: Path, config: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> None:
-    if metrics is not None:
-        write_json(directory / METRICS, dict(metrics))
-    digest = encoder_digest(directory)
-    ensemble = read_ensemble(directory, digest) if has_ensemble(directory) else None
-    calibration = read_calibration(directory, digest) if has_calibration(directory) else None
-    write_text(directory / "README.md", model_card(config, metrics or {}, ensemble, calibration))

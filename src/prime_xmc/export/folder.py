@@ -13,6 +13,7 @@ from typing import Any
 FORMAT_VERSION = 1
 CONFIG = "prime_config.json"
 METRICS = "metrics.json"
+CARD = "README.md"
 LABELS = "labels.jsonl"
 INDEX = "index.faiss"
 PROTOTYPES = "prototypes.safetensors"
@@ -68,6 +69,19 @@ def read_labels(path: Path) -> list[dict[str, Any]]:
 def model_version(config: Mapping[str, Any]) -> int:
     """Return the number of a model's version: 1 as it was trained, one more after each change of its labels."""
     return config.get("version", 1)
+
+
+def read_metrics(directory: Path) -> dict[str, Any]:
+    """Return the results of a model, empty where it has none.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    path = directory / METRICS
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
 
 
 def query_fields(config: Mapping[str, Any]) -> tuple[str, ...] | None:

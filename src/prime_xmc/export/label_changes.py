@@ -17,7 +17,7 @@ from prime_xmc.export.label_tables import LabelTables
 from prime_xmc.export.neighbours_folder import VotingQueries
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.index.lexical import add_to_postings, replace_texts, take_postings
-from prime_xmc.model.new_labels import combine, nearest_clusters
+from prime_xmc.model.new_labels import carry_over, combine, nearest_clusters
 
 _SHOWN = 5  # uids in a message
 
@@ -93,7 +93,8 @@ def add_labels(
         network=network,
     )
     if tables.classifiers is not None:
-        parts["classifiers"] = _joined(tables.classifiers, prototypes)
+        classifiers = carry_over(tables.prototypes, tables.classifiers, prototypes)
+        parts["classifiers"] = _joined(tables.classifiers, classifiers)
     if tables.voters is not None:
         embeddings = _joined(tables.voters.query_emb, query_emb)
         rows, texts = tables.voters.rows, tables.voters.texts

@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -114,7 +115,7 @@ def read_label_tables(model: Path) -> LabelTables:
     return tables
 
 
-def write_label_tables(tables: LabelTables, source: Path, target: Path) -> None:
+def write_label_tables(tables: LabelTables, source: Path, target: Path, *, link: bool = False) -> None:
     """Write a model with other labels, which appears under its name only when it is complete.
 
     What has no row per label is copied as it is: encoder, tokenizer, metrics, and what others have put there.
@@ -123,6 +124,7 @@ def write_label_tables(tables: LabelTables, source: Path, target: Path) -> None:
         tables: What it has for each label.
         source: Folder of the model that they were read from, with the labels of then.
         target: Folder to write; `source` itself is replaced, and any other folder must not exist yet.
+        link: Whether files that do not change may be links to those of `source`, for a folder that is soon gone.
 
     Raises:
         FileExistsError: If `target` exists and is not `source`.
@@ -130,15 +132,42 @@ def write_label_tables(tables: LabelTables, source: Path, target: Path) -> None:
     """
     source, target = source.resolve(), target.resolve()
     in_place = source == target
-    if not in_place and target.exists():
-        raise FileExistsError(f"{target} exists already: name a new folder, or that of the model to change it in place")
-    with publishing(target, replace=in_place) as temporary:
-        # in place, the old folder goes anyway; a copy must not change with its original
-        copy = _link_or_copy if in_place else shutil.copy2
-        shutil.copytree(source, temporary, dirs_exist_ok=True, copy_function=copy)
+    with _new_model(source, target, replace=in_place, link=link or in_place) as temporary:  # the old one goes anyway
         _write(tables, temporary)
-        if model_version(read_config(source)) != model_version(tables.config) - 1:
-            raise ValueError(f"{source} was changed by another process in the meantime: give the command again")
+        _check_version(source, model_version(tables.config) - 1)
+
+
+def copy_model(source: Path, target: Path, replaced_version: int | None = None) -> None:
+    """Copy a model folder, which appears under its name only when it is complete.
+
+    Args:
+        source: Folder of the model.
+        target: Folder to write.
+        replaced_version: Version that a model in its place must have, to be replaced; None: there must be nothing.
+
+    Raises:
+        FileExistsError: If `target` exists and is not to be replaced.
+        ValueError: If the model there has another version.
+    """
+    with _new_model(source.resolve(), target.resolve(), replace=replaced_version is not None):
+        if replaced_version is not None:
+            _check_version(target, replaced_version)
+
+
+@contextmanager
+def _new_model(source: Path, target: Path, *, replace: bool, link: bool = False) -> Iterator[Path]:
+    """Yield a copy of a model folder that takes the name of another at the end of the block."""
+    if not replace and target.exists():
+        raise FileExistsError(f"{target} exists already: name a new folder, or that of the model to change it in place")
+    with publishing(target, replace=replace) as temporary:
+        copy = _link_or_copy if link else shutil.copy2
+        shutil.copytree(source, temporary, dirs_exist_ok=True, copy_function=copy)
+        yield temporary
+
+
+def _check_version(model: Path, number: int) -> None:
+    if model_version(read_config(model)) != number:
+        raise ValueError(f"{model} was changed by another process in the meantime: open it again and repeat the change")
 
 
 def _write(tables: LabelTables, folder: Path) -> None:

@@ -43,6 +43,7 @@ def model_card(
     metrics: Mapping[str, Any],
     ensemble: Ensemble | None = None,
     calibration: Calibration | None = None,
+    hub_id: str | None = None,
 ) -> str:
     """Return the card's Markdown, with the front matter that the hub reads.
 
@@ -53,6 +54,7 @@ def model_card(
             are none yet.
         ensemble: How several scorers are added up; None: there are the prototypes alone.
         calibration: Probabilities of the scores; None: there are none.
+        hub_id: Name on the hub, by which the card says to load it; None: from the folder that the card is in.
     """
     settings, prototypes = config["settings"], config["prototypes"]
     dataset = settings.get("dataset", "an unnamed data set")
@@ -61,6 +63,8 @@ def model_card(
     notes = [note for name, note in metrics.items() if name.startswith("note/") and name != "note/val"]
     text = _CARD.format(
         dataset=dataset,
+        load='"."' if hub_id is None else f'"{hub_id}"',
+        where="  # this folder" if hub_id is None else "",
         num_labels=f"{prototypes['num_labels']:,}",
         pooling=_POOLINGS[config["encoder"].get("pooling", "mean")],  # older exports do not say
         dim=prototypes["dim"],
@@ -249,7 +253,7 @@ A label's score is the cosine of query and prototype.{reads}
 ```python
 import prime_xmc
 
-predictor = prime_xmc.load(".")  # this folder
+predictor = prime_xmc.load({load}){where}
 for prediction in predictor.predict(["terminal multiplexer with tabs"], top_k=5):
     print(prediction.query, [(label.text, label.score) for label in prediction.labels])
 ```

@@ -61,3 +61,26 @@ def combine(
     prototypes.centroids.put(ids, centroids)
     blocks = zip(ids.split(_BLOCK), label_emb.float().split(_BLOCK), strict=True)
     return torch.cat([label_emb.float()[:0], *(prototypes(some_ids, some_emb) for some_ids, some_emb in blocks)])
+
+
+def carry_over(
+    vectors: Float[Tensor, "label d"],
+    trained: Float[Tensor, "label d"],
+    new_vectors: Float[Tensor, "new d"],
+    *,
+    ridge: float = 1.0,
+) -> Float[Tensor, "new d"]:
+    """Return what training would have made of new vectors, as far as that is linear: unit vectors, float32.
+
+    A ridge regression, with an intercept, from the vectors of labels to what was trained on them. New labels would
+    otherwise have scores of another height than those that training has pushed away from queries of others.
+
+    Args:
+        vectors: Vectors of labels before.
+        trained: Vectors of the same labels after.
+        new_vectors: Vectors of new labels.
+        ridge: Weight of the squared coefficients, in units of a label's squared error.
+    """
+    rows, new_rows = (pad(each.double(), (0, 1), value=1.0) for each in (vectors, new_vectors))
+    gram = rows.T @ rows + ridge * torch.eye(rows.shape[1], dtype=rows.dtype)
+    return normalize(new_rows @ torch.linalg.solve(gram, rows.T @ trained.double())).float()

@@ -40,7 +40,7 @@ def decode_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
     try:
         for number, line in enumerate(lines, start=1):
             if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise ValueError(f"{name}, line 1: the file begins with the mark of UTF-16; convert it to UTF-8")
+                raise ValueError(f"{name}, line 1: the file begins with the mark of UTF-16, expected UTF-8")
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeError as error:

@@ -1,5 +1,6 @@
 """A user's table, row by row in the order of the file, in memory that does not grow with the file."""
 
+import codecs
 import gzip
 import importlib.util
 import io
@@ -7,6 +8,7 @@ import json
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from prime_xmc.tables.line_rows import (
 )
 
 AUTO = "auto"
+UTF_8 = "utf-8"
 
 
 class OpenTable:
@@ -68,25 +71,36 @@ class OpenTable:
 
 @contextmanager
 def open_table(
-    path: Path | None, *, input_format: str = AUTO, delimiter: str | None = None, wanted: Collection[str] = ()
+    path: Path | None,
+    *,
+    input_format: str = AUTO,
+    delimiter: str | None = None,
+    wanted: Collection[str] = (),
+    encoding: str = UTF_8,
 ) -> Iterator[OpenTable]:
     """Open a file of a table, decompressed by its suffix (.gz, .zst), or standard input where no path is given.
 
     A folder that the library `datasets` wrote by `save_to_disk` is the table of its only split.
 
     Args:
-        path: The file. CSV, TSV, JSON lines and text are UTF-8, with or without a byte-order mark, with line ends of
-            Unix or Windows; CSV and TSV have a header.
+        path: The file. CSV, TSV, JSON lines and text are with or without a byte-order mark, with line ends of Unix or
+            Windows; CSV and TSV have a header.
         input_format: One of `FORMATS` and `COLUMNAR`; "auto": by suffix and first line, see `recognise`.
         delimiter: What separates the cells of CSV; None: comma, semicolon, tab or bar, by the header.
         wanted: Columns that the caller looks for, which help to recognise a format and a delimiter.
+        encoding: Encoding of the files that are made of lines, by one of Python's names.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not clear what the file is, it is damaged, or needs a library that is not installed.
+        ValueError: If there is no such encoding, it is not clear what the file is, it is damaged, or needs a library
+            that is not installed.
     """
     if input_format not in (AUTO, *FORMATS, *COLUMNAR):
         raise ValueError(f"expected input_format auto, {', '.join((*FORMATS, *COLUMNAR))}, got {input_format!r}")
+    try:
+        codecs.lookup(encoding)
+    except LookupError as error:
+        raise ValueError(f"encoding={encoding}: there is no such encoding; common ones are cp1252, utf-16") from error
     if path is not None and path.is_dir():
         yield _open_folder(path)
         return
@@ -99,10 +113,11 @@ def open_table(
         yield _open_columnar([path], columnar, str(path))
         return
     with ExitStack() as stack:
+        name = str(path or "standard input")
         lines = sys.stdin.buffer if path is None else stack.enter_context(open_lines(path))
-        yield table_of_lines(
-            lines, str(path or "standard input"), input_format=input_format, delimiter=delimiter, wanted=wanted
-        )
+        if codecs.lookup(encoding) != codecs.lookup(UTF_8):
+            lines = _recoded(lines, name, encoding)
+        yield table_of_lines(lines, name, input_format=input_format, delimiter=delimiter, wanted=wanted)
 
 
 def table_of_lines(
@@ -206,6 +221,22 @@ def _as_string(value: Any) -> str:
 def _chain(head: Row, rows: Iterator[Row]) -> Iterator[Row]:
     yield head
     yield from rows
+
+
+def _recoded(lines: Iterable[bytes], name: str, encoding: str) -> Iterator[bytes]:
+    """Yield lines in UTF-8 from those of another encoding, in which a line break may be more than one byte."""
+    decode = codecs.getincrementaldecoder(encoding)().decode
+    number, rest = 1, ""
+    for block in chain(lines, [b""]):
+        try:
+            rest += decode(block, final=not block)
+        except UnicodeError as error:
+            raise ValueError(f"{name}, line {number}: not {encoding} ({error}); give another encoding") from error
+        *complete, rest = rest.split("\n")
+        number += len(complete)
+        yield from (f"{line}\n".encode() for line in complete)
+    if rest:
+        yield rest.encode()
 
 
 def _undamaged(lines: Iterable[bytes], path: Path) -> Iterator[bytes]:

@@ -1,0 +1,268 @@
+"""`Model`: what `prime_xmc.load` and `prime_xmc.fit` return, a model that predicts, is evaluated and changed."""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float64
+
+from prime_xmc.data.corpus import Ragged
+from prime_xmc.evaluation.metrics import TOP_K, evaluate
+from prime_xmc.export.folder import model_version, read_metrics
+from prime_xmc.export.hub import download, is_hub_id, upload
+from prime_xmc.export.label_changes import Example, NewLabel, add_labels, remove_labels, rename_labels
+from prime_xmc.export.label_tables import LabelTables, copy_model, read_label_tables, write_label_tables
+from prime_xmc.export.predictor import Predictor
+
+LabelLike = str | tuple[str, str] | Mapping[str, Any]
+"""A label: its text, which is its uid too; (uid, text); or a dictionary with uid and text, or title in its place."""
+
+
+class Model(Predictor):
+    """An exported model: ranks labels, is evaluated on queries, and gets further labels without training.
+
+    Changes of labels are made beside the folder that was opened, which stays as it was until `save`.
+
+    Example:
+        model = prime_xmc.load("outputs/train/2026-01-31_12-00-00/model")
+        model.add_labels([("l9", "terminal multiplexers")], ["tmux with tabs"], [["l9"]])
+        model.save("models/second")
+
+    Attributes:
+        folder: Folder that holds the model as it is now.
+        source: Folder that was opened, None where it came from the hub.
+    """
+
+    folder: Path
+    source: Path | None
+    _arguments: dict[str, Any]  # with which it was opened
+    _opened_version: int
+    _discard: Callable[[], object] | None = None  # removes a folder that was made for a change, until it is saved
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        device: str = "cpu",
+        index: Literal["auto", "exact", "faiss"] = "auto",
+        precision: str | None = None,
+        scorer: str = "auto",
+        classifiers: str | Path | None = None,
+        prototype_dtype: str = "float32",
+        *,
+        revision: str | None = None,
+    ) -> "Model":
+        """Open a model: a folder, or `<owner>/<model>` on the Hugging Face hub, of which data files are downloaded.
+
+        Nothing of it is run as code.
+
+        Args:
+            directory: Folder of the model, `<run>/model`, or its name on the hub where there is no such folder.
+            device: As in `Predictor.load`, like the next five.
+            index: Kind of search.
+            precision: Precision of the encoder's layers.
+            scorer: Way to score.
+            classifiers: Folder of classifiers that were trained on the model later.
+            prototype_dtype: Precision of the label vectors.
+            revision: Branch, tag or commit on the hub; None: its main branch.
+
+        Raises:
+            FileNotFoundError: If there is no such model here or on the hub, or it lacks what the scorer needs.
+            ImportError: If index="faiss" but Faiss cannot be used.
+            ValueError: If the folder is damaged, or an argument is out of range.
+        """
+        from_hub = is_hub_id(directory)
+        folder = download(str(directory), revision) if from_hub else Path(directory).expanduser()
+        arguments: dict[str, Any] = {
+            "device": device,
+            "index": index,
+            "precision": precision,
+            "scorer": scorer,
+            "classifiers": classifiers,
+            "prototype_dtype": prototype_dtype,
+        }
+        model = super().load(folder, **arguments)
+        assert isinstance(model, cls)
+        model.folder, model.source = folder, None if from_hub else folder
+        model._arguments = arguments
+        model._opened_version = model_version(model.config)
+        return model
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Results of the training, `test/<metric>` and others; empty where there are none."""
+        return read_metrics(self.folder)
+
+    @property
+    def version(self) -> int:
+        """Number of the model's version: 1 as it was trained, one more after each change of its labels."""
+        return model_version(self.config)
+
+    def evaluate(
+        self,
+        queries: Sequence[str],
+        positives: Sequence[Sequence[int] | Sequence[str]],
+        inverse_propensity: Float64[np.ndarray, " label"] | None = None,
+    ) -> dict[str, float]:
+        """Return the metrics of the model for queries whose labels are known.
+
+        Args:
+            queries: Texts.
+            positives: Labels of each query, by row (`ScoredLabel.id`) or by uid.
+            inverse_propensity: Weight of each label, at least 1; None: there are no propensity-scored metrics.
+
+        Returns:
+            Fractions in [0, 1] by name, such as "P@1" and "R@10"; empty where no query has a label.
+
+        Raises:
+            ValueError: If queries and positives do not fit, or a label is not known.
+        """
+        if len(queries) != len(positives):
+            raise ValueError(f"expected labels for each of {len(queries)} queries, got {len(positives)} lists")
+        truth = Ragged.from_rows([np.unique(row) for row in rows_of(positives, [uid for uid, _ in self.labels])])
+        if not queries:
+            return {}
+        query_emb, tokens = self._read(list(queries))
+        _, indices = self.search(query_emb, min(TOP_K, self.num_labels), tokens)
+        weights = np.ones(self.num_labels) if inverse_propensity is None else inverse_propensity
+        metrics = evaluate(indices.cpu().numpy(), truth, weights)
+        unweighted = inverse_propensity is None
+        return {name: value for name, value in metrics.items() if not (unweighted and name.startswith("PS"))}
+
+    def add_labels(
+        self,
+        labels: Iterable[LabelLike],
+        queries: Sequence[str] = (),
+        positives: Sequence[Sequence[str]] = (),
+    ) -> None:
+        """Add labels without training: prototypes come from their texts and from example queries.
+
+        Args:
+            labels: Labels to add.
+            queries: Example queries of these; each label may have none.
+            positives: Labels of each example query, by uid: of new ones, and maybe of others besides.
+
+        Raises:
+            FileNotFoundError: If the model folder lacks what makes prototypes.
+            ValueError: If a uid is taken, or an example names a label that there is not.
+        """
+        if len(queries) != len(positives):
+            raise ValueError(f"expected labels for each of {len(queries)} queries, got {len(positives)} lists")
+        new = [as_label(label) for label in labels]
+        examples = [Example(text, tuple(uids)) for text, uids in zip(queries, positives, strict=True)]
+        self._change(lambda tables: add_labels(tables, self, new, examples))
+
+    def remove_labels(self, uids: Iterable[str]) -> None:
+        """Remove labels; the ids of those behind them change.
+
+        Raises:
+            ValueError: If there is no such label, or none would be left.
+        """
+        removed = list(uids)
+        self._change(lambda tables: remove_labels(tables, removed))
+
+    def rename_labels(self, texts: Mapping[str, str]) -> None:
+        """Give labels other texts, by uid; their prototypes follow.
+
+        Raises:
+            ValueError: If there is no such label, or a text is empty.
+        """
+        new = [NewLabel(uid, text) for uid, text in texts.items()]
+        self._change(lambda tables: rename_labels(tables, self, new))
+
+    def save(self, folder: str | Path | None = None) -> Path:
+        """Write the model as it is now, in one step, and return where.
+
+        Args:
+            folder: Folder that does not exist yet; None: the one that was opened is replaced.
+
+        Raises:
+            FileExistsError: If the folder exists.
+            ValueError: If no folder was opened, or it has changed since.
+        """
+        if folder is None and self.source is None:
+            raise ValueError("the model comes from the hub: give a folder to save it in")
+        target = Path(folder).expanduser() if folder is not None else self.source
+        assert target is not None
+        if self.source is not None and target.resolve() == self.source.resolve():
+            if self.folder != self.source:
+                copy_model(self.folder, target, self._opened_version)
+        else:
+            copy_model(self.folder, target)
+        self._move_to(target, None)
+        self.source = target
+        self._opened_version = self.version
+        return target
+
+    def push_to_hub(
+        self, hub_id: str, *, private: bool = True, license: str | None = None, token: str | None = None
+    ) -> str:
+        """Upload the model with its card; arguments, result and errors are those of `prime_xmc.export.hub.upload`."""
+        return upload(self.folder, hub_id, private=private, license=license, token=token)
+
+    def _change(self, change: Callable[[LabelTables], LabelTables]) -> None:
+        workspace = Path(tempfile.mkdtemp(prefix="prime_xmc-"))
+        discard = weakref.finalize(self, shutil.rmtree, workspace, ignore_errors=True)
+        try:
+            write_label_tables(change(read_label_tables(self.folder)), self.folder, workspace / "model", link=True)
+            changed = Predictor.load(workspace / "model", **self._arguments)
+        except BaseException:
+            discard()
+            raise
+        self.searcher, self.labels, self.config = changed.searcher, changed.labels, changed.config
+        self._move_to(workspace / "model", discard)
+
+    def _move_to(self, folder: Path, discard: Callable[[], object] | None) -> None:
+        """Take a folder for the model's own; the one that was made for its last change goes."""
+        if self._discard is not None:
+            self._discard()
+        self.folder, self._discard = folder, discard
+
+
+def as_label(label: object) -> NewLabel:
+    """Return a label as uid and text.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if isinstance(label, str):
+        return NewLabel(label, label)
+    if isinstance(label, Mapping):
+        text = label.get("text", label.get("title"))
+        uid = label.get("uid", text)
+    else:
+        uid, text = label if isinstance(label, tuple) and len(label) == 2 else (None, None)
+    if not isinstance(uid, str | int) or isinstance(uid, bool) or not isinstance(text, str):
+        raise ValueError(f"expected a label as a text, (uid, text) or a dictionary with uid and text, got {label!r}")
+    return NewLabel(str(uid), text)
+
+
+def rows_of(positives: Sequence[Sequence[int] | Sequence[str]], uids: Sequence[str]) -> list[list[int]]:
+    """Return the labels of each query by row, from rows or uids.
+
+    Raises:
+        ValueError: If a label is not known, or a uid belongs to several labels.
+    """
+    place: dict[str, int] = {}
+    several = {uid for row, uid in enumerate(uids) if place.setdefault(uid, row) != row}
+    rows = []
+    for number, labels in enumerate(positives):
+        if isinstance(labels, str):
+            raise ValueError(f"query {number}: expected a list of labels, got the text {labels!r}: write [label]")
+        row: list[int] = []
+        for label in labels:
+            if isinstance(label, str):
+                if label not in place or label in several:
+                    problem = "several labels have this uid" if label in several else "there is no such label"
+                    raise ValueError(f"query {number}: {label!r}: {problem}")
+                row.append(place[label])
+            elif isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < len(uids):
+                raise ValueError(f"query {number}: label {label!r}: expected a uid or a row from 0 to {len(uids) - 1}")
+            else:
+                row.append(int(label))
+        rows.append(row)
+    return rows

@@ -1,0 +1,78 @@
+"""`prime_xmc.labels`: the command, from files to a model with other labels."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import prime_xmc
+from prime_xmc.labels import run
+
+
+@pytest.fixture
+def model(toy_bundle, tmp_path):
+    return shutil.copytree(toy_bundle, tmp_path / "model")
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "new.csv").write_text("uid,text\nn1,purple dragon\nn2,orange boat\n")
+    (tmp_path / "few.csv").write_text("query,labels\na dragon,n1\na dragon in a boat,n1;n2\n")
+    return tmp_path
+
+
+def test_add_from_the_command_line(model, files):
+    command = [sys.executable, "-m", "prime_xmc.labels", "add", "model=model", "labels=new.csv", "queries=few.csv"]
+    done = subprocess.run([*command, "output=second"], cwd=files, capture_output=True, text=True, check=True)
+    assert "second: version 2, 50 labels" in done.stderr
+    assert done.stdout == ""
+    records = [json.loads(line) for line in (files / "second" / "labels.jsonl").read_text().splitlines()]
+    assert records[-2:] == [
+        {"uid": "n1", "text": "purple dragon", "added": 2, "queries": 2},
+        {"uid": "n2", "text": "orange boat", "added": 2, "queries": 1},
+    ]
+    assert sorted(path.name for path in files.iterdir()) == ["few.csv", "model", "new.csv", "second"]
+
+
+class TestRun:
+    def labels(self, model):
+        return dict(prime_xmc.load(model).labels)
+
+    def call(self, compose, model, **settings):
+        overrides = [f"{key}={value}" for key, value in settings.items()]
+        run(compose(f"model.dir={model}", *overrides, name="labels"))
+
+    def test_rename_and_remove_in_place(self, compose, model, files):
+        (files / "texts.csv").write_text("uid,text\nl0,purple dragon\n")
+        self.call(compose, model, action="rename", labels=files / "texts.csv")
+        assert self.labels(model)["l0"] == "purple dragon"
+        self.call(compose, model, action="remove", uids="[l0,l1]")
+        (files / "old.txt").write_text("l2\nl3\n")
+        self.call(compose, model, action="remove", labels=files / "old.txt")
+        assert list(self.labels(model)) == [f"l{row}" for row in range(4, 48)]
+
+    def test_list(self, compose, model, files, capsys):
+        self.call(compose, model, action="list")
+        written = capsys.readouterr().out
+        assert json.loads(written.splitlines()[0]) == {"uid": "l0", "text": "red cat"}
+        self.call(compose, model, action="list", output=files / "labels.jsonl")
+        assert (files / "labels.jsonl").read_text() == written
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"action": "ad"}, "expected add, remove, rename or list behind the command, got ad"),
+            ({"action": "add"}, "add: expected labels=<file>, and nothing else"),
+            ({"action": "add", "uids": "[a]"}, "add: expected labels=<file>, and nothing else"),
+            ({"action": "remove"}, r"remove: expected labels=<file> or uids=\[...\]"),
+            (
+                {"action": "rename", "labels": "a", "queries": "b"},
+                "queries=b: example queries are for add, not for ren",
+            ),
+        ],
+    )
+    def test_mistakes(self, compose, model, settings, message):
+        with pytest.raises(ValueError, match=message):
+            self.call(compose, model, **settings)

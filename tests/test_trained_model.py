@@ -1,0 +1,134 @@
+"""`Model`: predictions, metrics, changed labels, and what is saved."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import prime_xmc
+from prime_xmc.trained_model import Model, as_label, rows_of
+
+
+@pytest.fixture
+def model(toy_bundle, tmp_path) -> Model:
+    return prime_xmc.load(shutil.copytree(toy_bundle, tmp_path / "model"))
+
+
+def uids(model: Model, text: str) -> list[str]:
+    (prediction,) = model.predict([text], top_k=model.num_labels)
+    return [label.uid for label in prediction.labels]
+
+
+class TestChanges:
+    def test_are_seen_at_once_and_saved_when_asked(self, model, tmp_path):
+        model.add_labels([("n1", "purple dragon"), "orange boat"], ["a dragon"], [["n1"]])
+        model.remove_labels(["l0"])
+        model.rename_labels({"l1": "grey stone"})
+        assert (model.num_labels, model.version) == (49, 4)
+        assert model.labels[-2:] == [("n1", "purple dragon"), ("orange boat", "orange boat")]
+        assert model.labels[0] == ("l1", "grey stone")
+        found = uids(model, "purple dragon")
+        assert set(found) == {uid for uid, _ in model.labels}
+        assert prime_xmc.load(tmp_path / "model").num_labels == 48
+        assert model.save(tmp_path / "second") == tmp_path / "second"
+        assert uids(prime_xmc.load(tmp_path / "second"), "purple dragon") == found
+        model.remove_labels(["n1"])
+        assert prime_xmc.load(tmp_path / "second").version == 4
+        model.save()
+        assert prime_xmc.load(tmp_path / "second").version == 5
+
+    def test_in_place(self, model, tmp_path):
+        workspaces = []
+        for label in ("a", "b"):
+            model.add_labels([label])
+            workspaces.append(model.folder.parent)
+        assert not workspaces[0].exists()
+        model.save()
+        assert prime_xmc.load(tmp_path / "model").num_labels == 50
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+    def test_nothing_is_lost_that_others_have_changed(self, model, tmp_path):
+        other = prime_xmc.load(tmp_path / "model")
+        for each in (model, other):
+            each.add_labels(["a"])
+        model.save()
+        with pytest.raises(ValueError, match="was changed by another process in the meantime"):
+            other.save()
+
+    def test_folders_are_not_overwritten(self, model, tmp_path):
+        (tmp_path / "second").mkdir()
+        with pytest.raises(FileExistsError, match="second exists already"):
+            model.save(tmp_path / "second")
+
+    def test_a_change_that_fails_changes_nothing(self, model):
+        with pytest.raises(ValueError, match="'l3': in the model already"):
+            model.add_labels([("l3", "x")])
+        assert (model.num_labels, model.version, model.folder) == (48, 1, model.source)
+
+    def test_examples_without_labels(self, model):
+        with pytest.raises(ValueError, match="expected labels for each of 1 queries, got 0 lists"):
+            model.add_labels(["a"], ["q"])
+
+
+class TestEvaluate:
+    def test_is_what_the_ranking_gives(self, model):
+        texts = ["a red cat", "a blue house", "an apple"]
+        first = [model.predict([text], top_k=1)[0].labels[0] for text in texts]
+        right = [[first[0].id], [first[1].id], [(first[2].id + 1) % 48]]
+        metrics = model.evaluate(texts, right)
+        assert metrics["P@1"] == pytest.approx(2 / 3)
+        assert not [name for name in metrics if name.startswith("PS")]
+        by_uid = model.evaluate(texts, [[model.labels[row[0]][0]] for row in right])
+        assert by_uid == metrics
+        weighted = model.evaluate(texts, right, np.ones(48))
+        assert weighted["PSP@1"] == pytest.approx(2 / 3)
+
+    def test_of_nothing(self, model):
+        assert model.evaluate([], []) == {}
+
+    @pytest.mark.parametrize(
+        ("positives", "message"),
+        [
+            ([["l1"]], "expected labels for each of 2 queries, got 1 lists"),
+            ([["l1"], ["x"]], "query 1: 'x': there is no such label"),
+            ([[0], [48]], "query 1: label 48: expected a uid or a row from 0 to 47"),
+            ([[0], [True]], "query 1: label True: expected a uid or a row"),
+            (["l1", "l2"], r"query 0: expected a list of labels, got the text 'l1': write \[label\]"),
+        ],
+    )
+    def test_mistakes(self, model, positives, message):
+        with pytest.raises(ValueError, match=message):
+            model.evaluate(["a", "b"], positives)
+
+
+def test_uids_of_several_labels_are_refused():
+    assert rows_of([["b"], [0]], ["a", "b", "a"]) == [[1], [0]]
+    with pytest.raises(ValueError, match="query 0: 'a': several labels have this uid"):
+        rows_of([["a"]], ["a", "b", "a"])
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("soup", ("soup", "soup")),
+        (("l1", "soup"), ("l1", "soup")),
+        ({"uid": 7, "text": "soup"}, ("7", "soup")),
+        ({"uid": "l1", "title": "soup"}, ("l1", "soup")),
+        ({"text": "soup"}, ("soup", "soup")),
+    ],
+)
+def test_labels_in_several_forms(label, expected):
+    assert as_label(label) == expected
+
+
+@pytest.mark.parametrize("label", [7, ("a",), ("a", None), {"uid": "a"}, {"uid": True, "text": "a"}, None])
+def test_what_is_no_label(label):
+    with pytest.raises(ValueError, match="expected a label as a text"):
+        as_label(label)
+
+
+def test_results_of_the_training(model):
+    assert model.metrics == {}
+    Path(model.folder, "metrics.json").write_text('{"test/P@1": 0.5}')
+    assert model.metrics == {"test/P@1": 0.5}
