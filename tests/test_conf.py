@@ -75,7 +75,14 @@ def test_what_is_to_be_given_has_no_default(option, group, key, compose):
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_entry_point_composes(path: Path, compose):
-    assert "dataset" in compose(name=path.stem) or path.stem in ("calibrate", "convert", "labels", "predict", "report")
+    assert "dataset" in compose(name=path.stem) or path.stem in (
+        "calibrate",
+        "convert",
+        "labels",
+        "predict",
+        "report",
+        "serve",
+    )
 
 
 @pytest.mark.parametrize("dataset", BENCHMARKS)

@@ -55,7 +55,7 @@ def test_wheel_carries_the_configuration_and_the_data(environment, tmp_path):
     assert module.is_relative_to(environment)
     assert conf == module.parent / "conf"
     assert files(conf) == files(ROOT / "conf")
-    for folder in ("datasets", "reporting"):
+    for folder in ("datasets", "reporting", "serving"):
         assert files(module.parent / folder) == files(ROOT / "src" / "prime_xmc" / folder)
 
 

@@ -25,12 +25,15 @@ COMMANDS = (
     "prepare",
     "plan",
     "report",
+    "serve",
+    "export",
 )
 
 
 def serve(address: str) -> None:
     """Answer requests, each in a fork of its own, until the process is ended."""
-    modules = {command: importlib.import_module(f"prime_xmc.{command}") for command in COMMANDS}
+    files = {"export": "export.__main__"}
+    modules = {command: importlib.import_module(f"prime_xmc.{files.get(command, command)}") for command in COMMANDS}
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks: their clients do
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")

@@ -2,7 +2,8 @@
 
 A block in `bash` or `python` is run as it stands. Before a block there can be a comment that says otherwise:
 
-    <!-- composed: needs a GPU -->      it is not run; its commands compose, so that the keys that they set exist
+    <!-- composed: needs a GPU -->      it is not run; its commands compose, so that the keys that they set exist;
+                                         Python compiles
     <!-- file: my_conf/loss/a.yaml -->  it is written to this file, which later blocks of the page use
 
 Blocks in `json` and `yaml` are parsed, and blocks in `text` are not code. A block in anything else is an error. The
@@ -40,7 +41,7 @@ QUICK_TRAINING = (
     *("encoder.num_layers=1", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1"),
     "classify_settings=['trainer.max_epochs=1','trainer.check_val_every_n_epoch=1']",
 )
-OTHER_PROGRAMS = ("cd", "export", "git", "source", "tensorboard", "wandb")
+OTHER_PROGRAMS = ("cd", "curl", "docker", "export", "git", "source", "tensorboard", "wandb")
 
 FENCE = re.compile(
     r"(?:^<!-- (?P<mark>[a-z]+): (?P<value>[^\n]*) -->\n)?"
@@ -88,7 +89,7 @@ def is_known(block: Block) -> bool:
     if block.mark is None:
         return block.language in ("bash", "python", "json", "yaml", "text")
     if block.mark == "composed":
-        return block.language == "bash" and bool(block.value.strip())
+        return block.language in ("bash", "python") and bool(block.value.strip())
     return block.mark == "file" and block.language in ("python", "yaml", "json", "text")
 
 
@@ -150,6 +151,9 @@ def test_block_that_is_not_run_composes(block, compose):
     from prime_xmc.command_line.arguments import prepare
     from prime_xmc.conf_files import all_entries, config_dir
 
+    if block.language == "python":
+        compile(block.text, block.place, "exec")
+        return
     for program, *arguments in commands(block.text):
         if program == "make":
             targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)

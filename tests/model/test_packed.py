@@ -174,6 +174,21 @@ class TestPackedBackbone:
                 pair = exact_grad[name].flatten(), rounded_grad[name].flatten()
                 assert torch.cosine_similarity(*pair, dim=0) > 0.98, name
 
+    @pytest.mark.parametrize("num_frozen", [0, 1])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_kept_layers_change_nothing(self, backbone, dtype, num_frozen):
+        token_ids, lengths = random_texts()
+        packed = PackedBackbone(backbone, num_frozen=num_frozen)
+        with torch.no_grad():
+            expected = packed(token_ids, lengths, dtype)
+            packed.keep_layers(dtype)
+            assert torch.equal(packed(token_ids, lengths, dtype), expected)
+            for parameter in backbone.parameters():
+                parameter.mul_(2)
+        with torch.no_grad():  # they are kept indeed
+            assert torch.equal(packed._kept[dtype][-1][0] * 2, packed._layers()[-1].qkv_weight.to(dtype))
+        assert packed(token_ids, lengths, dtype).requires_grad
+
     def test_weights_stay_those_of_the_backbone(self, backbone):
         texts = random_texts()
         runner = PackedBackbone(backbone)

@@ -318,6 +318,15 @@ class TextEncoder(nn.Module):
         if self.packed is not None and self.packed.num_frozen:
             self.frozen = FrozenOutputs(lengths, self.dim, make_bank, dtype)
 
+    def keep_layers(self, dtype: torch.dtype) -> None:
+        """Cast weights once for all calls without gradients, where layers of our own run; see `PackedBackbone`.
+
+        Args:
+            dtype: Dtype in which the layers will compute.
+        """
+        if self.packed is not None and self.packed.by_hand is not None:
+            self.packed.by_hand.keep_layers(dtype)
+
     def forward(
         self,
         token_ids: Int[Tensor, " token"],

@@ -364,6 +364,7 @@ class PackedBackbone:
         self.num_heads: int = config.num_attention_heads
         self.eps: float = 1e-12 if config.model_type == "distilbert" else config.layer_norm_eps
         self.frozen = FrozenLayers(self.backbone.embeddings, list(self._modules()), num_frozen)
+        self._kept: dict[torch.dtype, list[list[Tensor]]] = {}
 
     @property
     def num_frozen(self) -> int:
@@ -373,6 +374,14 @@ class PackedBackbone:
     def unfrozen(self) -> AbstractContextManager[None]:
         """Let no layer be frozen, for the duration of the context."""
         return self.frozen.lifted()
+
+    @torch.no_grad()
+    def keep_layers(self, dtype: torch.dtype) -> None:
+        """Cast the layers' weights once, for all calls without gradients that compute in this dtype from now on.
+
+        For a few texts, casting takes longer than computing. The backbone's weights may not change any more.
+        """
+        self._kept[dtype] = _cast(self._layers(), dtype)
 
     def __call__(
         self,
@@ -394,7 +403,7 @@ class PackedBackbone:
         else:
             # for all chunks at once, since each gradient of this table has a row for every token of the vocabulary
             rows = self.backbone.embeddings.word_embeddings(token_ids)
-        layers = _cast(self._layers()[self.num_frozen :], dtype)
+        layers = self._in_dtype(slice(self.num_frozen, None), dtype)
         pooled = []
         for part, groups, num_rows in self._in_chunks(rows, lengths):
             if self.recompute and torch.is_grad_enabled():
@@ -417,7 +426,7 @@ class PackedBackbone:
             dtype: Dtype in which the layers compute.
         """
         words = self.backbone.embeddings.word_embeddings(token_ids)
-        layers = _cast(self._layers()[: self.num_frozen], dtype)
+        layers = self._in_dtype(slice(self.num_frozen), dtype)
         result = words.new_empty(words.shape, dtype=dtype)
         start = 0
         for part, groups, num_rows in self._in_chunks(words, lengths):
@@ -466,6 +475,11 @@ class PackedBackbone:
         if hasattr(embeddings, "token_type_embeddings"):
             embedded = embedded + embeddings.token_type_embeddings.weight[0]
         return embeddings.LayerNorm(embedded)
+
+    def _in_dtype(self, which: slice, dtype: torch.dtype) -> list[list[Tensor]]:
+        if dtype in self._kept and not torch.is_grad_enabled():
+            return self._kept[dtype][which]
+        return _cast(self._layers()[which], dtype)
 
     def _modules(self) -> Iterable[Any]:
         return (self.backbone.transformer if hasattr(self.backbone, "transformer") else self.backbone.encoder).layer
