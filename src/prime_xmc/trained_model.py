@@ -214,6 +214,7 @@ class Model(Predictor):
             discard()
             raise
         self.searcher, self.labels, self.config = changed.searcher, changed.labels, changed.config
+        self._calibration = self._explainer = None  # they are read from the folder when they are wanted
         self._move_to(workspace / "model", discard)
 
     def _move_to(self, folder: Path, discard: Callable[[], object] | None) -> None:
