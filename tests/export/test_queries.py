@@ -39,7 +39,7 @@ class TestText:
     def test_bad_encoding(self):
         with pytest.raises(ValueError, match=r"queries, line 3: not UTF-8 .*0xe9.*; convert it to UTF-8"):
             read(b"a\nb\ncaf\xe9\n")
-        with pytest.raises(ValueError, match=r"queries, line 1: the file begins with the mark of UTF-16; convert it"):
+        with pytest.raises(ValueError, match="queries, line 1: the file begins with the mark of UTF-16"):
             read("id,title\n".encode("utf-16"))
 
     @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import html5lib
 import pytest
 import uvicorn
 
+from prime_xmc.export.calibration import Calibration, Held, ScorerCalibration, save_calibration
+from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.serving.application import make_app
 from prime_xmc.serving.query_page import policy, query_page
 
@@ -157,13 +159,41 @@ def test_it_is_used_with_the_keyboard_alone(open_page, make_serving):
         assert page.locator("#text").input_value() == "a red\ncat"
         assert page.locator("#labels > li").count() == 0
         reached = []
-        for _ in range(6):
+        for _ in range(5):
             page.keyboard.press("Tab")
             reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-        assert reached[:4] == ["top-k", "min-score", "Rank labels", "Search the labels of the model"]
+        assert reached == ["top-k", "min-score", "explain", "Rank labels", "Search the labels of the model"]
+        page.locator("#explain").press("Space")
         page.locator("button", has_text="Rank labels").press("Enter")
         wait(page, "10 labels in")
         assert page.locator("#status").get_attribute("role") == "status"
+        summary = page.locator(".why summary").first
+        summary.press("Enter")
+        wait(page, "The score is made of")
+        assert page.locator(".why[open]").count() == 1
+
+
+def test_reasons_and_probabilities_are_shown(open_page, make_serving, evil_folder):
+    of_theta = ScorerCalibration(10.0, 1.0, -5.0, 0.1, 0.5, {"test": Held(1, 5, 0.0, [], 0.5, 0.5, 0.5)})
+    save_calibration(evil_folder, Calibration("a test", {"theta": of_theta}, None), digest=encoder_digest(evil_folder))
+    serving = make_serving(evil_folder)
+    (expected,) = serving.slot.model.predictor.predict(["a cat"], top_k=5, calibrate=True, explain=True)
+    with running(make_app(serving)) as address:
+        page = open_page(address)
+        wait(page, "48 labels")
+        page.locator("#text").fill("a cat")
+        page.locator("#top-k").select_option("5")
+        page.locator("#calibrate").check()
+        page.locator("#explain").check()
+        page.locator("#text").press("Enter")
+        wait(page, "5 labels in")
+        wait(page, "Probability that the label is right")
+        shown = page.locator("#labels .score").all_inner_texts()
+        for text, label in zip(shown, expected.labels, strict=True):
+            assert float(text.partition(" %")[0]) == pytest.approx(100 * label.probability, abs=1)
+        page.locator(".why summary").first.click()
+        share = expected.labels[0].why.scorers["theta"]
+        assert f"The score is made of {share:.3f} prototype." in page.locator(".why").first.inner_text()
 
 
 def test_scores_below_the_lowest_are_left_out_and_problems_are_told(open_page, make_serving, toy_bundle):

@@ -65,7 +65,7 @@ def export_encoder(encoder: TextEncoder, path: Path) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     shapes = {name: {0: "texts", 1: "tokens"} for name in (INPUT_IDS, MASK)}
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet_exporter():
             program = torch.onnx.export(
                 EncoderGraph(encoder).eval(),
                 (input_ids, mask),
@@ -87,16 +87,13 @@ def export_encoder(encoder: TextEncoder, path: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on its own workings to itself."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter._registration")]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
+def quiet_exporter() -> Iterator[None]:
+    """Keep remarks of exporter and quantiser on their own workings, dozens of lines, to themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+        logging.disable(before)

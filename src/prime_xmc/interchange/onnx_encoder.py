@@ -10,7 +10,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
-from prime_xmc.interchange.encoder_graph import INPUT_IDS, MASK
+from prime_xmc.interchange.encoder_graph import INPUT_IDS, MASK, quiet_exporter
 
 _TEXTS = 32  # texts of a batch, which are of about the same length
 
@@ -51,4 +51,5 @@ def quantise(source: Path, target: Path) -> None:
         source: File of a graph in float32.
         target: File to write.
     """
-    quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, per_channel=True)
+    with quiet_exporter():
+        quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, per_channel=True)
