@@ -81,6 +81,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(arguments, mess
     assert not list(tmp_path.iterdir())
 
 
+def test_fit_replaces_no_run(tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="is there already: give another run_dir, or remove the folder"):
+        prime_xmc.fit(["q"], [[0]], ["a"], run_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

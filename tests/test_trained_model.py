@@ -24,8 +24,9 @@ class TestChanges:
     def test_are_seen_at_once_and_saved_when_asked(self, model, tmp_path):
         model.add_labels([("n1", "purple dragon"), "orange boat"], ["a dragon"], [["n1"]])
         model.remove_labels(["l0"])
-        model.rename_labels({"l1": "grey stone"})
-        assert (model.num_labels, model.version) == (49, 4)
+        model.rename_labels({"l1": "red stone"})
+        model.rename_labels([("l1", "grey stone")])
+        assert (model.num_labels, model.version) == (49, 5)
         assert model.labels[-2:] == [("n1", "purple dragon"), ("orange boat", "orange boat")]
         assert model.labels[0] == ("l1", "grey stone")
         found = uids(model, "purple dragon")
@@ -34,9 +35,9 @@ class TestChanges:
         assert model.save(tmp_path / "second") == tmp_path / "second"
         assert uids(prime_xmc.load(tmp_path / "second"), "purple dragon") == found
         model.remove_labels(["n1"])
-        assert prime_xmc.load(tmp_path / "second").version == 4
-        model.save()
         assert prime_xmc.load(tmp_path / "second").version == 5
+        model.save()
+        assert prime_xmc.load(tmp_path / "second").version == 6
 
     def test_in_place(self, model, tmp_path):
         workspaces = []

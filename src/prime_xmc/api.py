@@ -107,6 +107,7 @@ def fit(
 
     Raises:
         ValueError: If queries and labels do not fit, two labels have one uid, or a setting is unknown or out of range.
+        FileExistsError: If the run folder has files in it.
     """
     known = [as_label(label) for label in labels]
     uids = [label.uid for label in known]
@@ -118,6 +119,8 @@ def fit(
     files = {name: _records(texts, rows_of(of_texts, uids), name) for name, (texts, of_texts) in splits.items()}
     files["lbl"] = [{"uid": label.uid, "title": label.text} for label in known]
     folder = Path(overrides.pop("run_dir", None) or folder_of_now("train"))
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is there already: give another run_dir, or remove the folder")
     data = folder / "data"
     for name, records in files.items():
         write_text(data / f"{name}.json", "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))

@@ -165,13 +165,16 @@ class Model(Predictor):
         removed = list(uids)
         self._change(lambda tables: remove_labels(tables, removed))
 
-    def rename_labels(self, texts: Mapping[str, str]) -> None:
-        """Give labels other texts, by uid; their prototypes follow.
+    def rename_labels(self, texts: Mapping[str, str] | Iterable[tuple[str, str]]) -> None:
+        """Give labels other texts; their prototypes follow.
+
+        Args:
+            texts: New text by uid, or pairs of uid and new text.
 
         Raises:
             ValueError: If there is no such label, or a text is empty.
         """
-        new = [NewLabel(uid, text) for uid, text in texts.items()]
+        new = [NewLabel(uid, text) for uid, text in dict(texts).items()]
         self._change(lambda tables: rename_labels(tables, self, new))
 
     def save(self, folder: str | Path | None = None) -> Path:

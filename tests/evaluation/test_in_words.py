@@ -70,5 +70,5 @@ def test_few_texts_say_little():
 def test_what_is_printed(capsys):
     print_in_words(many(0.2, 0.8), "test")
     printed = " ".join(capsys.readouterr().out.split())
-    assert "of 1,000 test texts: the first answer is right for 50%, and 50% of the right labels are among" in printed
+    assert "of 1,000 test texts: the first answer is right for 50%, and 50% of all right labels are among" in printed
     assert "│ 20 or more │ 1 │ 80% │" in printed

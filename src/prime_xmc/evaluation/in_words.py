@@ -123,7 +123,7 @@ def print_in_words(words: InWords, split: str) -> None:
     console = Console()
     console.print(
         f"In words, of {words.num_texts:,} {split} texts: the first answer is right for {words.first_right:.0%}, and "
-        f"{words.found:.0%} of the right labels are among the first {FIRST} answers.",
+        f"{words.found:.0%} of all right labels are among the first {FIRST} answers (R@10 is the mean over texts).",
         highlight=False,
         markup=False,
     )
