@@ -124,12 +124,6 @@ class TestData:
         with pytest.raises(ValueError, match=r"custom: no training query has a label.*prime_xmc\.audit"):
             make_data(config)
 
-    def test_a_test_split_without_a_label_on_any_query_is_refused(self, small, tmp_path):
-        config = small()
-        (tmp_path / "tst.json").write_text('{"title": "a", "target_ind": []}\n')
-        with pytest.raises(ValueError, match="none of the 1 test queries has a label"):
-            make_data(config)
-
     def test_a_missing_test_file_may_be_refused(self, small):
         with pytest.raises(FileNotFoundError, match=r"tst\.json \(or \.json\.gz\) not found"):
             make_data(small("dataset.num_test=0"))

@@ -223,8 +223,7 @@ def make_data(config: DictConfig) -> PrimeDataModule:
     """
     corpus = open_corpus(config)
     counts = corpus.manifest["counts"]
-    sizes = (counts["train"]["positives"], corpus.num_labels, counts["test"]["texts"], counts["test"]["positives"])
-    if faults := find_faults(*sizes):
+    if faults := find_faults(counts["train"]["positives"], corpus.num_labels):
         raise ValueError(f"{config.dataset.name}: {'; '.join(faults)}. `python -m prime_xmc.audit` shows more")
     fitted = fit_to_data(config, corpus)
     if settings := fitted_settings(config, len(corpus.train), corpus.num_labels):

@@ -6,16 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged, Split
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.evaluation.metrics import TOP_K
-from prime_xmc.evaluation.rank import Ranking, rank_split
+from prime_xmc.evaluation.rank import Ranking, rank_by, rank_split
 from prime_xmc.evaluation.reliability import Reliability, Threshold, calibrate, measure
 from prime_xmc.export.calibration import Calibration, Held, ScorerCalibration, save_calibration
 from prime_xmc.export.ensemble import has_ensemble, read_ensemble
 from prime_xmc.export.predictor import Predictor
-from prime_xmc.export.scorers import encoder_digest
+from prime_xmc.export.scorers import encoder_digest, read_prototypes
 from prime_xmc.export.searchers import load_searcher, scorers_of
 from prime_xmc.index.fused import Weights
 
@@ -85,7 +87,11 @@ def _held(num_queries: int, reliability: Reliability, threshold: Threshold) -> H
 
 
 def calibrate_prototypes(
-    model: Path, data: PrimeDataModule, device: torch.device, test: Ranking | None
+    model: Path,
+    data: PrimeDataModule,
+    device: torch.device,
+    test: Ranking | None,
+    encoded: tuple[Int64[np.ndarray, " held_out"], Float[Tensor, "held_out d"]] | None = None,
 ) -> Calibration | None:
     """Calibrate the prototypes of a model that has no other scorer, on the queries held out of its training.
 
@@ -94,17 +100,22 @@ def calibrate_prototypes(
         data: The data that it was trained on.
         device: Device to compute on.
         test: Its best labels for the test split; None: it was not tested.
+        encoded: Ids and embeddings of these queries; None: they are encoded.
 
     Returns:
         None where there are too few queries, see `calibrate_rankings`.
     """
-    ids, train = data.validation_ids, data.corpus.train
+    ids, train = data.validation_ids if encoded is None else encoded[0], data.corpus.train
     if len(ids) == 0:
         return None
-    predictor = Predictor.load(model, device=str(device), index="exact", scorer="theta")
     held_out = Split(train.tokens.take(ids), train.positives.take(ids), train.filtered.take(ids))
+    if encoded is None:
+        predictor = Predictor.load(model, device=str(device), index="exact", scorer="theta")
+        ranking = rank_split(predictor, held_out)
+    else:
+        ranking = rank_by(read_prototypes(model, str(device)), encoded[1].to(device), held_out.filtered)
     calibration = calibrate_rankings(
-        {"theta": rank_split(predictor, held_out)},
+        {"theta": ranking},
         held_out.positives,
         queries=VALIDATION,
         weights=None,

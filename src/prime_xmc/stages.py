@@ -161,8 +161,9 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
                 show_scorers(metrics, weights)
                 show_stage_passes(metrics)
             else:
-                device = trainer.strategy.root_device
-                if calibrate_prototypes(run_dir / "model", data, device, module.test_predictions) is not None:
+                device, held_out = trainer.strategy.root_device, module.ranked_queries().get("val")
+                made = calibrate_prototypes(run_dir / "model", data, device, module.test_predictions, held_out)
+                if made is not None:
                     update_metrics(run_dir / "model", metrics)  # for the model card
             show_calibration(run_dir / "model")
             _show_in_words(run_dir, data)

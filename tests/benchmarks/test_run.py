@@ -66,7 +66,7 @@ def test_small_clustering_benchmark_from_the_command_line(tmp_path):
 def test_unknown_benchmark(tmp_path):
     done = command_line("clustring", "--output", str(tmp_path))
     assert done.returncode == 2
-    assert "no benchmark is called clustring: expected some of clustering, evaluation" in done.stderr
+    assert "no benchmark is called clustring: expected some of clustering, convert, evaluation" in done.stderr
 
 
 def test_rows_and_verdicts(run, tmp_path):

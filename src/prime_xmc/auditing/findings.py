@@ -44,9 +44,9 @@ KINDS = {
         "Name the fields that hold the text by dataset.fields, those of labels by dataset.label_fields.",
     ),
     "no_labelled_test_query": Kind(
-        "error",
+        "warning",
         "No test query has a label",
-        "All metrics of the test split are 0 whatever the model does.",
+        "There are no metrics of the test split, whatever the model does.",
         "Give the test queries their labels, or leave the test file out: some training queries are then split off.",
     ),
     "empty_query": Kind(

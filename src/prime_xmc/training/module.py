@@ -127,7 +127,7 @@ class PrimeModule(LightningModule, PrototypeModule):
         self.test_predictions: tuple[np.ndarray, np.ndarray] | None = None
         self.num_trained = 0  # queries that went through training steps of this process
         self._index: tuple[Tensor, Tensor] | None = None
-        self.keeps_queries = False  # whether `ranked_queries` has something to return
+        self.keeps_queries = False  # whether `ranked_queries` has more to return than those held out
         self._ranked: dict[str, list[tuple[np.ndarray, Tensor]]] = {}
         self.step_log = StepLog()
         self._compared_epoch: int | None = None  # the last one whose batches were compared between processes
@@ -510,7 +510,7 @@ class PrimeModule(LightningModule, PrototypeModule):
         ids = batch.ids.numpy()
         # validation queries are training queries that are held out
         query_emb = self(batch.token_ids, batch.lengths, batch.ids if stage == "val" else None)
-        if self.keeps_queries:
+        if self.keeps_queries or stage == "val":  # those held out are few
             self._ranked.setdefault(stage, []).append((ids, query_emb.detach().cpu()))
         found, scores = search_unfiltered(self.searcher.search, query_emb, queries.filtered.take(ids), TOP_K)
         self.metrics.update(found, queries.positives.take(ids))
@@ -519,7 +519,7 @@ class PrimeModule(LightningModule, PrototypeModule):
     def ranked_queries(self) -> dict[str, tuple[np.ndarray, Tensor]]:
         """Return ids and embeddings, on the CPU, of the queries that were ranked since the last step, by stage.
 
-        There are none unless `keeps_queries` was set before they were ranked.
+        There are those held out alone unless `keeps_queries` was set before they were ranked.
         """
         return {
             stage: (np.concatenate([ids for ids, _ in parts]), torch.cat([emb for _, emb in parts]))
