@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,20 +232,8 @@ sys.exit(int(answer or 1))
 
 def write_clients(folder: Path, address: Path) -> None:
     """Write an executable for each command, and `run-python`, all of which ask the server to do the work."""
-    names = (
-        "convert",
-        "audit",
-        "train",
-        "classify",
-        "evaluate",
-        "predict",
-        "labels",
-        "calibrate",
-        "prepare",
-        "plan",
-        "report",
-        "python",
-    )
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    names = [*(script.removeprefix("prime-xmc-") for script in scripts), "python"]
     for name in names:
         added = list(QUICK_TRAINING) if name == "train" else []
         path = folder / ("run-python" if name == "python" else f"prime-xmc-{name}")
