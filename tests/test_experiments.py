@@ -58,8 +58,11 @@ class TestHead:
         assert overrides_of(name)[0] == f"experiment={name}"
 
     def test_command_has_the_learning_rate_and_clusters_that_were_measured(self, name, compose):
-        """Those of the data set have changed since."""
+        """Those of the data set have changed since all but `fast` were measured."""
         if read_head(name)["Result"] == "not run":
+            return
+        if name == "fast":
+            assert compose("run_dir=x", *overrides_of(name)).dataset.lr == 8e-4
             return
         config = compose("run_dir=x", *overrides_of(name))
         assert config.dataset.lr == 5e-4
