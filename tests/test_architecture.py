@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import prime_xmc
+from prime_xmc.command_line.usage import COMMANDS
 
 PACKAGE = Path(prime_xmc.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "datasets" not in path.parts)
@@ -47,21 +48,7 @@ ROOMS: dict[str, set[str]] = {
     "bundle": {"export"},  # an old name
     "__main__": {"conf_files", "command_line"},
 }
-ENTRY_POINTS = {
-    "convert",
-    "audit",
-    "train",
-    "classify",
-    "evaluate",
-    "predict",
-    "calibrate",
-    "labels",
-    "prepare",
-    "plan",
-    "report",
-    "serve",
-    "export",
-}
+ENTRY_POINTS = set(COMMANDS)
 # Where the folder of a room has the name of a command, the command is what `python -m` runs of it.
 ENTRY_FILES = {f"{name}.py" for name in ENTRY_POINTS - {"export"}} | {"export/__main__.py"}
 ALLOWED = {

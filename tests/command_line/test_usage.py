@@ -1,11 +1,19 @@
 """The help, as it is made from the configuration files."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from prime_xmc.command_line.usage import COMMANDS, help_of, overview
 from prime_xmc.conf_files import config_dir, entries, groups
 
 CONF = config_dir()
+
+
+def test_the_commands_are_those_that_are_installed():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(project["scripts"]) == {f"prime-xmc-{name}" for name in COMMANDS}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

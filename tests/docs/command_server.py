@@ -13,21 +13,7 @@ import socket
 import sys
 import traceback
 
-COMMANDS = (
-    "convert",
-    "audit",
-    "train",
-    "classify",
-    "evaluate",
-    "predict",
-    "labels",
-    "calibrate",
-    "prepare",
-    "plan",
-    "report",
-    "serve",
-    "export",
-)
+from prime_xmc.command_line.usage import COMMANDS
 
 
 def serve(address: str) -> None:

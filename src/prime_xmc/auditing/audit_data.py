@@ -177,7 +177,7 @@ def _finding(
         file: The file.
         count: How often.
         rows: Rows of the first ones.
-        total: Of how many; None: of all lines.
+        total: Number that could have been found; None: all lines.
         partners: File and rows of what belongs to each of them.
         note: A sentence.
     """

@@ -209,7 +209,7 @@ class Finding:
         kind: A key of `KINDS`.
         file: Name of the file.
         count: How often.
-        total: Of how many.
+        total: Number that could have been found.
         examples: At most three.
         note: Further numbers, a sentence; empty for none.
     """

@@ -19,6 +19,8 @@ COMMANDS = (
     "prepare",
     "plan",
     "report",
+    "serve",
+    "export",
 )
 OPTIONS = (
     ("-m", "run once for each combination of values: seed=0,1 loss=prime,infonce"),
