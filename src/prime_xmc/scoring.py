@@ -1,6 +1,7 @@
 """After training: further scorers of a model are weighed against each other, added to it, and tested."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -68,7 +69,7 @@ class LexicalSettings(NamedTuple):
 
     pairs: bool
     steps: int = 0
-    most_scores: float = float("inf")
+    most_scores: float = math.inf
 
 
 def lexical_settings(config: DictConfig) -> LexicalSettings | None:
@@ -80,7 +81,7 @@ def lexical_settings(config: DictConfig) -> LexicalSettings | None:
     lexical = config.get("lexical")
     if lexical is None:
         return None
-    steps, most = lexical.get("steps", 0), lexical.get("most_scores", 0)
+    steps, most = lexical.get("steps", 0), lexical.get("most_scores", math.inf)
     if not isinstance(lexical.pairs, bool):
         raise ValueError(f"expected lexical.pairs true or false, got {lexical.pairs}")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:

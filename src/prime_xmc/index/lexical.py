@@ -250,10 +250,10 @@ def add_to_postings(
     new_idf = inverse_document_frequency(df[is_new], max(num_texts, int(df.max()) if len(df) else 0))
     idf = torch.cat([postings.idf, new_idf])[order]
     added = _label_postings(queries, query_labels, label_texts, terms, idf, special, pairs=pairs)
-    columns, label_ids, weights, moved = _entries(postings)
+    columns, label_ids, weights, moved = entries_of(postings)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))  # of each term among all
-    new_columns, new_labels, new_weights, new_moved = _entries(added)
+    new_columns, new_labels, new_weights, new_moved = entries_of(added)
     return _from_entries(
         terms,
         idf,
@@ -276,7 +276,7 @@ def take_postings(postings: Postings, num_labels: int, kept: Int64[Tensor, " kep
         num_labels: Number of all labels.
         kept: Ids of the labels to keep, ascending.
     """
-    columns, label_ids, weights, moved = _entries(postings)
+    columns, label_ids, weights, moved = entries_of(postings)
     new_ids = torch.full((num_labels,), -1)
     new_ids[kept] = torch.arange(len(kept))
     is_kept = new_ids[label_ids] >= 0
@@ -312,7 +312,7 @@ def replace_texts(
     size, special = len(label_ids), torch.tensor(special_ids, dtype=torch.int64)
     none = FlatRows(new_texts.values[:0], np.zeros(1, dtype=np.int64))
     own = add_to_postings(postings, num_labels, none, none, new_texts, special_ids=special_ids, pairs=pairs)
-    columns, labels, weights, moved = _entries(own)  # own vectors of the new texts come after those of all labels
+    columns, labels, weights, moved = entries_of(own)  # own vectors of the new texts come after those of all labels
     old = text_vectors(old_texts, own.terms, own.idf, special, pairs=pairs)
     renamed = torch.full((num_labels + size,), -1)
     renamed[label_ids] = renamed[num_labels:] = torch.arange(size)
@@ -351,13 +351,13 @@ def replace_texts(
     )
 
 
-def _entries(
+def entries_of(
     postings: Postings,
 ) -> tuple[
     Int64[Tensor, " posting"], Int64[Tensor, " posting"], Float32[Tensor, " posting"], Float32[Tensor, " posting"]
 ]:
     """Return term, label, weight, and what training has added to it, of each entry."""
-    columns = torch.arange(len(postings.terms)).repeat_interleave(postings.offsets.diff())
+    columns = torch.arange(len(postings.terms), device=postings.terms.device).repeat_interleave(postings.offsets.diff())
     return columns, postings.label_ids.long(), postings.weights, postings.moved
 
 

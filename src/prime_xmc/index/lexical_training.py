@@ -25,7 +25,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LinearLR
 
 from prime_xmc.index.groups import blocks, bounds, expand
-from prime_xmc.index.lexical import LexicalIndex, Postings, TextVectors, query_block, text_vectors
+from prime_xmc.index.lexical import LexicalIndex, Postings, TextVectors, entries_of, query_block, text_vectors
 from prime_xmc.index.search import Rows, count_rows, some_rows
 
 HARDEST = 50  # best labels of a text that are told from those that it has
@@ -71,14 +71,12 @@ def train_postings(
     num_labels, num_terms, device = count_rows(label_texts), len(postings.terms), postings.terms.device
     special = torch.tensor(special_ids, dtype=torch.int64, device=device)
     # the texts are the queries, then the label texts
-    parts = [
+    of_queries, of_labels = (
         text_vectors(texts, postings.terms, postings.idf, special, pairs=pairs) for texts in (queries, label_texts)
-    ]
-    num_texts = count_rows(queries) + num_labels
-    rows = torch.cat([parts[0].rows, parts[1].rows + count_rows(queries)])
-    texts = TextVectors(
-        rows, *(torch.cat([first, second]) for first, second in zip(*(p[1:] for p in parts), strict=True))
     )
+    num_texts = count_rows(queries) + num_labels
+    of_labels = of_labels._replace(rows=of_labels.rows + count_rows(queries))
+    texts = TextVectors(*map(torch.cat, zip(of_queries, of_labels, strict=True)))
     text_bounds = bounds(texts.rows, num_texts)
 
     index = LexicalIndex(postings, num_labels, special_ids=special_ids, pairs=pairs)
@@ -89,19 +87,19 @@ def train_postings(
     unsaid = torch.isin(found, _keys(query_filtered, num_texts, device)) & ~torch.isin(found, positive)
     found = found[~unsaid]  # label * texts + text, ascending
 
+    is_positive = torch.isin(found, positive)
+
     # the entries of the vectors, by label and then by term
-    order = (postings.label_ids.long() * num_terms + _terms_of(postings)).argsort()
-    entries = (postings.label_ids.long() * num_terms + _terms_of(postings))[order]
-    entry_bounds = bounds(postings.label_ids[order].long(), num_labels)
+    columns, label_ids, *_ = entries_of(postings)
+    entries, order = (label_ids * num_terms + columns).sort()
+    entry_bounds = bounds(label_ids, num_labels)
     pair_bounds = torch.searchsorted(found, torch.arange(num_labels + 1, device=device) * num_texts)
     lengths = text_bounds.diff()[found % num_texts]
     before = pad(lengths.cumsum(0), (1, 0))[pair_bounds]
     moved, bias = postings.moved.clone(), postings.bias.clone()
     for first, end in blocks(before, _BLOCK_TERMS):
-        of_pairs, of_entries = (
-            slice(pair_bounds[first], pair_bounds[end]),
-            slice(entry_bounds[first], entry_bounds[end]),
-        )
+        of_pairs = slice(pair_bounds[first], pair_bounds[end])
+        of_entries = slice(entry_bounds[first], entry_bounds[end])
         keys, block = found[of_pairs], entries[of_entries]
         label, text = keys // num_texts, keys % num_texts
         row, place = expand(text_bounds, text)
@@ -113,7 +111,7 @@ def train_postings(
             start,
             end - first,
             label - first,
-            torch.isin(keys, positive),
+            is_positive[of_pairs],
             row[is_there],
             at[is_there],
             texts.weights[place[is_there]],
@@ -181,8 +179,3 @@ def _keys(labels: Rows, num_texts: int, device: torch.device) -> Int64[Tensor, "
     """Return the keys, label * texts + text, of the labels of queries."""
     rows = torch.arange(count_rows(labels)).repeat_interleave(torch.from_numpy(np.diff(labels.offsets)))
     return (torch.from_numpy(labels.values.astype(np.int64)) * num_texts + rows).to(device)
-
-
-def _terms_of(postings: Postings) -> Int64[Tensor, " posting"]:
-    terms = torch.arange(len(postings.terms), device=postings.terms.device)
-    return terms.repeat_interleave(postings.offsets.diff())
