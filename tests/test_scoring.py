@@ -20,7 +20,7 @@ from prime_xmc.evaluation.predictions import load_predictions
 from prime_xmc.export.calibration import read_calibration
 from prime_xmc.export.ensemble import read_ensemble
 from prime_xmc.export.scorers import encoder_digest
-from prime_xmc.scoring import check_ensemble, ensemble_settings
+from prime_xmc.scoring import LexicalSettings, check_ensemble, ensemble_settings, lexical_settings
 from prime_xmc.stages import _same_debugging
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.classifier_module import ClassifierModule
@@ -270,6 +270,14 @@ def test_what_a_run_for_debugging_passes_on(given, settings, expected, compose):
 def test_settings_are_checked_before_training(given, message, compose):
     with pytest.raises(ValueError, match=message):
         check_ensemble(compose(given))
+
+
+def test_lexical_settings_that_are_not_given():
+    """Steps came later than the score, so that a configuration without them has none."""
+    assert lexical_settings(OmegaConf.create({})) is None
+    assert lexical_settings(OmegaConf.create({"lexical": {"pairs": True}})) == LexicalSettings(True, steps=0)
+    given = OmegaConf.create({"lexical": {"pairs": False, "steps": 3}})
+    assert lexical_settings(given) == LexicalSettings(False, steps=3, most_scores=float("inf"))
 
 
 def test_an_older_configuration_in_a_run_folder_gets_the_lexical_weights(tmp_path):

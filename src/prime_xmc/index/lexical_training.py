@@ -84,10 +84,9 @@ def train_postings(
     positive = torch.cat([_keys(query_labels, num_texts, device), own * num_texts + count_rows(queries) + own])
     found = torch.cat([positive, *_hardest(index, queries, 0, num_texts, hardest)])
     found = torch.cat([found, *_hardest(index, label_texts, count_rows(queries), num_texts, hardest)]).unique()
-    unsaid = torch.isin(found, _keys(query_filtered, num_texts, device)) & ~torch.isin(found, positive)
-    found = found[~unsaid]  # label * texts + text, ascending
-
     is_positive = torch.isin(found, positive)
+    is_told = is_positive | ~torch.isin(found, _keys(query_filtered, num_texts, device))
+    found, is_positive = found[is_told], is_positive[is_told]  # label * texts + text, ascending
 
     # the entries of the vectors, by label and then by term
     columns, label_ids, *_ = entries_of(postings)
