@@ -195,7 +195,8 @@ class Shell:
             arguments = ["run-python", script.name]
         else:
             arguments = ["bash", "-eo", "pipefail", "-c", text]
-        path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
+        # The readers have activated the environment in which these tests run.
+        path = os.pathsep.join((str(self.programs), str(Path(sys.executable).parent), os.environ["PATH"]))
         done = subprocess.run(
             arguments, cwd=folder, env=environment() | {"PATH": path}, capture_output=True, text=True, timeout=120
         )
