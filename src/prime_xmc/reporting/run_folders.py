@@ -16,6 +16,7 @@ _CONFIG = Path(".hydra", "config.yaml")
 _OVERRIDES = Path(".hydra", "overrides.yaml")
 _EXPORT = Path("model", "prime_config.json")
 _CLASSIFIERS = Path("classifiers", "classifiers.json")
+_BASELINE = "baseline.json"
 _STAGE = "classify"  # folder of a second stage, within the run folder of the first
 _AFTERWARDS = (
     "classify",
@@ -28,11 +29,13 @@ _MEASURED = re.compile(r"(val|test)/(?:(\w+)/)?([^/]+)")  # split, scorer if the
 _JOB = "job.json"  # what a sweep notes about each of its jobs
 # Two runs belong to one configuration if they differ only in their seed, in where they write, and in what they show.
 _APART = (
-    *("seed", "run_dir", "cache_dir", "ckpt_path", "bank.directory", "debug"),
+    *("seed", "run_dir", "cache_dir", "envs_dir", "threads", "ckpt_path", "bank.directory", "debug"),
     *("export_after_validation", "export_every_n_epochs"),
     *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
     *("trainer.default_root_dir", "trainer.profiler"),
 )
+# Those of them that others take their value from.
+_PLACES = ("seed", "run_dir", "cache_dir", "envs_dir", "threads")
 _APART_GROUPS = ("logger", "callbacks.progress", "hydra")
 # Callbacks, by the class that _target_ names, that watch or save a run and do not change what it learns.
 _WATCHERS = {
@@ -127,7 +130,7 @@ def read_runs(path: Path) -> list[RunRecord]:
     config = _load_yaml(path / _CONFIG)
     overrides = _load_yaml(path / _OVERRIDES) if (path / _OVERRIDES).is_file() else []
     metrics, export, job = (_load_json(path / name) for name in ("metrics.json", _EXPORT, _JOB))
-    export = (export or _load_json(path / _CLASSIFIERS) or {}).get("settings", {})
+    export = (export or _load_json(path / _CLASSIFIERS) or _load_json(path / _BASELINE) or {}).get("settings", {})
     try:
         seed = int(config["seed"])
         settings, derived = _resolve(config)
@@ -181,7 +184,7 @@ def _cache_dir(config: dict[str, Any]) -> str | None:
 
 def _resolve(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the settings by dotted key, and the expressions of those that are computed from other keys."""
-    plain = _without_machine({**config, **{key: f"<{key}>" for key in ("seed", "run_dir", "cache_dir")}})
+    plain = _without_machine({**config, **{key: f"<{key}>" for key in _PLACES}})
     raw = dict(_leaves(plain))
     resolved = dict(_leaves(OmegaConf.to_container(OmegaConf.create(plain), resolve=True)))
     watchers = _watchers(config)

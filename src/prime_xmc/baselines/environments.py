@@ -1,0 +1,83 @@
+"""Virtual environments for libraries that need other versions of packages than this one, made on first use."""
+
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from prime_xmc.files import locked, publishing, write_json
+
+logger = logging.getLogger(__name__)
+
+_LIST = "requirements.json"  # in the folder of an environment: what has been installed
+_LINES = 3  # of what pip complains about that are shown
+
+
+class LibraryEnvironment:
+    """A virtual environment with fixed versions of packages, in a folder that its name and these versions tell.
+
+    Args:
+        name: What it is for, such as "xr_linear".
+        packages: Packages to install with their versions, `name==1.2.3`, without what they depend on where that is not
+            in the list.
+        folder: Folder of all environments.
+        pip_options: Further options of `pip install`, such as ["--index-url", "https://..."].
+        with_dependencies: Whether pip installs what the packages depend on, too.
+
+    Raises:
+        ValueError: If a package has no fixed version.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        packages: Sequence[str],
+        folder: str | Path,
+        pip_options: Sequence[str] = (),
+        with_dependencies: bool = False,
+    ):
+        loose = [package for package in packages if "==" not in package]
+        if loose:
+            raise ValueError(f"the environment of {name} needs fixed versions, got {', '.join(loose)}")
+        self.name = name
+        self.packages = [*packages]
+        self.pip_options = [*pip_options, *([] if with_dependencies else ["--no-deps"])]
+        content = json.dumps([self.packages, self.pip_options, sys.version_info[:2]])
+        digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
+        self.folder = Path(folder).expanduser().absolute() / f"{name}-{digest}"
+
+    def python(self) -> Path:
+        """Return the environment's Python, after it has been made if it was not there.
+
+        Raises:
+            ValueError: If it cannot be made, with what pip said and what to do.
+        """
+        with locked(self.folder.with_name(f"{self.folder.name}.lock")):
+            if not (self.folder / _LIST).is_file():
+                logger.info("%s: making its environment, %s, once", self.name, self.folder)
+                # complete or not there; nothing in it depends on its name but the scripts, which are not used
+                with publishing(self.folder, replace=True) as temporary:
+                    self._make(temporary)
+        return self.folder / "bin" / "python"
+
+    def _make(self, folder: Path) -> None:
+        self._run([sys.executable, "-m", "venv", str(folder)])
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+        self._run([*pip, *self.pip_options, *self.packages])
+        write_json(folder / _LIST, {"packages": self.packages, "pip_options": self.pip_options})
+
+    def _run(self, command: Sequence[str]) -> None:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+            errors = [line for line in lines if line.startswith("ERROR")] or lines
+            said = "\n".join(errors[-_LINES:])
+            raise ValueError(
+                f"method={self.name} needs an environment of its own, and that could not be made: pip ended with "
+                f"status {done.returncode}.\n{said}\nIt installs {', '.join(self.packages)} and needs a package "
+                "index, of the network or of your own (method.environment.pip_options=[--index-url,<url>]). The same "
+                "command tries again; other methods do not need it."
+            )
