@@ -1,0 +1,53 @@
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from prime_xmc.baselines.features import TfIdf
+from prime_xmc.baselines.libraries import LinearLibrary, run_worker
+
+LIBRARIES = [
+    ("omikuji", {"min_branch_size": 2, "cluster_k": 2}, 10),
+    ("omikuji", {"min_branch_size": 2, "cluster_k": 4, "cluster_balanced": False, "max_depth": 3}, 10),
+    ("napkinxc", {"max_leaves": 3}, None),
+]
+
+
+@pytest.mark.parametrize(("library", "parameters", "beam_size"), LIBRARIES)
+@pytest.mark.parametrize("label_texts", [True, False])
+def test_trees_find_the_labels(words, asked, expected, library, parameters, beam_size, label_texts):
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed: pip install 'prime_xmc[baselines]'")
+    method = LinearLibrary(
+        library, parameters, TfIdf(ngrams=(1, 1)), label_texts=label_texts, beam_size=beam_size, threads=1
+    )
+    outcome = method.rank(words, {"val": asked, "test": words.queries}, 20)
+    ids, scores = outcome.rankings["val"]
+    assert [{*row[:2]} for row in ids.tolist()] == expected
+    assert ids.shape == (3, 20)
+    assert ids[:, 10:].max() == -1  # there are ten labels
+    assert (scores[:, :-1] >= scores[:, 1:]).all()
+    assert outcome.rankings["test"][0].shape == (120, 20)
+    cost = outcome.cost
+    assert 0 < cost.train_cpu_seconds < 60
+    assert cost.milliseconds_per_query > 0
+    assert 2**20 < cost.peak_rss_bytes < 2**30  # torch, which this process has loaded, is not in that one
+    assert cost.model_bytes > 100
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("prime_xmc.baselines.libraries.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs omikuji: pip install 'prime_xmc\[baselines\]'"):
+        LinearLibrary("omikuji", {}, TfIdf())
+
+
+def test_an_unknown_library_is_refused():
+    with pytest.raises(ValueError, match=r"method\.library=fasttext: expected one of omikuji, napkinxc, xr_linear"):
+        LinearLibrary("fasttext", {}, TfIdf())
+
+
+def test_a_process_that_fails_is_quoted(tmp_path):
+    import sys
+
+    with pytest.raises(RuntimeError, match=r"ended with status 1:\n(.*\n)*.*settings\.json"):
+        run_worker(Path(sys.executable), tmp_path, 1)
