@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from prime_xmc.baselines.features import TfIdf
-from prime_xmc.baselines.libraries import LinearLibrary, run_worker
+from prime_xmc.baselines.libraries import ExternalMethod, run_worker
 
 LIBRARIES = [
     ("omikuji", {"min_branch_size": 2, "cluster_k": 2}, 10),
@@ -18,7 +18,7 @@ LIBRARIES = [
 def test_trees_find_the_labels(words, asked, expected, library, parameters, beam_size, label_texts):
     if find_spec(library) is None:
         pytest.skip(f"{library} is not installed: pip install 'prime_xmc[baselines]'")
-    method = LinearLibrary(
+    method = ExternalMethod(
         library, parameters, TfIdf(ngrams=(1, 1)), label_texts=label_texts, beam_size=beam_size, threads=1
     )
     outcome = method.rank(words, {"val": asked, "test": words.queries}, 20)
@@ -38,12 +38,12 @@ def test_trees_find_the_labels(words, asked, expected, library, parameters, beam
 def test_a_library_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("prime_xmc.baselines.libraries.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs omikuji: pip install 'prime_xmc\[baselines\]'"):
-        LinearLibrary("omikuji", {}, TfIdf())
+        ExternalMethod("omikuji", {}, TfIdf())
 
 
 def test_an_unknown_library_is_refused():
     with pytest.raises(ValueError, match=r"method\.library=fasttext: expected one of omikuji, napkinxc, xr_linear"):
-        LinearLibrary("fasttext", {}, TfIdf())
+        ExternalMethod("fasttext", {}, TfIdf())
 
 
 def test_a_process_that_fails_is_quoted(tmp_path):
