@@ -36,7 +36,13 @@ def test_folder_tells_what_is_in_it(tmp_path):
     assert first.parent == tmp_path
     assert first == LibraryEnvironment("a", PACKAGES, tmp_path).folder
     assert first != LibraryEnvironment("a", ["some-package==1.2.4"], tmp_path).folder
-    assert first != LibraryEnvironment("a", PACKAGES, tmp_path, with_dependencies=True).folder
+    (tmp_path / "versions.txt").write_text("other==1\n")
+    constrained = LibraryEnvironment("a", PACKAGES, tmp_path, constraints=tmp_path / "versions.txt")
+    assert first != constrained.folder
+    assert constrained.pip_options == ["--constraint", str(tmp_path / "versions.txt")]
+    (tmp_path / "versions.txt").write_text("other==2\n")
+    again = LibraryEnvironment("a", PACKAGES, tmp_path, constraints=tmp_path / "versions.txt")
+    assert constrained.folder != again.folder
 
 
 def test_versions_have_to_be_fixed(tmp_path):

@@ -21,14 +21,15 @@ class LibraryEnvironment:
 
     Args:
         name: What it is for, such as "xr_linear".
-        packages: Packages to install with their versions, `name==1.2.3`, without what they depend on where that is not
-            in the list.
+        packages: Packages to install with their versions, `name==1.2.3`.
         folder: Folder of all environments.
         pip_options: Further options of `pip install`, such as ["--index-url", "https://..."].
-        with_dependencies: Whether pip installs what the packages depend on, too.
+        constraints: File of the versions of all that the packages depend on, which is installed, too. None: nothing is
+            installed but the packages.
 
     Raises:
         ValueError: If a package has no fixed version.
+        FileNotFoundError: If there is no such file.
     """
 
     def __init__(
@@ -37,15 +38,17 @@ class LibraryEnvironment:
         packages: Sequence[str],
         folder: str | Path,
         pip_options: Sequence[str] = (),
-        with_dependencies: bool = False,
+        constraints: str | Path | None = None,
     ):
         loose = [package for package in packages if "==" not in package]
         if loose:
             raise ValueError(f"the environment of {name} needs fixed versions, got {', '.join(loose)}")
         self.name = name
         self.packages = [*packages]
-        self.pip_options = [*pip_options, *([] if with_dependencies else ["--no-deps"])]
-        content = json.dumps([self.packages, self.pip_options, sys.version_info[:2]])
+        dependencies = ["--no-deps"] if constraints is None else ["--constraint", str(constraints)]
+        self.pip_options = [*pip_options, *dependencies]
+        versions = None if constraints is None else Path(constraints).read_text(encoding="utf-8")
+        content = json.dumps([self.packages, [*pip_options], versions, sys.version_info[:2]])
         digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
         self.folder = Path(folder).expanduser().absolute() / f"{name}-{digest}"
 

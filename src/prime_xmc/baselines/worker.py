@@ -4,8 +4,8 @@ It is run as a script, `python worker.py <folder>`, by the Python of whatever en
 nothing of this package, and a library only in the function that needs it.
 
 The folder has `settings.json`, `train.npz` (CSR matrix, float32), `labels.npz` (CSR matrix [query, label]) and
-`queries_<name>.npz` for each name of queries; for `TEXT_LIBRARIES` also `train.json` and `queries_<name>.json`, lists of
-texts. It gets `ranking_<name>.npz` (`ids`, `scores`) and `cost.json`.
+`queries_<name>.npz` for each name of queries; for `TEXT_LIBRARIES` also lists of texts, `train.json` and
+`queries_<name>.json`. It gets `ranking_<name>.npz` (`ids`, `scores`) and `cost.json`.
 """
 
 import json
