@@ -3,12 +3,13 @@
 import hashlib
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prime_xmc.files import locked, publishing, write_json
+from prime_xmc.files import locked, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +62,21 @@ class LibraryEnvironment:
         with locked(self.folder.with_name(f"{self.folder.name}.lock")):
             if not (self.folder / _LIST).is_file():
                 logger.info("%s: making its environment, %s, once", self.name, self.folder)
-                # complete or not there; nothing in it depends on its name but the scripts, which are not used
-                with publishing(self.folder, replace=True) as temporary:
-                    self._make(temporary)
+                self._make(self.folder.with_name(f".{self.folder.name}"))
         return self.folder / "bin" / "python"
 
-    def _make(self, folder: Path) -> None:
-        self._run([sys.executable, "-m", "venv", str(folder)])
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-        self._run([*pip, *self.pip_options, *self.packages])
-        write_json(folder / _LIST, {"packages": self.packages, "pip_options": self.pip_options})
+    def _make(self, temporary: Path) -> None:
+        """Make it under another name, which nothing in it depends on but scripts that are not used, and rename it."""
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            self._run([sys.executable, "-m", "venv", str(temporary)])
+            pip = [str(temporary / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+            self._run([*pip, *self.pip_options, *self.packages])
+            write_json(temporary / _LIST, {"packages": self.packages, "pip_options": self.pip_options})
+            shutil.rmtree(self.folder, ignore_errors=True)  # incomplete: it has no list
+            temporary.rename(self.folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _run(self, command: Sequence[str]) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
