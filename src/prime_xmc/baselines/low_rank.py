@@ -14,6 +14,8 @@ scores. H = X (X'X + lambda I)^-1 X' is what the regression makes of its targets
 In the first four W = (X'X + lambda I)^-1 X'Y V.
 """
 
+import logging
+import warnings
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -26,6 +28,8 @@ from scipy.sparse.linalg import LinearOperator, lobpcg, svds
 from prime_xmc.baselines.features import TfIdf, TfIdfVectoriser, labels_matrix, projection
 from prime_xmc.baselines.method import LabelledTexts, Outcome, TextSet, rank_here
 from prime_xmc.progress import track
+
+logger = logging.getLogger(__name__)
 
 _MOST_STEPS = 100  # of the iteration that finds the eigenvectors of OCCA
 _ACCURACY = 1e-3  # of its eigenvalues, as a share of the largest in absolute value
@@ -180,7 +184,11 @@ def occa(
         )
         start = np.random.default_rng(seed).standard_normal((num_labels, rank))
         largest = float(labels.multiply(labels).sum(axis=0).max())
-        _, decoder = lobpcg(operator, start, largest=False, maxiter=_MOST_STEPS, tol=_ACCURACY * largest)
+        with warnings.catch_warnings(record=True) as caught:  # that the accuracy was not reached
+            warnings.simplefilter("always")
+            _, decoder = lobpcg(operator, start, largest=False, maxiter=_MOST_STEPS, tol=_ACCURACY * largest)
+        for each in caught:
+            logger.warning("occa: %s", " ".join(str(each.message).split()))
     return _regressed(rows, labels, decoder, ridge, mean)
 
 
