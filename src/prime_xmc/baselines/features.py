@@ -1,7 +1,7 @@
 """Vectors of texts: tf-idf by scikit-learn, its projection on few dimensions, or the embeddings of an encoder."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,6 +21,7 @@ _CHUNK = 4096  # texts that an encoder gets at once
 Rows = Any  # a unit vector for each text: a CSR matrix or an array
 
 
+@runtime_checkable
 class Vectoriser(Protocol):
     """Makes vectors of texts."""
 
@@ -32,6 +33,7 @@ class Vectoriser(Protocol):
         """Return a unit vector for each text; one without known terms is zero."""
 
 
+@runtime_checkable
 class Features(Protocol):
     """A kind of vectors."""
 

@@ -116,6 +116,7 @@ class Method(Protocol):
         """
 
 
+@runtime_checkable
 class Trained(Protocol):
     """A method that has been trained in this process."""
 
@@ -163,7 +164,7 @@ def rank_here(
     forget_peak_memory()
     with threadpool_limits(threads), training.running():
         trained = train()
-    rankings = {}
+    rankings: dict[str, Top] = {}
     block = max(1, _BLOCK_SCORES // num_labels)
     with threadpool_limits(1), ranking.running():
         for name, texts in queries.items():
@@ -171,7 +172,8 @@ def rank_here(
                 top_labels(trained.scores(texts.take(np.arange(start, min(start + block, len(texts))))), k)
                 for start in track(range(0, len(texts), block), f"rank {name}")
             ]
-            rankings[name] = tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+            ids, scores = zip(*parts, strict=True)
+            rankings[name] = np.concatenate(ids), np.concatenate(scores)
     return Outcome(
         rankings,
         Cost(

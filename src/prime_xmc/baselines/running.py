@@ -69,7 +69,7 @@ def run_baseline(config: DictConfig) -> BaselineRun:
         )
         outcome = method.rank(training, asked, min(TOP_K + longest, data.corpus.num_labels))
         metrics: dict[str, Any] = {}
-        rankings = {}
+        rankings: dict[str, Top] = {}
         for name, ranking in outcome.rankings.items():
             split, ids = splits[name]
             filtered, positives = (
