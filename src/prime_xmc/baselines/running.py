@@ -12,7 +12,7 @@ from rich.console import Console
 
 from prime_xmc.assemble import open_corpus, prompts_of, raw_files, raw_test_queries
 from prime_xmc.baselines.method import Cost, LabelledTexts, Method, TextSet, Top
-from prime_xmc.data.corpus import Corpus
+from prime_xmc.data.corpus import Corpus, Ragged
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.data.fitting import find_faults
 from prime_xmc.data.raw import read_records
@@ -59,25 +59,8 @@ def run_baseline(config: DictConfig) -> BaselineRun:
         data = _open_data(config)
         training, queries = _texts(config, data)
         claim.begin(continued=False)
-        asked = {"val": queries["train"].take(data.validation_ids)} if len(data.validation_ids) else {}
-        if config.test and len(data.corpus.test):
-            asked["test"] = queries["test"]
-        splits = {"val": (data.corpus.train, data.validation_ids), "test": (data.corpus.test, None)}
-        longest = max(
-            int(data.corpus.train.filtered.lengths.max(initial=0)),
-            int(data.corpus.test.filtered.lengths.max(initial=0)),
-        )
-        outcome = method.rank(training, asked, min(TOP_K + longest, data.corpus.num_labels))
-        metrics: dict[str, Any] = {}
-        rankings: dict[str, Top] = {}
-        for name, ranking in outcome.rankings.items():
-            split, ids = splits[name]
-            filtered, positives = (
-                part if ids is None else part.take(ids) for part in (split.filtered, split.positives)
-            )
-            rankings[name] = _without_filtered(ranking, filtered)
-            found = evaluate(rankings[name][0], positives, data.inverse_propensity)
-            metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
+        outcome = method.rank(training, queries, _most_needed(data.corpus))
+        metrics, rankings = _evaluate(outcome.rankings, data)
         settings = describe_run(config, data)
         metrics |= describe_splits(config, data) | describe_cost(outcome.cost)
         metrics |= {name: settings[name] for name in ("torch_version", "prime_xmc_version", "seed", "git_commit")}
@@ -125,14 +108,38 @@ def _open_data(config: DictConfig) -> PrimeDataModule:
 
 
 def _texts(config: DictConfig, data: PrimeDataModule) -> tuple[LabelledTexts, dict[str, TextSet]]:
-    """Return what to train on, and the texts of all training and test queries."""
+    """Return what to train on, and the queries to rank labels for, "val" and "test" where there are such queries."""
     corpus, paths = data.corpus, data.source.paths()
     labels = [record.text for record in read_records(paths["lbl"], _label_fields(data), None)]
-    train = TextSet(list(_training_strings(data, corpus)), corpus.train.tokens)
-    test = TextSet([record.text for record in raw_test_queries(config, corpus)], corpus.test.tokens)
+    queries = TextSet(list(_training_strings(data, corpus)), corpus.train.tokens)
     ids = data.sampler.query_ids
-    training = LabelledTexts(train.take(ids), TextSet(labels, corpus.label_tokens), corpus.train.positives.take(ids))
-    return training, {"train": train, "test": test}
+    training = LabelledTexts(queries.take(ids), TextSet(labels, corpus.label_tokens), corpus.train.positives.take(ids))
+    asked = {}
+    if len(data.validation_ids):
+        asked["val"] = queries.take(data.validation_ids)
+    if config.test and len(corpus.test):
+        strings = [record.text for record in raw_test_queries(config, corpus)]
+        asked["test"] = TextSet(strings, corpus.test.tokens)
+    return training, asked
+
+
+def _most_needed(corpus: Corpus) -> int:
+    """Return how many labels of a query suffice for `TOP_K` without those that are filtered."""
+    longest = max(int(split.filtered.lengths.max(initial=0)) for split in (corpus.train, corpus.test))
+    return min(TOP_K + longest, corpus.num_labels)
+
+
+def _evaluate(ranked: Mapping[str, Top], data: PrimeDataModule) -> tuple[dict[str, Any], dict[str, Top]]:
+    """Return the metrics of rankings, "val" and "test", and the rankings without filtered pairs."""
+    metrics: dict[str, Any] = {}
+    rankings: dict[str, Top] = {}
+    for name, ranking in ranked.items():
+        split = data.truth("val" if name == "val" else "test")
+        ids = data.validation_ids if name == "val" else np.arange(len(split))
+        rankings[name] = _without_filtered(ranking, split.filtered.take(ids))
+        found = evaluate(rankings[name][0], split.positives.take(ids), data.inverse_propensity)
+        metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
+    return metrics, rankings
 
 
 def _label_fields(data: PrimeDataModule) -> list[str]:
@@ -147,7 +154,7 @@ def _training_strings(data: PrimeDataModule, corpus: Corpus) -> Iterator[str]:
     return (record.text for row, record in enumerate(records) if wanted is None or row in wanted)
 
 
-def _without_filtered(ranking: Top, filtered: Any) -> Top:
+def _without_filtered(ranking: Top, filtered: Ragged) -> Top:
     """Return the `TOP_K` best labels that are not filtered; -1 and -inf where the method has given fewer."""
     ids, scores = ranking
     # one more column, so that a row in which a label is missing ends in -1
