@@ -8,7 +8,7 @@ from prime_xmc.baselines.libraries import ExternalMethod, run_worker
 
 LIBRARIES = [
     ("omikuji", {"min_branch_size": 2, "cluster_k": 2}, 10),
-    ("omikuji", {"min_branch_size": 2, "cluster_k": 4, "cluster_balanced": False, "max_depth": 3}, 10),
+    ("omikuji", {"min_branch_size": 4, "cluster_k": 4, "cluster_balanced": False, "max_depth": 3}, 10),
     ("napkinxc", {"max_leaves": 3}, None),
 ]
 

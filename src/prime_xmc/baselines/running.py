@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hydra.utils import instantiate
+from jaxtyping import Float32, Int
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -136,7 +137,7 @@ def _evaluate(ranked: Mapping[str, Top], data: PrimeDataModule) -> tuple[dict[st
     for name, ranking in ranked.items():
         split = data.truth("val" if name == "val" else "test")
         ids = data.validation_ids if name == "val" else np.arange(len(split))
-        rankings[name] = _without_filtered(ranking, split.filtered.take(ids))
+        rankings[name] = _without_filtered(*ranking, split.filtered.take(ids))
         found = evaluate(rankings[name][0], split.positives.take(ids), data.inverse_propensity)
         metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
     return metrics, rankings
@@ -154,9 +155,10 @@ def _training_strings(data: PrimeDataModule, corpus: Corpus) -> Iterator[str]:
     return (record.text for row, record in enumerate(records) if wanted is None or row in wanted)
 
 
-def _without_filtered(ranking: Top, filtered: Ragged) -> Top:
+def _without_filtered(
+    ids: Int[np.ndarray, "query width"], scores: Float32[np.ndarray, "query width"], filtered: Ragged
+) -> tuple[Int[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
     """Return the `TOP_K` best labels that are not filtered; -1 and -inf where the method has given fewer."""
-    ids, scores = ranking
     # one more column, so that a row in which a label is missing ends in -1
     ids = np.pad(ids, ((0, 0), (0, 1)), constant_values=-1)
     scores = np.pad(scores, ((0, 0), (0, 1)), constant_values=-np.inf)
