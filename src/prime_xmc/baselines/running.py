@@ -168,7 +168,7 @@ def _without_filtered(
 def _show(
     metrics: Mapping[str, Any], cost: Cost, rankings: Mapping[str, Top], data: PrimeDataModule, run_dir: Path
 ) -> None:
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
     for stage, shown in (("val", "validation"), ("test", "test")):
         row = {name.removeprefix(f"{stage}/"): value for name, value in metrics.items() if name.startswith(f"{stage}/")}
         rows |= {shown: row} if row else {}
