@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 
 
-class Watch:
+class BlockTimes:
     """Time of blocks, on the clock and of all processors, in seconds."""
 
     def __init__(self):
@@ -202,7 +202,7 @@ LIBRARIES = {
     "attentionxml": run_attentionxml,
 }
 TEXT_LIBRARIES = ("xr_transformer", "attentionxml")
-TRAINING, RANKING = Watch(), Watch()
+TRAINING, RANKING = BlockTimes(), BlockTimes()
 
 
 def update(parameters, given):
