@@ -1,3 +1,6 @@
+import json
+import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
