@@ -89,7 +89,5 @@ def test_an_unknown_library_is_refused():
 
 
 def test_a_process_that_fails_is_quoted(tmp_path):
-    import sys
-
     with pytest.raises(RuntimeError, match=r"ended with status 1:\n(.*\n)*.*settings\.json"):
         run_worker(Path(sys.executable), tmp_path, 1)
