@@ -23,10 +23,10 @@ def test_sweep_goes_on_where_an_environment_cannot_be_made(tmp_path, tiny_encode
         text=True,
     )
     assert done.returncode == 1
-    assert "method=xr_linear needs an environment of its own, and that could not be made" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
     jobs = [json.loads((tmp_path / "sweep" / number / "job.json").read_text()) for number in "01"]
     assert [job["status"] for job in jobs] == ["failed", "done"]
+    assert "method=xr_linear needs an environment of its own, and that could not be made" in jobs[0]["message"]
     assert not (tmp_path / "sweep" / "0" / "metrics.json").exists()
     assert json.loads((tmp_path / "sweep" / "1" / "metrics.json").read_text())["test/P@1"] >= 0
     assert "method=popularity" in done.stdout  # in the table of the jobs

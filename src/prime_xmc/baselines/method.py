@@ -19,7 +19,8 @@ from prime_xmc.progress import track
 
 _BLOCK_SCORES = 2**24  # scores of a block of queries, 64 MiB, which are held at once
 
-Top = tuple[Int[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]
+# label ids and scores [query, k]; the sizes are not those of another ranking in the same call
+Top = tuple[Int[np.ndarray, "_ _"], Float32[np.ndarray, "_ _"]]
 
 
 @dataclass(frozen=True, eq=False)
