@@ -23,7 +23,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 from jaxtyping import Float, Float32
-from scipy.sparse.linalg import LinearOperator, lobpcg, svds
+from scipy.sparse import linalg as sparse_linalg
 
 from prime_xmc.baselines.features import TfIdf, TfIdfVectoriser, labels_matrix, projection
 from prime_xmc.baselines.method import LabelledTexts, Outcome, TextSet, rank_here
@@ -116,7 +116,7 @@ def plst(rows: Float[np.ndarray, "query d"], labels: sp.csr_matrix, *, rank: int
     """
     check_settings(rows, labels, rank, ridge)
     mean = _mean(labels)
-    centred = LinearOperator(
+    centred = sparse_linalg.LinearOperator(
         labels.shape,
         matvec=lambda v: labels @ v - mean @ v,
         rmatvec=lambda u: labels.T @ u - mean * u.sum(),
@@ -179,14 +179,16 @@ def occa(
     if num_labels <= 5 * rank:  # so few that the iteration would not work
         _, decoder = scipy.linalg.eigh(error(np.eye(num_labels)), subset_by_index=(0, rank - 1))
     else:
-        operator = LinearOperator(
+        operator = sparse_linalg.LinearOperator(
             (num_labels, num_labels), matvec=lambda v: error(v.reshape(-1, 1)), matmat=error, dtype=np.float64
         )
         start = np.random.default_rng(seed).standard_normal((num_labels, rank))
         largest = float(labels.multiply(labels).sum(axis=0).max())
         with warnings.catch_warnings(record=True) as caught:  # that the accuracy was not reached
             warnings.simplefilter("always")
-            _, decoder = lobpcg(operator, start, largest=False, maxiter=_MOST_STEPS, tol=_ACCURACY * largest)
+            _, decoder = sparse_linalg.lobpcg(
+                operator, start, largest=False, maxiter=_MOST_STEPS, tol=_ACCURACY * largest
+            )
         for each in caught:
             logger.warning("occa: %s", " ".join(str(each.message).split()))
     return _regressed(rows, labels, decoder, ridge, mean)
@@ -250,10 +252,10 @@ def _mean(labels: sp.csr_matrix) -> Float[np.ndarray, " label"]:
     return np.asarray(labels.sum(axis=0), dtype=np.float64).ravel() / labels.shape[0]
 
 
-def _singular_vectors(matrix: sp.csr_matrix | LinearOperator, rank: int) -> Float[np.ndarray, "label k"]:
+def _singular_vectors(matrix: sp.csr_matrix | sparse_linalg.LinearOperator, rank: int) -> Float[np.ndarray, "label k"]:
     """Return the first right singular vectors, from a fixed start."""
     start = np.random.default_rng(0).standard_normal(min(matrix.shape))
-    _, _, vectors = svds(matrix, k=rank, v0=start, return_singular_vectors="vh")
+    _, _, vectors = sparse_linalg.svds(matrix, k=rank, v0=start, return_singular_vectors="vh")
     return vectors.T
 
 
