@@ -167,9 +167,10 @@ def test_scores_are_inner_products_where_embeddings_are_not_normalised(small, co
 
 
 def test_stages_that_need_unit_vectors_say_so(small, compose, tmp_path):
+    more = ["encoder.normalize=false", "neighbours={k: 3, temperature: 0.1}"]
+    config = compose("model=dpr", *small, *more, f"run_dir={tmp_path}")
     with pytest.raises(ValueError, match=r"encoder.normalize=false: neighbours need unit vectors"):
-        more = ["encoder.normalize=false", "neighbours={k: 3, temperature: 0.1}"]
-        run(compose("model=dpr", *small, *more, f"run_dir={tmp_path}"))
+        run(config)
 
 
 def test_all_labels_are_negatives_by_cached_gradients(small, compose, tmp_path):
