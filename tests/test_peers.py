@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from prime_xmc.app import config_dir
 from prime_xmc.assemble import make_data, make_module
 from prime_xmc.export.predictor import Predictor
+from prime_xmc.export.prototypes_folder import load_prototype_network
 from prime_xmc.stages import train_prototypes as run
 
 LOSSES = "prime_xmc.model.losses"
@@ -145,6 +146,10 @@ def test_it_trains_and_its_model_predicts(peer, small, compose, tmp_path):
     answer = predictor.predict(["a picture of red cat"], top_k=3)[0]
     assert len(answer.labels) == 3
     assert all(parameter.isfinite().all() for parameter in done.module.parameters())
+    # what the folder holds makes the same prototypes again, as it has to where labels are added
+    network, label_emb = load_prototype_network(tmp_path / "model", predictor.config)
+    _, prototypes = done.module.build_index()
+    torch.testing.assert_close(network(torch.arange(48), label_emb.float()), prototypes, atol=2e-3, rtol=0)
 
 
 def test_unidec_has_a_classifier_for_each_label(small, compose, tmp_path):
