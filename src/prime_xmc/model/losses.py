@@ -594,7 +594,7 @@ class PrimeLoss(nn.Module):
 def _along(
     values: Shaped[Tensor, " label"], similarity: Float[Tensor, "anchor candidate"], *, of_anchors: bool
 ) -> Shaped[Tensor, "_ _"]:
-    """Return a value for each label as a column where the labels are anchors, and as a row where they are candidates."""
+    """Return a value for each label: a column where labels are anchors, a row where they are candidates."""
     return values[: similarity.shape[0], None] if of_anchors else values[None, : similarity.shape[1]]
 
 
