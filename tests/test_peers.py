@@ -105,7 +105,9 @@ def flat(node, prefix=""):
 
 
 def settings_of(compose, option):
-    return dict(flat(OmegaConf.to_container(compose(option, "run_dir=run"), resolve=True)))
+    """Of a data set for which PRIME draws two positives."""
+    composed = compose(option, "dataset=amazontitles131k", "run_dir=run")
+    return dict(flat(OmegaConf.to_container(composed, resolve=True)))
 
 
 def test_every_peer_is_here():
