@@ -423,7 +423,3 @@ class TestNegatives:
         assert batch.label_ids.tolist() == list(range(NUM_LABELS))
         assert batch.positives.nonzero().tolist() == [[0, 1], [1, 5]]
         assert (~batch.negatives).nonzero().tolist() == [[0, 1], [0, 2], [1, 5]]
-
-    def test_other_labels_are_refused(self):
-        with pytest.raises(ValueError, match="batch_labels drawn or all, got 'some'"):
-            make_builder(self.POSITIVES, batch_labels="some")
