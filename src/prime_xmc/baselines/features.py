@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float32
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
+from torch.nn.functional import normalize
 
 from prime_xmc.baselines.method import LabelledTexts, TextSet
 from prime_xmc.data.batch import TextChunks
@@ -136,7 +137,7 @@ class Embeddings:
 
     @torch.no_grad()
     def rows(self, texts: TextSet) -> Float32[np.ndarray, "text d"]:
-        """Return the embeddings of texts."""
+        """Return the embeddings of texts, unit vectors also where the encoder does not make them such."""
         chunks = TextChunks(texts.tokens, np.arange(len(texts)), _CHUNK)
         embeddings = np.empty((len(texts), self.encoder.dim), dtype=np.float32)
         indices = range(len(chunks))
@@ -144,7 +145,7 @@ class Embeddings:
             chunk = chunks[number]
             with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
                 emb = self.encoder(chunk.token_ids.to(self.device), chunk.lengths)
-            embeddings[chunk.ids.numpy()] = emb.float().cpu().numpy()
+            embeddings[chunk.ids.numpy()] = normalize(emb.float(), dim=1).cpu().numpy()
         return embeddings
 
 
