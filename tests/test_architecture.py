@@ -72,7 +72,6 @@ ALLOWED = {
         "training/tracking.py",
         "training/progress_bar.py",
         "training/debugging.py",
-        "baselines/worker.py",  # beside LibMultiLabel
         "assemble.py",
         "planning/probe.py",
     },
@@ -107,8 +106,7 @@ ALLOWED = {
     "sklearn": {"baselines/features.py"},  # of an extra, as the next ones
     "omikuji": {"baselines/worker.py"},
     "napkinxc": {"baselines/worker.py"},
-    "pecos": {"baselines/worker.py"},  # in environments of their own, as the next one
-    "libmultilabel": {"baselines/worker.py"},
+    "pecos": {"baselines/worker.py"},  # in an environment of its own
     "pickle": {"training/checkpoints.py"},  # the name of the error with which torch refuses one
 }
 

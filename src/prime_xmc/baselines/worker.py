@@ -4,8 +4,7 @@ It is run as a script, `python worker.py <folder>`, by the Python of whatever en
 nothing of this package, and a library only in the function that needs it.
 
 The folder has `settings.json`, `train.npz` (CSR matrix, float32), `labels.npz` (CSR matrix [query, label]) and
-`queries_<name>.npz` for each name of queries; for `TEXT_LIBRARIES` also lists of texts, `train.json` and
-`queries_<name>.json`. It gets `ranking_<name>.npz` (`ids`, `scores`) and `cost.json`.
+`queries_<name>.npz` for each name of queries. It gets `ranking_<name>.npz` (`ids`, `scores`) and `cost.json`.
 """
 
 import json
@@ -90,148 +89,8 @@ def run_xr_linear(folder, settings, train, labels, queries):
         yield [list(zip(*row, strict=True)) for row in rows_of(found)]
 
 
-def run_xr_transformer(folder, settings, train, labels, queries):
-    """Yield the size of the model, then a ranking for each matrix of queries."""
-    import torch
-    from pecos.xmc.xtransformer.model import XTransformer
-    from pecos.xmc.xtransformer.module import MLProblemWithText
-
-    threads = settings["threads"]
-    torch.set_num_threads(threads)
-    torch.manual_seed(settings["seed"])
-    given = settings["parameters"]
-    training = XTransformer.TrainParams.from_dict({}, recursive=True)
-    predicting = XTransformer.PredParams.from_dict({}, recursive=True)
-    for tree, name in ((training.preliminary_indexer_params, "first_tree"), (training.refined_indexer_params, "tree")):
-        update(tree, given[name] | {"seed": settings["seed"], "threads": threads})
-    update(training.matcher_params_chain, given["matcher"])
-    predicting.matcher_params_chain.truncate_length = given["max_length"]
-    predicting.ranker_params.hlm_args.model_chain.only_topk = settings["beam_size"]
-    texts = read_texts(folder, "train")
-    with TRAINING.running():
-        model = XTransformer.train(
-            MLProblemWithText(texts, labels, X_feat=train),
-            train_params=training,
-            pred_params=predicting,
-            beam_size=settings["beam_size"],
-            threads=threads,
-        )
-    model.save(str(folder / "model"))
-    yield size_of(folder / "model")
-    torch.set_num_threads(1)
-    for name, matrix in zip(settings["queries"], queries, strict=True):
-        with RANKING.running():
-            found = model.predict(
-                read_texts(folder, f"queries_{name}"),
-                X_feat=matrix,
-                beam_size=settings["beam_size"],
-                only_topk=settings["k"],
-                batch_size=given["matcher"]["batch_size"],
-                batch_gen_workers=0,
-                threads=1,
-            )
-        yield [list(zip(*row, strict=True)) for row in rows_of(found)]
-
-
-def run_attentionxml(folder, settings, train, labels, queries):
-    """Yield the size of the model, then a ranking for each matrix of queries."""
-    import torch
-    from libmultilabel.common_utils import AttributeDict
-    from libmultilabel.nn.attentionxml import PLTTrainer
-    from libmultilabel.nn.data_utils import PAD, UNK, tokenize
-    from lightning.pytorch import seed_everything
-
-    seed_everything(settings["seed"])
-    torch.set_num_threads(settings["threads"])
-    given = settings["parameters"]
-    held_out = np.random.default_rng(settings["seed"]).permutation(labels.shape[0])[: given["num_validation"]]
-    rows = zip(read_texts(folder, "train"), rows_of(labels), strict=True)
-    with TRAINING.running():
-        items = [{"text": tokenize(text), "label": [str(label) for label in ids]} for text, (ids, _) in rows]
-        words = [PAD, UNK, *sorted({word for item in items for word in item["text"]})]
-        vectors = torch.randn(len(words), given["dim"]) * 0.1
-        if given["word_vectors"] is not None:
-            vectors = read_word_vectors(Path(given["word_vectors"]), words, vectors)
-        vectors[0] = 0  # padding
-        config = AttributeDict(
-            {
-                **dict.fromkeys(("momentum", "lr_scheduler", "scheduler_config", "early_stopping_metric")),
-                **{"multiclass": False, "silent": True, "shuffle": True, "data_workers": 0, "metric_threshold": 0.5},
-                **{f"limit_{stage}_batches": 1.0 for stage in ("train", "val", "test")},
-                **given["trainer"],
-                "early_stopping_metric": given["trainer"]["val_metric"],
-                "cpu": not torch.cuda.is_available(),
-                "loss_function": "binary_cross_entropy_with_logits",
-                "monitor_metrics": [given["trainer"]["val_metric"]],
-                "checkpoint_dir": str(folder / "model"),
-                "save_k_predictions": settings["k"],
-                "log_path": str(folder / "log" / "log.json"),
-                "predict_out_path": str(folder / "predicted.txt"),
-            }
-        )
-        trainer = PLTTrainer(
-            config,
-            [str(label) for label in range(labels.shape[1])],
-            vectors,
-            dict(zip(words, range(len(words)), strict=True)),
-        )
-        chosen = set(held_out.tolist())
-        trainer.fit(
-            {
-                "train": [item for row, item in enumerate(items) if row not in chosen],
-                "val": [items[row] for row in held_out.tolist()],
-            }
-        )
-    yield size_of(folder / "model")
-    torch.set_num_threads(1)
-    for name in settings["queries"]:
-        asked = [{"text": tokenize(text), "label": []} for text in read_texts(folder, f"queries_{name}")]
-        with RANKING.running():
-            trainer.test(asked)
-        lines = (folder / "predicted.txt").read_text().splitlines()
-        pairs = [[pair.split(":") for pair in line.split()] for line in lines]
-        # it scores no label outside the clusters that it has chosen, and fills up with labels of score 0
-        yield [[(int(label), float(score)) for label, score in row if float(score) > 0] for row in pairs]
-
-
-LIBRARIES = {
-    "omikuji": run_omikuji,
-    "napkinxc": run_napkinxc,
-    "xr_linear": run_xr_linear,
-    "xr_transformer": run_xr_transformer,
-    "attentionxml": run_attentionxml,
-}
-TEXT_LIBRARIES = ("xr_transformer", "attentionxml")
+LIBRARIES = {"omikuji": run_omikuji, "napkinxc": run_napkinxc, "xr_linear": run_xr_linear}
 TRAINING, RANKING = BlockTimes(), BlockTimes()
-
-
-def update(parameters, given):
-    """Set parameters of PECOS; a name that it does not have is an error."""
-    for name, value in given.items():
-        if not hasattr(parameters, name):
-            raise SystemExit(f"{type(parameters).__qualname__} of PECOS has no parameter {name}")
-        setattr(parameters, name, value)
-
-
-def read_texts(folder, name):
-    """Return the texts that a file of the folder has."""
-    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def read_word_vectors(path, words, vectors):
-    """Return vectors of words, those of a file in GloVe's format where it has the word."""
-    import torch
-
-    places = {word: row for row, word in enumerate(words)}
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            word, _, numbers = line.rstrip().partition(" ")
-            if word in places:
-                vector = [float(number) for number in numbers.split(" ")]
-                if len(vector) != vectors.shape[1]:
-                    raise SystemExit(f"{path}: {word} has {len(vector)} numbers, expected dim={vectors.shape[1]}")
-                vectors[places[word]] = torch.tensor(vector)
-    return vectors
 
 
 def write_svm(path, matrix, labels):
