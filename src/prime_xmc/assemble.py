@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
@@ -21,9 +21,11 @@ from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.folder import model_version
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.model.encoder_folder import Prompts, resolve_prompts
+from prime_xmc.model.one_vs_all import OneVsAll
 from prime_xmc.training.debugging import check_profiler, make_profiler
 from prime_xmc.training.host_threads import OneHostThread
 from prime_xmc.training.module import PrimeModule
+from prime_xmc.training.one_vs_all_module import OneVsAllModule
 from prime_xmc.training.start import check_precision
 
 logger = logging.getLogger(__name__)
@@ -174,6 +176,7 @@ def open_data(
     memory_labels: int = 0,
     leave_one_out: float | int = 0.0,
     without_centroid: float | int = 0.0,
+    label_rows: bool = False,
     corpus: Corpus | None = None,
 ) -> PrimeDataModule:
     """Make the data module of `dataset` and `sampling` and open its data, prepared if need be.
@@ -188,6 +191,7 @@ def open_data(
         memory_labels: Most labels of a batch whose embedding is remembered, which the second stage has no use for.
         leave_one_out: Probability that a query is left out of the centroid of one of its labels, likewise.
         without_centroid: Probability of a label to be shown without a centroid in a batch, likewise.
+        label_rows: Whether the text of each label is a training row too, likewise.
         corpus: The data, where they are open already.
     """
     dataset, sampling = config.dataset, config.sampling
@@ -206,6 +210,7 @@ def open_data(
         memory_labels=memory_labels,
         leave_one_out=leave_one_out,
         without_centroid=without_centroid,
+        label_rows=label_rows,
         num_validation=num_validation,
         seed=seed,
         corpus=corpus,
@@ -242,6 +247,7 @@ def make_data(config: DictConfig) -> PrimeDataModule:
         memory_labels=fitted.sampling.memory_labels,
         leave_one_out=fitted.sampling.leave_one_out,
         without_centroid=fitted.sampling.without_centroid,
+        label_rows=fitted.sampling.label_rows,
         corpus=corpus,
     )
 
@@ -278,12 +284,18 @@ def announce(config: DictConfig, data: PrimeDataModule) -> None:
         logger.info("training on the CPU; there is a GPU here, and trainer=gpu trains on it")
 
 
-def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
+def trains_one_vs_all(config: DictConfig) -> bool:
+    """Return whether a configuration trains one-vs-all classifiers with the encoder, in place of prototypes."""
+    target = get_object(config.model._target_)
+    return isinstance(target, type) and issubclass(target, OneVsAll)
+
+
+def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule | OneVsAllModule:
     """Make the untrained module for a data set.
 
     Raises:
         ValueError: If texts may be longer than the encoder can read, if the data may hold tokens that it does not
-            embed, or if settings do not fit the data.
+            embed, or if settings do not fit the data or each other.
     """
     config = fit_to_data(config, data.corpus)
     torch.manual_seed(config.seed)
@@ -299,6 +311,15 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
             f"the data are prepared with a tokenizer of {num_tokens} tokens, and the encoder {encoder.source} embeds "
             f"{encoder.num_tokens}: prepare them with the encoder's own tokenizer"
         )
+    if trains_one_vs_all(config):
+        return OneVsAllModule(
+            encoder,
+            instantiate(config.model, num_labels=data.corpus.num_labels, dim=encoder.dim, _convert_="all"),
+            instantiate(config.index),
+            queries=data.corpus.train,
+            make_bank=make_bank,
+            **_how_to_train(config, data),
+        ).train()
     return PrimeModule(
         encoder,
         instantiate(
@@ -307,17 +328,54 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
         instantiate(config.loss),
         instantiate(config.index),
         num_queries=len(data.corpus.train),
-        inverse_propensity=data.inverse_propensity,
-        optimizer=instantiate(config.optimizer.make),
-        scheduler=instantiate(config.optimizer.schedule),
-        weight_decay=config.optimizer.weight_decay,
-        warmup_fraction=config.optimizer.warmup_fraction,
-        seed=config.seed,
         make_bank=make_bank,
         callbacks=method_callbacks(config),
         remember_labels=data.remembers_labels,
         zero_banks=(config.get("callbacks") or {}).get("initialise") is None,
+        **_how_to_train(config, data),
     ).train()  # pre-trained encoders come in eval mode, and Lightning keeps it
+
+
+def _how_to_train(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
+    """Return the arguments that all modules with an encoder have in common."""
+    return {
+        "inverse_propensity": data.inverse_propensity,
+        "optimizer": instantiate(config.optimizer.make),
+        "scheduler": instantiate(config.optimizer.schedule),
+        "weight_decay": config.optimizer.weight_decay,
+        "warmup_fraction": config.optimizer.warmup_fraction,
+        "seed": config.seed,
+    }
+
+
+def check_model(config: DictConfig) -> None:
+    """Check that the settings of a training belong to its model, prototypes or one-vs-all classifiers.
+
+    Raises:
+        ValueError: If they do not; it names what to change.
+    """
+    one_vs_all, num_positives = trains_one_vs_all(config), config.sampling.num_positives
+    if not one_vs_all:
+        if num_positives == 0:
+            raise ValueError(
+                "sampling.num_positives=0: prototypes are trained on labels drawn for queries; give 1 or more"
+            )
+        return
+    if num_positives != 0:
+        raise ValueError(
+            f"sampling.num_positives={num_positives}: one-vs-all classifiers see all labels in every step and no label "
+            "is drawn for a query; give sampling.num_positives=0"
+        )
+    others = [f"{key}={off}" for key, off in (("classify", "false"), ("neighbours", "null"), ("lexical", "null"))]
+    if any(config.get(setting.partition("=")[0]) for setting in others):
+        raise ValueError(
+            "one-vs-all classifiers that are trained with the encoder are the only scorer of their model: give "
+            f"{' '.join(others)}"
+        )
+    if (config.index.get("kind") or "flat") != "flat":
+        raise ValueError(
+            f"index={config.index.kind} is for unit vectors, and one-vs-all classifiers are none: give index=exact"
+        )
 
 
 def method_callbacks(config: DictConfig) -> list[Any]:

@@ -14,6 +14,7 @@ from prime_xmc.data.background import ChunkLoader
 from prime_xmc.data.batch import BatchBuilder, LossPositives, SameBatches, TextChunks
 from prime_xmc.data.corpus import Corpus, Ragged, Split
 from prime_xmc.data.fitting import hold_out
+from prime_xmc.data.label_rows import LabelRowSampler
 from prime_xmc.data.preparation import prepare
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import RawFiles
@@ -34,7 +35,7 @@ class PrimeDataModule(LightningDataModule):
         propensity_a: A of the inverse propensity (Jain et al. 2016).
         propensity_b: B of the inverse propensity.
         batch_size: Number of queries in a batch, over all devices.
-        num_positives: Number of labels drawn for a query in each epoch.
+        num_positives: Number of labels drawn for a query in each epoch; 0: none, and batches have no texts of labels.
         positive_weighting: Probabilities of the draw: proportional to the "inverse_propensity" (Appendix J) or
             "uniform".
         loss_positives: Positives that the loss pulls to their query, see `BatchBuilder`.
@@ -43,6 +44,7 @@ class PrimeDataModule(LightningDataModule):
         memory_labels: Most labels of a batch whose embedding is remembered instead of encoded, see `BatchBuilder`.
         leave_one_out: Probability that a query is left out of the centroid of one of its labels, see `BatchBuilder`.
         without_centroid: Probability of a label to be shown without a centroid in a batch, see `BatchBuilder`.
+        label_rows: Whether the text of each label is a training row too, see `LabelRowSampler`.
         num_validation: Number of training queries held out for validation; None: as many as suit their number.
         encode_chunk: Number of texts in a batch of the loaders that only encode; None: as many as suit the device.
         seed: Seed of the validation split and of the sampler.
@@ -71,6 +73,7 @@ class PrimeDataModule(LightningDataModule):
         memory_labels: int = 0,
         leave_one_out: float | int = 0.0,
         without_centroid: float | int = 0.0,
+        label_rows: bool = False,
         num_validation: int | None = None,
         encode_chunk: int | None = None,
         seed: int = 0,
@@ -96,6 +99,7 @@ class PrimeDataModule(LightningDataModule):
         self.memory_labels = memory_labels
         self.leave_one_out = leave_one_out
         self.without_centroid = without_centroid
+        self.label_rows = label_rows
         self.num_validation = num_validation
         self.encode_chunk = encode_chunk
         self.seed = seed
@@ -144,7 +148,8 @@ class PrimeDataModule(LightningDataModule):
         self.train_ids = np.sort(shuffled[self.num_validation :])
         self.inverse_propensity = inverse_propensity(corpus.label_frequency, num_train, *self.propensity)
         weight = self.inverse_propensity
-        self.sampler = ClusterBatchSampler(
+        make_sampler = LabelRowSampler if self.label_rows else ClusterBatchSampler
+        self.sampler = make_sampler(
             corpus.train.positives,
             self.train_ids,
             batch_size=self.batch_size,

@@ -66,6 +66,11 @@ def read_labels(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def is_one_vs_all(config: Mapping[str, Any]) -> bool:
+    """Return whether the label vectors of a model are one-vs-all classifiers, made of no source, and not prototypes."""
+    return not config["prototypes"]["sources"]
+
+
 def model_version(config: Mapping[str, Any]) -> int:
     """Return the number of a model's version: 1 as it was trained, one more after each change of its labels."""
     return config.get("version", 1)

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from prime_xmc.export.calibration import Calibration
 from prime_xmc.export.ensemble import Ensemble
-from prime_xmc.export.folder import query_fields, query_separator
+from prime_xmc.export.folder import is_one_vs_all, query_fields, query_separator
 
 _SOURCES = {
     "text": "the label's text",
@@ -59,15 +59,21 @@ def model_card(
     settings, prototypes = config["settings"], config["prototypes"]
     dataset = settings.get("dataset", "an unnamed data set")
     license_id, license_text = _license(settings)
+    is_unit = config["encoder"].get("normalize", True)  # older exports do not say
     results = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
     notes = [note for name, note in metrics.items() if name.startswith("note/") and name != "note/val"]
+    name = "One-vs-all classifiers" if is_one_vs_all(config) else "PRIME"
     text = _CARD.format(
+        name=name,
         dataset=dataset,
         load='"."' if hub_id is None else f'"{hub_id}"',
         where="  # this folder" if hub_id is None else "",
         num_labels=f"{prototypes['num_labels']:,}",
         pooling=_POOLINGS[config["encoder"].get("pooling", "mean")],  # older exports do not say
         dim=prototypes["dim"],
+        unit=", unit length" if is_unit else "",
+        similarity="cosine" if is_unit else "inner product",
+        kind="classifier" if is_one_vs_all(config) else "prototype",
         made_of=_made_of(prototypes["sources"]),
         reads=_reads(config),
         scorers="" if ensemble is None else _scorers(ensemble),
@@ -90,10 +96,10 @@ def model_card(
             "feature-extraction",
             "extreme-classification",
             "multi-label-classification",
-            "prime",
+            name.lower().replace(" ", "-"),
         ],
         metrics=["precision", "recall"],
-        model_name=f"PRIME on {dataset}",
+        model_name=f"{name} on {dataset}",
         eval_results=[_eval_result(dataset, name, value) for name, value in _by_default(results).items()] or None,
     )
     return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}").content
@@ -125,6 +131,8 @@ def _license(settings: Mapping[str, Any]) -> tuple[str | None, str]:
 
 
 def _made_of(sources: Sequence[str]) -> str:
+    if not sources:
+        return "Each label has a one-vs-all classifier, a vector that was trained together with the encoder."
     if list(sources) == ["text"]:
         return "Each label has a prototype, the embedding of its text."
     *parts, last = (_SOURCES[source] for source in sources)
@@ -242,11 +250,11 @@ def _probabilities(calibration: Calibration) -> str:
 
 
 _CARD = """\
-# PRIME on {dataset}
+# {name} on {dataset}
 
-Ranks {num_labels} labels for a text. A text encoder ({pooling}, {dim} dimensions, unit length) embeds the query.
+Ranks {num_labels} labels for a text. A text encoder ({pooling}, {dim} dimensions{unit}) embeds the query.
 {made_of}
-A label's score is the cosine of query and prototype.{reads}
+A label's score is the {similarity} of query and {kind}.{reads}
 {scorers}
 ## How to load it
 
@@ -260,7 +268,7 @@ for prediction in predictor.predict(["terminal multiplexer with tabs"], top_k=5)
 
 or, in a shell, `echo "terminal multiplexer with tabs" | python -m prime_xmc.predict model=<this folder> top_k=5`.
 The encoder alone opens in `sentence_transformers.SentenceTransformer` and in `transformers.AutoModel`; the labels'
-prototypes, in the same space, are in `prototypes.safetensors`, their texts in `labels.jsonl`.
+{kind}s, in the same space, are in `prototypes.safetensors`, their texts in `labels.jsonl`.
 
 ## Results
 
@@ -270,7 +278,7 @@ prototypes, in the same space, are in `prototypes.safetensors`, their texts in `
 
 - It knows the labels in `labels.jsonl` and no others.
 - It reads the first {max_length} tokens of a text.
-- Scores are cosines, not probabilities: they order the labels of one query, and those of two queries need not
+- Scores are {similarity}s, not probabilities: they order the labels of one query, and those of two queries need not
   compare{comparable}.
 - Rare labels are predicted from little evidence, and a bias of the data set is a bias of the model.
 

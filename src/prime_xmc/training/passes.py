@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prime_xmc.data.batch import pack
 from prime_xmc.training.callbacks import ReleaseMemory
-from prime_xmc.training.protocols import PrototypeModule, TrainingData, data_of, prototype_module
+from prime_xmc.training.protocols import EncoderModule, TrainingData, data_of, encoder_module
 from prime_xmc.training.record import RunHistory
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class PassProbe(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, and log how long a pass takes."""
         self.record.enter("probe")
-        module, data = prototype_module(pl_module), data_of(trainer)
+        module, data = encoder_module(pl_module), data_of(trainer)
         tokens = _tokens_of_a_pass(data)
         num_processes = trainer.world_size
         allowed = SHARE * _trained_tokens(trainer, data) / num_processes
@@ -68,7 +68,7 @@ class PassProbe(Callback):
 
 
 def seconds_per_token(
-    module: PrototypeModule, trainer: Trainer, data: TrainingData, sample_tokens: int, allowed: float, seed: int
+    module: EncoderModule, trainer: Trainer, data: TrainingData, sample_tokens: int, allowed: float, seed: int
 ) -> float:
     """Return the wall time of a token's forward and backward through the encoder, from samples of the run's texts.
 

@@ -1,0 +1,48 @@
+"""Texts of labels as training rows besides the queries, each with its own label."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from prime_xmc.data.sampling import ClusterBatchSampler, draw_positives
+
+
+class LabelRowSampler(ClusterBatchSampler):
+    """Batches of queries and of label rows, the texts of all labels, each of which is in one batch of an epoch.
+
+    Label rows stand behind the queries of their batch. Their ids follow those of the split: the number of its queries
+    plus the label id. Every batch has about the same share of them, in a random order whatever the clusters. Nothing
+    else knows of them: they are in neither `query_ids` nor clusters, and so in no frequency, centroid or metric.
+
+    Args and errors are those of `ClusterBatchSampler`; `batch_size` counts label rows too, and a label row draws its
+    own label alone.
+
+    Source: Renée, Jain et al. 2023.
+    """
+
+    def __init__(self, *arguments: Any, batch_size: int, **settings: Any):
+        super().__init__(*arguments, batch_size=batch_size, **settings)
+        self._num_batches = -(-(len(self.query_ids) + len(self._weight)) // batch_size)
+
+    def numbered(self) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        """Yield what `ClusterBatchSampler.numbered` does, with label rows behind the queries of each batch."""
+        first_batch, self._first_batch = self._first_batch, 0
+        order, first_row = self._with_label_rows(self._epoch_order()), len(self._positives)
+        bounds = len(order) * np.arange(1, self._num_batches) // self._num_batches
+        for batch, row_ids in enumerate(np.split(order, bounds)):
+            if batch < first_batch:
+                continue
+            query_ids, label_rows = row_ids[row_ids < first_row], row_ids[row_ids >= first_row]
+            drawn = draw_positives(self._positives, self._weight, query_ids, self._num_positives, self._rng(1 + batch))
+            own = np.full((len(label_rows), self._num_positives), -1, dtype=np.int64)
+            own[:, :1] = label_rows[:, None] - first_row  # no column, where nothing is drawn
+            yield batch + 1, (np.concatenate([query_ids, label_rows]), np.concatenate([drawn, own]))
+
+    def _with_label_rows(self, order: Int64[np.ndarray, " query"]) -> Int64[np.ndarray, " row"]:
+        """Return the order of an epoch with all label rows, in a random order, spread evenly among the queries."""
+        rng = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(self.epoch, 0, 0)))
+        label_rows = len(self._positives) + rng.permutation(len(self._weight))
+        places = np.concatenate([(np.arange(len(part)) + 0.5) / len(part) for part in (order, label_rows)])
+        return np.concatenate([order, label_rows])[np.argsort(places, kind="stable")]
