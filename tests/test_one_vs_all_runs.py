@@ -111,7 +111,7 @@ def test_the_model_folder_says_what_it_is(complete, queries, caplog):
     assert load_file(folder / "prototypes.safetensors").keys() == {"prototypes"}
     config = json.loads((folder / "prime_config.json").read_text())
     assert config["encoder"]["normalize"] is False
-    assert config["prototypes"] == {"num_labels": 48, "dim": 32, "sources": []}
+    assert config["prototypes"] == {"kind": "one_vs_all", "num_labels": 48, "dim": 32}
     about = json.loads((folder / "config_sentence_transformers.json").read_text())
     assert about["similarity_fn_name"] == "dot"
     card = (folder / "README.md").read_text()
@@ -183,7 +183,7 @@ def test_it_starts_from_the_encoder_of_another_run(complete, overrides, compose,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["classify=true"], "are the only scorer of their model: give classify=false neighbours=null lexical=null"),
+        (["classify=true"], "encoder.normalize=false: classify need unit vectors; give classify=false"),
         (["sampling.num_positives=1"], "give sampling.num_positives=0"),
         (["model=prime", "sampling.num_positives=0"], "prototypes are trained on labels drawn for queries; give 1"),
         (["index=hnsw"], "index=hnsw is for unit vectors, and one-vs-all classifiers are none"),

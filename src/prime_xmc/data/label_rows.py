@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from prime_xmc.data.sampling import ClusterBatchSampler, draw_positives
+from prime_xmc.data.sampling import ClusterBatchSampler, Drawn, draw_mined
 
 
 class LabelRowSampler(ClusterBatchSampler):
@@ -26,19 +26,25 @@ class LabelRowSampler(ClusterBatchSampler):
         super().__init__(*arguments, batch_size=batch_size, **settings)
         self._num_batches = -(-(len(self.query_ids) + len(self._weight)) // batch_size)
 
-    def numbered(self) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    def numbered(self) -> Iterator[tuple[int, Drawn]]:
         """Yield what `ClusterBatchSampler.numbered` does, with label rows behind the queries of each batch."""
         first_batch, self._first_batch = self._first_batch, 0
-        order, first_row = self._with_label_rows(self._epoch_order()), len(self._positives)
+        order, first_row = self._with_label_rows(self.epoch_order(self._rng(0))), len(self._positives)
         bounds = len(order) * np.arange(1, self._num_batches) // self._num_batches
         for batch, row_ids in enumerate(np.split(order, bounds)):
             if batch < first_batch:
                 continue
             query_ids, label_rows = row_ids[row_ids < first_row], row_ids[row_ids >= first_row]
-            drawn = draw_positives(self._positives, self._weight, query_ids, self._num_positives, self._rng(1 + batch))
-            own = np.full((len(label_rows), self._num_positives), -1, dtype=np.int64)
+            rng = self._rng(1 + batch)
+            query_ids, drawn = self.draw(query_ids, rng)
+            own = np.full((len(label_rows), drawn.shape[1]), -1, dtype=np.int64)
             own[:, :1] = label_rows[:, None] - first_row  # no column, where nothing is drawn
-            yield batch + 1, (np.concatenate([query_ids, label_rows]), np.concatenate([drawn, own]))
+            item: Drawn = (np.concatenate([query_ids, label_rows]), np.concatenate([drawn, own]))
+            if self._mined is not None:
+                mined = draw_mined(self._mined, query_ids, self._num_mined, rng)
+                none = np.full((len(label_rows), mined.shape[1]), -1, dtype=np.int64)
+                item = (*item, np.concatenate([mined, none]))
+            yield batch + 1, item
 
     def _with_label_rows(self, order: Int64[np.ndarray, " query"]) -> Int64[np.ndarray, " row"]:
         """Return the order of an epoch with all label rows, in a random order, spread evenly among the queries."""

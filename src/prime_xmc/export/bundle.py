@@ -26,6 +26,7 @@ from prime_xmc.export.folder import (
     LABELS,
     METRICS,
     NETWORK,
+    ONE_VS_ALL,
     PROTOTYPES,
     read_config,
     read_metrics,
@@ -205,15 +206,18 @@ def _describe_prototypes(prototypes: Prototypes) -> dict[str, Any]:
         "num_labels": prototypes.num_labels,
         "dim": prototypes.centroids.rows.shape[1],
         # Where none is used, here and below, any number makes the module again.
-        "num_free_vectors": 1 if prototypes.free_vectors is None else len(prototypes.free_vectors),
-        "sources": list(prototypes.sources),
+        "num_free_vectors": 1 if prototypes.free_vectors is None else prototypes.num_shared,
+        "num_private": 0 if prototypes.free_vectors is None else prototypes.num_private,
+        "sources": [source for source in prototypes.sources if source not in prototypes.more_sources],
+        "more_sources": list(prototypes.more_sources),
+        "combine": prototypes.combine,
         "num_heads": 1 if layer is None else layer.self_attn.num_heads,
         "feedforward": 1 if layer is None else layer.linear1.out_features,
     }
 
 
 def _describe_vectors(vectors: Float[Tensor, "label d"]) -> dict[str, Any]:
-    return {"num_labels": vectors.shape[0], "dim": vectors.shape[1], "sources": []}
+    return {"kind": ONE_VS_ALL, "num_labels": vectors.shape[0], "dim": vectors.shape[1]}
 
 
 def _write_encoder(

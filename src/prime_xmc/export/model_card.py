@@ -16,6 +16,7 @@ _SOURCES = {
     "free_vector": "a vector that it shares with similar labels",
 }
 
+_ONE_VS_ALL = "Each label has a one-vs-all classifier, a vector that was trained together with the encoder."
 _POOLINGS = {"mean": "mean pooling", "last": "last-token pooling", "cls": "first-token pooling"}
 
 # What this package brings with it, as `portable` writes its places, and what is known of its licence.
@@ -74,7 +75,7 @@ def model_card(
         unit=", unit length" if is_unit else "",
         similarity="cosine" if is_unit else "inner product",
         kind="classifier" if is_one_vs_all(config) else "prototype",
-        made_of=_made_of(prototypes["sources"]),
+        made_of=_ONE_VS_ALL if is_one_vs_all(config) else _made_of(prototypes),
         reads=_reads(config),
         scorers="" if ensemble is None else _scorers(ensemble),
         max_length=config["max_length"],
@@ -130,13 +131,15 @@ def _license(settings: Mapping[str, Any]) -> tuple[str | None, str]:
     return None, " ".join([*known, _FILL_IN])
 
 
-def _made_of(sources: Sequence[str]) -> str:
-    if not sources:
-        return "Each label has a one-vs-all classifier, a vector that was trained together with the encoder."
-    if list(sources) == ["text"]:
+def _made_of(prototypes: Mapping[str, Any]) -> str:
+    """Return a sentence on the prototypes, given their description in prime_config.json."""
+    names = [*prototypes["sources"], *prototypes.get("more_sources", [])]  # of older exports the former alone
+    if names == ["text"]:
         return "Each label has a prototype, the embedding of its text."
-    *parts, last = (_SOURCES[source] for source in sources)
+    *parts, last = (_SOURCES.get(name, f"`{name}`") for name in names)
     made_of = f"{', '.join(parts)} and {last}" if parts else last
+    if prototypes.get("combine", "network") == "sum":
+        return f"Each label has a prototype, the normalised sum of {made_of}."
     return f"Each label has a prototype, made by the Label Prototype Network from {made_of}."
 
 

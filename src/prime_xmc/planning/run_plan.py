@@ -29,8 +29,8 @@ def plan(config: DictConfig) -> dict[str, Any]:
     """
     if trains_one_vs_all(config):
         raise ValueError(
-            "a plan is of the training of prototypes: one-vs-all classifiers take 12 bytes for each label and dimension in "
-            "float32 with momentum, and 2 in bfloat16 without (model=elmo)"
+            "a plan is of the training of prototypes. One-vs-all classifiers take 12 bytes for each label and "
+            "dimension while they are trained with model=renee, and 2 with model=elmo"
         )
     sizes, notes = find_sizes(config)
     notes += map(str, fitted_settings(config, sizes.num_queries, sizes.num_labels))

@@ -32,7 +32,8 @@ from prime_xmc.training.start import check_precision, check_processes, missing_c
 
 logger = logging.getLogger(__name__)
 
-_TABLES = ("query_memory.", "label_memory.", "prototypes.", "encoder.frozen.")  # prefixes of the tables' names
+# prefixes of the tables' names
+_TABLES = ("query_memory.", "label_memory.", "prototypes.", "encoder.frozen.", "inverse_propensity")
 _CHECKED_ROWS = 1024  # of a bank: where these are zero, all are
 _HOW_TO_LOAD = (
     "A checkpoint's state_dict does not hold the banks: load it with trainer.fit, validate or test(module, "
@@ -53,7 +54,7 @@ class PrimeModule(RankingModule, PrototypeModule):
         loss: Loss of Eq. 5.
         searcher: Search of the prototypes in validation and test.
         num_queries: Number of training queries, for the memory of their embeddings.
-        inverse_propensity: Inverse propensity of every label, for the metrics.
+        inverse_propensity: Inverse propensity of every label, for the metrics and for losses that ask for it.
         optimizer: Function that makes the optimiser from parameter groups.
         scheduler: Function that makes the learning rate schedule from optimiser, num_warmup_steps and
             num_training_steps.
@@ -98,6 +99,10 @@ class PrimeModule(RankingModule, PrototypeModule):
         self.weight_decay = weight_decay
         self.warmup_fraction = warmup_fraction
         self.seed = seed
+        self.inverse_propensity: Tensor
+        self.register_buffer(
+            "inverse_propensity", torch.from_numpy(inverse_propensity.astype(np.float32)), persistent=False
+        )
         # the embedding that training itself last made of each query, for clusters without another encoding pass
         self.query_memory = make_bank(num_queries, encoder.dim, dtype="float16")
         self.label_memory = make_bank(prototypes.num_labels, encoder.dim, dtype="float16") if remember_labels else None
@@ -299,7 +304,7 @@ class PrimeModule(RankingModule, PrototypeModule):
         """Return prototypes of the batch's labels, then of those in memory, and their positive and negative pairs.
 
         The positive ones as a matrix; and what else `PrimeLoss` takes by name: as pairs, those with the batch's own
-        labels and all of them, and the prototypes without a query in the centroid.
+        labels and all of them; ids and inverse propensities; and the prototypes without a query in the centroid.
         """
         ids, text_emb, relations = batch.label_ids, label_emb, batch.relations
         if batch.memory is not None:
@@ -307,7 +312,11 @@ class PrimeModule(RankingModule, PrototypeModule):
             remembered = self.label_memory.take(batch.memory.ids).float()
             ids, text_emb = torch.cat([ids, batch.memory.ids]), torch.cat([label_emb, remembered])
             relations = batch.memory.relations
-        known: dict[str, Any] = {"pairs": (batch.relations.pairs(), relations.pairs())}
+        known: dict[str, Any] = {
+            "pairs": (batch.relations.pairs(), relations.pairs()),
+            "label_ids": ids,
+            "inverse_propensity": self.inverse_propensity,
+        }
         if batch.left_out is not None and "centroid" in self.prototypes.sources:
             rows, columns, num_queries = batch.left_out
             query_emb = self.query_memory.take(batch.query_ids[rows])

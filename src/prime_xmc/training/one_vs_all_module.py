@@ -116,7 +116,16 @@ class OneVsAllModule(RankingModule, EncoderModule, LabelIndex):
         self.discard_index()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch's queries, and of its label rows, against all labels."""
+        """Return the loss of a batch's queries, and of its label rows, against all labels.
+
+        Raises:
+            ValueError: If the batch has texts of labels, which nothing here needs.
+        """
+        if len(batch.label_ids):
+            raise ValueError(
+                "one-vs-all classifiers see all labels in every step, and batches have texts of labels all the same: give "
+                "sampling=random sampling.num_positives=0"
+            )
         size = len(batch.query_ids)
         query_emb = self(batch.token_ids, batch.lengths, batch.text_ids)
         step_rows = None if self.fused is None else partial(self.fused.step_rows, self.classifiers.weight)

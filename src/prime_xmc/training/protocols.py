@@ -8,7 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -45,6 +45,9 @@ class TrainingData(Protocol):
 
     def set_clusters(self, clusters: Int64[np.ndarray, " query"] | None) -> None:
         """Make the next batches from clusters of `sampler.query_ids`."""
+
+    def set_mined(self, mined: Int32[np.ndarray, "query mined"] | None) -> None:
+        """Draw labels for the queries of the next batches from these lists too."""
 
     def train_text_dataloader(self) -> DataLoader:
         """Return a loader of the texts of the queries that are trained on."""
@@ -98,6 +101,7 @@ class PrototypeModule(QueryMemory, LabelIndex, EncoderModule, Protocol):
     """A module whose banks are filled from embeddings of its encoder."""
 
     prototypes: Prototypes
+    searcher: Searcher
     make_bank: Callable[..., RowBank]
     label_memory: RowBank | None
 
