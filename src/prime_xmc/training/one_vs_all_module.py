@@ -123,8 +123,8 @@ class OneVsAllModule(RankingModule, EncoderModule, LabelIndex):
         """
         if len(batch.label_ids):
             raise ValueError(
-                "one-vs-all classifiers see all labels in every step, and batches have texts of labels all the same: give "
-                "sampling=random sampling.num_positives=0"
+                "one-vs-all classifiers see all labels in every step, and batches have texts of labels all the same: "
+                "give sampling=random sampling.num_positives=0"
             )
         size = len(batch.query_ids)
         query_emb = self(batch.token_ids, batch.lengths, batch.text_ids)
