@@ -76,7 +76,7 @@ def test_label_rows_are_trained_and_leave_centroids_and_query_memory_alone(make)
 
 
 def test_label_rows_need_batches_of_queries(make):
-    with pytest.raises(ValueError, match="sampling.label_rows=true adds rows to batches of queries"):
+    with pytest.raises(ValueError, match=r"sampling\.label_rows=true adds rows to batches of queries"):
         make("sampling=labels", "sampling.label_rows=true")
 
 
