@@ -47,12 +47,7 @@ MAY_CHANGE = (
 )
 # What settings of older checkpoints are called now, and those that they had none of. Both mean what they did.
 _RENAMED = {"torch.optim.SparseAdam": "prime_xmc.training.optimizers.RowAdam"}
-_ABSENT = {
-    "sampling.leave_one_out": 0,
-    "sampling.without_centroid": 0,
-    "sampling.label_rows": False,
-    "encoder.normalize": True,
-}
+_ABSENT = {"sampling.leave_one_out": 0, "sampling.without_centroid": 0}
 # Callbacks of Lightning that look on, by their `_target_`: whatever the name of their key is, they change no result.
 _LOOKING_ON = tuple(
     f"lightning.pytorch.callbacks.{name}"
