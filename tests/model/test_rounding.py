@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from prime_xmc.model.rounding import round_stochastically
 
-finite = st.floats(-1e38, 1e38, width=32)
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32).filter(lambda value: abs(value) < 1e38)
 
 
 def neighbours(value):

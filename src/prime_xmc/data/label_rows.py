@@ -29,7 +29,7 @@ class LabelRowSampler(ClusterBatchSampler):
     def numbered(self) -> Iterator[tuple[int, Drawn]]:
         """Yield what `ClusterBatchSampler.numbered` does, with label rows behind the queries of each batch."""
         first_batch, self._first_batch = self._first_batch, 0
-        order, first_row = self._with_label_rows(self.epoch_order(self._rng(0))), len(self._positives)
+        order, first_row = self._with_label_rows(self.epoch_order(self._rng(0))), len(self.positives)
         bounds = len(order) * np.arange(1, self._num_batches) // self._num_batches
         for batch, row_ids in enumerate(np.split(order, bounds)):
             if batch < first_batch:
@@ -49,6 +49,6 @@ class LabelRowSampler(ClusterBatchSampler):
     def _with_label_rows(self, order: Int64[np.ndarray, " query"]) -> Int64[np.ndarray, " row"]:
         """Return the order of an epoch with all label rows, in a random order, spread evenly among the queries."""
         rng = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(self.epoch, 0, 0)))
-        label_rows = len(self._positives) + rng.permutation(len(self._weight))
+        label_rows = len(self.positives) + rng.permutation(len(self._weight))
         places = np.concatenate([(np.arange(len(part)) + 0.5) / len(part) for part in (order, label_rows)])
         return np.concatenate([order, label_rows])[np.argsort(places, kind="stable")]
