@@ -190,8 +190,8 @@ def _describe(
             "pooling": encoder.pooling,
             "query_prompt": encoder.prompts.query or None,
             "label_prompt": encoder.prompts.label or None,
-            "normalize": encoder.normalize,
-        },
+        }
+        | ({} if encoder.normalize else {"normalize": False}),
         "prototypes": dict(of_labels),
         "index": None
         if index is None

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 Weighting = Literal["softmax", "sum", "active_mean", "ngame"]
@@ -559,9 +559,7 @@ class PrimeLoss(nn.Module):
             if self.weights[name]:
                 is_described = name == "query_prototype"
                 known = {
-                    key: values[: contrasted[0].shape[0], None]
-                    if name == "label_query"
-                    else values[None, : contrasted[0].shape[1]]
+                    key: _along(values, contrasted[0], of_anchors=name == "label_query")
                     for key, values in about_labels.items()
                 }
                 value, stats = contrast_of(self.contrast, *contrasted, describe=is_described, **known)
@@ -591,6 +589,13 @@ class PrimeLoss(nn.Module):
         if label_ids is not None and inverse_propensity is not None and "inverse_propensity" in asked:
             about["inverse_propensity"] = inverse_propensity[label_ids]
         return about
+
+
+def _along(
+    values: Shaped[Tensor, " label"], similarity: Float[Tensor, "anchor candidate"], *, of_anchors: bool
+) -> Shaped[Tensor, "_ _"]:
+    """Return a value for each label: a column where labels are anchors, a row where they are candidates."""
+    return values[: similarity.shape[0], None] if of_anchors else values[None, : similarity.shape[1]]
 
 
 def _check_settings(contrast: Callable[..., AnyContrast], settings: Mapping[str, Any]) -> None:
