@@ -1,11 +1,11 @@
 """Texts of labels as training rows besides the queries, each with its own label."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
+from prime_xmc.data.corpus import Ragged
 from prime_xmc.data.sampling import ClusterBatchSampler, Drawn, draw_mined
 
 
@@ -16,14 +16,41 @@ class LabelRowSampler(ClusterBatchSampler):
     plus the label id. Every batch has about the same share of them, in a random order whatever the clusters. Nothing
     else knows of them: they are in neither `query_ids` nor clusters, and so in no frequency, centroid or metric.
 
-    Args and errors are those of `ClusterBatchSampler`; `batch_size` counts label rows too, and a label row draws its
-    own label alone.
+    Args:
+        positives: Label ids of every query of the split.
+        query_ids: Queries to train on, as in `ClusterBatchSampler`.
+        batch_size: Most rows that a batch may hold, label rows included.
+        num_positives: Number of labels drawn per query; a label row draws its own label alone.
+        weight: Weight of every label, as in `ClusterBatchSampler`.
+        seed: Seed of the order and of the draws.
+        num_mined: Number of mined labels drawn for each query, as in `ClusterBatchSampler`; label rows draw none.
+
+    Raises:
+        ValueError: As `ClusterBatchSampler`.
 
     Source: Renée, Jain et al. 2023.
     """
 
-    def __init__(self, *arguments: Any, batch_size: int, **settings: Any):
-        super().__init__(*arguments, batch_size=batch_size, **settings)
+    def __init__(
+        self,
+        positives: Ragged,
+        query_ids: Int64[np.ndarray, " candidate"],
+        *,
+        batch_size: int,
+        num_positives: int,
+        weight: Float64[np.ndarray, " label"],
+        seed: int,
+        num_mined: int = 1,
+    ):
+        super().__init__(
+            positives,
+            query_ids,
+            batch_size=batch_size,
+            num_positives=num_positives,
+            weight=weight,
+            seed=seed,
+            num_mined=num_mined,
+        )
         self._num_batches = -(-(len(self.query_ids) + len(self._weight)) // batch_size)
 
     def numbered(self) -> Iterator[tuple[int, Drawn]]:

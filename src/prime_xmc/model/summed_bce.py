@@ -1,6 +1,7 @@
 """One-vs-all binary cross-entropy over all labels, in blocks: the logits of all labels never exist at once."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -66,14 +67,9 @@ class _SummedBCE(torch.autograd.Function):
         take: Callable[[int, Tensor], None] | None,
         label_block: int,
     ) -> Tensor:
-        gradient = None
-        if take is None:
-            gradient = torch.empty_like(weight)
-
-            def take(start: int, block: Tensor) -> None:
-                gradient[start : start + len(block)] = block
-
-        loss, query_gradient = _sum_blocks(query_emb, weight, positives, spared, take, label_block)
+        gradient = torch.empty_like(weight) if take is None else None
+        hand_over = partial(_keep, gradient) if take is None else take
+        loss, query_gradient = _sum_blocks(query_emb, weight, positives, spared, hand_over, label_block)
         ctx.gradients = query_gradient, gradient
         return loss
 
@@ -83,6 +79,10 @@ class _SummedBCE(torch.autograd.Function):
         query_gradient, gradient = ctx.gradients
         del ctx.gradients  # large, and asked for once
         return scale * query_gradient, None if gradient is None else scale * gradient, None, None, None, None
+
+
+def _keep(gradient: Tensor, start: int, block: Tensor) -> None:
+    gradient[start : start + len(block)] = block
 
 
 def _sum_blocks(
