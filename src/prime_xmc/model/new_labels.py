@@ -87,7 +87,8 @@ def combine(
     num_labels = len(label_emb)
     # a module has at least as many labels as free vectors
     padded = max(num_labels, settings["num_free_vectors"], settings.get("num_private", 0))
-    prototypes = Prototypes(**dict(settings) | {"num_labels": padded}).eval()
+    known = {name: value for name, value in settings.items() if name != "more_sources"}
+    prototypes = Prototypes(**known | {"num_labels": padded}).eval()
     prototypes.load_state_dict(dict(network) | {"cluster_of_label": pad(clusters, (0, padded - num_labels))})
     ids = torch.arange(num_labels)
     prototypes.centroids.put(ids, centroids)

@@ -58,7 +58,8 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
     small.sampling.batch_size = min(-(-config.sampling.batch_size // count_processes(config)), sizes.num_queries)
     corpus = make_up_corpus(small, sizes, num_queries=num_steps * small.sampling.batch_size)
     small.model.num_free_vectors = min(config.model.num_free_vectors, corpus.num_labels)
-    small.model.num_private = min(config.model.num_private, corpus.num_labels)
+    if "num_private" in small.model:
+        small.model.num_private = min(config.model.num_private, corpus.num_labels)
     data = open_data(
         small,
         config.encoder.source,
