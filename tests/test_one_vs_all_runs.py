@@ -83,7 +83,7 @@ def test_training_beats_chance_and_the_untrained_classifiers(complete, train, tm
         vectors = load_file(tmp_path / "elmo" / "model" / "prototypes.safetensors")["prototypes"]
         assert torch.equal(vectors.bfloat16().float(), vectors)
     assert metrics["test/P@1"] > 5 * 2 / 48  # about two labels a query, of 48
-    assert metrics["test/P@1"] > untrained["test/P@1"] + 0.2
+    assert metrics["test/P@1"] > untrained["test/P@1"] + 0.1
 
 
 def test_the_model_ranks_by_inner_products_as_the_run_did(complete, queries):
@@ -135,10 +135,9 @@ def test_evaluate_and_report_take_it(complete, overrides, compose, toy_dataset, 
     data = ["dataset=custom", f"dataset.dir={toy_dataset}", cache]
     found = evaluate(compose(f"model.dir={run_dir}/model", "device=cpu", *data, name="evaluate"))
     assert found == pytest.approx({name: metrics[name] for name in found})
-    (run_dir / ".hydra").mkdir(exist_ok=True)
     arguments = [f"runs={run_dir}", f"output={tmp_path}/report", cache, "num_resamples=10"]
     report.run(compose(*arguments, name="report"), command="the command")
-    assert f"{100 * metrics['test/P@1']:.1f}" in (tmp_path / "report" / "index.html").read_text()
+    assert f"{100 * metrics['test/P@1']:.2f}" in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(complete, train, tmp_path, monkeypatch):
@@ -185,10 +184,25 @@ def test_it_starts_from_the_encoder_of_another_run(complete, overrides, compose,
     [
         (["classify=true"], "encoder.normalize=false: classify need unit vectors; give classify=false"),
         (["sampling.num_positives=1"], "give sampling.num_positives=0"),
-        (["model=prime", "sampling.num_positives=0"], "prototypes are trained on labels drawn for queries; give 1"),
         (["index=hnsw"], "index=hnsw is for unit vectors, and one-vs-all classifiers are none"),
     ],
 )
 def test_settings_that_do_not_belong_together(train, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         train(tmp_path, *settings)
+
+
+def test_prototypes_need_labels_that_are_drawn(toy_settings, compose, tmp_path):
+    with pytest.raises(ValueError, match="prototypes are trained on labels drawn for queries; give 1 or more"):
+        run(compose(*toy_settings, "sampling.num_positives=0", f"run_dir={tmp_path}"))
+
+
+def test_elmo_differs_from_renee_in_table_and_optimizer(compose):
+    renee, elmo = (compose(f"model={model}", "run_dir=run") for model in ("renee", "elmo"))
+    assert (renee.model.dtype, elmo.model.dtype) == ("float32", "bfloat16")
+    assert renee.optimizer.make.sparse._target_ == "torch.optim.SGD"
+    assert elmo.optimizer.make.sparse._target_ == "prime_xmc.training.fused_sgd.FusedSGD"
+    assert elmo.optimizer.make.dense == renee.optimizer.make.dense
+    for config in (renee, elmo):
+        del config.optimizer, config.model.dtype
+    assert elmo == renee
