@@ -93,7 +93,11 @@ CHANGED = {
     },
 }
 # For 48 labels.
-SMALL = {"dexa": ["model.num_private=8"], "siamesexml": ["sampling.batch_size=16"]}
+SMALL = {
+    "dexa": ["model.num_private=8"],
+    "siamesexml": ["sampling.batch_size=16"],
+    "unidec": ["trainer.max_epochs=12"],  # classifiers follow slowly
+}
 
 
 def flat(node, prefix=""):

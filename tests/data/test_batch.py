@@ -424,10 +424,6 @@ class TestNegatives:
         assert batch.positives.nonzero().tolist() == [[0, 1], [1, 5]]
         assert (~batch.negatives).nonzero().tolist() == [[0, 1], [0, 2], [1, 5]]
 
-    def test_other_labels_are_refused(self):
-        with pytest.raises(ValueError, match="batch_labels drawn or all, got 'some'"):
-            make_builder(self.POSITIVES, batch_labels="some")
-
 
 class TestLabelRows:
     """Queries 0 to 2, whose positives are [1, 4], [4] and [7], with rows 3 + l for labels l."""

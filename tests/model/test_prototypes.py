@@ -442,8 +442,6 @@ class TestMoreSources:
         [
             ({"more_sources": {"text": Table}}, "other names than"),
             ({"more_sources": {"graph": lambda **_: 3}}, r"graph to be a torch.nn.Module, got a int"),
-            ({"combine": "mean"}, "network or sum, got 'mean'"),
-            ({"free_vector_start": "zero"}, "random or text, got 'zero'"),
             ({"sources": []}, "some of"),
         ],
     )

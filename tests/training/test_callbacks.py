@@ -68,40 +68,41 @@ def test_memory_is_released_every_n_steps_of_the_cpu_alone(device, expected, mon
     assert released == expected
 
 
+@pytest.fixture(scope="module")
+def mined(toy_settings, compose, tmp_path_factory):
+    """What each of five epochs drew from, with labels searched in epochs 1 and 3; module and data at the end."""
+    paths = [f"{key}={tmp_path_factory.mktemp(key)}" for key in ("cache_dir", "run_dir")]
+    settings = ["sampling=mined", "sampling.mined.every_n_epochs=2", "sampling.mined.top_k=6", "model=dpr"]
+    config = compose(*toy_settings, "dataset.batch_size=40", *paths, *settings)
+    data = make_data(config)
+    seen, expected = [], {}
+
+    class Watch(L.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            lists = data.sampler.state_dict().get("mined")
+            seen.append(lists)
+            if module.has_index:  # as it was when labels were searched
+                _, vectors = module.build_index()
+                ids = torch.from_numpy(data.sampler.query_ids)
+                expected[trainer.current_epoch] = module.query_memory.take(ids).float() @ vectors.T
+
+    module = make_module(config, data)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=5,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        log_every_n_steps=1,
+        callbacks=[*module.callbacks, Watch()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    return seen, expected, data
+
+
 class TestMineNegatives:
-    @pytest.fixture(scope="class")
-    def mined(self, toy_settings, compose, tmp_path_factory):
-        """What each of five epochs drew from, with labels searched in epochs 1 and 3; module and data at the end."""
-        paths = [f"{key}={tmp_path_factory.mktemp(key)}" for key in ("cache_dir", "run_dir")]
-        settings = ["sampling=mined", "sampling.mined.every_n_epochs=2", "sampling.mined.top_k=6", "model=dpr"]
-        config = compose(*toy_settings, "dataset.batch_size=40", *paths, *settings)
-        data = make_data(config)
-        seen, expected = [], {}
-
-        class Watch(L.Callback):
-            def on_train_epoch_start(self, trainer, module):
-                lists = data.sampler.state_dict().get("mined")
-                seen.append(lists)
-                if module.has_index:  # as it was when labels were searched
-                    _, vectors = module.build_index()
-                    ids = torch.from_numpy(data.sampler.query_ids)
-                    expected[trainer.current_epoch] = module.query_memory.take(ids).float() @ vectors.T
-
-        module = make_module(config, data)
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_epochs=5,
-            limit_val_batches=0,
-            enable_checkpointing=False,
-            log_every_n_steps=1,
-            callbacks=[*module.callbacks, Watch()],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module, datamodule=data)
-        return seen, expected, data
-
     def test_from_the_first_epoch_on_and_every_n(self, mined):
         seen, expected, _ = mined
         assert seen[0] is None

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from prime_xmc.export.calibration import Calibration
 from prime_xmc.export.ensemble import Ensemble
-from prime_xmc.export.folder import is_one_vs_all, query_fields, query_separator
+from prime_xmc.export.folder import is_one_vs_all, model_version, query_fields, query_separator
 
 _SOURCES = {
     "text": "the label's text",
@@ -83,7 +83,7 @@ def model_card(
         device=_device(metrics),
         settings=json.dumps(settings, indent=2, ensure_ascii=False),
         results=_results(results, notes),
-        probabilities="" if calibration is None else _probabilities(calibration),
+        probabilities="" if calibration is None else _probabilities(calibration, model_version(config)),
         comparable="" if calibration is None else "; `calibrate=true` adds probabilities, which do",
         changes=_changes(config.get("history", [])),
         license=license_text,
@@ -235,10 +235,15 @@ _UNTRAINED = (
 )
 
 
-def _probabilities(calibration: Calibration) -> str:
+def _probabilities(calibration: Calibration, version: int) -> str:
     """Return the section on probabilities: sentences, and the reliability as a table."""
     name = calibration.default
     sentences = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in calibration.describe(name)]
+    if calibration.model_version < version:
+        sentences[1] += (
+            f" All of this is of the labels of version {calibration.model_version}, and this is version {version}: "
+            "`prime-xmc-calibrate` fits the probabilities to its labels."
+        )
     rows = ["| queries | predicted, percent | observed, percent | | answers |", "|---|---:|---:|---|---:|"]
     for queries, held in calibration.scorers[name].held.items():
         for row in held.bins:
