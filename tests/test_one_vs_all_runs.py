@@ -20,7 +20,7 @@ from prime_xmc.evaluation.predictions import load_predictions
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.one_vs_all_module import OneVsAllModule
 
-EPOCHS = 6
+EPOCHS = 8
 COST = ("train/seconds", "train/queries_per_second", "seconds/", "peak_rss_bytes")
 
 
@@ -32,7 +32,7 @@ def overrides(toy_settings, tmp_path_factory) -> list[str]:
         "model.dropout=0.2",
         "sampling.batch_size=32",
         "optimizer.lr=5e-3",
-        "optimizer.classifier_lr=0.02",
+        "optimizer.classifier_lr=0.005",
         f"trainer.max_epochs={EPOCHS}",
         "trainer.precision=32-true",
         "callbacks.progress=null",

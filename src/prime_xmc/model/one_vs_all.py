@@ -33,8 +33,8 @@ class OneVsAll(nn.Module):
         num_labels: int,
         dim: int,
         *,
-        std: float = 0.02,
-        dropout: float = 0.0,
+        std: float | int = 0.02,
+        dropout: float | int = 0.0,
         dtype: str = "float32",
         label_block: int = LABEL_BLOCK,
     ):

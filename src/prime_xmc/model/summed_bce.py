@@ -51,7 +51,7 @@ def summed_bce(
 
     Source: Renée, Jain et al. 2023; as one loop over blocks that also takes the step, ELMO, Zhang et al. 2025.
     """
-    return _SummedBCE.apply(query_emb, weight, positives, spared, take, label_block)  # type: ignore[no-untyped-call]
+    return _SummedBCE.apply(query_emb, weight, positives, spared, take, label_block)
 
 
 class _SummedBCE(torch.autograd.Function):
@@ -67,9 +67,11 @@ class _SummedBCE(torch.autograd.Function):
         take: Callable[[int, Tensor], None] | None,
         label_block: int,
     ) -> Tensor:
-        gradient = torch.empty_like(weight) if take is None else None
-        hand_over = partial(_keep, gradient) if take is None else take
-        loss, query_gradient = _sum_blocks(query_emb, weight, positives, spared, hand_over, label_block)
+        gradient = None
+        if take is None:
+            gradient = torch.empty_like(weight)
+            take = partial(_keep, gradient)
+        loss, query_gradient = _sum_blocks(query_emb, weight, positives, spared, take, label_block)
         ctx.gradients = query_gradient, gradient
         return loss
 
