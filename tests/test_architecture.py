@@ -17,18 +17,20 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 ROOMS: dict[str, set[str]] = {
     "environment": set(),
     "files": set(),
+    "foreign": set(),
+    "checksums": {"foreign"},
     "printing": set(),
     "progress": set(),
     "conf_files": set(),
     "command_line": {"conf_files"},
-    "tables": {"files"},
-    "data": {"files", "progress"},
+    "tables": {"files", "foreign"},
+    "data": {"files", "foreign", "checksums", "progress"},
     "conversion": {"files", "progress", "tables", "data"},
     "index": {"files"},
-    "model": {"files"},
+    "model": {"files", "foreign", "checksums"},
     "app": {"conf_files", "command_line", "printing", "data", "model"},
     "evaluation": {"files", "progress", "data", "index"},
-    "export": {"files", "progress", "tables", "data", "index", "model"},
+    "export": {"files", "foreign", "checksums", "printing", "progress", "tables", "data", "index", "model"},
     "training": {"files", "printing", "progress", "data", "index", "model", "evaluation", "export"},
     "assemble": {"app", "data", "index", "model", "evaluation", "export", "training"},
     "calibrating": {"data", "index", "evaluation", "export"},
@@ -41,11 +43,12 @@ ROOMS: dict[str, set[str]] = {
     "trained_model": {"data", "evaluation", "export"},
     "api": {"app", "command_line", "conf_files", "files", "data", "export", "stages", "training", "trained_model"},
     "planning": {"data", "index", "model", "evaluation", "training", "assemble"},
-    "reporting": {"files", "data", "evaluation"},
+    "reporting": {"files", "foreign", "data", "evaluation"},
     "auditing": {"files", "progress", "data", "reporting"},
     "serving": {"export"},
     "interchange": {"files", "data", "index", "model", "evaluation", "export"},
     "bundle": {"export"},  # an old name
+    "configs": {"command_line"},  # an old name
     "__main__": {"conf_files", "command_line"},
 }
 ENTRY_POINTS = set(COMMANDS)
