@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from prime_xmc.command_line.arguments import UnknownOptionError, prepare, prepare_settings
 from prime_xmc.command_line.checks import OPTIONAL_GROUPS, check_groups, check_values
@@ -229,9 +229,7 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
         update_config(config, name)
     chosen = {str(group).partition("@")[0] for group in hydra_config.runtime.choices}
     overrides = OverridesParser.create().parse_overrides([str(each) for each in hydra_config.overrides.task])
-    for source in hydra_config.runtime.config_sources:
-        if source.path and is_run_folder(Path(source.path)):
-            check_targets(config, [each.key_or_group for each in overrides], configs, source.path)
+    _check_sources(config, hydra_config, [each.key_or_group for each in overrides])
     settings = [each for each in overrides if each.key_or_group not in chosen and not each.is_delete()]
     if settings:
         choices = [str(each.input_line) for each in overrides if each.key_or_group in chosen]
@@ -239,6 +237,27 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
     else:
         reference = config
     check_values(config, reference, [each.key_or_group for each in settings])
+
+
+def _check_sources(config: DictConfig, hydra_config: DictConfig, given: list[str]) -> None:
+    """Check the targets of a configuration of a run folder, and those of its second stage.
+
+    Args:
+        config: The configuration.
+        hydra_config: Hydra's part of it.
+        given: Keys and groups that the command line sets.
+
+    Raises:
+        ValueError: If it names one that is no part of a training.
+    """
+    for source in hydra_config.runtime.config_sources:
+        if not source.path or not is_run_folder(Path(source.path)):
+            continue
+        check_targets(config, given, config_dir(), source.path)
+        for key in {"classify", "classify_settings"} - set(given):
+            if isinstance(config.get(key), ListConfig):
+                second = _compose("classify", [str(setting) for setting in config[key]])
+                check_targets(second, [], config_dir(), f"{source.path}, {key}")
 
 
 def _compose(name: str, overrides: list[str]) -> DictConfig:
