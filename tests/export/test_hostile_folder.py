@@ -106,7 +106,7 @@ def test_classifiers_of_another_shape_are_refused(model):
     from prime_xmc.export.scorers import encoder_digest, load_classifiers, save_classifiers
 
     save_classifiers(model / "classifiers", torch.randn(7, 32), digest=encoder_digest(model), settings={})
-    with pytest.raises(ValueError, match=r"holds 7 x 32 of F32 numbers as classifiers, expected 48 x 32"):
+    with pytest.raises(ValueError, match=r"holds 7 x 32 numbers, expected 48 x 32"):
         load_classifiers(model / "classifiers", model)
 
 

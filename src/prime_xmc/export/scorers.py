@@ -167,10 +167,12 @@ def _shape(model: Path) -> list[int]:
 
 def _read(path: Path, name: str, device: str, again: str, shape: list[int]) -> Float[Tensor, "row d"]:
     entry = check_tensors_file(path).get(name)
-    if entry is None or entry.get("shape") != shape or entry.get("dtype") not in ("F32", "F16", "BF16"):
-        found = "none" if entry is None else f"{' x '.join(map(str, entry.get('shape', ())))} of {entry.get('dtype')}"
-        wanted = " x ".join(map(str, shape))
-        raise ValueError(f"{path} holds {found} numbers as {name}, expected {wanted}, labels x dimensions; {again}")
+    if entry is None or entry.get("dtype") not in ("F32", "F16", "BF16"):
+        found = "no tensor" if entry is None else f"numbers of the type {entry.get('dtype')}"
+        raise ValueError(f"{path} is damaged: expected floating-point numbers as {name}, got {found}; {again}")
+    if entry["shape"] != shape:
+        found, wanted = (" x ".join(map(str, sizes)) for sizes in (entry["shape"], shape))
+        raise ValueError(f"{path} holds {found} numbers, expected {wanted}, labels x dimensions; {again}")
     try:
         with safe_open(path, framework="pt", device=device) as tensors:
             rows = tensors.get_tensor(name)
