@@ -314,7 +314,7 @@ class TestNoModel:
     def test_encoder_settings_of_another_version(self, copy):
         config = json.loads((copy / "prime_config.json").read_text())
         edit(copy / "prime_config.json", encoder=config["encoder"] | {"rotation": 3})
-        self.check(copy, ValueError, "the encoder is damaged .*rotation")
+        self.check(copy, ValueError, "prime_config.json is damaged .*rotation")
 
     def test_weights_that_are_missing(self, copy):
         weights = load_file(copy / "model.safetensors")
