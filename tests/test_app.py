@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -324,8 +323,7 @@ class TestConfigurationOfARunFolder:
 
     @pytest.fixture
     def foreign(self, tmp_path):
-        source = SimpleNamespace(path=str(tmp_path / ".hydra"))
-        return SimpleNamespace(runtime=SimpleNamespace(config_sources=[SimpleNamespace(path=""), source]))
+        return OmegaConf.create({"runtime": {"config_sources": [{"path": ""}, {"path": str(tmp_path / ".hydra")}]}})
 
     @pytest.mark.parametrize("part", ["loss._target_=os.system", "loss._tar${g}=os.system"])
     def test_its_second_stage_is_looked_at_as_it_will_be_composed(self, foreign, part):
@@ -335,7 +333,7 @@ class TestConfigurationOfARunFolder:
         app._check_sources(config, foreign, ["classify_settings"])  # given by the command line
 
     def test_that_of_an_own_folder_is_not(self):
-        own = SimpleNamespace(runtime=SimpleNamespace(config_sources=[SimpleNamespace(path="my_conf")]))
+        own = OmegaConf.create({"runtime": {"config_sources": [{"path": "my_conf"}]}})
         app._check_sources(OmegaConf.create({"loss": {"_target_": "my.Loss"}}), own, [])
 
 
