@@ -134,13 +134,10 @@ def read_runs(path: Path) -> list[RunRecord]:
     if not isinstance(overrides, list):
         raise ValueError(f"{path / _OVERRIDES}: expected a list of settings, got {type(overrides).__name__}")
     check_numbers(path / "metrics.json", metrics or {})
-    export = (export or _load_json(path / _CLASSIFIERS) or {}).get("settings", {})
+    export = (export or _load_json(path / _CLASSIFIERS) or {}).get("settings") or {}
     try:
-        if (
-            not isinstance(config, dict)
-            or not isinstance(export, dict)
-            or not isinstance(export.get("config", {}), dict)
-        ):
+        kinds = [isinstance(each, dict) for each in (config, export, export.get("config", {}))]
+        if not all(kinds) or not all(isinstance(key, str) for key in config):
             raise ValueError("expected settings by name")
         seed = int(config["seed"])
         settings, derived = _resolve(config)
