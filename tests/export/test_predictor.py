@@ -33,7 +33,9 @@ def with_transformers(directory, text):
 
 
 def edit(path, **changed):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    content = json.loads(path.read_text())
+    content.pop("checksum", None)  # what is edited by hand has none
+    path.write_text(json.dumps(content | changed))
 
 
 def save(directory, tiny_encoder_dir, **changed):

@@ -33,7 +33,7 @@ def test_sizes_of_both_kinds(flat, graph):
 
 
 def test_another_kind_is_refused_before_faiss_opens_it(flat, graph, tmp_path):
-    with pytest.raises(ValueError, match="begins with 'IndexFlatIP', expected 'IndexHNSWFlat'"):
+    with pytest.raises(ValueError, match="holds a IndexFlatIP, expected IndexHNSWFlat"):
         check_index_file(flat, "hnsw")
     quantizer = faiss.IndexFlatIP(8)
     quantizer.add(VECTORS[:1])

@@ -1,6 +1,6 @@
 """Checksums of what a model is made of: in prime_config.json, and in the description of each of its parts.
 
-README.md, metrics.json and what only other libraries read have none: they may be edited.
+README.md, metrics.json, texts of training queries and what only other libraries read have none: they may be edited.
 """
 
 import json

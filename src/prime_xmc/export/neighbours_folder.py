@@ -69,7 +69,7 @@ def save_neighbours(directory: Path, queries: VotingQueries, *, digest: str) -> 
         save_tensors(temporary / TABLES, tables)
         if queries.texts is not None:
             _write_texts(temporary / TEXTS, queries.texts, len(queries.labels))
-        write_json(temporary / CONFIG, sealed(config, temporary, [TABLES, TEXTS]))
+        write_json(temporary / CONFIG, sealed(config, temporary, [TABLES]))
 
 
 def _write_texts(path: Path, texts: Iterable[str], num_queries: int) -> None:

@@ -38,7 +38,13 @@ def check_index_file(path: Path, kind: str) -> tuple[int, int]:
     Raises:
         ValueError: If it holds another kind of index, is cut off, or its graph leads to labels that there are not.
     """
+    if not path.is_file():
+        raise ValueError(f"{path} cannot be read as a Faiss index (there is no such file); {_AGAIN}")
     with path.open("rb") as file:
+        begins = _KINDS.get(file.read(4))
+        if begins is not None and begins != _KINDS[_EXPECTED[kind]]:
+            raise ValueError(f"{path} holds a {begins}, expected {_KINDS[_EXPECTED[kind]]} (kind={kind}); {_AGAIN}")
+        file.seek(0)
         try:
             size = _check_index(file, _EXPECTED[kind], path.stat().st_size)
         except (ValueError, struct.error) as error:
