@@ -20,7 +20,7 @@ def run(config: DictConfig) -> None:
         ValueError: If the model is damaged, a setting is out of range, the address is taken, or a library is missing.
     """
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)]:
-        raise ValueError(f"serving needs {', '.join(missing)}: pip install 'prime_xmc[serve]'")
+        raise ValueError(f"serving needs {', '.join(missing)}: pip install '.[serve]' in the clone")
     # here, because the help need not wait for torch
     import torch
 
@@ -54,6 +54,7 @@ def run(config: DictConfig) -> None:
         )
         model = slot.model
         about = f"{model.predictor.num_labels:,} labels, {' and '.join(model.predictors)}, version {model.version}"
+        bound.listen()  # whoever has read the next line may connect; what comes too early waits
         logger.info("%s serves %s: %s", address_of(bound), directory, about)
         app = make_app(serving, token=token, hosts=hosts)
         serve(app, slot, bound, shutdown_seconds=config.shutdown_seconds, access_log=config.access_log)

@@ -73,8 +73,9 @@ def _problem(config: Mapping[str, Any]) -> str | None:
         return f"encoder.attention is {shown(attention)}, expected one of {', '.join(ATTENTION)}"
     numbers = {f"prototypes.{name}": prototypes.get(name) for name in _NUMBERS} | {"max_length": config["max_length"]}
     for name, number in numbers.items():
-        if type(number) is not int or number < 1:
-            return f"{name} is {shown(number)}, expected a number of at least 1"
+        least = 0 if name == "prototypes.num_free_vectors" else 1
+        if type(number) is not int or number < least:
+            return f"{name} is {shown(number)}, expected a number of at least {least}"
     if config["max_length"] > _LONGEST:
         return f"max_length is {config['max_length']}, expected at most {_LONGEST}"
     if index is not None and not (index.keys() <= _INDEX and index.get("kind") in ("flat", "hnsw")):
