@@ -72,8 +72,9 @@ def _problem(config: Mapping[str, Any]) -> str | None:
     if (attention := encoder.get("attention", "eager")) not in ATTENTION:
         return f"encoder.attention is {shown(attention)}, expected one of {', '.join(ATTENTION)}"
     numbers = {f"prototypes.{name}": prototypes.get(name) for name in _NUMBERS} | {"max_length": config["max_length"]}
+    numbers["prototypes.num_private"] = prototypes.get("num_private", 0)  # older ones had none
     for name, number in numbers.items():
-        least = 0 if name == "prototypes.num_free_vectors" else 1
+        least = 0 if name in ("prototypes.num_free_vectors", "prototypes.num_private") else 1
         if type(number) is not int or number < least:
             return f"{name} is {shown(number)}, expected a number of at least {least}"
     if config["max_length"] > _LONGEST:
