@@ -140,11 +140,12 @@ def cache_folder(value: Any, environment: Mapping[str, str]) -> str | None:
 
 
 def check_numbers(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Refuse metrics that are no numbers.
+    """Refuse metrics that are no numbers; notes, such as train/passes_note, are texts.
 
     Raises:
         ValueError: With the file, the name and the value.
     """
     for name, value in metrics.items():
-        if "/" in name and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+        is_note = name.endswith("_note") and isinstance(value, str)
+        if "/" in name and not is_note and (isinstance(value, bool) or not isinstance(value, int | float | None)):
             raise ValueError(f"{path}: {shown(name)} is {shown(value)}, expected a number")
