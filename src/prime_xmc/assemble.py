@@ -85,7 +85,7 @@ def open_corpus(config: DictConfig) -> Corpus:
         max_length=config.dataset.max_length,
         cache_dir=config.cache_dir,
     )
-    return Corpus.open(directory)
+    return Corpus.open(directory, config.get("verify", "sampled"))
 
 
 def fit_to_data(config: DictConfig, corpus: Corpus) -> DictConfig:
@@ -469,6 +469,7 @@ def load_predictor(config: DictConfig) -> Predictor:
         index=config.get("search", "exact"),
         precision=config.get("precision"),
         scorer="theta",
+        verify=config.get("verify", "sampled"),
     )
 
 
@@ -488,6 +489,7 @@ def load_scorer(config: DictConfig) -> Predictor:
         scorer=config.scorer,
         classifiers=config.classifiers,
         prototype_dtype=config.get("prototype_dtype", "float32"),
+        verify=config.get("verify", "sampled"),
     )
 
 
@@ -512,7 +514,8 @@ def model_corpus(config: DictConfig, predictor: Predictor) -> Corpus:
             pad_token_id=predictor.config["pad_token_id"],
             max_length=predictor.config["max_length"],
             cache_dir=config.cache_dir,
-        )
+        ),
+        config.get("verify", "sampled"),
     )
     hint = f"give the data set that the model {config.model.dir} was trained on, dataset=..."
     if (number := model_version(predictor.config)) > 1:

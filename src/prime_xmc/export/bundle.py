@@ -32,6 +32,7 @@ from prime_xmc.export.folder import (
     read_metrics,
 )
 from prime_xmc.export.model_card import model_card
+from prime_xmc.export.model_sums import SUMMED, sealed
 from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.export.settings import portable
 from prime_xmc.files import publishing, save_tensors, write_json, write_text
@@ -108,7 +109,6 @@ def save_bundle(
             "query": {"fields": None if fields is None else list(fields), "separator": " "},
             "precision": precision,
         }
-        write_json(temporary / CONFIG, config)
         _write_encoder(temporary, encoder, tokenizer, max_length)
         if prototypes is not None:
             save_tensors(temporary / CENTROIDS, {"centroids": prototypes.centroids.rows})
@@ -120,6 +120,7 @@ def save_bundle(
         num_written = _write_labels(temporary / LABELS, labels)
         assert num_written == len(label_prototypes) == of_labels["num_labels"]
         assert label_emb is None or len(label_emb) == num_written
+        write_json(temporary / CONFIG, sealed(config, temporary, SUMMED))
         if metrics is not None:
             write_json(temporary / METRICS, dict(metrics))
         write_card(temporary)

@@ -3,13 +3,14 @@
 transformers reads none of this; sentence-transformers keeps it in files of its own, beside those of transformers.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from prime_xmc.foreign import check_links, parse_json, shown
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,12 @@ def _read_settings(source: str, normalize: bool = True) -> _Settings | None:
     except (KeyError, TypeError) as error:
         raise ValueError(f"modules.json of {source} is damaged ({error!r}); get the encoder again") from error
     about = _read_json(source, "config_sentence_transformers.json") or {}
-    pooling_config = _read_json(source, f"{by_kind['Pooling']['path']}/config.json") if "Pooling" in by_kind else None
+    pooling_config = None
+    if "Pooling" in by_kind:
+        place = by_kind["Pooling"].get("path")
+        if not isinstance(place, str) or Path(place).name != place:
+            raise ValueError(f"modules.json of {source} names the folder {shown(place)}, expected one beside it")
+        pooling_config = _read_json(source, f"{place}/config.json")
     similarity = about.get("similarity_fn_name") if normalize else None
     pooling, obstacle = _pooling_of(list(by_kind), pooling_config, similarity)
     prompts = {name: prompt for name, prompt in (about.get("prompts") or {}).items() if prompt}
@@ -179,7 +185,9 @@ def _read_json(source: str, name: str) -> Any:
     if path is None or not path.is_file():
         return None
     try:
-        return json.loads(path.read_bytes())
+        if Path(source).is_dir():
+            check_links(Path(source), [name])
+        return parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); get the encoder again") from error
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -196,11 +197,13 @@ def _names(configurations: Sequence[Sequence[RunRecord]]) -> list[str]:
 
 def _find_corpus(run: RunRecord, cache_dirs: Sequence[Path]) -> Corpus | None:
     fingerprint = run.export.get("data_fingerprint")
-    if fingerprint is None:
+    # both are parts of the name of a folder, and neither may lead out of the cache
+    if not isinstance(fingerprint, str) or not re.fullmatch("[0-9a-f]{12,}", fingerprint) or not _is_name(run.dataset):
         return None
     # Model folders of version 0.1.0 name the folder in their settings; those of later versions name none.
     recorded = [run.cache_dir, run.export.get("config", {}).get("cache_dir")]
-    for cache_dir in (*cache_dirs, *(Path(folder).expanduser() for folder in recorded if folder)):
+    own = [Path(folder).expanduser() for folder in recorded if isinstance(folder, str) and folder]
+    for cache_dir in (*cache_dirs, *own):
         directory = cache_dir / f"{run.dataset}-{fingerprint[:12]}"
         if directory.is_dir():
             try:
@@ -208,6 +211,10 @@ def _find_corpus(run: RunRecord, cache_dirs: Sequence[Path]) -> Corpus | None:
             except (FileNotFoundError, ValueError) as error:  # an older version may have prepared it
                 logger.warning("%s", error)
     return None
+
+
+def _is_name(name: str) -> bool:
+    return Path(name).name == name and name not in ("", ".", "..")
 
 
 def _finished_at(run: RunRecord) -> float:
