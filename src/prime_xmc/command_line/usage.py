@@ -12,6 +12,7 @@ COMMANDS = (
     "audit",
     "train",
     "classify",
+    "baseline",
     "evaluate",
     "predict",
     "calibrate",
