@@ -42,6 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "api": {"app", "command_line", "conf_files", "files", "data", "export", "stages", "training", "trained_model"},
     "planning": {"data", "index", "model", "evaluation", "training", "assemble"},
     "reporting": {"files", "data", "evaluation"},
+    "reproducing": {"app", "conf_files", "data", "training", "assemble", "stages", "reporting"},
     "auditing": {"files", "progress", "data", "reporting"},
     "serving": {"export"},
     "interchange": {"files", "data", "index", "model", "evaluation", "export"},

@@ -275,8 +275,9 @@ def _make_job(
                 check_config(config, OmegaConf.structured(HydraConfig.get()), name)
                 if isinstance(task, str):
                     module, _, function = task.partition(":")
-                    return getattr(importlib.import_module(module), function)(config)
-                return task(config)
+                    result = getattr(importlib.import_module(module), function)(config)
+                else:
+                    result = task(config)
             except Exception as error:
                 message = None if complete else user_message(error)
                 explained = message or "".join(traceback.format_exception(error)).rstrip()
@@ -291,6 +292,9 @@ def _make_job(
                     folder.remove_if_unused()
                 failures.append(explained)
                 return None
+        if HydraConfig.get().mode is RunMode.RUN:  # a sweep notes in the folder of a job what became of it
+            folder.remove_if_unused()
+        return result
 
     job.__module__ = f"{PACKAGE}.{name}"  # Hydra names the job after it
     return job

@@ -19,6 +19,7 @@ COMMANDS = (
     "prepare",
     "plan",
     "report",
+    "reproduce",
     "serve",
     "export",
 )
