@@ -31,8 +31,8 @@ _DATA_LICENCES = {
         "package (`debian/copyright`)."
     ),
     "prime_xmc/datasets/LF-Metamath-22K": (
-        "The labels' texts are comments and statements of the Metamath Proof Explorer (`set.mm`), which is dedicated to "
-        "the public domain (CC0-1.0)."
+        "The labels' texts are comments and statements of the Metamath Proof Explorer (`set.mm`), which is dedicated "
+        "to the public domain (CC0-1.0)."
     ),
     "prime_xmc/datasets/LF-GO-15K": (
         "The labels' texts are data of the Gene Ontology Consortium, release 2022-07-01, under the [Creative Commons "

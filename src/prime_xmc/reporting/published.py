@@ -41,8 +41,8 @@ def read_published(source: str) -> list[PublishedResult]:
 
     Args:
         source: "paper": Tables 2 to 6, 8, 9 and 11 of the paper. Otherwise a CSV file with the columns `dataset`,
-            `method`, `metric` (such as P@1) and `value` (in percent), and, if it has them, `table`, `kind` and `note`. Rows of
-            other metrics, such as sizes and hours, are passed over.
+            `method`, `metric` (such as P@1) and `value` (in percent); it may have `table`, `kind` and `note` too. Rows
+            of other metrics, such as sizes and hours, are passed over.
 
     Raises:
         FileNotFoundError: If there is no such file.
