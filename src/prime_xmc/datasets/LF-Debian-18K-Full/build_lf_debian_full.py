@@ -44,11 +44,11 @@ def read_descriptions(translation: str) -> dict[tuple[str, str], tuple[str, str]
 def as_text(lines: str) -> str:
     """Return the lines below a synopsis as text: a paragraph is one line, and a line of a dot alone ends it."""
     paragraphs: list[list[str]] = [[]]
-    for line in map(str.strip, lines.split("\n")):
-        if line == ".":
+    for line in lines.split("\n"):
+        if line.strip() == ".":
             paragraphs.append([])
-        elif line:
-            paragraphs[-1].append(line)
+        else:
+            paragraphs[-1] += line.split()
     return "\n".join(" ".join(paragraph) for paragraph in paragraphs if paragraph)
 
 
