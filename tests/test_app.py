@@ -177,6 +177,16 @@ def test_an_option_that_there_is_not_gets_a_hint(clone):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_command_that_leaves_nothing_leaves_no_folder(clone):
+    assert train(clone, "seed=2").returncode == 0
+    assert not (clone / "outputs").exists()
+    more = "print(config.dataset.dir, config.seed)\n    open(config.file, 'w').close()"
+    (clone / "src" / "prime_xmc" / "train.py").write_text(TRAIN.replace("print(config.dataset.dir, config.seed)", more))
+    assert train(clone, "seed=2", "+file=${hydra:runtime.output_dir}/result").returncode == 0
+    (folder,) = clone.glob("outputs/*/*")
+    assert {path.name for path in folder.iterdir()} == {"result", ".hydra", "train.log"}
+
+
 def test_a_folder_with_content_is_not_removed(clone):
     (clone / "mine").mkdir()
     (clone / "mine" / "notes.txt").touch()

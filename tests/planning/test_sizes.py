@@ -2,6 +2,7 @@
 
 import pytest
 
+from prime_xmc.datasets.building import write_records
 from prime_xmc.planning.sizes import Sizes, find_sizes
 
 TABLE_7 = {
@@ -44,6 +45,18 @@ class TestSizes:
         assert 1 < sizes.labels_per_query < 3
         assert 4 <= sizes.tokens_per_label < sizes.tokens_per_query <= 24
         assert sizes.prepared["labels.jsonl"] > 0
+        assert "counted in" in notes[0]
+
+    def test_of_raw_files_that_are_put_together_are_counted(self, configure, toy_dataset, tmp_path):
+        uids = [f"{name}{row}" for name, number in (("trn", 240), ("tst", 60), ("l", 48)) for row in range(number)]
+        (tmp_path / "long").mkdir()
+        contents = tmp_path / "long" / "contents.json.gz"
+        write_records(contents, ({"uid": uid, "content": "more words"} for uid in uids), name_in_header=False)
+        given = ["dataset=debian18k_full", "dataset.num_free_vectors=8", f"dataset.dir.contents={contents}"]
+        sizes, notes = find_sizes(configure(*given, f"dataset.dir.raw={toy_dataset}"))
+        alone, _ = find_sizes(configure())
+        assert sizes[:4] == alone[:4]
+        assert sizes.tokens_per_label == alone.tokens_per_label + 2
         assert "counted in" in notes[0]
 
     def test_given_ones_go_first(self, configure):
