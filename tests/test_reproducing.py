@@ -81,8 +81,8 @@ def test_training_on_toy_data(configure, toy_settings, published, tmp_path, caps
     assert [cell.strip() for cell in line.strip("│").split("│")] == [
         *("P@1", "60.00", f"{100 * metrics['test/P@1']:.2f}", f"{100 * difference:+.2f}", "Table 2")
     ]
-    again, _ = compare_config(configure(f"run={tmp_path}/run"))
-    assert again == [compared], "the finished run gives the same without training"
+    again, notes = compare_config(configure(f"run={tmp_path}/run"))
+    assert (again, notes) == ([compared], []), "the finished run gives the same without training"
 
 
 def test_a_run_with_classifiers_is_compared_with_both(write_run, published):
@@ -143,6 +143,9 @@ class TestNotes:
         assert notes_on(read_runs(folder)[0]) == [
             "Settings of the run that differ from the paper's (in parentheses): optimizer.lr=0.001 (0.0003)."
         ]
+
+    def test_the_paper_has_no_settings_for_other_data(self, write_run):
+        assert notes_on(read_runs(write_run({}, optimizer={"lr": 1e-3}))[0]) == []
 
     def test_debugging(self, write_run):
         (note,) = notes_on(read_runs(write_run({}, debug="fast"))[0])

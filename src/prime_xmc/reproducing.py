@@ -10,7 +10,7 @@ from rich.table import Table
 from prime_xmc.app import compose
 from prime_xmc.assemble import raw_files
 from prime_xmc.conf_files import config_dir
-from prime_xmc.reporting.published import PublishedResult, find_result, read_published
+from prime_xmc.reporting.published import PAPER, PublishedResult, find_result, read_published
 from prime_xmc.reporting.run_folders import RunRecord, read_runs
 from prime_xmc.stages import train_prototypes
 from prime_xmc.training.run_folder import METRICS, with_run_folder
@@ -136,7 +136,7 @@ def notes_on(run: RunRecord) -> list[str]:
     if run.is_debugging:
         notes.append("This run was for debugging and has seen part of the data.")
     option = dataset_option(run.dataset)
-    if option is not None:
+    if option is not None and any(result.dataset == run.dataset for result in read_published(PAPER)):
         reference = compose("reproduce", [f"dataset={option}"])
         pairs = {key: OmegaConf.select(reference, key) for key in _SETTINGS}
         differing = [
