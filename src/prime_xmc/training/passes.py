@@ -28,14 +28,15 @@ SAMPLES = 3  # at least so many are timed, after one that is not: in the first o
 SECONDS = 3.0  # time after which no further sample is taken
 CHUNKS = 2  # chunks of the encoder in a sample
 LEAST_TOKENS = 1024  # in a sample; what a call costs whatever its texts would count in smaller ones
-SHARE = 0.1  # most that the probe may cost, of the steps of the run
+SHARE = 0.05  # most that the probe may cost at either end of the run, of its steps
 
 
 class PassProbe(Callback):
     """Measures a pass at the start of a run, on a sample of its texts, without changing anything of the run.
 
-    Where even a small sample would cost too much beside so short a training, a pass is not measured, and the record
-    gets the reason.
+    It measures again when training has ended, and the mean counts: a machine may be twice as fast at one of these
+    times as at the other, because of what else it does. Where even a small sample would cost too much beside so short a
+    training, a pass is not measured, and the record gets the reason.
 
     Args:
         record: Record that gets the duration.
@@ -49,22 +50,32 @@ class PassProbe(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, and log how long a pass takes."""
         self.record.enter("probe")
-        module, data = prototype_module(pl_module), data_of(trainer)
-        tokens = _tokens_of_a_pass(data)
-        num_processes = trainer.world_size
-        allowed = SHARE * _trained_tokens(trainer, data) / num_processes
-        sample_tokens = min(CHUNKS * module.encoder.chunk_tokens, tokens, allowed / (1 + SAMPLES))
-        if sample_tokens < LEAST_TOKENS:
+        data = data_of(trainer)
+        if _sample_tokens(trainer, prototype_module(pl_module), data) < LEAST_TOKENS:
             self.record.no_pass = (
                 f"not measured: the queries of all steps have {_trained_tokens(trainer, data):,.0f} tokens, too few "
-                f"for a measurement that may cost {SHARE:.0%} of them"
+                f"for a measurement that may cost {2 * SHARE:.0%} of them"
             )
         else:
-            rate = seconds_per_token(module, trainer, data, int(sample_tokens), allowed, self.seed)
-            # every process of a data-parallel run encodes its share, and has measured while the others did
-            self.record.pass_seconds = rate * tokens / num_processes
+            self.record.pass_seconds = self._measure(trainer, pl_module)
             logger.info("a pass over the %s texts takes %.3g s here", f"{_num_texts(data):,}", self.record.pass_seconds)
         self.record.enter("initialise")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure again, and keep the mean."""
+        if self.record.pass_seconds is not None:
+            self.record.enter("probe")
+            self.record.pass_seconds = (self.record.pass_seconds + self._measure(trainer, pl_module)) / 2
+            self.record.enter("export")
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> float:
+        """Return the duration of a pass in seconds."""
+        module, data = prototype_module(pl_module), data_of(trainer)
+        rate = seconds_per_token(
+            module, trainer, data, _sample_tokens(trainer, module, data), _allowed_tokens(trainer, data), self.seed
+        )
+        # every process of a data-parallel run encodes its share, and has measured while the others did
+        return rate * _tokens_of_a_pass(data) / trainer.world_size
 
 
 def seconds_per_token(
@@ -145,6 +156,17 @@ def _tokens_of_queries(data: TrainingData) -> int:
 
 def _tokens_of_a_pass(data: TrainingData) -> int:
     return _tokens_of_queries(data) + int(data.corpus.label_tokens.lengths.sum())
+
+
+def _allowed_tokens(trainer: Trainer, data: TrainingData) -> float:
+    """Return how many tokens the probe may encode in a process at either end of the run."""
+    return SHARE * _trained_tokens(trainer, data) / trainer.world_size
+
+
+def _sample_tokens(trainer: Trainer, module: PrototypeModule, data: TrainingData) -> int:
+    """Return how many tokens a sample has, about."""
+    allowed = _allowed_tokens(trainer, data) / (1 + SAMPLES)
+    return int(min(CHUNKS * module.encoder.chunk_tokens, _tokens_of_a_pass(data), allowed))
 
 
 def _trained_tokens(trainer: Trainer, data: TrainingData) -> float:
