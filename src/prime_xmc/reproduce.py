@@ -26,7 +26,7 @@ def run(config: DictConfig) -> Any:
 
 def main() -> None:
     """Run the entry point with the command line's configuration."""
-    run_app("prime_xmc.reproduce:run", "reproduce")
+    run_app("prime_xmc.reproduce:run", "reproduce", keeps_folder=False)  # a finished run has a folder already
 
 
 if __name__ == "__main__":
