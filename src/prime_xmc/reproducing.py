@@ -9,7 +9,7 @@ from rich.table import Table
 
 from prime_xmc.app import compose
 from prime_xmc.assemble import raw_files
-from prime_xmc.conf_files import config_dir
+from prime_xmc.conf_files import config_dir, entries
 from prime_xmc.reporting.published import PAPER, PublishedResult, find_result, read_published
 from prime_xmc.reporting.run_folders import RunRecord, read_runs
 from prime_xmc.stages import train_prototypes
@@ -152,7 +152,7 @@ def notes_on(run: RunRecord) -> list[str]:
 def dataset_option(name: str) -> str | None:
     """Return the option of the group `dataset` that is of the data set of this name; None if there is none."""
     for path in sorted((config_dir() / "dataset").glob("*.yaml")):
-        if OmegaConf.load(path).get("name") == name:
+        if any((entry.key, entry.default) == ("name", name) for entry in entries(path)):
             return path.stem
     return None
 

@@ -54,7 +54,7 @@ def as_text(lines: str) -> str:
 
 def read_titles(folder: Path) -> dict[str, str]:
     """Return the title of each query and label of a folder of raw files, by its uid."""
-    titles = {}
+    titles: dict[str, str] = {}
     for name in ("trn", "tst", "lbl"):
         with gzip.open(folder / f"{name}.json.gz", "rt", encoding="utf-8") as lines:
             titles |= {record["uid"]: record["title"] for record in map(json.loads, lines)}
