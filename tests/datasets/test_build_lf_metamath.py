@@ -49,10 +49,7 @@ def test_statements_of_a_database(module):
         ("Theorem 5 of [Lang] p. 3.  (Contributed by NM,\n 5-Aug-1993.) (Proof shortened by AL, 1-Jan-2001.)", None),
         ("Theorem 5 of [Lang] p. 3. Kurt Goedel found it.", None),
         ("Theorem 5 of [Lang] p. 3. (New usage is discouraged.)", None),
-        (
-            "A `ph ~ _ps_` stays, ~ ref and http://x.org go &amp; <i>so</i> ( ~ ref ).",
-            "A ph ~ _ps_ stays, and go & so.",
-        ),
+        ("A `ph ~ _ps_` stays, ~ ref and http://x.org go &amp; <i>so</i>.", "A ph ~ _ps_ stays, and go & so."),
         ("Line 12, p. 120 cites a book.", "Line 12, p. 120 cites a book."),
         ("(Contributed by NM, 5-Aug-1993.)", ""),
     ],
