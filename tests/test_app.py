@@ -127,7 +127,7 @@ def test_a_glob_is_a_sweep_over_files_in_folders(clone):
 def test_a_missing_plugin_is_named(clone):
     done = train(clone, "-m", "hydra/launcher=ray", "seed=1,2")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("come with pip install 'prime_xmc[sweeps]'")
+    assert done.stderr.splitlines()[-1].endswith("come with pip install '.[sweeps]' in the clone")
 
 
 @pytest.mark.parametrize(

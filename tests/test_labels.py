@@ -4,11 +4,15 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from omegaconf import OmegaConf
 
 import prime_xmc
+from prime_xmc.export.bundle import write_card
+from prime_xmc.export.calibration import Calibration, Held, ScorerCalibration, read_calibration, save_calibration
+from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.labels import main, run
 
 
@@ -69,6 +73,31 @@ class TestRun:
         assert json.loads(written.splitlines()[0]) == {"uid": "l0", "text": "red cat"}
         self.call(compose, model, action="list", output=files / "labels.jsonl")
         assert (files / "labels.jsonl").read_text() == written
+
+    def test_a_folder_that_exists_is_refused_before_anything_is_read(self, compose, model, files):
+        (files / "second").mkdir()
+        with pytest.raises(FileExistsError, match="second exists already: name a new folder"):
+            self.call(compose, model, action="add", labels=files / "nowhere.csv", output=files / "second")
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.csv: there is no such file"):
+            self.call(compose, model, action="add", labels=files / "nowhere.csv", output=model)
+
+    def test_files_in_another_encoding(self, compose, model, files):
+        (files / "new.csv").write_bytes("uid,text\nn1,café\n".encode("cp1252"))
+        self.call(compose, model, action="add", labels=files / "new.csv", encoding="cp1252")
+        assert self.labels(model)["n1"] == "café"
+
+    def test_probabilities_that_were_fitted_before(self, compose, model, files, caplog):
+        fitted = ScorerCalibration(10.0, -4.0, -2.0, 0.05, 0.3, {"validation": Held(9, 45, 0.1, [], 0.6, 0.3, 0.4)})
+        calibration = Calibration("9 validation queries", {"theta": fitted}, None)
+        save_calibration(model, calibration, digest=encoder_digest(model))
+        with caplog.at_level("INFO"):
+            self.call(compose, model, action="remove", uids="[l0]")
+        assert "stay as they were fitted for the labels before; prime-xmc-calibrate model=" in caplog.text
+        assert "All of this is of the labels of version 1, and this is version 2: " in (model / "README.md").read_text()
+        assert read_calibration(model, encoder_digest(model)) == calibration
+        save_calibration(model, replace(calibration, model_version=2), digest=encoder_digest(model))
+        write_card(model)
+        assert "of the labels of version" not in (model / "README.md").read_text()
 
     @pytest.mark.parametrize(
         ("settings", "message"),

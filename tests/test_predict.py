@@ -85,6 +85,30 @@ class TestRun:
             predict(f"model.dir={toy_bundle}", f"input={tmp_path}/q.csv", f"output={tmp_path}/./q.csv")
         assert (tmp_path / "q.csv").read_text() == "title\na red cat\n"
 
+    @pytest.mark.parametrize(
+        ("name", "content", "written"),
+        [
+            ("found.jsonl", "", ""),
+            ("found.jsonl.gz", "", ""),
+            ("found.csv", "title\n", "query,rank,label_uid,label,score\n"),
+            ("found.tsv", "", "query\trank\tlabel_uid\tlabel\tscore\n"),
+        ],
+    )
+    def test_an_input_of_nothing(self, predict, toy_bundle, tmp_path, caplog, name, content, written):
+        (tmp_path / "q.csv").write_text(content)
+        predict(f"model.dir={toy_bundle}", f"input={tmp_path}/q.csv", f"output={tmp_path}/{name}")
+        with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "rt") as file:
+            assert file.read() == written
+        assert f"{tmp_path}/q.csv: 0 queries, so that there are no answers" in caplog.text
+
+    def test_input_in_another_encoding(self, predict, toy_bundle, tmp_path, capsysbinary):
+        (tmp_path / "q.csv").write_bytes("title,note\nun chat café,thé\n".encode("cp1252"))
+        with pytest.raises(ValueError, match=r"q\.csv, line 2: not UTF-8 .* such as encoding=cp1252"):
+            predict(f"model.dir={toy_bundle}", f"input={tmp_path}/q.csv")
+        predict(f"model.dir={toy_bundle}", f"input={tmp_path}/q.csv", "encoding=cp1252")
+        (record,) = records(capsysbinary.readouterr().out)
+        assert (record["query"], record["note"]) == ("un chat café", "thé")
+
     @pytest.mark.parametrize("chunk", [1, 3, 1024])
     def test_text_file(self, predict, toy_bundle, tmp_path, expected, chunk):
         source, target = tmp_path / "queries.txt", tmp_path / "new" / "found.jsonl"

@@ -28,7 +28,7 @@ from prime_xmc.training.start import check_precision
 
 logger = logging.getLogger(__name__)
 
-_METHOD = ("initialise", "clusters")  # names of the callbacks without which training is not PRIME's
+_METHOD = ("initialise", "clusters", "mined")  # names of the callbacks without which training is not PRIME's
 
 
 def raw_files(dataset: DictConfig, prompts: Prompts | None = None) -> RawFiles:
@@ -111,6 +111,8 @@ def fit_to_size(config: DictConfig, num_queries: int, num_labels: int) -> DictCo
     fitted = copy.deepcopy(config)
     for setting in fitted_settings(config, num_queries, num_labels):
         OmegaConf.update(fitted, setting.key, setting.value)
+    if OmegaConf.select(fitted, "model.num_private") == "all":
+        fitted.model.num_private = num_labels
     for own, shared in _shared(config):
         if OmegaConf.select(fitted, own) is None:
             OmegaConf.update(fitted, own, OmegaConf.select(fitted, shared))
@@ -174,6 +176,7 @@ def open_data(
     memory_labels: int = 0,
     leave_one_out: float | int = 0.0,
     without_centroid: float | int = 0.0,
+    of_encoder: DictConfig | None = None,
     corpus: Corpus | None = None,
 ) -> PrimeDataModule:
     """Make the data module of `dataset` and `sampling` and open its data, prepared if need be.
@@ -188,9 +191,19 @@ def open_data(
         memory_labels: Most labels of a batch whose embedding is remembered, which the second stage has no use for.
         leave_one_out: Probability that a query is left out of the centroid of one of its labels, likewise.
         without_centroid: Probability of a label to be shown without a centroid in a batch, likewise.
+        of_encoder: Settings of `sampling` that only batches for an encoder follow: its sampler, and what is a negative.
         corpus: The data, where they are open already.
     """
     dataset, sampling = config.dataset, config.sampling
+    for_encoder: dict[str, Any] = {}
+    if of_encoder is not None:
+        for_encoder = {
+            "mask_positives": of_encoder.mask_positives,
+            "batch_labels": of_encoder.batch_labels,
+            "num_mined": of_encoder.mined.num_drawn,
+            "mined_alone": of_encoder.mined.alone,
+            "make_sampler": instantiate(of_encoder.sampler, _convert_="all"),
+        }
     data = PrimeDataModule(
         raw_files(dataset, prompts),
         load_tokenizer(tokenizer),
@@ -209,6 +222,7 @@ def open_data(
         num_validation=num_validation,
         seed=seed,
         corpus=corpus,
+        **for_encoder,
     )
     data.setup()
     return data
@@ -242,6 +256,7 @@ def make_data(config: DictConfig) -> PrimeDataModule:
         memory_labels=fitted.sampling.memory_labels,
         leave_one_out=fitted.sampling.leave_one_out,
         without_centroid=fitted.sampling.without_centroid,
+        of_encoder=fitted.sampling,
         corpus=corpus,
     )
 
@@ -365,11 +380,18 @@ def check_settings(config: DictConfig) -> None:
 
     Raises:
         InstantiationException: If one does not fit.
-        ValueError: If the machine has no GPU but one is asked for, or the profiler or the precision is unknown.
+        ValueError: If stages or scorers need unit vectors and the encoder makes none; if the machine has no GPU but one
+            is asked for; or if the profiler or the precision is unknown.
     """
     for key in ("loss", "index"):
         if config.get(key) is not None:
             instantiate(config[key], _convert_="all")
+    needs_unit = [key for key in ("classify", "neighbours", "lexical") if config.get(key)]
+    if needs_unit and config.encoder.get("normalize", True) is False:
+        raise ValueError(
+            f"encoder.normalize=false: {', '.join(needs_unit)} need unit vectors; give classify=false neighbours=null "
+            "lexical=null"
+        )
     check_profiler(config.trainer.get("profiler"))
     if config.trainer.accelerator == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
         raise ValueError(

@@ -25,7 +25,7 @@ def run(config: DictConfig, command: str | None = None) -> Any:
         ValueError: If one is malformed, a library is missing, or something was found that makes training senseless.
     """
     if importlib.util.find_spec("jinja2") is None:
-        raise ValueError("an audit needs jinja2: pip install 'prime_xmc[report]'")
+        raise ValueError("an audit needs jinja2: pip install '.[report]' in the clone")
     # here, because the help need not wait for torch
     from prime_xmc.assemble import raw_files
     from prime_xmc.auditing.audit_data import audit, write_filters

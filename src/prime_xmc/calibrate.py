@@ -19,14 +19,16 @@ def run(config: DictConfig) -> None:
     from prime_xmc.calibrating import calibrate_with
     from prime_xmc.export.bundle import write_card
     from prime_xmc.export.label_files import read_examples
+    from prime_xmc.export.queries import as_names, text_fields
     from prime_xmc.printing import unfailing_output
     from prime_xmc.training.record import show_calibration
 
     model = Path(config.model.dir).expanduser()
     predictor = load_predictor(config)
     known = {uid for uid, _ in predictor.labels}
-    columns = config.query_column, config.label_column, config.separator
-    examples = read_examples(Path(config.input).expanduser(), known, *columns)
+    fields = text_fields(predictor.config, as_names(config.query_column), "query_column")
+    columns = config.label_column, config.separator
+    examples = read_examples(Path(config.input).expanduser(), known, fields, *columns, encoding=config.encoding)
     calibrate_with(model, predictor, [each.text for each in examples], [each.uids for each in examples])
     write_card(model)
     with unfailing_output():

@@ -16,6 +16,7 @@ from prime_xmc.evaluation.rank import Ranking, rank_by, rank_split
 from prime_xmc.evaluation.reliability import Reliability, Threshold, calibrate, measure
 from prime_xmc.export.calibration import Calibration, Held, ScorerCalibration, save_calibration
 from prime_xmc.export.ensemble import has_ensemble, read_ensemble
+from prime_xmc.export.folder import model_version
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import encoder_digest, read_prototypes
 from prime_xmc.export.searchers import load_searcher, scorers_of
@@ -45,6 +46,7 @@ def calibrate_rankings(
     queries: str,
     weights: Weights | None,
     test: OtherQueries | None = None,
+    version: int = 1,
 ) -> Calibration | None:
     """Return the calibration of scorers from their best labels for some queries, and measure it.
 
@@ -54,6 +56,7 @@ def calibrate_rankings(
         queries: What the queries are called: "validation".
         weights: Weights of the model's ensemble; None: it has none.
         test: Other queries, ranked by the same scorers; None: there are none.
+        version: Version of the model, one more after each change of its labels.
 
     Returns:
         None where it cannot be done: fewer than two queries have a label, or no answer of any scorer is right.
@@ -70,7 +73,8 @@ def calibrate_rankings(
         scorers[name] = ScorerCalibration(**fitted.regression._asdict(), threshold=fitted.threshold.score, held=held)
     if not scorers:
         return None
-    return Calibration(f"{len(positives):,} {queries} queries", scorers, None if weights is None else weights._asdict())
+    fitted_on = f"{len(positives):,} {queries} queries"
+    return Calibration(fitted_on, scorers, None if weights is None else weights._asdict(), version)
 
 
 def _held(num_queries: int, reliability: Reliability, threshold: Threshold) -> Held:
@@ -154,7 +158,8 @@ def calibrate_with(
         rankings[name] = ids.numpy(), scores.numpy()
     digest = encoder_digest(model)
     weights = read_ensemble(model, digest).weights if has_ensemble(model) else None
-    calibration = calibrate_rankings(rankings, positives, queries=LABELLED, weights=weights)
+    version = model_version(predictor.config)
+    calibration = calibrate_rankings(rankings, positives, queries=LABELLED, weights=weights, version=version)
     if calibration is None:
         raise ValueError(
             f"the {len(texts):,} queries do not tell how probable a label is: expected right labels among the best of "

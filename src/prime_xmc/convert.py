@@ -23,8 +23,9 @@ def run(config: DictConfig) -> Path:
         ValueError: If a file cannot be read, a setting does not fit, or a library is missing.
     """
     if missing := [name for name in ("duckdb", "pyarrow", "jinja2") if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"a conversion needs {missing[0]}: pip install 'prime_xmc[tables]'")
-    from prime_xmc.conversion.converting import Settings, convert
+        raise ValueError(f"a conversion needs {missing[0]}: pip install '.[tables]' in the clone")
+    from prime_xmc.conversion.conversion_settings import Settings
+    from prime_xmc.conversion.converting import convert
     from prime_xmc.conversion.layouts import Inputs, find_inputs
 
     files = {name: _path(config[name]) for name in Inputs._fields if config[name] is not None}

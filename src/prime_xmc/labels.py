@@ -23,11 +23,11 @@ def run(config: DictConfig) -> None:
     """
     # here, because the help need not wait for torch
     from prime_xmc.assemble import load_predictor
-    from prime_xmc.export.folder import LABELS, read_config
-    from prime_xmc.export.folder import read_labels as read_records
-    from prime_xmc.export.label_changes import add_labels, remove_labels, rename_labels
-    from prime_xmc.export.label_files import read_examples, read_labels, read_uids
-    from prime_xmc.export.label_tables import read_label_tables, write_label_tables
+    from prime_xmc.export.calibration import REFIT, has_calibration
+    from prime_xmc.export.folder import LABELS, read_config, read_labels
+    from prime_xmc.export.label_edits import GivenLabels, edit_labels
+    from prime_xmc.export.label_tables import check_target, read_label_tables, write_label_tables
+    from prime_xmc.export.queries import as_names
     from prime_xmc.files import write_text
 
     if config.action not in ACTIONS:
@@ -36,7 +36,7 @@ def run(config: DictConfig) -> None:
     target = None if config.output is None else Path(config.output).expanduser()
     if config.action == "list":
         read_config(model)
-        lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in read_records(model / LABELS))
+        lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in read_labels(model / LABELS))
         sys.stdout.write(lines) if target is None else write_text(target, lines)
         return
     if (config.labels is None) == (config.uids is None) or (config.uids is not None and config.action != "remove"):
@@ -44,25 +44,24 @@ def run(config: DictConfig) -> None:
         raise ValueError(f"{config.action}: expected labels=<file>{instead}, and nothing else that names labels")
     if config.queries is not None and config.action != "add":
         raise ValueError(f"queries={config.queries}: example queries are for add, not for {config.action}")
-    file = None if config.labels is None else Path(config.labels).expanduser()
-    tables = read_label_tables(model)
-    if file is None:
-        changed = remove_labels(tables, [str(uid) for uid in config.uids])
-    elif config.action == "remove":
-        changed = remove_labels(tables, read_uids(file, config.uid_column))
-    else:
-        labels = read_labels(file, config.uid_column, config.text_column)
-        if config.action == "rename":
-            changed = rename_labels(tables, load_predictor(config), labels)
-        else:
-            examples = []
-            if config.queries is not None:
-                known = {str(record["uid"]) for record in tables.records} | {label.uid for label in labels}
-                columns = config.query_column, config.label_column, config.separator
-                examples = read_examples(Path(config.queries).expanduser(), known, *columns)
-            changed = add_labels(tables, load_predictor(config), labels, examples)
-    write_label_tables(changed, model, model if target is None else target)
-    logger.info("%s: version %d, %s labels", target or model, changed.config["version"], f"{len(changed.records):,}")
+    target = model if target is None else target
+    check_target(model, target)
+    given = GivenLabels(
+        None if config.labels is None else Path(config.labels).expanduser(),
+        [] if config.uids is None else [str(uid) for uid in config.uids],
+        None if config.queries is None else Path(config.queries).expanduser(),
+        config.uid_column,
+        as_names(config.text_column),
+        as_names(config.query_column),
+        config.label_column,
+        config.separator,
+        config.encoding,
+    )
+    changed = edit_labels(read_label_tables(model), config.action, given, lambda: load_predictor(config))
+    write_label_tables(changed, model, target)
+    logger.info("%s: version %d, %s labels", target, changed.config["version"], f"{len(changed.records):,}")
+    if has_calibration(target):
+        logger.info(REFIT, target)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ def run(config: DictConfig) -> None:
     from prime_xmc.export.label_choice import as_texts
     from prime_xmc.export.partial_output import open_output, what_made
     from prime_xmc.export.predictor import SHOW_PROGRESS
-    from prime_xmc.export.queries import TextFields, given_fields, open_queries
+    from prime_xmc.export.queries import given_fields, open_queries, text_fields
     from prime_xmc.printing import send_to_nowhere
 
     if config.chunk < 1:
@@ -49,12 +49,12 @@ def run(config: DictConfig) -> None:
         calibrate=config.calibrate,
         explain=config.explain,
     )
-    fields = TextFields(given, predictor.fields, predictor.separator)
+    fields = text_fields(predictor.config, given)
     settings = {str(key): value for key, value in config.items() if key not in ("output", "resume")}
     made_from = None if source is None else what_made(settings | {"model": config.model.dir})
     try:
         with (
-            open_queries(source, fields, input_format) as queries,
+            open_queries(source, fields, input_format, config.encoding) as queries,
             open_output(target, made_from, resume=config.resume) as out,
             counting(on_terminal=on_terminal) as count,
         ):

@@ -34,7 +34,7 @@ def run(config: DictConfig, command: str | None = None) -> list[Study]:
             missing.
     """
     if importlib.util.find_spec("jinja2") is None:
-        raise ValueError("a report needs jinja2: pip install 'prime_xmc[report]'")
+        raise ValueError("a report needs jinja2: pip install '.[report]' in the clone")
     from prime_xmc.reporting.writing import write_report  # imports jinja2, which belongs to an extra
 
     patterns = list(config.runs) if isinstance(config.runs, ListConfig) else [config.runs]

@@ -172,9 +172,21 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def finish_scorers(
-    config: DictConfig, model: FinishedModel, scorers: Scorers, run_dir: Path
-) -> tuple[dict[str, float], Ensemble]:
+class FinishedScorers(NamedTuple):
+    """What `finish_scorers` has made.
+
+    Attributes:
+        metrics: Metrics of the scorers that were added and of the ensemble, and how long it took but for the test.
+        ensemble: The ensemble, with its weights.
+        test: Best labels of the test queries by it; None: there was no test.
+    """
+
+    metrics: dict[str, float]
+    ensemble: Ensemble
+    test: Ranking | None
+
+
+def finish_scorers(config: DictConfig, model: FinishedModel, scorers: Scorers, run_dir: Path) -> FinishedScorers:
     """Choose the weights of a model's scorers, add these to the model, and test them.
 
     The weights are chosen on the validation queries, which neither prototypes nor classifiers have seen, and which do
@@ -188,9 +200,6 @@ def finish_scorers(
 
     The probabilities of their scores are fitted on the validation queries too, by the same rankings.
 
-    Returns:
-        Metrics of the scorers that were added and of the ensemble, and how long it took but for the test; and how the
-        ensemble adds them up.
     """
     started, settings = time.perf_counter(), ensemble_settings(config)
     data, device = model.data, str(model.predictor.device)
@@ -275,7 +284,7 @@ def finish_scorers(
         )
         if calibration is not None:
             save_calibration(model.folder, calibration, digest=model.digest)
-    return metrics | {"ensemble/seconds": seconds}, ensemble
+    return FinishedScorers(metrics | {"ensemble/seconds": seconds}, ensemble, of_test.get("ensemble"))
 
 
 def _choose(

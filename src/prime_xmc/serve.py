@@ -20,7 +20,7 @@ def run(config: DictConfig) -> None:
         ValueError: If the model is damaged, a setting is out of range, the address is taken, or a library is missing.
     """
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)]:
-        raise ValueError(f"serving needs {', '.join(missing)}: pip install 'prime_xmc[serve]'")
+        raise ValueError(f"serving needs {', '.join(missing)}: pip install '.[serve]' in the clone")
     # here, because the help need not wait for torch
     import torch
 

@@ -27,8 +27,8 @@ from prime_xmc.calibrating import calibrate_prototypes
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.evaluation.in_words import print_in_words, put_in_words
 from prime_xmc.evaluation.metrics import evaluate
-from prime_xmc.evaluation.predictions import load_predictions, save_predictions
-from prime_xmc.evaluation.rank import rank_by
+from prime_xmc.evaluation.predictions import save_predictions
+from prime_xmc.evaluation.rank import Ranking, rank_by
 from prime_xmc.export.bundle import save_bundle, update_metrics
 from prime_xmc.export.scorers import SCORERS, label_vectors, read_prototypes, save_classifiers
 from prime_xmc.files import write_json
@@ -153,9 +153,10 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
             if module.test_predictions is not None:
                 save_predictions(run_dir / "predictions.npz", *module.test_predictions)
             show_prototypes(metrics, run_dir)
+            ranking = module.test_predictions
             if queries is not None:
                 handed = FirstStage(record.pass_seconds, str(trainer.precision), *queries)
-                scored, weights = later_stages(config, run_dir, second, handed)
+                scored, weights, ranking = later_stages(config, run_dir, second, handed)
                 metrics |= scored
                 update_metrics(run_dir / "model", metrics)
                 show_scorers(metrics, weights)
@@ -166,20 +167,19 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
                 if made is not None:
                     update_metrics(run_dir / "model", metrics)  # for the model card
             show_calibration(run_dir / "model")
-            _show_in_words(run_dir, data)
+            if ranking is not None:
+                _show_in_words(ranking, data)
             write_json(run_dir / METRICS, metrics)  # last: it says that the run is finished
     return TrainedPrototypes(metrics, module, data, trainer)
 
 
-def _show_in_words(run_dir: Path, data: PrimeDataModule) -> None:
-    """Print for people what the predictions for the test split are worth, those of the ensemble where there is one."""
-    found = [path for name in ("predictions_ensemble.npz", "predictions.npz") if (path := run_dir / name).is_file()]
-    if found:
-        train = data.corpus.train.positives.take(data.sampler.query_ids)
-        frequency = np.bincount(train.values.astype(np.int64), minlength=data.corpus.num_labels)
-        words = put_in_words(load_predictions(found[0])[0], data.corpus.test.positives, frequency)
-        if words is not None:
-            print_in_words(words, "test")
+def _show_in_words(ranking: Ranking, data: PrimeDataModule) -> None:
+    """Print for people what a ranking of labels for the test split is worth."""
+    train = data.corpus.train.positives.take(data.sampler.query_ids)
+    frequency = np.bincount(train.values.astype(np.int64), minlength=data.corpus.num_labels)
+    words = put_in_words(ranking[0], data.corpus.test.positives, frequency)
+    if words is not None:
+        print_in_words(words, "test")
 
 
 def classify_settings(config: DictConfig) -> list[str] | None:
@@ -240,7 +240,7 @@ def _encode_queries(
 
 def later_stages(
     config: DictConfig, run_dir: Path, settings: list[str] | None, first: FirstStage
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, Any], str, Ranking | None]:
     """Train classifiers on the exported model of a run, and add them, further scorers and the ensemble to it.
 
     Args:
@@ -250,8 +250,8 @@ def later_stages(
         first: What the run hands over.
 
     Returns:
-        Metrics of the scorers that are added, how many epochs the classifiers took, and their cost; and a sentence on
-        the weights of the ensemble.
+        Metrics of the scorers that are added, how many epochs the classifiers took, and their cost; a sentence on the
+        weights of the ensemble; and its best labels of the test queries, None where there was no test.
     """
     given = settings or []
     stage = compose("classify", [*_same_device(config, given), *_same_debugging(config, given), *given])
@@ -275,11 +275,11 @@ def later_stages(
         temperature=None if vote is None else vote.temperature,
         lexical=lexical_settings(config),
     )
-    scored, ensemble = finish_scorers(config, model, scorers, run_dir)
-    metrics |= scored | {"ensemble/seconds": scored["ensemble/seconds"] + first.seconds}
+    finished = finish_scorers(config, model, scorers, run_dir)
+    metrics |= finished.metrics | {"ensemble/seconds": finished.metrics["ensemble/seconds"] + first.seconds}
     if first.pass_seconds is not None:
         metrics["ensemble/passes"] = metrics["ensemble/seconds"] / first.pass_seconds
-    return metrics, ensemble.describe()
+    return metrics, finished.ensemble.describe(), finished.test
 
 
 def _same_debugging(config: DictConfig, settings: list[str]) -> list[str]:

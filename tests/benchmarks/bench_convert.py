@@ -67,7 +67,8 @@ def write_tables(folder: Path, num_rows: int) -> int:
 
 def growth_of_convert(folder: str) -> tuple[int, float]:
     """Convert the tables of a folder; return the growth of memory in bytes, and the seconds of a processor."""
-    from prime_xmc.conversion.converting import Settings, convert
+    from prime_xmc.conversion.conversion_settings import Settings
+    from prime_xmc.conversion.converting import convert
     from prime_xmc.conversion.layouts import Inputs
 
     inputs = Inputs(Path(folder, "queries.csv"), Path(folder, "labels.csv"))

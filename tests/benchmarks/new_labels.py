@@ -1,7 +1,7 @@
 """How well labels that are added to a trained model are found: a tenth of LF-Debian-18K's labels, held out of training.
 
-    python tests/benchmarks/new_labels.py                                     # the default training, twice
-    python tests/benchmarks/new_labels.py dataset.max_epochs=3 encoder.frozen_layers=5 classify=false
+    python tests/benchmarks/new_labels.py                    # the default training, twice
+    python tests/benchmarks/new_labels.py experiment=fast    # half of the epochs in both: about 50 minutes on one core
 
 Trains a model without a random tenth of the labels and all of their pairs, and one with all labels; adds the labels to
 the first as `prime_xmc.labels add` does, with 0, 1 and up to 3 of their training queries as examples; and ranks all

@@ -56,7 +56,7 @@ def test_a_home_folder_of_nobody():
 def test_a_missing_extra_is_told_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert str(user_message(raised(FaissSearch))).startswith(
-        'Faiss is not installed: pip install "prime_xmc[faiss-cpu]"'
+        'Faiss is not installed: pip install ".[faiss-cpu]" in the clone'
     )
 
 

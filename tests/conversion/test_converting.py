@@ -10,7 +10,9 @@ import pyarrow.parquet
 import pytest
 from scipy.sparse import csr_matrix, save_npz
 
-from prime_xmc.conversion.converting import Conversion, Settings, convert, field_names
+from prime_xmc.conversion.columns import field_names
+from prime_xmc.conversion.conversion_settings import Settings
+from prime_xmc.conversion.converting import Conversion, convert
 from prime_xmc.conversion.layouts import Inputs, find_inputs
 from prime_xmc.data.raw import RawFiles, read_records
 
@@ -165,7 +167,7 @@ def test_test_split_keeps_a_training_query_of_every_label(tmp_path):
     assert read(run(path, test_share=0.3, seed=1))["tst"] != first["tst"]
     all_spared = run(path, test_share=0.99)
     assert len(read(all_spared)["tst"]) == 90  # the queries with labels m and one of each other label l stay
-    assert "90 rather than 99 queries: the others have a label of no other query" in dict(all_spared.notes)["test"]
+    assert "90 rather than 99 queries: the others have a label of no other text" in dict(all_spared.notes)["test"]
 
 
 def test_no_test_split_where_each_query_has_a_label_of_its_own(tmp_path):
@@ -173,6 +175,33 @@ def test_no_test_split_where_each_query_has_a_label_of_its_own(tmp_path):
     found = run(path, test_share=0.2)
     assert "no query is split off for testing: each has a label of no other" in dict(found.notes)["test"]
     assert "tst" not in read(found)
+
+
+def test_equal_texts_are_in_one_split(tmp_path):
+    texts = ["soup", "pie", "cake", "bread"] * 5 + [f"dish {number}" for number in range(10)]
+    rows = [["text", "labels"], *([text, "a;b" if row % 3 else "b;c"] for row, text in enumerate(texts))]
+    conversion = run(write_csv(tmp_path / "q.csv", rows), test_share=0.4, seed=3)
+    found = read(conversion)
+    trained, tested = ({text for text, _ in found[split]} for split in ("trn", "tst"))
+    assert not trained & tested
+    assert len(found["tst"]) == 12
+    assert len(found["trn"]) == 18
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"labels_column": "tags"}, r"q\.csv: labels_column=tags: there is no such column, only text, labels"),
+        ({"text_column": ("text", "body")}, r"q\.csv: text_column=body: there is no such column, only text, labels"),
+        ({"label_text_column": ("long",)}, r"l\.csv: label_text_column=long: there is no such column, only id, name"),
+        ({"label_id_column": "code"}, r"l\.csv: label_id_column=code: there is no such column, only id, name"),
+    ],
+)
+def test_a_missing_column_is_told_with_its_file(tmp_path, settings, said):
+    queries = write_csv(tmp_path / "q.csv", [["text", "labels"], ["soup", "1"]])
+    labels = write_csv(tmp_path / "l.csv", [["id", "name"], ["1", "hot"]])
+    with pytest.raises(ValueError, match=said):
+        run(queries, labels, **settings)
 
 
 def test_test_queries_of_their_own(tmp_path):

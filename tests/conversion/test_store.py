@@ -32,12 +32,16 @@ def test_rows_of_a_query_become_one_within_a_split(store):
     rows, positives = store.positives(TRAIN)
     assert rows.tolist() == [0, 1]
     assert [sorted(labels.tolist()) for labels in (positives[0], positives[1])] == [[0, 1, 2], []]
+    first, second = store.same_text(TRAIN).tolist()
+    assert first != second
 
 
 def test_each_row_is_a_query_and_unknown_labels_are_dropped(store):
     fill(store)
     store.group_queries(None)
     assert store.num_queries(TRAIN) == 3
+    first, second, third = store.same_text(TRAIN).tolist()
+    assert first == third != second
     assert store.number_labels(add_unknown=False) == (2, 0)
     assert [labels for *_, labels in store.read_queries(TRAIN)] == [[1, 0], [], [1]]
 

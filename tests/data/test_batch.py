@@ -378,3 +378,48 @@ def test_the_same_batches_are_those_of_the_items_by_number():
     assert len(batches) == 2
     assert batches[0].query_ids.tolist() == [0, 2]
     assert batches[1].label_ids.tolist() == [2]
+
+
+class TestNegatives:
+    """Two queries; labels 0 to 8."""
+
+    POSITIVES = ((1, 2), (5,))
+
+    def build(self, mined=None, filtered=None, **settings):
+        builder = make_builder(self.POSITIVES, filtered, loss_positives="drawn", **settings)
+        item = [[0, 1], [[1], [5]], *([] if mined is None else [mined])]
+        return builder[tuple(np.array(each, dtype=np.int64) for each in item)]
+
+    def test_mined_labels_join_the_batch(self):
+        batch = self.build(mined=[[2, 8], [-1, 7]])
+        assert batch.label_ids.tolist() == [1, 2, 5, 7, 8]
+        assert batch.positives.int().tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 0, 0]]
+        # 2 is a positive of the first query that was not drawn
+        assert batch.negatives.int().tolist() == [[0, 0, 1, 1, 1], [1, 1, 0, 1, 1]]
+        assert len(batch.lengths) == 2 + 5
+
+    def test_mined_labels_alone_are_negatives(self):
+        batch = self.build(mined=[[2, 8], [-1, 7]], mined_alone=True)
+        assert batch.positives.int().tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 0, 0]]
+        assert batch.negatives.int().tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 1, 0]]
+
+    def test_before_the_first_search_the_batch_has_the_negatives(self):
+        batch = self.build(mined_alone=True)
+        assert batch.negatives.int().tolist() == [[0, 1], [1, 0]]
+
+    def test_positives_that_were_not_drawn_are_pushed_where_nothing_masks_them(self):
+        masked, pushed = (self.build(mined=[[2], [2]], mask_positives=each) for each in (True, False))
+        assert masked.label_ids.tolist() == [1, 2, 5]
+        assert masked.negatives.int().tolist() == [[0, 0, 1], [1, 1, 0]]
+        assert pushed.negatives.int().tolist() == [[0, 1, 1], [1, 1, 0]]
+        assert torch.equal(pushed.positives, masked.positives)
+
+    def test_what_a_filter_excludes_is_never_pushed(self):
+        batch = self.build(mined=[[2], [8]], filtered=[[5], [8]], mask_positives=False)
+        assert batch.negatives.int().tolist() == [[0, 1, 0, 1], [1, 1, 0, 0]]
+
+    def test_all_labels_there_are(self):
+        batch = self.build(batch_labels="all")
+        assert batch.label_ids.tolist() == list(range(NUM_LABELS))
+        assert batch.positives.nonzero().tolist() == [[0, 1], [1, 5]]
+        assert (~batch.negatives).nonzero().tolist() == [[0, 1], [0, 2], [1, 5]]

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 
 import numpy as np
 import pytest
@@ -323,7 +324,10 @@ class TestOddData:
         assert pieces.manifest == whole.manifest
 
 
-SPLIT = [{"title": f"{word} cat", "target_ind": [row % 3]} for row, word in enumerate(["red", "dog", "blue"] * 5)]
+SPLIT = [
+    {"title": f"{first} {second}", "target_ind": [row % 3]}
+    for row, (second, first) in enumerate(product(["cat", "house", "green", "dog", "red"], ["red", "dog", "blue"]))
+]
 
 
 class TestSplitOff:
@@ -383,6 +387,12 @@ class TestSplitOff:
         train = [*SPLIT[:-1], {"title": "red dog cat blue house", "target_ind": [2]}]
         counts = Corpus.open(self.prepared(tmp_path, train=train)).manifest["counts"]
         assert counts["train"]["truncated"] + counts["test"]["truncated"] == 1
+
+    def test_equal_texts_are_in_one_split(self, tmp_path):
+        train = [*SPLIT, *({"title": record["title"], "target_ind": [0]} for record in SPLIT[:12])]
+        rows = set(Corpus.open(self.prepared(tmp_path, train=train, num_test=9)).test_rows.tolist())
+        assert len(rows) == 9
+        assert all((row in rows) == (row + 15 in rows) for row in range(12))
 
     def test_too_few_queries(self, tmp_path):
         corpus = Corpus.open(self.prepared(tmp_path, train=SPLIT[:4], train_filter=""))

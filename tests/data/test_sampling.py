@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from prime_xmc.data import sampling
 from prime_xmc.data.corpus import Ragged
-from prime_xmc.data.sampling import ClusterBatchSampler, TrainLoader, cluster_size_at, draw_positives
+from prime_xmc.data.sampling import (
+    ClusterBatchSampler,
+    LabelBatchSampler,
+    TrainLoader,
+    cluster_size_at,
+    draw_mined,
+    draw_positives,
+)
 
 NUM_LABELS = 7
 rows_of_labels = st.lists(st.sets(st.integers(0, NUM_LABELS - 1)).map(sorted), min_size=1, max_size=30)
@@ -75,6 +82,23 @@ class TestDrawPositives:
 def test_cluster_size_of_the_public_schedule(epoch, expected):
     double_at = [10, 25, 50, 75, 100, 125, 150, 200]
     assert cluster_size_at(epoch, first_epoch=10, initial_size=4, double_at=double_at) == expected
+
+
+class TestDrawMined:
+    def test_labels_of_the_query_each_once_and_none_where_there_are_too_few(self):
+        mined = np.array([[5, 6, 7, 8], [3, -1, -1, -1], [-1, -1, -1, -1]], dtype=np.int32)
+        drawn = draw_mined(mined, np.array([2, 1, 0]), 2, np.random.default_rng(0))
+        assert drawn.dtype == np.int64
+        np.testing.assert_array_equal(drawn[:2], [[-1, -1], [3, -1]])
+        assert len(set(drawn[2])) == 2
+        assert set(drawn[2]) <= {5, 6, 7, 8}
+
+    def test_uniformly(self):
+        """Each of 4 labels in half of the draws of 2, within 4 sigma."""
+        mined = np.array([[5, 6, 7, 8]], dtype=np.int32)
+        drawn = draw_mined(mined, np.zeros(10_000, dtype=np.int64), 2, np.random.default_rng(1))
+        shares = np.bincount(drawn.ravel(), minlength=9)[5:] / 10_000
+        assert (abs(shares - 0.5) < 4 * 0.005).all()
 
 
 class TestBatches:
@@ -253,3 +277,74 @@ class TestBadArguments:
     def test_clusters_of_other_queries(self):
         with pytest.raises(ValueError, match="each of 100 queries, got 99"):
             make_sampler().set_clusters(np.zeros(99, dtype=np.int64))
+
+
+class TestMined:
+    def test_they_come_with_the_batches_and_leave_the_rest_as_it_is(self):
+        mined = np.stack([np.arange(100) + 10, np.arange(100) + 20], axis=1).astype(np.int32)
+        without, sampler = list(make_sampler()), make_sampler(num_mined=1)
+        sampler.set_mined(mined)
+        batches = list(sampler)
+        assert_same_batches([item[:2] for item in batches], without)
+        for query_ids, _, labels in batches:
+            assert labels.shape == (len(query_ids), 1)
+            assert np.isin(labels[:, 0] - query_ids, [10, 20]).all()
+        drawn = np.concatenate([labels[:, 0] - query_ids for query_ids, _, labels in batches])
+        assert set(drawn) == {10, 20}
+
+    def test_a_continued_run_has_them(self):
+        sampler, other = make_sampler(), make_sampler()
+        assert "mined" not in sampler.state_dict()
+        sampler.set_mined(np.arange(300, dtype=np.int32).reshape(100, 3))
+        other.load_state_dict(sampler.state_dict())
+        for left, right in zip(sampler, other, strict=True):
+            np.testing.assert_array_equal(left[2], right[2])
+
+    def test_none_again(self):
+        sampler = make_sampler()
+        sampler.set_mined(np.zeros((100, 1), dtype=np.int32))
+        sampler.set_mined(None)
+        assert {len(item) for item in sampler} == {2}
+
+
+class TestLabelBatches:
+    @staticmethod
+    def make(**changes):
+        rows = [[q % 5, 5 + q % 3] for q in range(40)] + [[8]]
+        arguments = {"batch_size": 4, "num_positives": 1, "weight": np.ones(10), "seed": 5}
+        positives = Ragged.from_rows(rows, dtype=np.int32)
+        return LabelBatchSampler(positives, np.arange(1, 41), **(arguments | changes)), rows
+
+    @pytest.mark.parametrize("num_queries", [1, 2, 50])
+    def test_each_label_once_with_so_many_of_its_queries(self, num_queries):
+        sampler, rows = self.make(num_queries=num_queries)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == 3  # 9 labels with queries
+        seen = []
+        for query_ids, labels in batches:
+            assert len(set(query_ids)) == len(query_ids)
+            pairs = [(q, label) for q, row in zip(query_ids, labels, strict=True) for label in row if label >= 0]
+            assert all(label in rows[q] for q, label in pairs)
+            of_batch = sorted({label for _, label in pairs})
+            assert len(of_batch) == 3
+            for label in of_batch:
+                has = sum(label in rows[q] for q in range(1, 41))
+                assert sum(other == label for _, other in pairs) == min(num_queries, has)
+            seen += of_batch
+        assert sorted(seen) == list(range(9))
+
+    def test_other_queries_in_other_epochs(self):
+        sampler, _ = self.make()
+        first = list(sampler)
+        sampler.set_epoch(1)
+        assert any(not np.array_equal(a[0], b[0]) for a, b in zip(first, sampler, strict=True))
+
+    def test_there_are_no_clusters(self):
+        sampler, _ = self.make()
+        sampler.set_clusters(np.zeros(40, dtype=np.int64))
+        with pytest.raises(ValueError, match="first_epoch=null"):
+            next(iter(sampler))
+
+    def test_a_number_of_queries_is_needed(self):
+        with pytest.raises(ValueError, match="num_queries of at least 1"):
+            self.make(num_queries=0)

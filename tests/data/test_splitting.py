@@ -34,6 +34,25 @@ def test_queries_without_labels_are_never_chosen_and_one_with_labels_is_left():
     assert len(choose([[], [0], [0], []], 1, 4)) == 1
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_queries_of_one_text_are_chosen_together(seed):
+    texts = np.array([5, 5, 5, 6, 7, 7, 8, 9, 10, 11])
+    chosen = choose([[0], [1], [0, 1], [0], [1], [], [0], [1], [0], [1]], 2, 5, seed, same_text=texts)
+    assert len(chosen) == 5
+    assert len({0, 1, 2} & set(chosen)) in (0, 3)
+    assert 5 not in chosen  # it has no label
+
+
+def test_a_text_that_too_many_queries_share_is_not_chosen():
+    assert choose([[0], [0], [0], [1], [1]], 2, 2, same_text=np.array([1, 1, 1, 2, 2])) == [3, 4]
+    assert choose([[0], [0], [0]], 1, 2, same_text=np.zeros(3, dtype=np.int64)) == []
+
+
+def test_a_label_that_one_text_has_alone_keeps_its_queries():
+    same_text = np.array([1, 1, 2, 3])
+    assert choose([[0], [0], [1], [1]], 2, 2, same_text=same_text, spare_only=True) in ([2], [3])
+
+
 def test_seed():
     rows = [[0]] * 100
     assert choose(rows, 1, 20) == choose(rows, 1, 20)

@@ -38,6 +38,13 @@ def test_a_row_for_each_answer(write):
     assert set(write(records, "csv")[2].values()) == {"8", "c", ""}
 
 
+def test_no_record_at_all(write, tmp_path):
+    assert write([], "parquet") == write([], "csv") == []
+    columns = ["query", "rank", "label_uid", "label", "score"]
+    assert (tmp_path / "answers.csv").read_text() == ",".join(columns) + "\n"
+    assert pyarrow.parquet.read_schema(tmp_path / "answers.parquet").names == columns
+
+
 def test_types_are_those_of_all_values(write):
     records = [
         {"whole": 1, "mixed": 1, "number": 1, "flag": True, "rare": None, "list": [1], "query": "a", "labels": []},

@@ -6,6 +6,7 @@ import pytest
 
 from prime_xmc.export.label_changes import Example, NewLabel
 from prime_xmc.export.label_files import read_examples, read_labels, read_uids
+from prime_xmc.export.queries import TextFields
 
 KNOWN = {"n1", "n2", "l;3"}
 
@@ -31,7 +32,8 @@ class TestLabels:
 
     def test_columns_that_are_named(self, tmp_path):
         path = write(tmp_path / "a.csv", "uid,text,code,long\nx,y,n1,purple dragon\n")
-        assert read_labels(path, "code", "long") == [NewLabel("n1", "purple dragon")]
+        assert read_labels(path, "code", ["long"]) == [NewLabel("n1", "purple dragon")]
+        assert read_labels(path, text_columns=["text", "long"]) == [NewLabel("x", "y purple dragon")]
 
     def test_texts_are_their_own_identifiers(self, tmp_path):
         path = write(tmp_path / "a.txt", "purple dragon\norange boat\n")
@@ -46,7 +48,7 @@ class TestLabels:
         with pytest.raises(
             ValueError, match=r"a.csv: no column 'x', the columns are code, long; expected .* uid_column="
         ):
-            read_labels(path, "x", "long")
+            read_labels(path, "x", ["long"])
 
     def test_identifiers_alone(self, tmp_path):
         assert read_uids(write(tmp_path / "a.txt", "n1\nn2\n")) == ["n1", "n2"]
@@ -71,5 +73,29 @@ class TestExamples:
     @pytest.mark.parametrize("cell", ["n7", "n1;n7", ""])
     def test_labels_that_are_not_known(self, tmp_path, cell):
         path = write(tmp_path / "a.tsv", f"query\tlabels\nx\tn1\na\t{cell}\n")
-        with pytest.raises(ValueError, match=f"a.tsv, line 3: there is no label '{cell}', neither among those to add"):
+        with pytest.raises(ValueError, match=f"a.tsv, line 3: there is no label '{cell}' in the model; correct it"):
             read_examples(path, KNOWN)
+        with pytest.raises(ValueError, match=f"no label '{cell}' among those to add or in the model"):
+            read_examples(path, KNOWN, where="among those to add or in the model")
+
+    def test_several_columns_make_up_a_query(self, tmp_path):
+        path = write(tmp_path / "a.csv", "title,body,labels\na dragon,purple,n1\n")
+        fields = TextFields(trained=("title", "body"), separator=" | ", key="query_column")
+        assert read_examples(path, KNOWN, fields) == [Example("a dragon | purple", ("n1",))]
+        assert read_examples(path, KNOWN, fields._replace(given=("body",))) == [Example("purple", ("n1",))]
+        write(path, "title,labels\na dragon,n1\n")
+        said = (
+            "a.csv, the header of the table: no field 'body', only title, labels; .* make up the text by query_column="
+        )
+        with pytest.raises(ValueError, match=said):
+            read_examples(path, KNOWN, fields)
+
+    def test_files_in_another_encoding(self, tmp_path):
+        path = tmp_path / "a.csv"
+        path.write_bytes("query,labels\ncafé,n1\n".encode("cp1252"))
+        with pytest.raises(ValueError, match=r"a.csv, line 2: not UTF-8 .* such as encoding=cp1252"):
+            read_examples(path, KNOWN)
+        assert read_examples(path, KNOWN, encoding="cp1252") == [Example("café", ("n1",))]
+        path.write_bytes("uid,text\né1,café\n".encode("cp1252"))
+        assert read_labels(path, encoding="cp1252") == [NewLabel("é1", "café")]
+        assert read_uids(path, encoding="cp1252") == ["é1"]

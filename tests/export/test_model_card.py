@@ -71,6 +71,19 @@ def test_says_what_a_prototype_is_made_of(sources, said):
     assert ("Label Prototype Network" in card) == (sources != ["text"])
 
 
+def test_says_that_a_prototype_is_a_sum():
+    prototypes = CONFIG["prototypes"] | {"sources": ["text"], "more_sources": ["graph"], "combine": "sum"}
+    card = model_card(CONFIG | {"prototypes": prototypes}, {})
+    assert "the normalised sum of the label's text and `graph`." in card
+
+
+@pytest.mark.parametrize(("normalize", "said"), [(True, "is the cosine of"), (False, "is the inner product of")])
+def test_says_what_a_score_is(normalize, said):
+    card = model_card(CONFIG | {"encoder": {"normalize": normalize}}, {})
+    assert said in card
+    assert ("unit length" in card) == normalize
+
+
 @pytest.mark.parametrize(
     ("pooling", "said"), [("mean", "mean pooling, 384"), ("last", "last-token pooling"), ("cls", "first-token pooling")]
 )

@@ -117,7 +117,7 @@ class TestJsonLines:
             (b'{"uid": "a", "body": "b"}', None, "no field 'query', only uid, body; name the field"),
             (b'{"query": "a"}', "body", "no field 'body', only query"),
             (b'{"title": null}', None, "field 'title' is None"),
-            (b'{"query": "\\ud800"}', None, "not UTF-8"),
+            (b'{"query": "\\ud800"}', None, "half of a character"),
             (b'{"query": "\xe9"}', None, "not UTF-8"),
             (b'\n{"query": "a"}', None, "blank, and not at the end"),
         ],

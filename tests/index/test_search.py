@@ -228,7 +228,7 @@ class TestFaiss:
     def test_missing_faiss(self, monkeypatch):
         assert faiss_problem() is None
         monkeypatch.setitem(sys.modules, "faiss", None)
-        said = r'Faiss is not installed: pip install "prime_xmc\[faiss-cpu\]", or search without it: index=exact'
+        said = r'Faiss is not installed: pip install ".\[faiss-cpu\]" in the clone, or search without it: index=exact'
         with pytest.raises(ImportError, match=said):
             FaissSearch("flat")
         assert re.match(said, faiss_problem())

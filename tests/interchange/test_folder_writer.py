@@ -15,7 +15,7 @@ from prime_xmc.data.corpus import Ragged
 from prime_xmc.export.folder import LABELS
 from prime_xmc.export.scorers import encoder_digest, save_classifiers
 from prime_xmc.interchange import folder_writer
-from prime_xmc.interchange.folder_writer import choose_vectors, export_folder, largest_difference
+from prime_xmc.interchange.folder_writer import check_output, choose_vectors, export_folder, largest_difference
 from prime_xmc.interchange.onnx_encoder import OnnxEncoder
 
 
@@ -101,6 +101,13 @@ def test_a_mixture_is_what_the_ensemble_searches(toy_bundle, tmp_path, predictor
     assert of_theta == weights
     torch.testing.assert_close(choose_vectors(model, "W")[0], classifiers)
     torch.testing.assert_close(choose_vectors(model, "mixture")[0], 0.25 * prototypes + 0.75 * classifiers)
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"mine\.txt exists and holds no prime_onnx\.json: it is not overwritten"):
+        check_output(tmp_path / "mine.txt")
+    check_output(tmp_path / "new")
 
 
 def test_a_folder_of_something_else_is_left_alone(predictor, toy_bundle, tmp_path):

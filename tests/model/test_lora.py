@@ -93,7 +93,7 @@ class TestAddAdapters:
     def test_without_peft(self, tiny_encoder_dir, monkeypatch):
         backbone = TextEncoder(str(tiny_encoder_dir)).backbone
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(ImportError, match=r'pip install "prime_xmc\[lora\]"'):
+        with pytest.raises(ImportError, match=r'pip install ".\[lora\]" in the clone'):
             add_adapters(backbone)
 
 

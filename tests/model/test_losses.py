@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from prime_xmc.model.losses import (
     Contrast,
@@ -784,3 +785,121 @@ class TestPairs:
             for contrast in (Triplet, Half)
         )
         torch.testing.assert_close(half, whole / 2)
+
+    def test_a_softmax_loss_of_ones_own_needs_to_take_none(self):
+        class Own(InfoNCE):
+            loss = staticmethod(lambda similarity, positives, negatives, temperature: similarity.sum() / temperature)
+
+        embeddings, positives, negatives, pairs = self.batch()
+        terms = {"text_weight": 0.0, "label_weight": 0.0, "regulariser_weight": 0.0}
+        value, _ = PrimeLoss(contrast=Own, temperature=0.5, **terms)(*embeddings, positives, negatives, pairs)
+        torch.testing.assert_close(value, 2 * (embeddings[0] @ embeddings[2].T).sum())
+
+
+class LearntTemperature(nn.Module):
+    """A contrast with a parameter."""
+
+    def __init__(self, start=2.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(start))
+
+    def forward(self, similarity, positives, negatives):
+        return mean_or_zero(similarity * self.scale, negatives), {}
+
+
+def test_parameters_of_a_contrast_are_those_of_the_loss():
+    embeddings, positives, negatives, _ = TestPairs.batch()
+    loss = PrimeLoss(contrast=LearntTemperature, start=3.0)
+    assert [name for name, _ in loss.named_parameters()] == ["contrast.scale"]
+    assert "contrast.scale" in loss.state_dict()
+    value, _ = loss(*embeddings, positives, negatives)
+    value.backward()
+    assert loss.contrast.scale.grad != 0
+
+
+def test_a_contrast_sees_ids_and_inverse_propensities_if_it_asks_for_them():
+    seen = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Own(Contrast):
+        def __call__(self, similarity, positives, negatives, *, label_ids, inverse_propensity):
+            assert (similarity * inverse_propensity).shape == similarity.shape
+            seen.append((similarity.shape, label_ids, inverse_propensity))
+            return similarity.sum(), {}
+
+    embeddings, positives, negatives, _ = TestPairs.batch()
+    ids = torch.tensor([3, 5, 6, 7, 11, 0, 1, 2, 4])
+    inverse_propensity = torch.arange(12.0) + 1
+    loss = PrimeLoss(contrast=Own, regulariser_weight=0.0)
+    loss(*embeddings, positives, negatives, label_ids=ids, inverse_propensity=inverse_propensity)
+    for (shape, label_ids, weights), (expected_shape, expected) in zip(
+        seen, [((6, 9), ids[None]), ((6, 5), ids[None, :5]), ((5, 6), ids[:5, None])], strict=True
+    ):
+        assert tuple(shape) == expected_shape
+        assert torch.equal(label_ids, expected)
+        assert torch.equal(weights, expected + 1.0)
+
+
+def test_two_point_term_contrasts_the_mean_of_a_query_and_its_label():
+    embeddings, positives, negatives, pairs = TestPairs.batch()
+    query_emb, label_emb, _ = embeddings
+    terms = {"prototype_weight": 0.0, "text_weight": 0.0, "label_weight": 0.0, "regulariser_weight": 0.0}
+    values = [
+        PrimeLoss(contrast=DecoupledSoftmax, two_point_weight=0.3, **terms)(*embeddings, positives, negatives, known)[0]
+        for known in (None, pairs)
+    ]
+    expected, count = 0.0, 0
+    for query, label in positives[:, :5].nonzero().tolist():
+        centre = F.normalize(query_emb[query] + label_emb[label], dim=0)
+        row = (centre @ label_emb.T)[None]
+        own = slice(query, query + 1)
+        expected += decoupled_softmax(row, positives[own, :5], negatives[own, :5], 0.05)
+        count += 1
+    torch.testing.assert_close(values[0], 0.3 * expected / count)
+    assert torch.equal(*values)
+
+
+class TestWeightingOfNgame:
+    """The weighting of NGAME's public code: a negative without a loss keeps the logit 0."""
+
+    def test_value(self):
+        """Margin 0.3, temperature 0.1: of the negatives 0.6, 0.5 and 0.1 the last one has no loss."""
+        similarity, positives = matrix([0.5, 0.6, 0.5, 0.1]), mask([True, False, False, False])
+        settings = {"gamma_min": 0.3, "gamma_max": 0.3, "num_negatives": 3, "weighting": "ngame"}
+        loss, _ = triplet(similarity, positives, ~positives, **settings)
+        total = math.exp(6) + math.exp(5) + 1
+        expected = (0.4 * math.exp(6) + 0.3 * math.exp(5)) / total / 3
+        assert loss.item() == pytest.approx(expected, abs=1e-12)
+        assert loss.item() == pytest.approx(0.124143657, abs=1e-8)
+
+    @pytest.mark.parametrize("detach", [True, False])
+    def test_definition(self, detach):
+        rng = torch.Generator().manual_seed(0)
+        similarity = (2 * torch.rand(5, 8, generator=rng, dtype=torch.float64) - 1).requires_grad_()
+        positives, negatives = random_masks(rng, (5, 8))
+        means = []
+        for row in range(5):
+            hardest = sorted(negatives[row].nonzero().flatten().tolist(), key=lambda n: -similarity[row, n])[:4]
+            of_pairs = []
+            for p in positives[row].nonzero().flatten().tolist():
+                losses = [torch.relu(similarity[row, n] - similarity[row, p] + 0.3) for n in hardest]
+                logits = [similarity[row, n] / 0.1 * (loss > 0) for n, loss in zip(hardest, losses, strict=True)]
+                logits = [logit.detach() for logit in logits] if detach else logits
+                total = sum(logit.exp() for logit in logits)
+                weighted = [logit.exp() / total * loss for logit, loss in zip(logits, losses, strict=True)]
+                of_pairs.append(sum(weighted) / len(hardest))
+            if of_pairs:
+                means.append(sum(of_pairs) / len(of_pairs))
+        expected = sum(means) / len(means)
+        settings = {"gamma_min": 0.3, "gamma_max": 0.3, "num_negatives": 4, "weighting": "ngame"}
+        found, _ = triplet(similarity, positives, negatives, detach_weights=detach, **settings)
+        torch.testing.assert_close(found, expected)
+        gradients = [torch.autograd.grad(value, similarity)[0] for value in (found, expected)]
+        torch.testing.assert_close(*gradients)
+
+    def test_without_negatives_there_is_no_loss(self):
+        similarity = matrix([0.5, 0.6]).requires_grad_()
+        loss, _ = triplet(similarity, mask([True, True]), mask([False, False]), weighting="ngame")
+        loss.backward()
+        assert loss == 0
+        assert similarity.grad.isfinite().all()

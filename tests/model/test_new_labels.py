@@ -1,5 +1,6 @@
 """Prototypes of new labels: the nearest cluster, and what the network makes of them."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -27,10 +28,25 @@ def test_one_cluster_is_everybodys():
     assert nearest_clusters(unit_rows(2), unit_rows(3), torch.zeros(3, dtype=torch.int64), 1).tolist() == [0, 0]
 
 
-def test_prototypes_are_those_of_the_network_whatever_the_number_of_labels():
-    settings = {"num_labels": 6, "dim": DIM, "num_free_vectors": 4, "feedforward": 16}
+def test_a_private_vector_is_nobody_elses():
+    e = torch.eye(DIM)
+    label_emb, clusters = torch.stack([e[0], e[1], e[2]]), torch.tensor([0, 1, 2])
+    assert nearest_clusters(e[2:3] + 0.1 * e[1], label_emb, clusters, 2).tolist() == [1]
+    with pytest.raises(ValueError, match="a free vector of its own"):
+        nearest_clusters(e[:1], label_emb[2:], clusters[2:], 2)
+
+
+def test_sources_that_are_not_in_the_folder():
+    settings = {"num_labels": 3, "dim": DIM, "num_free_vectors": 1, "more_sources": ["graph"]}
+    with pytest.raises(ValueError, match=r"from graph too \(model.more_sources\), by code that is not in its folder"):
+        combine(settings, {}, torch.zeros(2, dtype=torch.int64), unit_rows(2), unit_rows(2))
+
+
+@pytest.mark.parametrize("more", [{}, {"num_private": 2, "combine": "sum"}])
+def test_prototypes_are_those_of_the_network_whatever_the_number_of_labels(more):
+    settings = {"num_labels": 6, "dim": DIM, "num_free_vectors": 4, "feedforward": 16} | more
     trained = Prototypes(**settings).eval()
-    trained.cluster_of_label.copy_(torch.tensor([0, 1, 2, 3, 0, 1]))
+    trained.cluster_of_label.copy_(torch.tensor([0, 1, 2, 3, 4, 5] if more else [0, 1, 2, 3, 0, 1]))
     trained.centroids.put(torch.arange(6), unit_rows(6, seed=1))
     label_emb = unit_rows(6, seed=2)
     with torch.no_grad():

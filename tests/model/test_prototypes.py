@@ -341,3 +341,110 @@ class TestWithoutCentroid:
         label_emb = unit_rows(2).requires_grad_()
         without_centroid(torch.zeros(2, DIM), label_emb, ids(1)).sum().backward()
         assert label_emb.grad.tolist() == [[0.0] * DIM, [1.0] * DIM]
+
+
+class Table(torch.nn.Module):
+    """A source of one's own."""
+
+    def __init__(self, num_labels, dim, scale=1.0):
+        super().__init__()
+        self.table = torch.nn.Parameter(scale * unit_rows(num_labels, seed=7, dim=dim))
+
+    def forward(self, label_ids):
+        return self.table[label_ids]
+
+
+class TestSum:
+    def test_definition(self):
+        module = make(combine="sum", sources=["text", "free_vector"])
+        initialise(module, unit_rows(NUM_LABELS, seed=1), ids(2, 2, 0, 1, 0, 1))
+        rows, label_emb = ids(3, 0), unit_rows(2)
+        total = label_emb + module.free_vectors[ids(1, 2)]
+        torch.testing.assert_close(module(rows, label_emb), total / total.norm(dim=1, keepdim=True))
+        assert module.network is None
+
+    def test_by_hand(self):
+        """normalise((0.6, 0.8) + (0.2, -0.2)) = (0.8, 0.6)."""
+        module = make(combine="sum", sources=["text", "free_vector"], dim=2, num_free_vectors=1).double()
+        torch.nn.init.zeros_(module.free_vectors)
+        module.free_vectors.data[0] = torch.tensor([0.2, -0.2])
+        found = module(ids(4), torch.tensor([[0.6, 0.8]], dtype=torch.float64))
+        torch.testing.assert_close(found, torch.tensor([[0.8, 0.6]]))
+
+    def test_one_source_alone(self):
+        module = make(combine="sum", sources=["free_vector"])
+        expected = F.normalize(module.free_vectors[:1], dim=1).expand(2, -1)
+        torch.testing.assert_close(module(ids(3, 0), unit_rows(2)), expected)
+
+    def test_the_text_alone_is_the_prototype(self):
+        label_emb = unit_rows(2)
+        assert torch.equal(make(combine="sum", sources=["text"])(ids(3, 0), label_emb), label_emb)
+
+
+class TestPrivateVectors:
+    FREQUENCY = ids(4, 9, 1, 9, 0, 2)
+
+    def share(self, **changes):
+        module = make(**({"num_private": 3} | changes))
+        label_emb = unit_rows(NUM_LABELS, seed=3)
+        before = module.free_vectors.detach().clone()
+        module.share_free_vectors(ids(0, 1, 2, 0, 1, 2), self.FREQUENCY, lambda some: label_emb[some])
+        return module, label_emb, before
+
+    def test_the_commonest_labels_have_their_own(self):
+        module, _, before = self.share()
+        assert module.cluster_of_label.tolist() == [5, 3, 2, 4, 1, 2]
+        assert len(module.free_vectors) == 3 + 3
+        assert torch.equal(module.free_vectors, before)
+
+    def test_none_by_default(self):
+        module, _, _ = self.share(num_private=0)
+        assert module.cluster_of_label.tolist() == [0, 1, 2, 0, 1, 2]
+        assert len(module.free_vectors) == 3
+
+    def test_start_at_the_mean_text_of_their_labels(self):
+        module, label_emb, before = self.share(free_vector_start="text")
+        expected = torch.stack(
+            [before[0], label_emb[4], label_emb[[2, 5]].mean(0), label_emb[1], label_emb[3], label_emb[0]]
+        )
+        torch.testing.assert_close(module.free_vectors, expected)
+
+    @pytest.mark.parametrize("number", [-1, NUM_LABELS + 1])
+    def test_numbers_out_of_range(self, number):
+        with pytest.raises(ValueError, match="num_private between 0 and the 6 labels"):
+            make(num_private=number)
+
+
+class TestMoreSources:
+    @pytest.mark.parametrize("source", [Table(NUM_LABELS, DIM), Table])
+    def test_a_module_or_its_maker(self, source):
+        module = make(combine="sum", sources=["text"], more_sources={"graph": source})
+        rows, label_emb = ids(3, 0), unit_rows(2)
+        expected = F.normalize(label_emb + unit_rows(NUM_LABELS, seed=7)[rows], dim=1)
+        torch.testing.assert_close(module(rows, label_emb), expected)
+        assert module.sources == ("text", "graph")
+
+    def test_the_network_sees_it_behind_the_others(self):
+        module = make(sources=["text"], more_sources={"graph": Table})
+        rows, label_emb = ids(3, 0), unit_rows(2)
+        sequence = torch.stack([label_emb, module.more_sources["graph"].table[rows]], dim=1)
+        expected = F.normalize(module.network.layer(sequence).mean(dim=1), dim=1)
+        torch.testing.assert_close(module(rows, label_emb), expected)
+
+    def test_it_is_trained_and_saved(self):
+        module = make(more_sources={"graph": Table})
+        module(ids(2), unit_rows(1)).sum().backward()
+        assert module.more_sources["graph"].table.grad[2].any()
+        assert "more_sources.graph.table" in module.state_dict()
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"more_sources": {"text": Table}}, "other names than"),
+            ({"more_sources": {"graph": lambda **_: 3}}, r"graph to be a torch.nn.Module, got a int"),
+            ({"sources": []}, "some of"),
+        ],
+    )
+    def test_settings_out_of_range(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            make(**changes)

@@ -43,7 +43,7 @@ def test_several_patterns(config, runs_dir):
 
 def test_a_missing_library_is_named(config, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'prime_xmc\[report\]'"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[report\]' in the clone"):
         report.run(config())
 
 

@@ -1,10 +1,12 @@
-"""The export and the table of epochs; tests/test_train.py and tests/training/test_module.py have the others."""
+"""The export, mined negatives and the table of epochs; test_train.py and test_module.py have the others."""
 
 import lightning as L
+import numpy as np
 import pytest
+import torch
 
 from prime_xmc.assemble import make_data, make_module
-from prime_xmc.training.callbacks import EpochTable, ExportModel, ReleaseMemory
+from prime_xmc.training.callbacks import EpochTable, ExportModel, MineNegatives, ReleaseMemory
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +66,66 @@ def test_memory_is_released_every_n_steps_of_the_cpu_alone(device, expected, mon
         monkeypatch.setattr(callback, "release", lambda step=step: released.append(step))
         callback.on_train_batch_end(trainer, module, None, None, step)
     assert released == expected
+
+
+@pytest.fixture(scope="module")
+def mined(toy_settings, compose, tmp_path_factory):
+    """What each of five epochs drew from, with labels searched in epochs 1 and 3; module and data at the end."""
+    paths = [f"{key}={tmp_path_factory.mktemp(key)}" for key in ("cache_dir", "run_dir")]
+    settings = ["sampling=mined", "sampling.mined.every_n_epochs=2", "sampling.mined.top_k=6", "model=dpr"]
+    config = compose(*toy_settings, "dataset.batch_size=40", *paths, *settings)
+    data = make_data(config)
+    seen, expected = [], {}
+
+    class Watch(L.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            lists = data.sampler.state_dict().get("mined")
+            seen.append(lists)
+            if module.has_index:  # as it was when labels were searched
+                _, vectors = module.build_index()
+                ids = torch.from_numpy(data.sampler.query_ids)
+                expected[trainer.current_epoch] = module.query_memory.take(ids).float() @ vectors.T
+
+    module = make_module(config, data)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=5,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        log_every_n_steps=1,
+        callbacks=[*module.callbacks, Watch()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    return seen, expected, data
+
+
+class TestMineNegatives:
+    def test_from_the_first_epoch_on_and_every_n(self, mined):
+        seen, expected, _ = mined
+        assert seen[0] is None
+        assert torch.equal(seen[1], seen[2])
+        assert torch.equal(seen[3], seen[4])
+        assert not torch.equal(seen[1], seen[3])
+        assert set(expected) == {1, 3}
+
+    def test_most_similar_labels_that_are_neither_positives_nor_excluded(self, mined):
+        seen, expected, data = mined
+        train = data.corpus.train
+        for epoch in (1, 3):
+            for row, query in enumerate(data.sampler.query_ids):
+                known = {*train.positives[query].tolist(), *train.filtered[query].tolist()}
+                ranked = expected[epoch][row].argsort(descending=True, stable=True).tolist()
+                assert seen[epoch][query].tolist() == [label for label in ranked if label not in known][:6]
+
+    def test_held_out_queries_have_none(self, mined):
+        seen, _, data = mined
+        assert (seen[1][torch.from_numpy(data.validation_ids)] == -1).all()
+        assert np.isin(data.sampler.query_ids, data.validation_ids).sum() == 0
+
+    @pytest.mark.parametrize("wrong", [{"every_n_epochs": 0}, {"top_k": 0}])
+    def test_numbers_out_of_range(self, wrong):
+        with pytest.raises(ValueError, match="at least 1"):
+            MineNegatives(**({"first_epoch": 1, "every_n_epochs": 5, "top_k": 9} | wrong))

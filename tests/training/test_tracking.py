@@ -231,7 +231,7 @@ def test_names_fit_what_wandb_takes():
 
 def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r'logger=wandb needs .*pip install "prime_xmc\[wandb\]"'):
+    with pytest.raises(ValueError, match=r'logger=wandb needs .*pip install ".\[wandb\]" in the clone'):
         wandb_logger(save_dir=str(tmp_path), project="p")
 
 

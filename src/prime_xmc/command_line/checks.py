@@ -8,7 +8,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 # Keys that take values of other types than their defaults: a list or "auto", true as well as settings, true or a number
-FREE_KEYS = {"trainer.devices", "trainer.fast_dev_run", "classify"}
+FREE_KEYS = {"trainer.devices", "trainer.fast_dev_run", "classify", "model.num_private"}
 # Groups that may be left out, by group=null or ~group.
 OPTIONAL_GROUPS = ("logger", "callbacks", "experiment", "debug")
 

@@ -110,7 +110,7 @@ def composition_message(error: Exception, keys: Sequence[str]) -> str:
 def hint(error: Exception, keys: Sequence[str]) -> str:
     """Return a line that names the keys or options nearest to those that Hydra did not find; empty for other errors."""
     if str(getattr(error, "missing_cfg_file", "")).startswith("hydra/"):
-        return f"hint: sweepers and launchers other than Hydra's basic ones come with pip install '{PACKAGE}[sweeps]'"
+        return "hint: sweepers and launchers beyond Hydra's basic ones come with pip install '.[sweeps]' in the clone"
     near: list[str] = []
     if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")

@@ -247,6 +247,16 @@ class Store:
             start += len(labels)
         return np.asarray(counted["first"], np.int64), Ragged(values, offsets)
 
+    def same_text(self, split: int) -> Int64[np.ndarray, "query"]:
+        """Return a number for each query of a split, in the order of its first row, that those of one text share."""
+        numbered = self._db.execute(
+            "SELECT text FROM (SELECT queries.row, dense_rank() OVER (ORDER BY digest) AS text "
+            "FROM queries JOIN firsts ON queries.split = firsts.split AND queries.row = firsts.row "
+            "WHERE queries.split = $split AND queries.row = first) ORDER BY row",
+            {"split": split},
+        ).fetchnumpy()
+        return np.asarray(numbered["text"], np.int64)
+
     def num_queries(self, split: int) -> int:
         """Return the number of queries of a split."""
         return self._number(f"SELECT count(DISTINCT first) FROM firsts WHERE split = {split}")

@@ -1,6 +1,6 @@
 """Batches: token ids without padding, and which query-label pairs are positive, negative or neither."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from prime_xmc.data.corpus import Ragged, Split
-from prime_xmc.data.sampling import draw_positives
+from prime_xmc.data.sampling import Drawn, draw_positives
 
 LossPositives = Literal["drawn", "any", "all"]
+BatchLabels = Literal["drawn", "all"]
 
 
 class Texts(NamedTuple):
@@ -283,7 +284,7 @@ class BatchBuilder(Dataset):
         label_tokens: Token ids of the labels.
         loss_positives: Which positives of a query among the batch's labels the loss pulls to it: "drawn" by the
             sampler for this query, "all" of them (the sum of Eq. 1), or "any" one of them, chosen uniformly (what the
-            public code does). A positive that is not pulled is not pushed either.
+            public code does).
         num_more: Further queries to draw for each label of a batch, uniformly among those of `queries_of_label`; what
             is drawn and in the batch already is not added.
         queries_of_label: Ids of the training queries of each label; may be left out where `num_more` is 0.
@@ -294,6 +295,9 @@ class BatchBuilder(Dataset):
             query is left out of the label's centroid.
         label_frequency: Number of training queries of each label; may be left out where `leave_one_out` is 0.
         without_centroid: Probability of each candidate to be shown without a centroid.
+        mask_positives: Whether a positive of a query that is not pulled is not pushed either.
+        mined_alone: Whether the labels that were mined for a query are its only negatives.
+        batch_labels: Labels of a batch: those drawn for its queries, and mined for them ("drawn"), or "all" there are.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -314,7 +318,12 @@ class BatchBuilder(Dataset):
         leave_one_out: float | int = 0.0,
         label_frequency: Int64[np.ndarray, " label"] | None = None,
         without_centroid: float | int = 0.0,
+        mask_positives: bool = True,
+        mined_alone: bool = False,
+        batch_labels: BatchLabels = "drawn",
     ):
+        if batch_labels not in get_args(BatchLabels):
+            raise ValueError(f"expected sampling.batch_labels drawn or all, got {batch_labels!r}")
         if loss_positives not in ("drawn", "any", "all"):
             raise ValueError(f"expected sampling.loss_positives drawn, any or all, got {loss_positives!r}")
         if memory_labels < 0:
@@ -329,16 +338,20 @@ class BatchBuilder(Dataset):
         self.leave_one_out = leave_one_out
         self.without_centroid = without_centroid
         self.label_frequency = label_frequency
+        self.mask_positives = mask_positives
+        self.mined_alone = mined_alone
+        self.batch_labels = batch_labels
         self.num_more = num_more
         self.queries_of_label = queries_of_label
         self.memory_labels = memory_labels if loss_positives == "all" else 0
         self._equally = np.ones(len(queries) if num_more else 0)
 
-    def __getitem__(self, item: tuple[np.ndarray, np.ndarray]) -> Batch:
-        """Build the batch of (query ids [query], drawn label ids [query, n], -1 for none)."""
-        query_ids, drawn = item
+    def __getitem__(self, item: Drawn) -> Batch:
+        """Build the batch of (query ids [query], drawn label ids [query, n], -1 for none; and mined ones likewise)."""
+        query_ids, drawn = item[:2]
+        mined = item[2] if len(item) > 2 else None
         row, slot = (drawn >= 0).nonzero()
-        label_ids = np.unique(drawn[row, slot])
+        label_ids = self._labels(drawn[row, slot], mined)
         width = len(label_ids)
         pairs, filtered = self.queries.positives.take(query_ids), self.queries.filtered.take(query_ids)
         moved_ids, pair_places = np.unique(pairs.values, return_inverse=True)
@@ -356,7 +369,13 @@ class BatchBuilder(Dataset):
             chosen = answers[first[np.unique(candidate_row[first], return_index=True)[1]]]
         else:
             chosen = answers
-        relations = _relations(len(query_ids), width, chosen, related, excluded)
+        if self.mined_alone and mined is not None:
+            mined_row, mined_slot = (mined >= 0).nonzero()
+            pushed = mined_row * width + np.searchsorted(label_ids, mined[mined_row, mined_slot])
+            spared = np.setdiff1d(np.arange(len(query_ids) * width), _without(np.unique(pushed), related))
+        else:
+            spared = related if self.mask_positives else chosen
+        relations = _relations(len(query_ids), width, chosen, spared, excluded)
         queries, labels = pack(self.queries.tokens, query_ids), pack(self.label_tokens, label_ids)
         memory = self._remember(query_ids, label_ids, moved_ids, pairs, filtered) if self.memory_labels else None
         without = self._draw_without(query_ids, width if memory is None else memory.relations.num_candidates)
@@ -375,6 +394,15 @@ class BatchBuilder(Dataset):
             left_out=self._leave_out(query_ids, label_ids, relations, memory, without) if self.leave_one_out else None,
             without_centroid=None if without is None else torch.from_numpy(without),
         )
+
+    def _labels(
+        self, drawn: Int64[np.ndarray, " drawn"], mined: Int64[np.ndarray, "query mined"] | None
+    ) -> Int64[np.ndarray, " label"]:
+        """Return the labels of a batch, ascending, each once."""
+        if self.batch_labels == "all":
+            return np.arange(len(self.label_tokens))
+        label_ids = np.unique(drawn)
+        return label_ids if mined is None else np.union1d(label_ids, mined[mined >= 0])
 
     def _draw_without(
         self, query_ids: Int64[np.ndarray, " query"], num_candidates: int
@@ -466,7 +494,7 @@ class SameBatches(Dataset):
         items: What the sampler yields in the epoch.
     """
 
-    def __init__(self, builder: BatchBuilder, items: list[tuple[np.ndarray, np.ndarray]]):
+    def __init__(self, builder: BatchBuilder, items: list[Drawn]):
         self.builder = builder
         self.items = items
 

@@ -1,17 +1,18 @@
 """The LightningDataModule: splits, the sampler and the loaders."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import transformers
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from prime_xmc.data.background import ChunkLoader
-from prime_xmc.data.batch import BatchBuilder, LossPositives, SameBatches, TextChunks
+from prime_xmc.data.batch import BatchBuilder, BatchLabels, LossPositives, SameBatches, TextChunks
 from prime_xmc.data.corpus import Corpus, Ragged, Split
 from prime_xmc.data.fitting import hold_out
 from prime_xmc.data.preparation import prepare
@@ -43,6 +44,11 @@ class PrimeDataModule(LightningDataModule):
         memory_labels: Most labels of a batch whose embedding is remembered instead of encoded, see `BatchBuilder`.
         leave_one_out: Probability that a query is left out of the centroid of one of its labels, see `BatchBuilder`.
         without_centroid: Probability of a label to be shown without a centroid in a batch, see `BatchBuilder`.
+        mask_positives: Whether positives that the loss does not pull are not pushed either, see `BatchBuilder`.
+        batch_labels: Labels of a batch, see `BatchBuilder`.
+        num_mined: Number of labels drawn for each query from those that are mined for it, see `set_mined`.
+        mined_alone: Whether these are the query's only negatives, see `BatchBuilder`.
+        make_sampler: Maker of the sampler.
         num_validation: Number of training queries held out for validation; None: as many as suit their number.
         encode_chunk: Number of texts in a batch of the loaders that only encode; None: as many as suit the device.
         seed: Seed of the validation split and of the sampler.
@@ -71,6 +77,11 @@ class PrimeDataModule(LightningDataModule):
         memory_labels: int = 0,
         leave_one_out: float | int = 0.0,
         without_centroid: float | int = 0.0,
+        mask_positives: bool = True,
+        batch_labels: BatchLabels = "drawn",
+        num_mined: int = 1,
+        mined_alone: bool = False,
+        make_sampler: Callable[..., ClusterBatchSampler] = ClusterBatchSampler,
         num_validation: int | None = None,
         encode_chunk: int | None = None,
         seed: int = 0,
@@ -96,6 +107,11 @@ class PrimeDataModule(LightningDataModule):
         self.memory_labels = memory_labels
         self.leave_one_out = leave_one_out
         self.without_centroid = without_centroid
+        self.mask_positives = mask_positives
+        self.batch_labels = batch_labels
+        self.num_mined = num_mined
+        self.mined_alone = mined_alone
+        self.make_sampler = make_sampler
         self.num_validation = num_validation
         self.encode_chunk = encode_chunk
         self.seed = seed
@@ -144,19 +160,24 @@ class PrimeDataModule(LightningDataModule):
         self.train_ids = np.sort(shuffled[self.num_validation :])
         self.inverse_propensity = inverse_propensity(corpus.label_frequency, num_train, *self.propensity)
         weight = self.inverse_propensity
-        self.sampler = ClusterBatchSampler(
+        self.sampler = self.make_sampler(
             corpus.train.positives,
             self.train_ids,
             batch_size=self.batch_size,
             num_positives=self.num_positives,
             weight=weight if self.positive_weighting == "inverse_propensity" else np.ones_like(weight),
             seed=self.seed,
+            num_mined=self.num_mined,
         )
         self.corpus = corpus
 
     def set_clusters(self, clusters: Int64[np.ndarray, " query"] | None) -> None:
         """Make batches of the next epoch from these clusters of `sampler.query_ids`; None for random batches."""
         self.sampler.set_clusters(clusters)
+
+    def set_mined(self, mined: Int32[np.ndarray, "query mined"] | None) -> None:
+        """Draw labels for queries from these lists too in the next epoch, see `ClusterBatchSampler.set_mined`."""
+        self.sampler.set_mined(mined)
 
     def train_dataloader(self) -> DataLoader:
         """Training batches. Every process builds the whole batch; the module shares out the encoding."""
@@ -176,6 +197,9 @@ class PrimeDataModule(LightningDataModule):
             leave_one_out=self.leave_one_out,
             label_frequency=label_frequency,
             without_centroid=self.without_centroid,
+            mask_positives=self.mask_positives,
+            mined_alone=self.mined_alone,
+            batch_labels=self.batch_labels,
         )
         trainer: Any = self.trainer
         if trainer is not None and trainer.overfit_batches > 0:

@@ -46,6 +46,7 @@ _HASH_BYTES = 1 << 22
 
 _MANY_UNKNOWN = 0.05  # share of unknown tokens from which on they are worth a warning
 _SPLIT_SEED = 0  # of the test split that is split off; it belongs to the data, whatever the seed of a run
+_SPLIT = "equal texts together"  # how it is made; data that were prepared otherwise have another fingerprint
 
 
 def prepare(
@@ -65,7 +66,7 @@ def prepare(
     nothing behind.
     Memory does not grow with the queries, their positives and the texts: beyond a few chunks of them, it holds 44
     bytes for each label, to find repeated texts, uids and tokens and to count queries, and the pairs of the filter that
-    is being applied. Only where a test split is split off, it holds 40 bytes for each query besides.
+    is being applied. Only where a test split is split off, it holds 64 bytes for each query besides.
 
     Where the source has no test file, some training queries become the test split (see `choose_test_queries`); which
     ones depends on the data alone. What is odd but harmless is handled as `prime_xmc.data.oddities.HANDLING` says,
@@ -110,7 +111,7 @@ def prepare(
         prompts = {"query_prompt": source.query_prompt, "label_prompt": source.label_prompt}
         manifest |= {name: prompt for name, prompt in prompts.items() if prompt}
         if "tst" not in paths:
-            manifest |= {"num_test": source.num_test, "split_seed": _SPLIT_SEED}
+            manifest |= {"num_test": source.num_test, "split_seed": _SPLIT_SEED, "split": _SPLIT}
         fingerprint = _hash([json.dumps(manifest, sort_keys=True).encode()])
         directory = Path(cache_dir).expanduser() / f"{source.name}-{fingerprint[:12]}"
         if (directory / MANIFEST).is_file():
@@ -175,6 +176,7 @@ class _Build:
         self.arrays: dict[str, Any] = {}
         self.counts: dict[str, dict[str, int]] = {}
         self.truncated_rows = array("q")  # of the queries that a test split is split off
+        self.text_hashes = array("q")  # of the same
         self.split_off: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
@@ -297,7 +299,8 @@ class _Build:
         shapes = {name: self.arrays.pop(f"all_{name}") for name in ("tokens", "positives", "filtered")}
         queries = {name: open_ragged(self.directory, f"all_{name}", shape) for name, shape in shapes.items()}
         num_test = size_of_test_split(num_queries) if self.num_test is None else self.num_test
-        test_rows = choose_test_queries(queries["positives"], frequency, num_test, _SPLIT_SEED)
+        same_text = np.frombuffer(self.text_hashes, dtype=np.int64)
+        test_rows = choose_test_queries(queries["positives"], frequency, num_test, _SPLIT_SEED, same_text=same_text)
         np.save(self.directory / TEST_ROWS, test_rows)
         is_test, is_truncated = np.zeros((2, num_queries), dtype=bool)
         is_test[test_rows] = True
@@ -339,6 +342,7 @@ class _Build:
                 truncated += int(is_truncated.sum())
                 if part == "all":
                     self.truncated_rows.extend((texts + np.flatnonzero(is_truncated)).tolist())
+                    self.text_hashes.extend(hash(record.text) for record in records)
                 unknown += self._note_odd_texts(path.name, texts + 1, records, tokens, num_added)
                 first_line = texts + 1
                 texts += len(records)

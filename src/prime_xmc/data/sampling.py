@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int32, Int64, Integer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from prime_xmc.data.background import one_ahead, pinned, works_ahead
@@ -14,6 +14,8 @@ from prime_xmc.data.corpus import Ragged
 
 logger = logging.getLogger(__name__)
 
+Drawn = tuple[np.ndarray, ...]
+"""What a sampler yields: query ids [query], drawn label ids [query, n], -1 for none; and labels that were mined."""
 CPU = torch.device("cpu")
 
 
@@ -71,7 +73,26 @@ def cluster_size_at(epoch: int, *, first_epoch: int, initial_size: int, double_a
     return initial_size * 2 ** sum(doubling <= epoch for doubling in double_at)
 
 
-class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
+def draw_mined(
+    mined: Integer[np.ndarray, "query mined"],
+    query_ids: Int64[np.ndarray, " batch"],
+    num_drawn: int,
+    rng: np.random.Generator,
+) -> Int64[np.ndarray, "batch num_drawn"]:
+    """Draw labels of each query's list of mined ones, uniformly without replacement; -1 where there are fewer.
+
+    Args:
+        mined: Label ids of every query, -1 for none.
+        query_ids: Rows of `mined` to draw from.
+        num_drawn: Number of labels to draw per query, at most as many as a list has places.
+        rng: Generator.
+    """
+    rows = mined[query_ids].astype(np.int64)
+    order = np.where(rows < 0, 2.0, rng.random(rows.shape)).argsort(axis=1)[:, :num_drawn]
+    return np.take_along_axis(rows, order, axis=1)
+
+
+class ClusterBatchSampler(Sampler[Drawn]):
     """Batches of queries with their drawn positives; random batches, or unions of random clusters (NGAME).
 
     Every query with a positive is in exactly one batch of an epoch. The batches of an epoch are as equal as can be
@@ -79,7 +100,8 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
     the batches that follow in a continued epoch are those of an uninterrupted one, and processes that train together
     yield the same batches.
 
-    It goes into a `TrainLoader`.
+    It goes into a `TrainLoader`. A sampler of one's own derives from it: `epoch_order` says in which order queries are
+    taken, and `draw` which labels come with those of a batch.
 
     Args:
         positives: Label ids of every query of the split.
@@ -88,6 +110,7 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
         num_positives: Number of labels drawn per query, see `draw_positives`.
         weight: Weight of every label, > 0, see `draw_positives`.
         seed: Seed of the order and of the draws.
+        num_mined: Number of labels drawn for each query from those of `set_mined`, once there are some.
 
     Raises:
         ValueError: If no query has a positive, a weight is not positive, or a size is below 1.
@@ -97,6 +120,8 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
 
     query_ids: Int64[np.ndarray, " query"]
     """The queries of an epoch, without those that have no positive; clusters are given in this order."""
+    positives: Ragged
+    """Label ids of every query of the split."""
     epoch: int
     """The epoch that the next `__iter__` yields."""
     position: int
@@ -111,6 +136,7 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
         num_positives: int,
         weight: Float64[np.ndarray, " label"],
         seed: int,
+        num_mined: int = 1,
     ):
         if batch_size < 1 or num_positives < 1:
             raise ValueError(f"batch_size and num_positives must be at least 1, got {batch_size} and {num_positives}")
@@ -126,7 +152,9 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
         if len(self.query_ids) == 0:
             raise ValueError("no training query has a positive label")
         self._num_batches = -(-len(self.query_ids) // batch_size)
-        self._positives = positives
+        self._num_mined = num_mined
+        self._mined: Int32[np.ndarray, "query mined"] | None = None
+        self.positives = positives
         self._num_positives = num_positives
         self._weight = weight
         self._seed = seed
@@ -162,51 +190,156 @@ class ClusterBatchSampler(Sampler[tuple[np.ndarray, np.ndarray]]):
             raise ValueError(f"expected a cluster for each of {len(self.query_ids)} queries, got {len(clusters)}")
         self._clusters = clusters
 
+    def set_mined(self, mined: Int32[np.ndarray, "query mined"] | None) -> None:
+        """Draw labels from these lists too, from the next `__iter__` on.
+
+        Args:
+            mined: Label ids of each query of the split, -1 for none; None: no labels are mined.
+        """
+        self._mined = mined
+
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
         return self._num_batches
 
-    def __iter__(self) -> Iterator[tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, "batch num_positives"]]]:
-        """Yield (query ids, drawn label ids) of each batch."""
+    def __iter__(self) -> Iterator[Drawn]:
+        """Yield (query ids, drawn label ids) of each batch, and mined labels of the queries where there are some."""
         for position, item in self.numbered():
             self.position = position
             yield item
 
-    def numbered(self) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    def numbered(self) -> Iterator[tuple[int, Drawn]]:
         """Yield what `__iter__` does, each with the position after it, for whoever takes batches before they are used.
 
         `position` is then theirs to set.
         """
         first_batch, self._first_batch = self._first_batch, 0
-        order = self._epoch_order()
+        order = self.epoch_order(self._rng(0))
         bounds = len(order) * np.arange(1, self._num_batches) // self._num_batches
-        for batch, query_ids in enumerate(np.split(order, bounds)):
+        for batch, chosen in enumerate(np.split(order, bounds)):
             if batch < first_batch:
                 continue
             rng = self._rng(1 + batch)
-            drawn = draw_positives(self._positives, self._weight, query_ids, self._num_positives, rng)
-            yield batch + 1, (query_ids, drawn)
+            item: Drawn = self.draw(chosen, rng)
+            if self._mined is not None:
+                item = (*item, draw_mined(self._mined, item[0], self._num_mined, rng))
+            yield batch + 1, item
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a continued run needs: epoch, position, and the clusters, which stay until the next are made."""
         clusters = None if self._clusters is None else torch.tensor(self._clusters)
-        return {"epoch": self.epoch, "position": self.position, "clusters": clusters}
+        mined = {} if self._mined is None else {"mined": torch.tensor(self._mined)}
+        return {"epoch": self.epoch, "position": self.position, "clusters": clusters} | mined
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the `state_dict` of a sampler that was made with the same arguments."""
         self.set_clusters(None if state["clusters"] is None else state["clusters"].numpy())
+        self.set_mined(state["mined"].numpy() if "mined" in state else None)
         self.epoch = state["epoch"]
         self.resume_at(state.get("position", 0))  # version 0.1.0 had none
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(self.epoch, stream)))
 
-    def _epoch_order(self) -> Int64[np.ndarray, " query"]:
-        rng = self._rng(0)
+    def epoch_order(self, rng: np.random.Generator) -> Int64[np.ndarray, " query"]:
+        """Return the queries in the order in which batches take them, each once.
+
+        Args:
+            rng: Generator of the epoch.
+        """
         if self._clusters is None:
             return rng.permutation(self.query_ids)
         place_of_cluster = rng.permutation(self._clusters.max() + 1)
         return self.query_ids[np.lexsort((rng.random(len(self.query_ids)), place_of_cluster[self._clusters]))]
+
+    def draw(
+        self, chosen: Int64[np.ndarray, " query"], rng: np.random.Generator
+    ) -> tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, "batch drawn"]]:
+        """Return the queries of a batch, each once, and the labels drawn for each of them, -1 for none.
+
+        Args:
+            chosen: The batch's part of `epoch_order`.
+            rng: Generator of the batch.
+        """
+        return chosen, draw_positives(self.positives, self._weight, chosen, self._num_positives, rng)
+
+
+class LabelBatchSampler(ClusterBatchSampler):
+    """Batches of labels, with queries that are drawn for them: every label with a query is in one batch of an epoch.
+
+    Args:
+        positives: Label ids of every query of the split.
+        query_ids: Queries to train on.
+        batch_size: Most labels that a batch may hold.
+        num_positives: No labels are drawn for queries, so this makes no difference, as does `weight`.
+        weight: See `num_positives`.
+        seed: Seed of the order and of the draws.
+        num_mined: As in `ClusterBatchSampler`.
+        num_queries: Number of queries drawn uniformly for each label, without replacement.
+
+    Raises:
+        ValueError: If a number is below 1.
+
+    Source: Dahiya et al. 2021 (SiameseXML), with two queries for each label.
+    """
+
+    def __init__(
+        self,
+        positives: Ragged,
+        query_ids: Int64[np.ndarray, " candidate"],
+        *,
+        batch_size: int,
+        num_positives: int,
+        weight: Float64[np.ndarray, " label"],
+        seed: int,
+        num_mined: int = 1,
+        num_queries: int = 2,
+    ):
+        super().__init__(
+            positives,
+            query_ids,
+            batch_size=batch_size,
+            num_positives=num_positives,
+            weight=weight,
+            seed=seed,
+            num_mined=num_mined,
+        )
+        if num_queries < 1:
+            raise ValueError(f"expected sampling.sampler.num_queries of at least 1, got {num_queries}")
+        rows = positives.take(self.query_ids)
+        label_ids = rows.values.astype(np.int64)
+        self._queries_of_label = Ragged.grouped(label_ids, self.query_ids[rows.row_ids()], int(label_ids.max()) + 1)
+        self._label_ids = np.unique(label_ids)
+        self._num_queries = num_queries
+        self._equally = np.ones(int(self.query_ids.max()) + 1)
+        self._num_batches = -(-len(self._label_ids) // batch_size)
+
+    def epoch_order(self, rng: np.random.Generator) -> Int64[np.ndarray, " label"]:
+        """Return the labels in the order in which batches take them, each once.
+
+        Raises:
+            ValueError: If there are clusters of queries, of which batches of labels cannot be made.
+        """
+        if self._clusters is not None:
+            raise ValueError(
+                "batches of labels are random ones, and there are clusters of queries: give "
+                "sampling.clusters.first_epoch=null"
+            )
+        return rng.permutation(self._label_ids)
+
+    def draw(
+        self, chosen: Int64[np.ndarray, " label"], rng: np.random.Generator
+    ) -> tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, "batch drawn"]]:
+        """Return the queries that are drawn for some labels, and the labels for which each of them was."""
+        drawn = draw_positives(self._queries_of_label, self._equally, chosen, self._num_queries, rng)
+        place, slot = (drawn >= 0).nonzero()
+        query_ids, rows = np.unique(drawn[place, slot], return_inverse=True)
+        order = np.argsort(rows, kind="stable")
+        lengths = np.bincount(rows)
+        column = np.arange(len(rows)) - np.repeat(lengths.cumsum() - lengths, lengths)
+        labels = np.full((len(query_ids), int(lengths.max())), -1, dtype=np.int64)
+        labels[rows[order], column] = chosen[place[order]]
+        return query_ids, labels
 
 
 class TrainLoader(DataLoader):

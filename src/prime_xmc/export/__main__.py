@@ -24,7 +24,7 @@ def run(config: DictConfig) -> dict[str, float]:
     if config.format != "onnx":
         raise ValueError(f"expected format=onnx, the one that there is, got {config.format}")
     if missing := [name for name in MODULES if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"format=onnx needs {', '.join(missing)}: pip install 'prime_xmc[onnx]'")
+        raise ValueError(f"format=onnx needs {', '.join(missing)}: pip install '.[onnx]' in the clone")
     # here, because the help need not wait for torch
     import torch
 
@@ -33,11 +33,12 @@ def run(config: DictConfig) -> dict[str, float]:
     from prime_xmc.evaluation.table import print_notes, print_table
     from prime_xmc.export.predictor import Predictor
     from prime_xmc.interchange.comparison import TokenEncoder, compare, describe
-    from prime_xmc.interchange.folder_writer import ENCODER, ENCODER_INT8, export_folder
+    from prime_xmc.interchange.folder_writer import ENCODER, ENCODER_INT8, check_output, export_folder
     from prime_xmc.interchange.onnx_encoder import OnnxEncoder
     from prime_xmc.printing import unfailing_output
 
     model, output = Path(config.model.dir).expanduser(), Path(config.output).expanduser()
+    check_output(output)
     predictor = Predictor.load(model, scorer="theta", index="exact", precision="32-true")
     corpus = model_corpus(config, predictor) if config.test else None  # first, since it may be another data set
     exported = export_folder(predictor, model, output, vectors=config.vectors, int8=config.int8)

@@ -76,6 +76,7 @@ def _column_types(records: Iterable[Mapping[str, Any]]) -> dict[str, type]:
                 is_own = name in (*_ANSWER, _QUERIES) or name.startswith("from_")
                 types = of_answers if is_own else of_input
                 types[name] = _wider(types.get(name), value)
+    of_input.setdefault("query", None)  # of no record at all
     of_answers["rank"], of_answers["score"] = int, float
     if _QUERIES in of_answers:
         of_answers[_QUERIES] = of_answers.pop(_QUERIES)  # the last

@@ -43,14 +43,11 @@ logger = logging.getLogger(__name__)
 
 
 # The names that every version of sentence-transformers since 2.0 reads; the newest ones write others.
-_SENTENCE_TRANSFORMERS = {
-    "modules.json": [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
-    ],
-    "2_Normalize/config.json": {},
-}
+_MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+]
 
 _POOLING_MODES = {
     "mean": "pooling_mode_mean_tokens",
@@ -188,13 +185,17 @@ def _describe(
             "pooling": encoder.pooling,
             "query_prompt": encoder.prompts.query or None,
             "label_prompt": encoder.prompts.label or None,
-        },
+        }
+        | ({} if encoder.normalize else {"normalize": False}),
         "prototypes": {
             "num_labels": prototypes.num_labels,
             "dim": encoder.dim,
             # Where none is used, here and below, any number makes the module again.
-            "num_free_vectors": 1 if prototypes.free_vectors is None else len(prototypes.free_vectors),
-            "sources": list(prototypes.sources),
+            "num_free_vectors": 1 if prototypes.free_vectors is None else prototypes.num_shared,
+            "num_private": 0 if prototypes.free_vectors is None else prototypes.num_private,
+            "sources": [source for source in prototypes.sources if source not in prototypes.more_sources],
+            "more_sources": list(prototypes.more_sources),
+            "combine": prototypes.combine,
             "num_heads": 1 if layer is None else layer.self_attn.num_heads,
             "feedforward": 1 if layer is None else layer.linear1.out_features,
         },
@@ -223,10 +224,15 @@ def _write_encoder(
     tokenizer_config = {key: value for key, value in tokenizer_config.items() if key not in dropped}
     tokenizer_config |= {"model_max_length": max_length, "padding_side": "right"}
     write_json(directory / "tokenizer_config.json", tokenizer_config)
-    for name, content in _SENTENCE_TRANSFORMERS.items():
-        write_json(directory / name, content)
+    write_json(directory / "modules.json", _MODULES if encoder.normalize else _MODULES[:2])
+    if encoder.normalize:
+        write_json(directory / "2_Normalize" / "config.json", {})
     prompts = {"query": encoder.prompts.query, "document": encoder.prompts.label} if any(encoder.prompts) else {}
-    about = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    about = {
+        "prompts": prompts,
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine" if encoder.normalize else "dot",
+    }
     write_json(directory / "config_sentence_transformers.json", about)
     write_json(directory / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     modes = {name: mode == encoder.pooling for mode, name in _POOLING_MODES.items()}

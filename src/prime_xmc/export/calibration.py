@@ -17,6 +17,10 @@ from prime_xmc.index.crowd import crowd, probabilities
 
 FORMAT_VERSION = 1
 CONFIG = "calibration.json"
+REFIT = (
+    "probabilities (calibrate=true) stay as they were fitted for the labels before; prime-xmc-calibrate model=%s "
+    "input=<queries with their labels> fits them to these"
+)
 AGAIN = "remove it and fit it again with prime-xmc-calibrate, or copy the model again"
 
 
@@ -86,11 +90,13 @@ class Calibration:
         fitted_on: Queries that it was fitted on, in words: "1,000 validation queries".
         scorers: Calibration of each scorer, by its name.
         weights: Weights of the ensemble that was calibrated; None: the model had none.
+        model_version: Version of the model that it was fitted for; labels that were changed later are in a higher one.
     """
 
     fitted_on: str
     scorers: Mapping[str, ScorerCalibration]
     weights: Mapping[str, float] | None
+    model_version: int = 1
 
     @property
     def default(self) -> str:
@@ -156,6 +162,7 @@ def read_calibration(model: Path, digest: str) -> Calibration:
             str(content["fitted_on"]),
             {name: _scorer(of_scorer) for name, of_scorer in content["scorers"].items()},
             content["weights"],
+            int(content.get("model_version", 1)),  # older files do not say
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}): {AGAIN}") from error

@@ -4,47 +4,53 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from prime_xmc.export.label_changes import Example, NewLabel
+from prime_xmc.export.queries import TextFields, check_header, split_row
 from prime_xmc.tables.line_rows import Row
-from prime_xmc.tables.reader import OpenTable, open_table
+from prime_xmc.tables.reader import UTF_8, OpenTable, open_table
 
 # Names of columns, the likeliest first.
 _UIDS = ("uid", "id", "label_id", "label", "name")
 _TEXTS = ("text", "title", "name", "description", "label")
-_QUERIES = ("query", "text", "title")
 _LABELS = ("labels", "label", "uids", "uid", "label_id", "label_ids")
 _SEPARATORS = (";", "|", ",")
 
 
-def read_labels(path: Path, uid_column: str | None = None, text_column: str | None = None) -> list[NewLabel]:
+def read_labels(
+    path: Path, uid_column: str | None = None, text_columns: Sequence[str] | None = None, *, encoding: str = UTF_8
+) -> list[NewLabel]:
     """Return the labels of a file: CSV, TSV, JSON lines, Parquet or Arrow, or a label a line in a text file.
 
     Args:
         path: The file.
         uid_column: Column of identifiers; None: the first there is of uid, id, label_id, label and name, else the
             texts are their own identifiers.
-        text_column: Column of texts; None: the first there is of text, title, name, description and label.
+        text_columns: Columns that make up the text, joined by a space as in training; None: the first there is of
+            text, title, name, description and label.
+        encoding: Encoding of the file, if it is made of lines.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a column is missing, or the file cannot be read, with its line.
     """
     labels = []
-    with open_table(path, wanted=[uid_column or "uid", text_column or "text"]) as table:
-        text = _column(table, text_column, _TEXTS, "text", "text_column")
-        uid = _column(table, uid_column, _UIDS, "identifier", "uid_column", fallback=text)
+    with open_table(path, wanted=[uid_column or "uid", *(text_columns or ["text"])], encoding=encoding) as table:
+        given: Sequence[str | None] = text_columns or [None]
+        texts = [_column(table, each, _TEXTS, "text", "text_column") for each in given]
+        uid = _column(table, uid_column, _UIDS, "identifier", "uid_column", fallback=texts[0])
         for row in table.rows(strings=True):
-            labels.append(NewLabel(_cell(table, row, uid), _cell(table, row, text)))
+            text = " ".join(_cell(table, row, column) for column in texts)
+            labels.append(NewLabel(_cell(table, row, uid), text))
     return labels
 
 
-def read_uids(path: Path, uid_column: str | None = None) -> list[str]:
+def read_uids(path: Path, uid_column: str | None = None, *, encoding: str = UTF_8) -> list[str]:
     """Return the identifiers of a file of labels, see `read_labels`; of a text file, its lines.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the column is missing, or the file cannot be read, with its line.
     """
-    with open_table(path, wanted=[uid_column or "uid"]) as table:
+    with open_table(path, wanted=[uid_column or "uid"], encoding=encoding) as table:
         only = table.columns[0] if len(table.columns) == 1 else None
         uid = _column(table, uid_column, _UIDS, "identifier", "uid_column", fallback=only)
         return [_cell(table, row, uid) for row in table.rows(strings=True)]
@@ -53,9 +59,12 @@ def read_uids(path: Path, uid_column: str | None = None) -> list[str]:
 def read_examples(
     path: Path,
     known: Collection[str],
-    query_column: str | None = None,
+    fields: TextFields | None = None,
     label_column: str | None = None,
     separator: str | None = None,
+    *,
+    where: str = "in the model",
+    encoding: str = UTF_8,
 ) -> list[Example]:
     """Return the queries of a file with their labels; rows with the same query are one query.
 
@@ -64,27 +73,31 @@ def read_examples(
     Args:
         path: The file.
         known: Identifiers of all labels, new ones included.
-        query_column: Column of queries; None: the first there is of query, text and title.
+        fields: Which columns make up the text of a query; None: the first there is of query, title and text.
         label_column: Column of their labels; None: the first there is of labels, label, uids, uid and label_id.
         separator: What separates the labels in a cell; None: semicolon, bar or comma, where that makes labels of a cell
             that is none itself.
+        where: Where the known labels are, for messages.
+        encoding: Encoding of the file, if it is made of lines.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a column is missing, a label is not known, or the file cannot be read, with its line.
     """
     examples: dict[str, dict[str, None]] = {}  # by query, its labels in order
-    with open_table(path, wanted=[query_column or "query", label_column or "labels"]) as table:
-        query = _column(table, query_column, _QUERIES, "query", "query_column")
-        labels = _column(table, label_column, _LABELS, "labels", "label_column", other=query)
+    fields = fields or TextFields()
+    wanted = [*(fields.given or fields.trained or ("query",)), label_column or "labels"]
+    with open_table(path, wanted=wanted, encoding=encoding) as table:
+        check_header(table, fields)
+        labels = _column(table, label_column, _LABELS, "labels", "label_column", others=fields.given or ())
         for row in table.rows(strings=True):
             uids = _split(_value(table, row, labels), known, separator)
             if unknown := [uid for uid in uids if uid not in known]:
                 raise ValueError(
-                    f"{table.place(row.number)}: there is no label {unknown[0]!r}, neither among those to add nor in "
-                    "the model; correct it, or say by separator= how the labels of a cell are separated"
+                    f"{table.place(row.number)}: there is no label {unknown[0]!r} {where}; correct it, or say by "
+                    "separator= how the labels of a cell are separated"
                 )
-            examples.setdefault(_cell(table, row, query), {}).update(dict.fromkeys(uids))
+            examples.setdefault(split_row(row, table, fields).text, {}).update(dict.fromkeys(uids))
     return [Example(text, tuple(uids)) for text, uids in examples.items()]
 
 
@@ -96,7 +109,7 @@ def _column(
     key: str,
     *,
     fallback: str | None = None,
-    other: str | None = None,
+    others: Collection[str] = (),
 ) -> str:
     """Return the column that is meant: the one that is given, the likeliest, or another to fall back to."""
     has = f"the columns are {', '.join(table.columns)}" if table.columns else "it is empty"
@@ -104,7 +117,7 @@ def _column(
         if given not in table.columns:
             raise ValueError(f"{table.name}: no column {given!r}, {has}; expected the one that {key}= names")
         return given
-    found = [name for name in names if name in table.columns and name != other]
+    found = [name for name in names if name in table.columns and name not in others]
     if found or fallback is not None:
         return found[0] if found else str(fallback)
     raise ValueError(f"{table.name}: no column for the {what}, {has}; name it by {key}=")

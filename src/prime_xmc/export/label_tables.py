@@ -137,6 +137,16 @@ def write_label_tables(tables: LabelTables, source: Path, target: Path, *, link:
         _check_version(source, model_version(tables.config) - 1)
 
 
+def check_target(source: Path, target: Path) -> None:
+    """Check that a changed model may be written to a folder, before anything takes time.
+
+    Raises:
+        FileExistsError: If `target` exists and is not the model itself.
+    """
+    if target.exists() and source.resolve() != target.resolve():
+        raise FileExistsError(_taken(target))
+
+
 def copy_model(source: Path, target: Path, replaced_version: int | None = None) -> None:
     """Copy a model folder, which appears under its name only when it is complete.
 
@@ -158,11 +168,15 @@ def copy_model(source: Path, target: Path, replaced_version: int | None = None) 
 def _new_model(source: Path, target: Path, *, replace: bool, link: bool = False) -> Iterator[Path]:
     """Yield a copy of a model folder that takes the name of another at the end of the block."""
     if not replace and target.exists():
-        raise FileExistsError(f"{target} exists already: name a new folder, or that of the model to change it in place")
+        raise FileExistsError(_taken(target))
     with publishing(target, replace=replace) as temporary:
         copy = _link_or_copy if link else shutil.copy2
         shutil.copytree(source, temporary, dirs_exist_ok=True, copy_function=copy)
         yield temporary
+
+
+def _taken(target: Path) -> str:
+    return f"{target} exists already: name a new folder, or that of the model to change it in place"
 
 
 def _check_version(model: Path, number: int) -> None:

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from prime_xmc.export.calibration import Calibration
 from prime_xmc.export.ensemble import Ensemble
-from prime_xmc.export.folder import query_fields, query_separator
+from prime_xmc.export.folder import model_version, query_fields, query_separator
 
 _SOURCES = {
     "text": "the label's text",
@@ -67,6 +67,7 @@ def model_card(
     settings, prototypes = config["settings"], config["prototypes"]
     dataset = settings.get("dataset", "an unnamed data set")
     license_id, license_text = _license(settings)
+    is_unit = config["encoder"].get("normalize", True)  # older exports do not say
     results = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
     notes = [note for name, note in metrics.items() if name.startswith("note/") and name != "note/val"]
     text = _CARD.format(
@@ -76,7 +77,9 @@ def model_card(
         num_labels=f"{prototypes['num_labels']:,}",
         pooling=_POOLINGS[config["encoder"].get("pooling", "mean")],  # older exports do not say
         dim=prototypes["dim"],
-        made_of=_made_of(prototypes["sources"]),
+        unit=", unit length" if is_unit else "",
+        similarity="cosine" if is_unit else "inner product",
+        made_of=_made_of(prototypes),
         reads=_reads(config),
         scorers="" if ensemble is None else _scorers(ensemble),
         max_length=config["max_length"],
@@ -84,7 +87,7 @@ def model_card(
         device=_device(metrics),
         settings=json.dumps(settings, indent=2, ensure_ascii=False),
         results=_results(results, notes),
-        probabilities="" if calibration is None else _probabilities(calibration),
+        probabilities="" if calibration is None else _probabilities(calibration, model_version(config)),
         comparable="" if calibration is None else "; `calibrate=true` adds probabilities, which do",
         changes=_changes(config.get("history", [])),
         license=license_text,
@@ -134,11 +137,15 @@ def _license(settings: Mapping[str, Any]) -> tuple[str | None, str]:
     return None, " ".join([*known, _FILL_IN])
 
 
-def _made_of(sources: Sequence[str]) -> str:
-    if list(sources) == ["text"]:
+def _made_of(prototypes: Mapping[str, Any]) -> str:
+    """Return a sentence on the prototypes, given their description in prime_config.json."""
+    names = [*prototypes["sources"], *prototypes.get("more_sources", [])]  # of older exports the former alone
+    if names == ["text"]:
         return "Each label has a prototype, the embedding of its text."
-    *parts, last = (_SOURCES[source] for source in sources)
+    *parts, last = (_SOURCES.get(name, f"`{name}`") for name in names)
     made_of = f"{', '.join(parts)} and {last}" if parts else last
+    if prototypes.get("combine", "network") == "sum":
+        return f"Each label has a prototype, the normalised sum of {made_of}."
     return f"Each label has a prototype, made by the Label Prototype Network from {made_of}."
 
 
@@ -234,10 +241,15 @@ _UNTRAINED = (
 )
 
 
-def _probabilities(calibration: Calibration) -> str:
+def _probabilities(calibration: Calibration, version: int) -> str:
     """Return the section on probabilities: sentences, and the reliability as a table."""
     name = calibration.default
     sentences = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in calibration.describe(name)]
+    if calibration.model_version < version:
+        sentences[1] += (
+            f" All of this is of the labels of version {calibration.model_version}, and this is version {version}: "
+            "`prime-xmc-calibrate` fits the probabilities to its labels."
+        )
     rows = ["| queries | predicted, percent | observed, percent | | answers |", "|---|---:|---:|---|---:|"]
     for queries, held in calibration.scorers[name].held.items():
         for row in held.bins:
@@ -254,9 +266,9 @@ def _probabilities(calibration: Calibration) -> str:
 _CARD = """\
 # PRIME on {dataset}
 
-Ranks {num_labels} labels for a text. A text encoder ({pooling}, {dim} dimensions, unit length) embeds the query.
+Ranks {num_labels} labels for a text. A text encoder ({pooling}, {dim} dimensions{unit}) embeds the query.
 {made_of}
-A label's score is the cosine of query and prototype.{reads}
+A label's score is the {similarity} of query and prototype.{reads}
 {scorers}
 ## How to load it
 
@@ -280,7 +292,7 @@ prototypes, in the same space, are in `prototypes.safetensors`, their texts in `
 
 - It knows the labels in `labels.jsonl` and no others.
 - It reads the first {max_length} tokens of a text.
-- Scores are cosines, not probabilities: they order the labels of one query, and those of two queries need not
+- Scores are {similarity}s, not probabilities: they order the labels of one query, and those of two queries need not
   compare{comparable}.
 - Rare labels are predicted from little evidence, and a bias of the data set is a bias of the model.
 

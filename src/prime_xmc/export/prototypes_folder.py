@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from prime_xmc.export.folder import AGAIN, CENTROIDS, NETWORK, PROTOTYPES
+from prime_xmc.model.new_labels import check_sources
 from prime_xmc.model.prototypes import Prototypes
 
 
@@ -26,11 +27,13 @@ def load_prototype_network(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If one is damaged.
+        ValueError: If one is damaged, or the prototypes have sources that are not in the folder.
     """
     settings = config["prototypes"]
     num_labels, num_free_vectors = settings["num_labels"], settings["num_free_vectors"]
-    padded = max(num_labels, num_free_vectors)  # a module has at least as many labels as free vectors
+    num_private = settings.get("num_private", 0)
+    padded = max(num_labels, num_free_vectors, num_private)  # a module has at least as many labels as free vectors
+    check_sources(settings)
     for name in (NETWORK, CENTROIDS):
         if not (model / name).is_file():
             raise FileNotFoundError(f"{model.absolute()} has no {name}: expected a complete model folder; {AGAIN}")
@@ -39,6 +42,8 @@ def load_prototype_network(
         settings["dim"],
         num_free_vectors,
         sources=settings["sources"],
+        combine=settings.get("combine", "network"),
+        num_private=num_private,
         num_heads=settings["num_heads"],
         feedforward=settings["feedforward"],
     )

@@ -2,14 +2,15 @@
 
 import logging
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prime_xmc.export.folder import query_fields, query_separator
 from prime_xmc.tables.input_format import WHOLE_TEXT
 from prime_xmc.tables.line_rows import Row
-from prime_xmc.tables.reader import OpenTable, open_table
+from prime_xmc.tables.reader import AUTO, UTF_8, OpenTable, open_table
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +35,13 @@ class TextFields(NamedTuple):
         given: Those that the user names; None: those of the model.
         trained: Those of the model's training; None where the model does not say.
         separator: What stands between them.
+        key: Setting by which the user names fields, for messages.
     """
 
     given: tuple[str, ...] | None = None
     trained: tuple[str, ...] | None = None
     separator: str = " "
+    key: str = "text_field"
 
     def choose(self, names: Collection[str]) -> tuple[str, ...]:
         """Return the fields to join, in order.
@@ -55,7 +58,7 @@ class TextFields(NamedTuple):
         has = f"only {', '.join(names)}" if names else "nothing in the record"
         if self.given is not None:
             if missing := [field for field in self.given if field not in names]:
-                raise ValueError(f"no field {missing[0]!r}, {has}; expected those that text_field= names")
+                raise ValueError(f"no field {missing[0]!r}, {has}; expected those that {self.key}= names")
             return self.given
         trained = self.trained or ()
         missing = [field for field in trained if field not in names]
@@ -64,12 +67,12 @@ class TextFields(NamedTuple):
         if len(missing) < len(trained):
             raise ValueError(
                 f"no field {missing[0]!r}, {has}; the model was trained on {', '.join(trained)} together. Add what is "
-                "missing, or name the fields to predict from by text_field="
+                f"missing, or name the fields that make up the text by {self.key}="
             )
         whole = [field for field in WHOLE_TEXT if field in names and not (trained and field == "title")]
         if not whole:
             expected = trained or ("query",)
-            raise ValueError(f"no field {expected[0]!r}, {has}; name the field that holds the query by text_field=")
+            raise ValueError(f"no field {expected[0]!r}, {has}; name the field that holds the query by {self.key}=")
         return (whole[0],)
 
     def split(self, record: dict[str, Any]) -> Query:
@@ -86,6 +89,17 @@ class TextFields(NamedTuple):
         return Query(self.separator.join(record[field] for field in fields), others)
 
 
+def text_fields(config: Mapping[str, Any], given: tuple[str, ...] | None, key: str = "text_field") -> TextFields:
+    """Return which fields of a record make up a query's text.
+
+    Args:
+        config: Content of the model's prime_config.json.
+        given: Those that the user names; None: those of the model.
+        key: Setting by which users name them, for messages.
+    """
+    return TextFields(given, query_fields(config), query_separator(config), key)
+
+
 def given_fields(text_field: object, text_column: object) -> tuple[str, ...] | None:
     """Return the fields that `text_field=`, or its other name `text_column=`, gives: one, several or None.
 
@@ -94,7 +108,11 @@ def given_fields(text_field: object, text_column: object) -> tuple[str, ...] | N
     """
     if text_field is not None and text_column is not None:
         raise ValueError("text_field= and text_column= are two names of one setting: give one of them")
-    given = text_column if text_field is None else text_field
+    return as_names(text_column if text_field is None else text_field)
+
+
+def as_names(given: object) -> tuple[str, ...] | None:
+    """Return the names of fields that a setting gives: one, several or None."""
     if given is None:
         return None
     return (given,) if isinstance(given, str) else tuple(map(str, given))  # type: ignore[call-overload]
@@ -121,33 +139,50 @@ def read_queries(table: OpenTable, fields: TextFields | None = None) -> Iterator
                 )
             yield Query(str(*row.values.values()), {})
         return
-    if table.input_format != "jsonl" and table.columns:  # whose records may differ
+    check_header(table, fields)
+    yield from (split_row(row, table, fields) for row in table.rows())
+
+
+def check_header(table: OpenTable, fields: TextFields) -> None:
+    """Check that a table has the fields of the text; records of JSON lines may differ, so that each is its own.
+
+    Raises:
+        ValueError: If it lacks one of them.
+    """
+    if table.input_format != "jsonl" and table.columns:
         try:
             fields.choose(table.columns)
         except ValueError as error:
             raise ValueError(f"{table.name}, the header of the table: {error}") from error
-    yield from (_split(row, table, fields) for row in table.rows())
 
 
-def _split(row: Row, table: OpenTable, fields: TextFields) -> Query:
+def split_row(row: Row, table: OpenTable, fields: TextFields) -> Query:
+    """Return the query of a row.
+
+    Raises:
+        ValueError: With file and line, if a field is missing or is no text.
+    """
     try:
         query = fields.split(row.values)
         query.text.encode("utf-8")  # JSON can escape half a character, which no tokenizer takes
     except UnicodeError as error:
-        raise ValueError(f"{table.place(row.number)}: not UTF-8 ({error}); convert it to UTF-8") from error
+        raise ValueError(f"{table.place(row.number)}: half of a character ({error}); remove it") from error
     except ValueError as error:
         raise ValueError(f"{table.place(row.number)}: {error}") from error
     return query
 
 
 @contextmanager
-def open_queries(path: Path | None, fields: TextFields, input_format: str = "auto") -> Iterator[Iterator[Query]]:
+def open_queries(
+    path: Path | None, fields: TextFields, input_format: str = AUTO, encoding: str = UTF_8
+) -> Iterator[Iterator[Query]]:
     """Open a file of queries, decompressed if need be, or standard input where no path is given.
 
     Args:
         path: The file.
         fields: Which fields of a record make up the text.
         input_format: What it is, see `open_table`.
+        encoding: Encoding of what is made of lines, likewise.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -157,5 +192,14 @@ def open_queries(path: Path | None, fields: TextFields, input_format: str = "aut
         logger.warning("reading queries from the terminal, one a line; Ctrl-D ends")
     if path is not None and not path.exists():
         raise FileNotFoundError(f"input={path}: there is no such file; leave input out to read standard input")
-    with open_table(path, input_format=input_format, wanted=fields.given or fields.trained or ()) as table:
-        yield read_queries(table, fields)
+    wanted = fields.given or fields.trained or ()
+    with open_table(path, input_format=input_format, wanted=wanted, encoding=encoding) as table:
+        yield _or_say_none(read_queries(table, fields), table.name)
+
+
+def _or_say_none(queries: Iterable[Query], name: str) -> Iterator[Query]:
+    query: Query | None = None
+    for query in queries:
+        yield query
+    if query is None:
+        logger.warning("%s: 0 queries, so that there are no answers", name)

@@ -15,9 +15,9 @@ from prime_xmc.index.full_precision import full_float32
 from prime_xmc.index.lexical import LexicalIndex, query_block
 from prime_xmc.index.neighbours import QUERY_BLOCK, Neighbours, as_rows, only_allowed_votes, pair_scores
 from prime_xmc.index.search import (
+    Asked,
     FaissSearch,
     Found,
-    Rows,
     Search,
     inner_products,
     only_allowed,
@@ -83,13 +83,8 @@ class FusedSearch(Search):
         self.neighbours = neighbours
         self.weight = weight
 
-    def _search(
-        self,
-        query_emb: Float32[Tensor, "query d"],
-        k: int,
-        tokens: Rows | None,
-        allowed: Bool[Tensor, " label"] | None,
-    ) -> Found:
+    def _search(self, asked: Asked) -> Found:
+        query_emb, k, _, allowed = asked
         blocks = query_emb.to(self.vectors.device).split(QUERY_BLOCK)
         parts = [self._search_block(block, k, allowed) for block in blocks]
         scores, ids = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -153,13 +148,8 @@ class LexicalFusedSearch(Search):
         self.lexical = lexical
         self.weights = weights
 
-    def _search(
-        self,
-        query_emb: Float32[Tensor, "query d"],
-        k: int,
-        tokens: Rows | None,
-        allowed: Bool[Tensor, " label"] | None,
-    ) -> Found:
+    def _search(self, asked: Asked) -> Found:
+        query_emb, k, tokens, allowed = asked
         assert tokens is not None
         is_approximate = isinstance(self.linear, FaissSearch) and self.linear.kind != "flat"
         step = query_block(len(self.vectors), self.vectors.device)

@@ -19,13 +19,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int32, Int64
+from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
 from prime_xmc.index.full_precision import full_float32
 from prime_xmc.index.groups import blocks, bounds, expand
 from prime_xmc.index.search import (
+    Asked,
     FlatRows,
     Found,
     Rows,
@@ -443,13 +444,8 @@ class LexicalSearch(Search):
     def __init__(self, index: LexicalIndex):
         self.index = index
 
-    def _search(
-        self,
-        query_emb: Float32[Tensor, "query d"],
-        k: int,
-        tokens: Rows | None,
-        allowed: Bool[Tensor, " label"] | None,
-    ) -> Found:
+    def _search(self, asked: Asked) -> Found:
+        query_emb, k, tokens, allowed = asked
         assert tokens is not None
         step = query_block(self.index.num_labels, self.index.device)
         parts = [

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prime_xmc.index.search import ExactSearch, Found, Rows, Search, ranked
+from prime_xmc.index.search import Asked, ExactSearch, Found, Search, ranked
 
 QUERY_BLOCK = 1024  # queries whose votes are counted at once
 _GATHERED = 2**26  # bytes of vectors that are gathered at once, see `pair_scores`
@@ -136,13 +136,8 @@ class VoteSearch(Search):
     def __init__(self, neighbours: Neighbours):
         self.neighbours = neighbours
 
-    def _search(
-        self,
-        query_emb: Float32[Tensor, "query d"],
-        k: int,
-        tokens: Rows | None,
-        allowed: Bool[Tensor, " label"] | None,
-    ) -> Found:
+    def _search(self, asked: Asked) -> Found:
+        query_emb, k, _, allowed = asked
         parts = []
         for block in query_emb.split(QUERY_BLOCK):
             votes = only_allowed_votes(self.neighbours.votes(block), allowed)

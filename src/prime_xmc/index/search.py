@@ -49,6 +49,22 @@ def some_rows(rows: Rows, start: int, end: int) -> FlatRows:
     return FlatRows(rows.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
+class Asked(NamedTuple):
+    """What a search is asked for, see `Search.search`.
+
+    Attributes:
+        query_emb: Embeddings of the queries.
+        k: Labels per query, at most as many as are allowed.
+        tokens: Token ids of the queries; None where they are not known.
+        allowed: Labels that may be an answer; None: all may.
+    """
+
+    query_emb: Float32[Tensor, "query d"]
+    k: int
+    tokens: Rows | None
+    allowed: Bool[Tensor, " label"] | None
+
+
 class Search(ABC):
     """Finds the labels with the highest scores for a query, such as the inner product with a label's vector.
 
@@ -93,20 +109,14 @@ class Search(ABC):
                 )
             if count_rows(tokens) != len(query_emb):
                 raise ValueError(f"expected tokens of {len(query_emb)} queries, got those of {count_rows(tokens)}")
-        scores, ids = self._search(query_emb, k, tokens, allowed)
+        scores, ids = self._search(Asked(query_emb, k, tokens, allowed))
         if allowed is not None:
             ids = ids.masked_fill(scores == -math.inf, -1)
         return scores.to(query_emb.device), ids.to(query_emb.device)
 
     @abstractmethod
-    def _search(
-        self,
-        query_emb: Float32[Tensor, "query d"],
-        k: int,
-        tokens: Rows | None,
-        allowed: Bool[Tensor, " label"] | None,
-    ) -> Found:
-        """Search for at most as many labels as are allowed; the results may be on any device.
+    def _search(self, asked: Asked) -> Found:
+        """Return scores and ids of the best labels, which may be on any device.
 
         Labels that are not allowed may be returned with the score -inf.
         """
@@ -132,13 +142,8 @@ class ExactSearch(Search):
         """Search in these vectors from now on; they are kept, not copied."""
         self._vectors = vectors
 
-    def _search(
-        self,
-        query_emb: Float32[Tensor, "query d"],
-        k: int,
-        tokens: Rows | None,
-        allowed: Bool[Tensor, " label"] | None,
-    ) -> Found:
+    def _search(self, asked: Asked) -> Found:
+        query_emb, k, _, allowed = asked
         device = self._vectors.device
         query_block, label_block = self._blocks()
         search_block = search_without_waiting if device.type == "cuda" else _search_by_sorting
@@ -333,13 +338,8 @@ class FaissSearch(Search):
         index.add(_as_numpy(vectors))
         self._index = index
 
-    def _search(
-        self,
-        query_emb: Float32[Tensor, "query d"],
-        k: int,
-        tokens: Rows | None,
-        allowed: Bool[Tensor, " label"] | None,
-    ) -> Found:
+    def _search(self, asked: Asked) -> Found:
+        query_emb, k, _, allowed = asked
         k = min(k, self._index.ntotal)
         queries = _as_numpy(query_emb)
         if allowed is not None:
@@ -400,7 +400,7 @@ def _import_faiss() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "faiss":  # a module that Faiss itself needs
             raise ImportError(f"Faiss is installed but cannot be imported: {error}; reinstall it, {instead}") from error
-        raise ImportError(f'Faiss is not installed: pip install "prime_xmc[faiss-cpu]", {instead}') from error
+        raise ImportError(f'Faiss is not installed: pip install ".[faiss-cpu]" in the clone, {instead}') from error
     except Exception as error:  # whatever its own code raises, such as that of a shared library that is missing
         raise ImportError(f"Faiss is installed but cannot be imported: {error}; reinstall it, {instead}") from error
     if not hasattr(faiss, "IndexFlatIP"):  # what is left of an installation, or a folder of that name

@@ -28,11 +28,12 @@ class EncoderGraph(nn.Module):
         super().__init__()
         self.backbone = encoder.backbone
         self.pooling: Pooling = encoder.pooling
+        self.normalize = encoder.normalize
 
     def forward(
         self, input_ids: Int64[Tensor, "text token"], attention_mask: Int64[Tensor, "text token"]
     ) -> Float[Tensor, "text d"]:
-        """Return unit vectors.
+        """Return unit vectors, unless the encoder does not normalise.
 
         Args:
             input_ids: Token ids, with any ids behind a text that is shorter than the longest.
@@ -47,7 +48,7 @@ class EncoderGraph(nn.Module):
         else:  # gather, since the number of texts is none of the graph's
             last = (attention_mask.sum(dim=1) - 1)[:, None, None].expand(-1, 1, hidden.shape[2])
             pooled = hidden.gather(1, last)[:, 0]
-        return F.normalize(pooled, dim=1)
+        return F.normalize(pooled, dim=1) if self.normalize else pooled
 
 
 def export_encoder(encoder: TextEncoder, path: Path) -> None:

@@ -72,6 +72,16 @@ def choose_vectors(model: Path, vectors: str) -> tuple[Float[Tensor, "label d"],
     return mixture(prototypes, classifiers, weights), as_dict
 
 
+def check_output(output: Path) -> None:
+    """Check that a folder may be written, before anything takes time.
+
+    Raises:
+        ValueError: If it holds something other than an earlier export.
+    """
+    if output.exists() and not (output / CONFIG).is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} exists and holds no {CONFIG}: it is not overwritten; give another output=")
+
+
 def export_folder(
     predictor: Predictor,
     model: Path,
@@ -96,8 +106,7 @@ def export_folder(
         ValueError: If the folder holds something else, the encoder cannot be exported, or its embeddings differ from
             the predictor's by more than 1e-4.
     """
-    if output.exists() and not (output / CONFIG).is_file() and any(output.iterdir()):
-        raise ValueError(f"{output} exists and holds no {CONFIG}: it is not overwritten; give another output=")
+    check_output(output)
     label_vectors, weights = choose_vectors(model, vectors)
     prompt, max_length = predictor.encoder.prompts.query, predictor.config["max_length"]
     texts = [*_ODD, *(text for _, text in predictor.labels[:_CHECKED])]
@@ -137,7 +146,7 @@ def export_folder(
             ("tokenizer.json", "the tokenizer, for the package tokenizers"),
             ("vectors.npy", "the vectors of the labels, float32"),
             ("labels.parquet", "uid, text and vector of each label, for stores of vectors"),
-            (LABELS, "uid and text of each label, as lines of JSON"),
+            (LABELS, "uid and text of each label, as lines of JSON, and how it was changed after the training"),
             (CONFIG, "this description, for programs"),
         ]
         settings = {"max_length": max_length, "prompt": prompt}

@@ -153,7 +153,7 @@ class quiet_transformers:
 
 
 class TextEncoder(nn.Module):
-    """f_theta: texts of any lengths to L2-normalised embeddings.
+    """f_theta: texts of any lengths to embeddings, L2-normalised unless one says otherwise.
 
     Args:
         source: A folder that `save_pretrained` wrote, or a hub id.
@@ -175,6 +175,7 @@ class TextEncoder(nn.Module):
         query_prompt: Text that belongs before every query; "auto" takes the folder's, see `resolve_prompts`. Whoever
             tokenises texts puts it there.
         label_prompt: Text that belongs before every label, likewise.
+        normalize: Whether embeddings are unit vectors, whose inner product is the cosine.
         lora: Settings of `add_adapters`, whose adapters are trained instead of the transformer. None trains the
             transformer itself.
         attention: Value of transformers' `attn_implementation` where texts are padded.
@@ -206,6 +207,7 @@ class TextEncoder(nn.Module):
         pooling: Pooling | Literal["auto"] = "auto",
         query_prompt: str | None = None,
         label_prompt: str | None = None,
+        normalize: bool = True,
         lora: Mapping[str, Any] | None = None,
         attention: str = "eager",
         chunk_tokens: int | Literal["auto"] = "auto",
@@ -239,6 +241,7 @@ class TextEncoder(nn.Module):
         self.pooling: Pooling = resolve_pooling(source, pooling)
         self.prompts: Prompts = resolve_prompts(source, query_prompt, label_prompt)
         self.implementation: Implementation = implementation
+        self.normalize = normalize
         self.recompute = recompute
         self.packed: VarlenBackbone | None = None
         self.frozen: FrozenOutputs | None = None
@@ -342,7 +345,8 @@ class TextEncoder(nn.Module):
                 then used again. None: all layers are computed.
 
         Returns:
-            Unit vectors, float32. The layers compute in the dtype of the surrounding autocast, if there is one.
+            Unit vectors, unless `normalize` is false, float32. The layers compute in the dtype of the surrounding
+            autocast, if there is one.
         """
         if len(lengths) == 0:
             return token_ids.new_empty((0, self.dim), dtype=torch.float32)
@@ -366,7 +370,7 @@ class TextEncoder(nn.Module):
                         text_ids, token_ids, lengths, lambda ids, own: packed.frozen_outputs(ids, own, dtype)
                     )
                 pooled = packed(token_ids, lengths, dtype, frozen)
-        embeddings = F.normalize(pooled.float(), dim=1)
+        embeddings = F.normalize(pooled.float(), dim=1) if self.normalize else pooled.float()
         if not sorts:
             return embeddings
         original = torch.empty_like(order)

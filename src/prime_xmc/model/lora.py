@@ -34,7 +34,7 @@ def add_adapters(
     Source: Hu et al. 2022; Dettmers et al. 2023 for adapters on all linear layers instead of those of attention.
     """
     if importlib.util.find_spec("peft") is None:
-        raise ImportError('encoder.lora needs peft: pip install "prime_xmc[lora]"')
+        raise ImportError('encoder.lora needs peft: pip install ".[lora]" in the clone')
     from peft import LoraConfig, get_peft_model  # here: importing it takes seconds
 
     try:

@@ -5,14 +5,14 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
-Weighting = Literal["softmax", "sum", "active_mean"]
+Weighting = Literal["softmax", "sum", "active_mean", "ngame"]
 Pairs = tuple[Int64[Tensor, "_"], Int64[Tensor, "_"]]
 """Anchor and candidate of each positive pair, in the order of anchors, then of candidates."""
 LeftOutPrototypes = tuple[Int64[Tensor, "_"], Int64[Tensor, "_"], Float[Tensor, "_ d"]]
@@ -23,21 +23,19 @@ LeftOutPrototypes = tuple[Int64[Tensor, "_"], Int64[Tensor, "_"], Float[Tensor, 
 class Contrast(ABC):
     """A loss that contrasts the positives of an anchor with its negatives, and its settings.
 
+    A contrast with parameters is an `nn.Module` whose `forward` has the arguments of `__call__`; it need not derive
+    from this class.
+
     Attributes:
-        temperature: Temperature of the softmax over candidates, in cosine units. A smaller one puts the weight on
-            fewer, harder negatives.
         num_negatives: Number of an anchor's negatives that count, the most similar ones; None for all of them.
 
     Raises:
-        ValueError: If the temperature or the number of negatives is not positive.
+        ValueError: If the number of negatives is not positive.
     """
 
-    temperature: float
-    num_negatives: int | None
+    num_negatives: int | None = None
 
     def __post_init__(self):
-        if self.temperature <= 0:
-            raise ValueError(f"expected a temperature above 0, got {self.temperature}")
         if self.num_negatives is not None and self.num_negatives < 1:
             raise ValueError(f"expected num_negatives of at least 1 (null for all), got {self.num_negatives}")
 
@@ -50,6 +48,15 @@ class Contrast(ABC):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the loss of a batch, 0 where there is nothing to contrast, and detached values to log.
 
+        It may have further arguments, which it is given by their names:
+
+        - `pairs`: anchor and candidate of the positive pairs, so that it need not look them up in `positives`,
+        - `label_ids`: ids of the labels,
+        - `inverse_propensity`: inverse propensities of the labels, float32, at least 1.
+
+        The latter two have the shape [1, candidate] where candidates are labels and [anchor, 1] where anchors are, so
+        that they broadcast with `similarity`.
+
         Args:
             similarity: Cosine similarity of each anchor and candidate.
             positives: Pairs to pull together. An anchor without a positive does not count.
@@ -57,30 +64,60 @@ class Contrast(ABC):
         """
 
 
+AnyContrast = Contrast | nn.Module
+"""A contrast without parameters, or a module that has some."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperedContrast(Contrast):
+    """A contrast with a temperature.
+
+    Attributes:
+        temperature: Temperature of the softmax over candidates, in cosine units. A smaller one puts the weight on
+            fewer, harder negatives.
+
+    Raises:
+        ValueError: If the temperature or the number of negatives is not positive.
+    """
+
+    temperature: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ValueError(f"expected a temperature above 0, got {self.temperature}")
+
+
 def contrast_of(
-    contrast: Contrast,
+    contrast: AnyContrast,
     similarity: Float[Tensor, "anchor candidate"],
     positives: Bool[Tensor, "anchor candidate"],
     negatives: Bool[Tensor, "anchor candidate"],
     pairs: Pairs | None = None,
     describe: bool = True,
+    **known: Any,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Return what a contrast does, given the positive pairs if its `__call__` has an argument of that name.
+    """Return what a contrast does, given the positive pairs and what else is known if it asks for them by name.
 
     To look the pairs up in `positives`, the host would have to wait for a GPU. The values to log may be missing where
     `describe` is false.
     """
     if type(contrast) is Triplet and not describe:
         return triplet_loss(similarity, positives, negatives, contrast, pairs, describe=False)[0], {}
-    if pairs is not None and _takes_pairs(type(contrast)):
-        return contrast(similarity, positives, negatives, pairs=pairs)  # type: ignore[call-arg]  # it does
-    return contrast(similarity, positives, negatives)
+    asked = asked_by(contrast)
+    given = {name: value for name, value in (("pairs", pairs), *known.items()) if name in asked and value is not None}
+    return contrast(similarity, positives, negatives, **given)
+
+
+def asked_by(contrast: AnyContrast) -> frozenset[str]:
+    """Return the names of the arguments of a contrast; a class may derive from one whose contrasts take fewer."""
+    kind = type(contrast)
+    return _arguments(kind.forward if issubclass(kind, nn.Module) else kind.__call__)
 
 
 @functools.cache
-def _takes_pairs(kind: type[Contrast]) -> bool:
-    """Return whether contrasts of a class take the positive pairs; a class may derive from one whose contrasts do."""
-    return "pairs" in inspect.signature(kind.__call__).parameters
+def _arguments(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def transposed(pairs: Pairs, num_anchors: int) -> Pairs:
@@ -96,7 +133,7 @@ def transposed(pairs: Pairs, num_anchors: int) -> Pairs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Triplet(Contrast):
+class Triplet(TemperedContrast):
     """`triplet_loss`, PRIME's own.
 
     Attributes:
@@ -104,6 +141,8 @@ class Triplet(Contrast):
         gamma_max: Upper bound of the margin, in cosine units.
         weighting: Combination of the losses l of one pair's negatives. "softmax": mean weighted by
             softmax(s_an / temperature) over those with l > 0. "sum": sum (Eq. 1). "active_mean": mean over l > 0.
+            "ngame": mean of w l over all negatives that count, where w is the softmax over all of them of
+            s_an / temperature, or of 0 where l = 0, so that a negative without a loss takes weight from the others.
         detach_weights: Whether the softmax weights stay out of the graph. With their gradient, a weaker violator is
             pushed *up*.
         invert_uncertain: Whether Eq. 3 is taken to the letter: where 0 < s_ap - s_an < gamma_min, the loss is
@@ -127,8 +166,8 @@ class Triplet(Contrast):
             raise ValueError(
                 f"expected 0 <= gamma_min <= gamma_max, got gamma_min={self.gamma_min}, gamma_max={self.gamma_max}"
             )
-        if self.weighting not in ("softmax", "sum", "active_mean"):
-            raise ValueError(f"expected weighting softmax, sum or active_mean, got {self.weighting!r}")
+        if self.weighting not in get_args(Weighting):
+            raise ValueError(f"expected weighting softmax, sum, active_mean or ngame, got {self.weighting!r}")
 
     def __call__(
         self,
@@ -233,7 +272,8 @@ def triplet_loss(
     Returns:
         The loss (0 where there is no triplet) and its `TripletStats`, None where they are not wanted.
 
-    Source: Eq. 1-3, 13 and Appendix A; softmax weights and hardest negatives from the public code.
+    Source: Eq. 1-3, 13 and Appendix A; softmax weights and hardest negatives from the public code; weighting "ngame"
+        from the public code of NGAME, Dahiya et al. 2023a.
     """
     anchor, column = pairs or positives.nonzero(as_tuple=True)
     if settings.num_negatives is not None and settings.num_negatives < similarity.shape[1]:
@@ -258,6 +298,12 @@ def triplet_loss(
         logits = logits.masked_fill(~active.any(dim=1, keepdim=True), 0.0)
         weight = logits.softmax(dim=1)
         per_pair = (weight * active * loss).sum(dim=1)
+    elif settings.weighting == "ngame":
+        logits = negative_sim.detach() if settings.detach_weights else negative_sim
+        logits = torch.where(active, logits / settings.temperature, 0.0).masked_fill(~considered, -torch.inf)
+        logits = logits.masked_fill(~considered.any(dim=1, keepdim=True), 0.0)
+        weighted = logits.softmax(dim=1) * active * loss
+        per_pair = weighted.sum(dim=1) / considered.sum(dim=1).clamp(min=1)
     elif settings.weighting == "sum":
         per_pair = (loss * active).sum(dim=1)
     else:
@@ -337,8 +383,12 @@ def _log_sum_exp(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftmaxContrast(Contrast):
-    """A softmax loss over the hardest negatives."""
+class SoftmaxContrast(TemperedContrast):
+    """A softmax loss over the hardest negatives.
+
+    Attributes:
+        loss: Function of similarity, positives, negatives and temperature; and of `pairs`, if it has such an argument.
+    """
 
     temperature: float = 0.05
     num_negatives: int | None = None
@@ -353,7 +403,8 @@ class SoftmaxContrast(Contrast):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the loss, and nothing else to log."""
         negatives = hardest_negatives(similarity, negatives, self.num_negatives)
-        return self.loss(similarity, positives, negatives, self.temperature, pairs), {}
+        known = {"pairs": pairs} if "pairs" in _arguments(self.loss) else {}
+        return self.loss(similarity, positives, negatives, self.temperature, **known), {}
 
 
 class InfoNCE(SoftmaxContrast):
@@ -412,31 +463,36 @@ class PrimeLoss(nn.Module):
     embeddings (see `Prototypes`).
 
     Args:
-        contrast: Maker of l, which the three terms share, from `settings`.
+        contrast: Maker of l, which the terms share, from `settings`. What it makes is a `Contrast`, or a module with
+            its arguments, whose parameters are trained and saved with the others.
         prototype_weight: Weight of l(h_q, z_l), query to prototype.
         text_weight: Weight of l(h_q, h_l), query to label text.
         label_weight: Weight of l(h_l, h_q), label text to query.
         regulariser_weight: Weight lambda of R.
         regulariser_margin: Margin m' of R, in cosine units.
         regulariser_hinge: Whether R has a hinge, see `regulariser`.
+        two_point_weight: Weight of l(normalise(h_q + h_l), h_l'), in which the mean of a query and its positive takes
+            the place of the query (SiameseXML).
         settings: Fields of the contrast. R counts as many negatives as the contrast does.
 
     Raises:
         ValueError: If a setting is out of range, or the contrast does not take it.
 
     Source: section 3.3, Eq. 5; Table 6 leaves out terms. The paper names contrasts other than `Triplet` as future work.
+        The two-point term is that of Dahiya et al. 2021 (SiameseXML).
     """
 
     def __init__(
         self,
         *,
-        contrast: Callable[..., Contrast] = Triplet,
+        contrast: Callable[..., AnyContrast] = Triplet,
         prototype_weight: float = 1.0,
         text_weight: float = 1.0,
         label_weight: float = 1.0,
         regulariser_weight: float = 0.1,
         regulariser_margin: float = 0.1,
         regulariser_hinge: bool = True,
+        two_point_weight: float = 0.0,
         **settings: Any,
     ):
         super().__init__()
@@ -446,6 +502,7 @@ class PrimeLoss(nn.Module):
             "query_prototype": prototype_weight,
             "query_label": text_weight,
             "label_query": label_weight,
+            "two_point": two_point_weight,
             "regulariser": regulariser_weight,
         }
         self.regulariser_margin = regulariser_margin
@@ -460,6 +517,8 @@ class PrimeLoss(nn.Module):
         negatives: Bool[Tensor, "query candidate"],
         pairs: tuple[Pairs, Pairs] | None = None,
         left_out: LeftOutPrototypes | None = None,
+        label_ids: Int64[Tensor, " candidate"] | None = None,
+        inverse_propensity: Float[Tensor, " all"] | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the objective, and detached values to log: its terms, and the contrast's statistics of the first one.
 
@@ -472,6 +531,8 @@ class PrimeLoss(nn.Module):
             pairs: Query and label of the positive pairs with the labels of `label_emb`, then of those with any label,
                 if they are known already.
             left_out: Positive pairs whose label has a prototype of its own for this query.
+            label_ids: Ids of the labels of `prototypes`, for contrasts that ask for them.
+            inverse_propensity: Inverse propensities of all labels there are, likewise.
         """
         text_sim = query_emb @ label_emb.T
         prototype_sim = query_emb @ prototypes.T
@@ -489,10 +550,19 @@ class PrimeLoss(nn.Module):
             "query_label": (text_sim, is_positive, is_negative, of_encoded),
             "label_query": (text_sim.T, is_positive.T, is_negative.T, of_labels),
         }
+        if self.weights["two_point"]:
+            rows, columns = of_encoded or is_positive.nonzero(as_tuple=True)
+            centre = F.normalize(query_emb[rows] + label_emb[columns], dim=1)
+            terms["two_point"] = centre @ label_emb.T, is_positive[rows], is_negative[rows], None
+        about_labels = self._about_labels(label_ids, inverse_propensity)
         for name, contrasted in terms.items():
             if self.weights[name]:
                 is_described = name == "query_prototype"
-                value, stats = contrast_of(self.contrast, *contrasted, describe=is_described)
+                known = {
+                    key: _along(values, contrasted[0], of_anchors=name == "label_query")
+                    for key, values in about_labels.items()
+                }
+                value, stats = contrast_of(self.contrast, *contrasted, describe=is_described, **known)
                 total = total + self.weights[name] * value
                 logs[name] = value.detach()
                 if is_described:
@@ -504,15 +574,31 @@ class PrimeLoss(nn.Module):
                 is_positive,
                 is_negative,
                 margin=self.regulariser_margin,
-                num_negatives=self.contrast.num_negatives,
+                num_negatives=getattr(self.contrast, "num_negatives", None),
                 hinge=self.regulariser_hinge,
             )
             total = total + self.weights["regulariser"] * value
             logs["regulariser"] = value.detach()
         return total, logs
 
+    def _about_labels(self, label_ids: Tensor | None, inverse_propensity: Tensor | None) -> dict[str, Tensor]:
+        """Return what the contrast asks for of the labels, a value for each of them."""
+        asked, about = asked_by(self.contrast), {}
+        if label_ids is not None and "label_ids" in asked:
+            about["label_ids"] = label_ids
+        if label_ids is not None and inverse_propensity is not None and "inverse_propensity" in asked:
+            about["inverse_propensity"] = inverse_propensity[label_ids]
+        return about
 
-def _check_settings(contrast: Callable[..., Contrast], settings: Mapping[str, Any]) -> None:
+
+def _along(
+    values: Shaped[Tensor, " label"], similarity: Float[Tensor, "anchor candidate"], *, of_anchors: bool
+) -> Shaped[Tensor, "_ _"]:
+    """Return a value for each label: a column where labels are anchors, a row where they are candidates."""
+    return values[: similarity.shape[0], None] if of_anchors else values[None, : similarity.shape[1]]
+
+
+def _check_settings(contrast: Callable[..., AnyContrast], settings: Mapping[str, Any]) -> None:
     """Refuse settings that a contrast does not take, such as those that another one has left in the configuration."""
     parameters = inspect.signature(contrast).parameters
     unknown = [f"loss.{name}" for name in settings if name not in parameters]

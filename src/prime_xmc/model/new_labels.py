@@ -25,15 +25,42 @@ def nearest_clusters(
         new_emb: Text embeddings of the new labels.
         label_emb: Text embeddings of the labels of the training, by the same encoder.
         cluster_of_label: Cluster of each of these.
-        num_clusters: Number of clusters; one without a label is nobody's.
+        num_clusters: Number of clusters; one without a label is nobody's. Labels above them have a free vector of their
+            own.
+
+    Raises:
+        ValueError: If all labels have a free vector of their own.
     """
+    shares = cluster_of_label < num_clusters
+    if not shares.any():
+        raise ValueError(
+            "every label of this model has a free vector of its own (model.num_private), and there is none that a new "
+            "label could share: train again with it"
+        )
     if num_clusters == 1:
         return cluster_of_label.new_zeros(len(new_emb))
+    label_emb, cluster_of_label = label_emb[shares], cluster_of_label[shares]
     sums = torch.zeros(num_clusters, label_emb.shape[1]).index_add(0, cluster_of_label, normalize(label_emb.float()))
     means = normalize(sums)
     is_empty = torch.bincount(cluster_of_label, minlength=num_clusters) == 0
     blocks = [(block @ means.T).masked_fill(is_empty, -2).argmax(dim=1) for block in new_emb.float().split(_BLOCK)]
     return torch.cat([cluster_of_label[:0], *blocks])
+
+
+def check_sources(settings: Mapping[str, Any]) -> None:
+    """Refuse to make prototypes from sources that are modules of somebody's own, which no model folder holds.
+
+    Args:
+        settings: Description of the prototypes in an exported model.
+
+    Raises:
+        ValueError: If there are such sources.
+    """
+    if names := settings.get("more_sources"):
+        raise ValueError(
+            f"the prototypes of this model were made from {', '.join(names)} too (model.more_sources), by code that is "
+            "not in its folder: they can neither be made again for other labels nor be explained by their sources"
+        )
 
 
 @torch.no_grad()
@@ -52,10 +79,16 @@ def combine(
         clusters: Cluster of each label.
         centroids: Centroid of each label.
         label_emb: Text embedding of each label.
+
+    Raises:
+        ValueError: If the prototypes had sources that are not in an exported model.
     """
+    check_sources(settings)
     num_labels = len(label_emb)
-    padded = max(num_labels, settings["num_free_vectors"])  # a module has at least as many labels as free vectors
-    prototypes = Prototypes(**dict(settings) | {"num_labels": padded}).eval()
+    # a module has at least as many labels as free vectors
+    padded = max(num_labels, settings["num_free_vectors"], settings.get("num_private", 0))
+    known = {name: value for name, value in settings.items() if name != "more_sources"}
+    prototypes = Prototypes(**known | {"num_labels": padded}).eval()
     prototypes.load_state_dict(dict(network) | {"cluster_of_label": pad(clusters, (0, padded - num_labels))})
     ids = torch.arange(num_labels)
     prototypes.centroids.put(ids, centroids)

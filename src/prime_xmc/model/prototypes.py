@@ -1,7 +1,7 @@
 """Label prototypes: the Label Prototype Network over label text, running centroids and shared free vectors."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prime_xmc.model.banks import RowBank
 
 Source = Literal["text", "centroid", "free_vector"]
+Combine = Literal["network", "sum"]
 _ROW_MULTIPLE = 256
 SOURCES: tuple[Source, ...] = ("text", "centroid", "free_vector")
 
@@ -47,12 +48,19 @@ class Prototypes(nn.Module):
         num_free_vectors: Number F of free vectors, at most L. Labels of a cluster share one.
         sources: Sources of a prototype, among text, centroid and free_vector (Fig. 3 leaves some out). With the text
             only there is no network and z_l = h_l, as in a plain siamese encoder.
+        combine: What makes a prototype of its sources: the `LabelPrototypeNetwork`, or their normalised "sum" (DEXA).
+        num_private: Number of the commonest labels that have a free vector of their own, besides the F shared ones
+            (DEXA).
+        more_sources: Further sources by name: modules that map label ids [n] to vectors [n, d], or makers of such
+            modules, which are given `num_labels` and `dim`. Their parameters are trained and saved with the others.
         momentum: Momentum alpha of the running centroids, in [0, 1).
         centroid_dtype: Dtype of the centroids, "float32" or "float16" (half the memory; steps below 1e-3 of an entry
             vanish).
         centroid_update: Step of a centroid. "mean": towards the mean of its label's queries in the batch. "one":
             towards one of them. "frozen": none, as in the public code.
         free_vector_std: Standard deviation of the initial free vectors' entries, in units of 1 / sqrt(d).
+        free_vector_start: "random", by that deviation, or "text": before training, `InitialisePrototypes` sets each to
+            the mean text embedding of its labels (ViXML).
         num_heads: Attention heads of the `LabelPrototypeNetwork`.
         feedforward: Inner size of its feed-forward part.
         dropout: Its dropout during training.
@@ -61,7 +69,8 @@ class Prototypes(nn.Module):
     Raises:
         ValueError: If a setting is out of range.
 
-    Source: section 3.2, Eq. 4.
+    Source: section 3.2, Eq. 4. The sum and private vectors are those of Dahiya et al. 2023b (DEXA), whose public code
+        adds to the text embedding before it is normalised; here it is a unit vector.
     """
 
     cluster_of_label: Tensor
@@ -73,18 +82,31 @@ class Prototypes(nn.Module):
         num_free_vectors: int,
         *,
         sources: Sequence[Source] = SOURCES,
+        combine: Combine = "network",
+        num_private: int = 0,
+        more_sources: Mapping[str, nn.Module | Callable[..., nn.Module]] | None = None,
         momentum: float = 0.95,
         centroid_dtype: str = "float32",
         centroid_update: Literal["mean", "one", "frozen"] = "mean",
         free_vector_std: float = 0.5,
+        free_vector_start: Literal["random", "text"] = "random",
         num_heads: int = 1,
         feedforward: int = 1024,
         dropout: float = 0.1,
         make_bank: Callable[..., RowBank] = RowBank,
     ):
         super().__init__()
-        if not sources or not set(sources) <= set(SOURCES):
+        more_sources = more_sources or {}
+        if not (sources or more_sources) or not set(sources) <= set(SOURCES):
             raise ValueError(f"expected model.sources to be some of {list(SOURCES)}, got {list(sources)}")
+        if taken := set(SOURCES) & set(more_sources):
+            raise ValueError(f"expected other names than {list(SOURCES)} in model.more_sources, got {sorted(taken)}")
+        if combine not in get_args(Combine):
+            raise ValueError(f"expected model.combine network or sum, got {combine!r}")
+        if not 0 <= num_private <= num_labels:
+            raise ValueError(f"expected model.num_private between 0 and the {num_labels} labels, got {num_private}")
+        if free_vector_start not in ("random", "text"):
+            raise ValueError(f"expected model.free_vector_start random or text, got {free_vector_start!r}")
         if not 1 <= num_free_vectors <= num_labels:
             raise ValueError(
                 f"expected model.num_free_vectors between 1 and the {num_labels} labels, got {num_free_vectors}"
@@ -93,19 +115,30 @@ class Prototypes(nn.Module):
             raise ValueError(f"expected model.momentum in [0, 1), got {momentum}")
         if centroid_update not in ("mean", "one", "frozen"):
             raise ValueError(f"expected model.centroid_update mean, one or frozen, got {centroid_update!r}")
-        self.sources = tuple(source for source in SOURCES if source in sources)
+        self.sources = (*(source for source in SOURCES if source in sources), *more_sources)
+        self.combine = combine
         self.network = (
             LabelPrototypeNetwork(dim, num_heads=num_heads, feedforward=feedforward, dropout=dropout)
-            if self.sources != ("text",)
+            if self.sources != ("text",) and combine == "network"
             else None
         )
+        self.more_sources = nn.ModuleDict()
+        for name, source in more_sources.items():
+            made = source if isinstance(source, nn.Module) else source(num_labels=num_labels, dim=dim)
+            if not isinstance(made, nn.Module):
+                raise ValueError(
+                    f"expected model.more_sources.{name} to be a torch.nn.Module, got a {type(made).__name__}"
+                )
+            self.more_sources[name] = made
         self.momentum = momentum
         self.centroid_update = centroid_update
         self.centroids = make_bank(num_labels, dim, dtype=centroid_dtype)
         self.register_buffer("cluster_of_label", torch.zeros(num_labels, dtype=torch.int64))
+        self.num_shared, self.num_private = num_free_vectors, num_private
+        self.free_vector_start = free_vector_start
         # made only where they are used, since a parameter without gradient would still be decayed and saved
         self.free_vectors = (
-            nn.Parameter(torch.randn(num_free_vectors, dim) * free_vector_std * dim**-0.5)
+            nn.Parameter(torch.randn(num_free_vectors + num_private, dim) * free_vector_std * dim**-0.5)
             if "free_vector" in self.sources
             else None
         )
@@ -132,9 +165,9 @@ class Prototypes(nn.Module):
         return self._combine(label_ids, label_emb, centroids)
 
     def from_sources(
-        self, sources: Sequence[Source], label_ids: Int64[Tensor, " row"], label_emb: Float[Tensor, "row d"]
+        self, sources: Sequence[str], label_ids: Int64[Tensor, " row"], label_emb: Float[Tensor, "row d"]
     ) -> Float[Tensor, "row d"]:
-        """Return what the network makes of some of its sources alone, the others left out of the sequence.
+        """Return what becomes of some of the sources alone, the others left out of the sequence or the sum.
 
         Training always shows it all of them, so this is a way to ask what they carry rather than a better prototype.
 
@@ -213,9 +246,9 @@ class Prototypes(nn.Module):
         label_ids: Int64[Tensor, " row"],
         label_emb: Float[Tensor, "row d"],
         centroids: Float[Tensor, "row d"],
-        sources: Sequence[Source] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> Float[Tensor, "row d"]:
-        if self.network is None:
+        if self.sources == ("text",):
             return label_emb.float()
         parts = []
         for source in self.sources if sources is None else sources:
@@ -223,11 +256,45 @@ class Prototypes(nn.Module):
                 parts.append(label_emb)
             elif source == "centroid":
                 parts.append(centroids)
+            elif source in self.more_sources:
+                parts.append(self.more_sources[source](label_ids).to(label_emb.dtype))
             else:
                 assert self.free_vectors is not None
                 # sparse, since a dense gradient would have all F rows
                 parts.append(F.embedding(self.cluster_of_label[label_ids], self.free_vectors, sparse=True))
+        if self.network is None:
+            return F.normalize(torch.stack(parts).float().sum(dim=0), dim=1)
         return self.network(torch.stack(parts, dim=1))
+
+    @torch.no_grad()
+    def share_free_vectors(
+        self,
+        clusters: Int64[Tensor, " label"],
+        frequency: Int64[Tensor, " label"],
+        label_emb: Callable[[Int64[Tensor, " row"]], Tensor],
+    ) -> None:
+        """Say which label has which free vector, and give these their start, if it is the text.
+
+        The commonest labels have their own, the others that of their cluster. Labels of equal frequency are ranked by
+        their ids.
+
+        Args:
+            clusters: Cluster of every label, below the number of shared free vectors.
+            frequency: Number of training queries of every label.
+            label_emb: Function that returns the text embeddings of some labels.
+        """
+        assert self.free_vectors is not None
+        self.cluster_of_label.copy_(clusters)
+        if self.num_private:
+            commonest = frequency.argsort(descending=True, stable=True)[: self.num_private]
+            own = self.num_shared + torch.arange(self.num_private, device=self.cluster_of_label.device)
+            self.cluster_of_label[commonest.to(self.cluster_of_label.device)] = own
+        if self.free_vector_start == "text":
+            sums = torch.zeros_like(self.free_vectors)
+            for ids in torch.arange(self.num_labels, device=sums.device).split(2**15):
+                sums.index_add_(0, self.cluster_of_label[ids], label_emb(ids).to(sums))
+            counts = self.cluster_of_label.bincount(minlength=len(sums))[:, None]
+            self.free_vectors.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), self.free_vectors))
 
     @torch.no_grad()
     def update_centroids(

@@ -51,7 +51,9 @@ def layout_of(config: DictConfig, module: PrimeModule) -> Layout:
         dim=module.encoder.dim,
         num_trained=sum(p.numel() for p in dense if p.requires_grad),
         num_frozen=sum(p.numel() for p in dense if not p.requires_grad),
-        num_free_vectors=0 if free_vectors is None else config.model.num_free_vectors,
+        num_free_vectors=0
+        if free_vectors is None
+        else config.model.num_free_vectors + config.model.get("num_private", 0),
         centroid_bytes=module.prototypes.centroids.rows.element_size(),
         remembers_labels=module.label_memory is not None,
         frozen_bytes=DTYPES[kept_dtype(str(config.trainer.precision))].itemsize if num_frozen else 0,

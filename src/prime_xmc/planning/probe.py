@@ -58,6 +58,8 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
     small.sampling.batch_size = min(-(-config.sampling.batch_size // count_processes(config)), sizes.num_queries)
     corpus = make_up_corpus(small, sizes, num_queries=num_steps * small.sampling.batch_size)
     small.model.num_free_vectors = min(config.model.num_free_vectors, corpus.num_labels)
+    if "num_private" in small.model:
+        small.model.num_private = min(config.model.num_private, corpus.num_labels)
     data = open_data(
         small,
         config.encoder.source,
@@ -68,9 +70,12 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
         memory_labels=small.sampling.memory_labels,
         leave_one_out=small.sampling.leave_one_out,
         without_centroid=small.sampling.without_centroid,
+        of_encoder=small.sampling,
         corpus=corpus,
     )
-    small.callbacks.initialise = small.callbacks.clusters = None  # nothing to fill banks from; zeros take as long
+    small.callbacks.initialise = small.callbacks.clusters = small.callbacks.mined = (
+        None  # nothing to fill banks from; zeros take as long
+    )
     module = make_module(small, data)
     if not config.probe_steps:
         return module, Measured()

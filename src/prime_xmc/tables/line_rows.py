@@ -16,6 +16,7 @@ from prime_xmc.tables.input_format import WHOLE_TEXT, delimiter_of, split_header
 
 LONGEST_CELL = 2**26  # characters; a quote that is never closed would otherwise take the rest of the file into memory
 TEXT_COLUMN = "text"  # what the lines of plain text are called
+_ENCODING = "convert it to UTF-8, or say what it is in, such as encoding=cp1252"
 
 
 class Row(NamedTuple):
@@ -40,12 +41,12 @@ def decode_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
     try:
         for number, line in enumerate(lines, start=1):
             if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                found = f"{name}, line 1: the file begins with the mark of UTF-16; convert it to UTF-8"
-                raise ValueError(found) from UnicodeError("UTF-16")
+                found = f"{name}, line 1: the file begins with the mark of UTF-16; convert it to UTF-8, or "
+                raise ValueError(f"{found}give encoding=utf-16")
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeError as error:
-                raise ValueError(f"{name}, line {number}: not UTF-8 ({error}); convert it to UTF-8") from error
+                raise ValueError(f"{name}, line {number}: not UTF-8 ({error}); {_ENCODING}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{name}, line {number + 1}: the gzip data are truncated or damaged ({error})") from error
 

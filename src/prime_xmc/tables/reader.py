@@ -196,7 +196,7 @@ def need_pyarrow(path: Path) -> None:
         ValueError: If it is not.
     """
     if importlib.util.find_spec("pyarrow") is None:
-        raise ValueError(f"{path}: this format needs pyarrow: pip install 'prime_xmc[tables]'")
+        raise ValueError(f"{path}: this format needs pyarrow: pip install '.[tables]' in the clone")
 
 
 def _checked(value: Any) -> Any:

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from prime_xmc.data.batch import Texts
+from prime_xmc.data.corpus import Ragged
 from prime_xmc.data.sampling import cluster_size_at
+from prime_xmc.evaluation.rank import search_unfiltered
 from prime_xmc.files import replacing
 from prime_xmc.index.clustering import balanced_clusters
 from prime_xmc.model.prototypes import fill_mean_centroids
@@ -35,6 +37,8 @@ from prime_xmc.training.protocols import (
 from prime_xmc.training.sharded import copy_from_first
 
 logger = logging.getLogger(__name__)
+
+_MINED_AT_ONCE = 2**14  # queries whose labels are searched at once
 
 
 class InitialisePrototypes(Callback):
@@ -84,12 +88,14 @@ class InitialisePrototypes(Callback):
         prototypes = module.prototypes
         fill_mean_centroids(prototypes.centroids, module.query_memory, labels, *_train_pairs(data, module.device))
         if prototypes.free_vectors is not None and not prototypes.cluster_of_label.any():
-            clusters = balanced_clusters(labels.rows, len(prototypes.free_vectors), seed=self.seed)
-            prototypes.cluster_of_label.copy_(clusters)
+            clusters = balanced_clusters(labels.rows, prototypes.num_shared, seed=self.seed)
+            frequency = torch.bincount(_train_pairs(data, module.device)[1], minlength=prototypes.num_labels)
+            prototypes.share_free_vectors(clusters, frequency, labels.take)
 
     def _fingerprint(self, trainer: Trainer, module: PrototypeModule, data: TrainingData) -> str:
         digest = hashlib.blake2b(data.corpus.manifest["fingerprint"].encode(), digest_size=6)
         digest.update(f"{trainer.precision} {module.encoder.packed is None} {module.encoder.pooling}".encode())
+        digest.update(b"" if module.encoder.normalize else b"not normalised")
         digest.update(np.ascontiguousarray(data.sampler.query_ids).tobytes())
         for name, tensor in sorted(module.encoder.state_dict().items()):
             digest.update(name.encode())
@@ -188,6 +194,54 @@ class RebuildClusters(Callback):
         copy_from_first(clusters, device)
         data.set_clusters(clusters.numpy())
         logger.info("epoch %d: %d clusters of queries, about %d in each", epoch, num_clusters, size)
+
+
+class MineNegatives(Callback):
+    """Every few epochs: searches the labels that are now most similar to each training query, for negatives.
+
+    Labels are encoded and indexed for this; the queries have the embeddings that training itself has produced. What a
+    query has as a positive, or its filter excludes, is not in its list.
+
+    Args:
+        first_epoch: First epoch (from 0) with mined labels. None: never.
+        every_n_epochs: Number of epochs between searches.
+        top_k: Number of labels searched for each query.
+
+    Raises:
+        ValueError: If a number is below 1.
+
+    Source: Xiong et al. 2021 (ANCE), whose index is rebuilt by a process of its own while training goes on.
+    """
+
+    def __init__(self, first_epoch: int | None, every_n_epochs: int, top_k: int):
+        if every_n_epochs < 1 or top_k < 1:
+            raise ValueError(
+                f"expected sampling.mined.every_n_epochs and top_k of at least 1, got {every_n_epochs} and {top_k}"
+            )
+        self.first_epoch = first_epoch
+        self.every_n_epochs = every_n_epochs
+        self.top_k = top_k
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Search if it is time; the lists count for the batches of this very epoch, the same in all processes."""
+        epoch = trainer.current_epoch
+        if self.first_epoch is None or epoch < self.first_epoch or (epoch - self.first_epoch) % self.every_n_epochs:
+            return
+        module, data = prototype_module(pl_module), data_of(trainer)
+        module.build_index()
+        train = data.corpus.train
+        mined = torch.full((len(train), self.top_k), -1, dtype=torch.int32)
+        blocks = np.split(data.sampler.query_ids, range(_MINED_AT_ONCE, len(data.sampler.query_ids), _MINED_AT_ONCE))
+        for ids in track(blocks, "mining negatives", total=len(blocks)):
+            query_emb = module.query_memory.take(torch.from_numpy(ids).to(pl_module.device)).float()
+            known = Ragged.from_rows(
+                [np.union1d(*rows) for rows in zip(train.positives.take(ids), train.filtered.take(ids), strict=True)]
+            )
+            found, _ = search_unfiltered(module.searcher.search, query_emb, known, self.top_k)
+            mined[torch.from_numpy(ids), : found.shape[1]] = torch.from_numpy(found.astype(np.int32))
+        copy_from_first(mined, pl_module.device)
+        data.set_mined(mined.numpy())
+        logger.info("epoch %d: the %d labels most similar to each query were searched", epoch, self.top_k)
 
 
 class ReleaseMemory(Callback):

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from prime_xmc.model.losses import PrimeLoss
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.optimizers import clip_gradients, with_warmup
-from prime_xmc.training.protocols import Kind, PrototypeModule
+from prime_xmc.training.protocols import Kind, PrototypeModule, Searcher
 from prime_xmc.training.randomness import seed_step
 from prime_xmc.training.sharded import copy_from_first, digest, encode_sharded, require_same
 from prime_xmc.training.start import check_precision, check_processes, missing_callbacks
@@ -36,26 +36,14 @@ from prime_xmc.training.step_log import StepLog
 
 logger = logging.getLogger(__name__)
 
-_TABLES = ("query_memory.", "label_memory.", "prototypes.", "encoder.frozen.")  # prefixes of the tables' names
+# prefixes of the tables' names
+_TABLES = ("query_memory.", "label_memory.", "prototypes.", "encoder.frozen.", "inverse_propensity")
 _CHECKED_ROWS = 1024  # of a bank: where these are zero, all are
 _HOW_TO_LOAD = (
     "A checkpoint's state_dict does not hold the banks: load it with trainer.fit, validate or test(module, "
     "datamodule=data, ckpt_path=<run>/checkpoints/last.ckpt), whose Trainer has plugins=[ShardedCheckpointIO()] from "
     "prime_xmc.training.checkpoints"
 )
-
-
-@runtime_checkable
-class Searcher(Protocol):
-    """Finds the labels nearest to queries."""
-
-    def build(self, vectors: Float[Tensor, "label d"]) -> None:
-        """Take the vectors to search in."""
-
-    def search(
-        self, query_emb: Float[Tensor, "query d"], k: int
-    ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-        """Return scores, descending, and label ids."""
 
 
 class PrimeModule(LightningModule, PrototypeModule):
@@ -70,7 +58,7 @@ class PrimeModule(LightningModule, PrototypeModule):
         loss: Loss of Eq. 5.
         searcher: Search of the prototypes in validation and test.
         num_queries: Number of training queries, for the memory of their embeddings.
-        inverse_propensity: Inverse propensity of every label, for the metrics.
+        inverse_propensity: Inverse propensity of every label, for the metrics and for losses that ask for it.
         optimizer: Function that makes the optimiser from parameter groups.
         scheduler: Function that makes the learning rate schedule from optimiser, num_warmup_steps and
             num_training_steps.
@@ -118,6 +106,10 @@ class PrimeModule(LightningModule, PrototypeModule):
         self.warmup_fraction = warmup_fraction
         self.seed = seed
         self.metrics = XMCMetrics(inverse_propensity)
+        self.inverse_propensity: Tensor
+        self.register_buffer(
+            "inverse_propensity", torch.from_numpy(inverse_propensity.astype(np.float32)), persistent=False
+        )
         # the embedding that training itself last made of each query, for clusters without another encoding pass
         self.query_memory = make_bank(num_queries, encoder.dim, dtype="float16")
         self.label_memory = make_bank(prototypes.num_labels, encoder.dim, dtype="float16") if remember_labels else None
@@ -351,7 +343,7 @@ class PrimeModule(LightningModule, PrototypeModule):
         """Return prototypes of the batch's labels, then of those in memory, and their positive and negative pairs.
 
         The positive ones as a matrix; and what else `PrimeLoss` takes by name: as pairs, those with the batch's own
-        labels and all of them, and the prototypes without a query in the centroid.
+        labels and all of them; ids and inverse propensities; and the prototypes without a query in the centroid.
         """
         ids, text_emb, relations = batch.label_ids, label_emb, batch.relations
         if batch.memory is not None:
@@ -359,7 +351,11 @@ class PrimeModule(LightningModule, PrototypeModule):
             remembered = self.label_memory.take(batch.memory.ids).float()
             ids, text_emb = torch.cat([ids, batch.memory.ids]), torch.cat([label_emb, remembered])
             relations = batch.memory.relations
-        known: dict[str, Any] = {"pairs": (batch.relations.pairs(), relations.pairs())}
+        known: dict[str, Any] = {
+            "pairs": (batch.relations.pairs(), relations.pairs()),
+            "label_ids": ids,
+            "inverse_propensity": self.inverse_propensity,
+        }
         if batch.left_out is not None and "centroid" in self.prototypes.sources:
             rows, columns, num_queries = batch.left_out
             query_emb = self.query_memory.take(batch.query_ids[rows])

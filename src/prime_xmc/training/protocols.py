@@ -8,7 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -24,6 +24,19 @@ Kind = Literal["query", "label"]  # what texts are
 
 
 @runtime_checkable
+class Searcher(Protocol):
+    """Finds the labels nearest to queries."""
+
+    def build(self, vectors: Float[Tensor, "label d"]) -> None:
+        """Take the vectors to search in."""
+
+    def search(
+        self, query_emb: Float[Tensor, "query d"], k: int
+    ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+        """Return scores, descending, and label ids."""
+
+
+@runtime_checkable
 class TrainingData(Protocol):
     """Queries to train on, and their clusters."""
 
@@ -32,6 +45,9 @@ class TrainingData(Protocol):
 
     def set_clusters(self, clusters: Int64[np.ndarray, " query"] | None) -> None:
         """Make the next batches from clusters of `sampler.query_ids`."""
+
+    def set_mined(self, mined: Int32[np.ndarray, "query mined"] | None) -> None:
+        """Draw labels for the queries of the next batches from these lists too."""
 
     def train_text_dataloader(self) -> DataLoader:
         """Return a loader of the texts of the queries that are trained on."""
@@ -75,6 +91,7 @@ class PrototypeModule(QueryMemory, LabelIndex, Protocol):
 
     encoder: TextEncoder
     prototypes: Prototypes
+    searcher: Searcher
     make_bank: Callable[..., RowBank]
     label_memory: RowBank | None
 

@@ -112,7 +112,7 @@ def wandb_logger(
     """
     installed = importlib.util.find_spec("wandb")
     if installed is None or installed.origin is None:  # the latter is a folder of runs, which can be imported as well
-        raise ValueError('logger=wandb needs the package wandb: pip install "prime_xmc[wandb]"')
+        raise ValueError('logger=wandb needs the package wandb: pip install ".[wandb]" in the clone')
     # What it keeps in the home folder otherwise: its own log, and the tables until they are uploaded, in offline runs
     # for ever.
     for kind in ("data", "cache"):

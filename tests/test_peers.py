@@ -1,0 +1,209 @@
+"""The systems that PRIME is compared with: what their configurations change, and that they train."""
+
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from prime_xmc.app import config_dir
+from prime_xmc.assemble import make_data, make_module
+from prime_xmc.export.predictor import Predictor
+from prime_xmc.export.prototypes_folder import load_prototype_network
+from prime_xmc.stages import train_prototypes as run
+
+LOSSES = "prime_xmc.model.losses"
+PEER_LOSSES = "prime_xmc.model.peer_losses"
+ABSENT = "absent"
+TRIPLET = ("gamma_min", "gamma_max", "weighting", "detach_weights", "invert_uncertain")
+# What all have in common: a label is its text, one term of the loss, one positive drawn uniformly.
+SIAMESE = {
+    "model.sources": ["text"],
+    "loss.prototype_weight": 0.0,
+    "loss.label_weight": 0.0,
+    "loss.regulariser_weight": 0.0,
+    "sampling.num_positives": 1,
+    "sampling.positive_weighting": "uniform",
+    "sampling.loss_positives": "drawn",
+}
+RANDOM = {"sampling.clusters.first_epoch": None, "callbacks.clusters.first_epoch": None}
+MINED = RANDOM | {"sampling.mined.first_epoch": 1, "callbacks.mined.first_epoch": 1}
+SOFTMAX = {f"loss.{key}": ABSENT for key in TRIPLET} | {"loss.temperature": 0.05, "loss.num_negatives": None}
+NGAME = {
+    "loss.gamma_min": 0.3,
+    "loss.num_negatives": 10,
+    "loss.weighting": "ngame",
+    "loss.detach_weights": False,
+}
+CHANGED = {
+    "dpr": SIAMESE
+    | RANDOM
+    | SOFTMAX
+    | {"loss.contrast._target_": f"{LOSSES}.InfoNCE", "sampling.mask_positives": False},
+    "ance": SIAMESE | MINED | SOFTMAX | {"loss.contrast._target_": f"{LOSSES}.InfoNCE"},
+    "siamesexml": SIAMESE
+    | RANDOM
+    | {f"loss.{key}": ABSENT for key in (*TRIPLET, "temperature")}
+    | {
+        "loss.contrast._target_": f"{PEER_LOSSES}.KProb",
+        "loss.scale": 0.9,
+        "loss.slope": 1.5,
+        "loss.num_negatives": 1,
+        "loss.text_weight": 0.7,
+        "loss.two_point_weight": 0.3,
+        "sampling.sampler._target_": "prime_xmc.data.sampling.LabelBatchSampler",
+        "sampling.sampler.num_queries": 2,
+    },
+    "ngame": SIAMESE | NGAME,
+    "dexa": {key: value for key, value in SIAMESE.items() if key != "loss.prototype_weight"}
+    | NGAME
+    | {
+        "model.sources": ["text", "free_vector"],
+        "model.combine": "sum",
+        "model.num_private": 1000,
+        "model.free_vector_std": 0.15,
+        "loss.text_weight": 0.0,
+    },
+    "dexml": SIAMESE
+    | RANDOM
+    | SOFTMAX
+    | {
+        "loss.contrast._target_": f"{LOSSES}.DecoupledSoftmax",
+        "sampling.batch_labels": "all",
+        "encoder.recompute": True,
+    },
+    "dexml_mined": SIAMESE
+    | MINED
+    | SOFTMAX
+    | {
+        "loss.contrast._target_": f"{LOSSES}.DecoupledSoftmax",
+        "sampling.mined.top_k": 100,
+        "callbacks.mined.top_k": 100,
+    },
+    "unidec": {key: value for key, value in SIAMESE.items() if not key.endswith(("prototype_weight", "_positives"))}
+    | MINED
+    | SOFTMAX
+    | {
+        "loss.contrast._target_": f"{LOSSES}.DecoupledSoftmax",
+        "model.sources": ["free_vector"],
+        "model.combine": "sum",
+        "model.num_free_vectors": 1,
+        "model.num_private": "all",
+        "model.free_vector_start": "text",
+    },
+}
+# For 48 labels.
+SMALL = {
+    "dexa": ["model.num_private=8"],
+    "siamesexml": ["sampling.batch_size=16"],
+    "unidec": ["trainer.max_epochs=12"],  # classifiers follow slowly
+}
+
+
+def flat(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def settings_of(compose, option):
+    """Of a data set for which PRIME draws two positives."""
+    composed = compose(option, "dataset=amazontitles131k", "run_dir=run")
+    return dict(flat(OmegaConf.to_container(composed, resolve=True)))
+
+
+def test_every_peer_is_here():
+    options = {path.stem for path in (config_dir() / "model").glob("*.yaml")}
+    assert options - {"prime", "prime_lite"} == set(CHANGED)
+
+
+@pytest.mark.parametrize("peer", CHANGED)
+def test_a_peer_differs_from_prime_in_what_it_is_and_nothing_else(peer, compose):
+    prime, other = settings_of(compose, "experiment=paper"), settings_of(compose, f"model={peer}")
+    found = {
+        key: other.get(key, ABSENT)
+        for key in prime.keys() | other.keys()
+        if prime.get(key, ABSENT) != other.get(key, ABSENT)
+    }
+    assert found == CHANGED[peer]
+
+
+@pytest.mark.parametrize("peer", CHANGED)
+def test_the_head_says_what_it_is_where_it_comes_from_and_how_it_differs(peer):
+    head = (config_dir() / "model" / f"{peer}.yaml").read_text(encoding="utf-8").partition("defaults:")[0]
+    assert " et al. 20" in head
+    assert "Not as published" in head or "not known" in head
+
+
+@pytest.fixture(scope="module")
+def small(toy_settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    quiet = ["callbacks.progress=null", "logger=null", "trainer.precision=32-true", "optimizer.lr=3e-3"]
+    return [*toy_settings, f"cache_dir={folder}", "sampling.batch_size=32", "trainer.max_epochs=2", *quiet]
+
+
+@pytest.mark.parametrize("peer", CHANGED)
+def test_it_trains_and_its_model_predicts(peer, small, compose, tmp_path):
+    done = run(compose(f"model={peer}", *small, *SMALL.get(peer, []), f"run_dir={tmp_path}"))
+    assert json.loads((tmp_path / "metrics.json").read_text())["test/P@1"] > 3 * 2 / 48  # chance is about 2 in 48
+    predictor = Predictor.load(tmp_path / "model")
+    answer = predictor.predict(["a picture of red cat"], top_k=3)[0]
+    assert len(answer.labels) == 3
+    assert all(parameter.isfinite().all() for parameter in done.module.parameters())
+    # what the folder holds makes the same prototypes again, as it has to where labels are added
+    network, label_emb = load_prototype_network(tmp_path / "model", predictor.config)
+    _, prototypes = done.module.build_index()
+    torch.testing.assert_close(network(torch.arange(48), label_emb.float()), prototypes, atol=2e-3, rtol=0)
+
+
+def test_unidec_has_a_classifier_for_each_label(small, compose, tmp_path):
+    config = compose("model=unidec", *small, f"run_dir={tmp_path}")
+    module = make_module(config, make_data(config))
+    assert module.prototypes.free_vectors.shape == (1 + 48, 32)
+
+
+def test_scores_are_inner_products_where_embeddings_are_not_normalised(small, compose, tmp_path):
+    done = run(compose("model=dpr", *small, "encoder.normalize=false", "loss.temperature=1", f"run_dir={tmp_path}"))
+    predictor = Predictor.load(tmp_path / "model")
+    query_emb = predictor.encode(["a picture of red cat"])
+    _, vectors = done.module.build_index()
+    assert not torch.allclose(query_emb.norm(dim=1), torch.ones(1), atol=0.1)
+    scores = [label.score for label in predictor.predict(["a picture of red cat"], top_k=48)[0].labels]
+    expected = (query_emb @ vectors.T)[0].sort(descending=True).values.tolist()
+    assert scores == pytest.approx(expected, rel=1e-4)
+    modules = json.loads((tmp_path / "model" / "modules.json").read_text())
+    assert [each["type"].rpartition(".")[2] for each in modules] == ["Transformer", "Pooling"]
+
+
+def test_stages_that_need_unit_vectors_say_so(small, compose, tmp_path):
+    more = ["encoder.normalize=false", "neighbours={k: 3, temperature: 0.1}"]
+    config = compose("model=dpr", *small, *more, f"run_dir={tmp_path}")
+    with pytest.raises(ValueError, match=r"encoder.normalize=false: neighbours need unit vectors"):
+        run(config)
+
+
+def test_all_labels_are_negatives_by_cached_gradients(small, compose, tmp_path):
+    """Chunks that are encoded again with their random numbers give the gradients of one graph of all labels."""
+    gradients = []
+    for recompute in ("true", "false"):
+        config = compose(
+            "model=dexml",
+            *small,
+            f"encoder.recompute={recompute}",
+            "encoder.dropout=0.2",
+            "encoder.chunk_tokens=64",
+            f"run_dir={tmp_path}",
+        )
+        data = make_data(config)
+        module = make_module(config, data)
+        batch = next(iter(data.train_dataloader()))
+        assert len(batch.label_ids) == 48
+        torch.manual_seed(3)
+        loss = module.training_step(batch, 0)["loss"]
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad for p in module.encoder.parameters() if p.grad is not None)])
+    assert len(gradients[0]) > 10
+    for cached, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(cached, plain)
