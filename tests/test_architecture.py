@@ -62,6 +62,7 @@ ALLOWED = {
         "training/divergence.py",
         "training/host_threads.py",
         "training/protocols.py",
+        "training/ranking_module.py",
         "training/passes.py",
         "training/start.py",
         "training/checkpoints.py",
