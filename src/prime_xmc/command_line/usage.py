@@ -20,6 +20,7 @@ COMMANDS = (
     "prepare",
     "plan",
     "report",
+    "reproduce",
     "serve",
     "export",
 )

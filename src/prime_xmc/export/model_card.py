@@ -27,6 +27,14 @@ _DATA_LICENCES = {
         "The labels' texts are names and synopses of Debian packages, each under the free licence of its package "
         "(`debian/copyright`)."
     ),
+    "prime_xmc/datasets/LF-Debian-18K-Full": (
+        "The labels' texts are names, synopses and descriptions of Debian packages, each under the free licence of its "
+        "package (`debian/copyright`)."
+    ),
+    "prime_xmc/datasets/LF-Metamath-22K": (
+        "The labels' texts are comments and statements of the Metamath Proof Explorer (`set.mm`), which is dedicated "
+        "to the public domain (CC0-1.0)."
+    ),
     "prime_xmc/datasets/LF-GO-15K": (
         "The labels' texts are data of the Gene Ontology Consortium, release 2022-07-01, under the [Creative Commons "
         "Attribution 4.0 licence](https://creativecommons.org/licenses/by/4.0/); runs of white space were made one "
@@ -124,6 +132,8 @@ def _license(settings: Mapping[str, Any]) -> tuple[str | None, str]:
     config = settings.get("config") or {}
     encoder = (config.get("encoder") or {}).get("source")
     data = (config.get("dataset") or {}).get("dir")
+    if isinstance(data, Mapping):  # written by a function; of carried data, from contents that have a folder
+        data = str(data.get("contents", "")).rpartition("/")[0]
     known = [_ENCODER_LICENCE] if encoder == _CARRIED_ENCODER else []
     known += [text for carried, text in _DATA_LICENCES.items() if data == carried]
     if len(known) == 2:

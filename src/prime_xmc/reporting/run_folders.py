@@ -48,7 +48,7 @@ _WATCHERS = {
 # What is raised for a configuration whose values are of other types than those of a training.
 _UNSUITED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, OmegaConfBaseException)
 _CALLBACK = re.compile(r"callbacks\.\w+")  # null: switched off, the same as if it were not there
-_READ = (_CONFIG, _OVERRIDES, _EXPORT, _CLASSIFIERS, "metrics.json", "metrics.csv", _JOB)
+_READ = (_CONFIG, _OVERRIDES, _EXPORT, _CLASSIFIERS, _BASELINE, "metrics.json", "metrics.csv", _JOB)
 # Options with which a run sees only part of the data; "model." is before those of a model that classifiers build on.
 _PARTIAL = re.compile(r"(?:model\.)?trainer\.(fast_dev_run|overfit_batches|limit_(?:train|val|test)_batches)")
 
