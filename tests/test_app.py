@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 import prime_xmc.app
+from prime_xmc import app
 
 CONF = {
     "train.yaml": "defaults: [dataset: debian18k, loss: triplet, _self_]\nseed: 1\n",
@@ -177,6 +179,19 @@ def test_an_option_that_there_is_not_gets_a_hint(clone):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_command_may_keep_no_folder_in_which_it_leaves_nothing(clone):
+    code = TRAIN.replace('"train")', '"train", keeps_folder=False)')
+    writes = "print(config.dataset.dir, config.seed)\n    config.seed == 3 and open(config.file, 'w').close()"
+    (clone / "src" / "prime_xmc" / "train.py").write_text(
+        code.replace("print(config.dataset.dir, config.seed)", writes)
+    )
+    assert train(clone, "seed=2").returncode == 0
+    assert not (clone / "outputs").exists()
+    assert train(clone, "seed=3", "+file=${hydra:runtime.output_dir}/result").returncode == 0
+    (folder,) = clone.glob("outputs/*/*")
+    assert {path.name for path in folder.iterdir()} == {"result", ".hydra", "train.log"}
+
+
 def test_a_folder_with_content_is_not_removed(clone):
     (clone / "mine").mkdir()
     (clone / "mine" / "notes.txt").touch()
@@ -314,3 +329,33 @@ def test_a_package_without_configuration_says_what_to_do(clone):
 def test_a_value_by_the_device(accelerator, there, expected, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: there)
     assert prime_xmc.app.by_device(accelerator, 4, 20) == expected
+
+
+class TestConfigurationOfARunFolder:
+    """What somebody else may have written; see `prime_xmc.command_line.targets`."""
+
+    @pytest.fixture
+    def foreign(self, tmp_path):
+        return OmegaConf.create({"runtime": {"config_sources": [{"path": ""}, {"path": str(tmp_path / ".hydra")}]}})
+
+    @pytest.mark.parametrize("part", ["loss._target_=os.system", "loss._tar${g}=os.system"])
+    def test_its_second_stage_is_looked_at_as_it_will_be_composed(self, foreign, part):
+        config = OmegaConf.create({"g": "get_", "classify_settings": ["trainer.max_epochs=1", part]})
+        with pytest.raises(ValueError, match=r"classify_settings.* is 'os\.system'"):
+            app._check_sources(config, foreign, [])
+        app._check_sources(config, foreign, ["classify_settings"])  # given by the command line
+
+    def test_that_of_an_own_folder_is_not(self):
+        own = OmegaConf.create({"runtime": {"config_sources": [{"path": "my_conf"}]}})
+        app._check_sources(OmegaConf.create({"loss": {"_target_": "my.Loss"}}), own, [])
+
+
+@pytest.mark.parametrize("option", [["--config-path", "{}"], ["--config-dir", "{}"]])
+def test_a_run_folder_that_sets_up_hydra_is_refused_before_hydra_reads_it(tmp_path, monkeypatch, capsys, option):
+    folder = tmp_path / "run" / ".hydra"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("hydra:\n  callbacks:\n    x: {_target_: os.system}\n")
+    monkeypatch.setattr(sys, "argv", ["prepare", *(part.format(folder) for part in option), "--config-name", "config"])
+    with pytest.raises(SystemExit):
+        app.run_app("prime_xmc.prepare:run", "prepare")
+    assert "config.yaml has the key hydra" in capsys.readouterr().err

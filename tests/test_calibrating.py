@@ -74,5 +74,5 @@ def test_queries_given_later(toy_bundle, labelled, tmp_path):
 
 
 def test_too_few_queries(toy_bundle):
-    with pytest.raises(ValueError, match=r"the 1 queries do not tell how probable a label is: .* Give more queries"):
+    with pytest.raises(ValueError, match=r"does not follow from these queries, 1 in all: .* Give more queries"):
         calibrate_with(toy_bundle, Predictor.load(toy_bundle), ["a red cat"], [["l0"]])

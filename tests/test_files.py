@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from prime_xmc import files
 from prime_xmc.files import locked, publishing, replacing, save_tensors, write_json, write_text
 
 
@@ -188,3 +189,44 @@ def test_what_json_cannot_say_leaves_the_older_file(tmp_path):
         write_json(path, {"a": os})
     assert json.loads(path.read_text()) == {"a": 1}
     assert names(tmp_path) == ["metrics.json"]
+
+
+def publish_many(arguments):
+    directory, number, replace = arguments
+    for _ in range(30):
+        with publishing(directory, replace=replace) as temporary:
+            for name in "abc":
+                (temporary / name).write_text(str(number))
+    return number
+
+
+class TestPublishingAtOnce:
+    def test_a_reader_always_finds_a_whole_folder(self, tmp_path):
+        """With two renames in place of an exchange, there is none for a moment."""
+        directory = tmp_path / "model"
+        publish_many((directory, 0, True))
+        with ThreadPoolExecutor(2) as pool:
+            jobs = [pool.submit(publish_many, (directory, number, True)) for number in (1, 2)]
+            looks = 0
+            while not all(job.done() for job in jobs):
+                assert (directory).is_dir()
+                looks += 1
+            assert [job.result() for job in jobs] == [1, 2]
+        assert looks > 0
+        assert len({(directory / name).read_text() for name in "abc"}) == 1
+        assert names(tmp_path) == ["model"]
+
+    @pytest.mark.parametrize("replace", [False, True])
+    def test_all_succeed(self, tmp_path, replace):
+        with ThreadPoolExecutor(4) as pool:
+            done = pool.map(publish_many, [(tmp_path / "cache", number, replace) for number in range(4)])
+            assert list(done) == [0, 1, 2, 3]
+        assert names(tmp_path) == ["cache"]
+        assert names(tmp_path / "cache") == ["a", "b", "c"]
+
+    def test_without_an_exchange_it_is_two_renames(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(files, "_exchanged", lambda new, directory: False)
+        for number in (1, 2):
+            publish_many((tmp_path / "cache", number, True))
+        assert (tmp_path / "cache" / "a").read_text() == "2"
+        assert names(tmp_path) == ["cache"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -72,10 +73,37 @@ def write_raw_files(folder: Path, num_queries: int = 200, num_labels: int = 40) 
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def test_wheel_trains_a_step_and_exports(environment, tmp_path):
-    write_raw_files(tmp_path / "raw")
+@pytest.fixture(scope="module")
+def trained(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that the wheel has trained for a step."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_raw_files(folder / "raw")
     data = ("dataset=custom", "dataset.dir=raw", "dataset.num_validation=20", "dataset.num_free_vectors=8")
-    call(environment / "bin" / "prime-xmc-train", *data, "trainer.max_steps=1", "hydra.run.dir=run", cwd=tmp_path)
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    call(environment / "bin" / "prime-xmc-train", *data, "trainer.max_steps=1", "hydra.run.dir=run", cwd=folder)
+    return folder / "run"
+
+
+def test_wheel_trains_a_step_and_exports(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
     assert 0 <= metrics["test/P@1"] <= 1
-    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    assert (trained / "model" / "config.json").is_file()
+
+
+def test_wheel_serves_what_it_has_trained(environment, trained):
+    """What the image of the Dockerfile does: the wheel alone, a server, its health and an answer."""
+    command = [environment / "bin" / "prime-xmc-serve", "model=model", "port=0", "device=cpu"]
+    variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PRIME_XMC_TOKEN")}
+    with subprocess.Popen(command, cwd=trained, env=variables, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            address = next(line.split()[0] for line in server.stderr if " serves " in line)
+            with urlopen(f"{address}/health", timeout=30) as answer:
+                assert json.load(answer)["ready"] is True
+            body = json.dumps({"texts": ["a query about label 7"], "top_k": 3}).encode()
+            asked = Request(f"{address}/predict", body, {"Content-Type": "application/json"})
+            with urlopen(asked, timeout=30) as answer:
+                (found,) = json.load(answer)["predictions"]
+        finally:
+            server.terminate()
+            server.stderr.read()
+    assert found["query"] == "a query about label 7"
+    assert len({label["uid"] for label in found["labels"]}) == 3

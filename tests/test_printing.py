@@ -1,4 +1,6 @@
 import io
+import json
+import logging
 import os
 import subprocess
 import sys
@@ -8,7 +10,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from prime_xmc.printing import unfailing_output
+from prime_xmc import app
+from prime_xmc.printing import unfailing_output, visible, visible_json
 
 
 def test_what_can_be_written_is_written(capsys):
@@ -60,3 +63,32 @@ def test_a_process_ends_with_status_0_although_its_output_cannot_be_written(targ
 def test_other_errors_are_raised():
     with pytest.raises(ZeroDivisionError), unfailing_output():
         print(1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a red cat – 猫\n\tb", "a red cat – 猫\n\tb"),
+        ("\x1b]0;title\x07\x1b[31mred", r"\x1b]0;title\x07\x1b[31mred"),
+        ("over\rwritten\x08", r"over\rwritten\x08"),
+        ("\x9b31m\x7f", r"\x9b31m\x7f"),
+        ("abc\u202edef\u2066", r"abc\u202edef\u2066"),
+        ("half \ud800", r"half \ud800"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown(text, shown):
+    assert visible(text) == shown
+
+
+def test_json_for_a_terminal_has_the_same_value():
+    text = json.dumps({"a": "\x9b31m\u202e\x7f\x1b – 猫"}, ensure_ascii=False) + "\n"
+    shown = visible_json(text)
+    assert json.loads(shown) == json.loads(text)
+    assert shown == '{"a": "\\u009b31m\\u202e\\u007f\\u001b – 猫"}\n'
+
+
+def test_messages_of_the_log_are_shown(caplog):
+    handler = logging.StreamHandler(io.StringIO())
+    handler.addFilter(app._VisibleMessages())
+    handler.handle(logging.LogRecord("x", logging.WARNING, "", 0, "label %s", ("\x1b[31mred",), None))
+    assert handler.stream.getvalue() == "label \\x1b[31mred\n"

@@ -15,20 +15,22 @@ from types import FrameType
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from prime_xmc.command_line.arguments import UnknownOptionError, prepare, prepare_settings
 from prime_xmc.command_line.checks import OPTIONAL_GROUPS, check_groups, check_values
 from prime_xmc.command_line.messages import composition_message, dotted, option_message, user_message
 from prime_xmc.command_line.migration import add_keys, update_targets, wrap_logger
+from prime_xmc.command_line.targets import OPTION, VARIABLE, check_file_of_run, check_targets, is_run_folder
 from prime_xmc.command_line.usage import help_of
 from prime_xmc.conf_files import config_dir, entries, groups
-from prime_xmc.printing import send_to_nowhere
+from prime_xmc.printing import send_to_nowhere, visible
 
 PACKAGE = __name__.partition(".")[0]
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable that asks for complete tracebacks
@@ -112,7 +114,7 @@ if not OmegaConf.has_resolver("job_folder"):  # asked for before a job, and with
     OmegaConf.register_new_resolver("job_folder", _job_folder)
 
 
-def run_app(task: str | Callable[[DictConfig], Any], name: str) -> None:
+def run_app(task: str | Callable[[DictConfig], Any], name: str, *, keeps_folder: bool = True) -> None:
     """Run a task with the configuration that conf/<name>.yaml and the command line make, under Hydra.
 
     An error that the user can mend ends with its message alone, an unknown key or option with a hint after Hydra's own
@@ -123,21 +125,31 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str) -> None:
         task: Function, or "module:function", which is imported when a job starts. It takes the composed configuration;
             what it returns is the objective that a Hydra sweeper optimises.
         name: Entry point: its module in this package, its configuration file and Hydra's name of the job.
+        keeps_folder: Whether the run folder stays if the task has left nothing in it.
     """
     _end_quietly_when_interrupted()
     configs = config_dir()
     _answer_at_once(name, configs)
+    if OPTION in sys.argv:
+        sys.argv.remove(OPTION)
+        os.environ[VARIABLE] = "1"
     try:
         short_model = any(entry.key == "model.dir" for entry in entries(configs / f"{name}.yaml"))
         sys.argv[1:] = prepare(sys.argv[1:], name, configs, short_model=short_model)
     except UnknownOptionError as error:
         sys.stderr.write(f"{option_message(error, known_keys(name))}\n")
         sys.exit(2)
+    try:
+        for path in _files_of_runs(sys.argv[1:], name):
+            check_file_of_run(path)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
     if os.getcwd() not in sys.path and not sys.flags.safe_path:
         sys.path.append(os.getcwd())  # where `python -m` finds modules, so that console scripts find them too
     complete = os.environ.get(FULL_ERROR) == "1"
     failures: list[str] = []
-    job = _make_job(task, name, complete, failures)
+    job = _make_job(task, name, complete, failures, keeps_folder)
     app = hydra.main(version_base="1.3", config_path=str(configs), config_name=name)(job)
     try:
         with _environment(FULL_ERROR, "1"):  # Hydra raises what it would otherwise print
@@ -147,13 +159,21 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str) -> None:
             raise
         failures.append(_explained(error, name))
     if failures:
-        sys.stderr.write("".join(f"{failure}\n" for failure in failures))
+        sys.stderr.write(visible("".join(f"{failure}\n" for failure in failures)))
         with suppress(AttributeError, ValueError):  # standard output is closed
             try:
                 sys.stdout.flush()
             except OSError:
                 send_to_nowhere(sys.stdout)
         sys.exit(1)
+
+
+def _files_of_runs(arguments: list[str], name: str) -> Iterator[Path]:
+    """Yield the configuration files of run folders that a command line names."""
+    chosen = get_args_parser().parse_args(arguments)
+    for folder in (chosen.config_path, chosen.config_dir):
+        if folder is not None and is_run_folder(Path(folder)):
+            yield Path(folder, f"{(chosen.config_name or name).removesuffix('.yaml')}.yaml")
 
 
 def compose(name: str, overrides: list[str]) -> DictConfig:
@@ -210,6 +230,7 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
         update_config(config, name)
     chosen = {str(group).partition("@")[0] for group in hydra_config.runtime.choices}
     overrides = OverridesParser.create().parse_overrides([str(each) for each in hydra_config.overrides.task])
+    _check_sources(config, hydra_config, [each.key_or_group for each in overrides])
     settings = [each for each in overrides if each.key_or_group not in chosen and not each.is_delete()]
     if settings:
         choices = [str(each.input_line) for each in overrides if each.key_or_group in chosen]
@@ -217,6 +238,27 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
     else:
         reference = config
     check_values(config, reference, [each.key_or_group for each in settings])
+
+
+def _check_sources(config: DictConfig, hydra_config: DictConfig, given: list[str]) -> None:
+    """Check the targets of a configuration of a run folder, and those of its second stage.
+
+    Args:
+        config: The configuration.
+        hydra_config: Hydra's part of it.
+        given: Keys and groups that the command line sets.
+
+    Raises:
+        ValueError: If it names one that is no part of a training.
+    """
+    for source in hydra_config.runtime.config_sources:
+        if not source.path or not is_run_folder(Path(source.path)):
+            continue
+        check_targets(config, given, config_dir(), source.path)
+        for key in {"classify", "classify_settings"} - set(given):
+            if isinstance(config.get(key), ListConfig):
+                second = _compose("classify", [str(setting) for setting in config[key]])
+                check_targets(second, [], config_dir(), f"{source.path}, {key}")
 
 
 def _compose(name: str, overrides: list[str]) -> DictConfig:
@@ -256,7 +298,7 @@ def _end_quietly_when_interrupted() -> None:
 
 
 def _make_job(
-    task: str | Callable[[DictConfig], Any], name: str, complete: bool, failures: list[str]
+    task: str | Callable[[DictConfig], Any], name: str, complete: bool, failures: list[str], keeps_folder: bool
 ) -> Callable[[DictConfig], Any]:
     """Return what Hydra runs for each configuration.
 
@@ -265,6 +307,7 @@ def _make_job(
         name: Entry point.
         complete: Whether errors are shown with complete tracebacks.
         failures: Gets what to print about the error of a single run, which Hydra would print with words of its own.
+        keeps_folder: Whether the run folder stays if the task has left nothing in it.
     """
 
     def job(config: DictConfig) -> Any:
@@ -275,8 +318,9 @@ def _make_job(
                 check_config(config, OmegaConf.structured(HydraConfig.get()), name)
                 if isinstance(task, str):
                     module, _, function = task.partition(":")
-                    return getattr(importlib.import_module(module), function)(config)
-                return task(config)
+                    result = getattr(importlib.import_module(module), function)(config)
+                else:
+                    result = task(config)
             except Exception as error:
                 message = None if complete else user_message(error)
                 explained = message or "".join(traceback.format_exception(error)).rstrip()
@@ -291,6 +335,9 @@ def _make_job(
                     folder.remove_if_unused()
                 failures.append(explained)
                 return None
+        if not keeps_folder and HydraConfig.get().mode is RunMode.RUN:
+            folder.remove_if_unused()
+        return result
 
     job.__module__ = f"{PACKAGE}.{name}"  # Hydra names the job after it
     return job
@@ -309,12 +356,22 @@ class _CurrentStream:
         getattr(sys, self.name).flush()
 
 
+class _VisibleMessages(logging.Filter):
+    """Lets a log show what a terminal would obey, such as escape sequences in names of data."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = visible(record.getMessage()), None
+        return True
+
+
 def _follow_streams() -> None:
     """Let the lines of the log appear above a progress bar rather than behind it."""
     for handler in logging.getLogger().handlers:
         for name in ("stdout", "stderr"):
             if isinstance(handler, logging.StreamHandler) and handler.stream is getattr(sys, name):
                 handler.stream = _CurrentStream(name)  # setStream would flush, which fails on a full disk
+        if not any(isinstance(each, _VisibleMessages) for each in handler.filters):
+            handler.addFilter(_VisibleMessages())
 
 
 class _RunFolder:

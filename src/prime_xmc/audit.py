@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from prime_xmc.app import run_app
-from prime_xmc.printing import unfailing_output
+from prime_xmc.printing import unfailing_output, visible
 
 
 def run(config: DictConfig, command: str | None = None) -> Any:
@@ -43,7 +43,7 @@ def run(config: DictConfig, command: str | None = None) -> Any:
     write_audit(found, folder / "index.html", folder / "audit.json", command)
     written = write_filters(found) if config.write_filters else []
     with unfailing_output():
-        sys.stdout.write(summary(found))
+        sys.stdout.write(visible(summary(found)))
         sys.stdout.writelines(f"filtered pairs were added: {path}\n" for path in written)
         sys.stdout.write(f"{folder / 'index.html'}\n")
     if found.errors:

@@ -162,8 +162,8 @@ def calibrate_with(
     calibration = calibrate_rankings(rankings, positives, queries=LABELLED, weights=weights, version=version)
     if calibration is None:
         raise ValueError(
-            f"the {len(texts):,} queries do not tell how probable a label is: expected right labels among the best of "
-            "at least two of them, and wrong ones too. Give more queries, some hundreds if possible"
+            f"how probable a label is does not follow from these queries, {len(texts):,} in all: expected right labels "
+            "among the best of at least two of them, and wrong ones too. Give more queries, some hundreds if possible"
         )
     save_calibration(model, calibration, digest=digest)
     return calibration

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig
 
 from prime_xmc.app import run_app
-from prime_xmc.printing import unfailing_output
+from prime_xmc.printing import unfailing_output, visible
 
 if TYPE_CHECKING:
     from prime_xmc.auditing.audit_data import Audit
@@ -33,11 +33,12 @@ def run(config: DictConfig) -> Path:
     settings: dict[str, Any] = {key: config[key] for key in Settings.__dataclass_fields__ if key not in names}
     conversion = convert(find_inputs(Inputs(**files)), _path(config.output), Settings(**settings | names))
     with unfailing_output():
-        width = max(len(subject) for subject, _ in conversion.notes)
-        sys.stdout.writelines(f"{subject:<{width}}  {sentence}\n" for subject, sentence in conversion.notes)
+        notes = [tuple(map(visible, note)) for note in conversion.notes]
+        width = max(len(subject) for subject, _ in notes)
+        sys.stdout.writelines(f"{subject:<{width}}  {sentence}\n" for subject, sentence in notes)
         if config.audit:
             found, in_short = _audit(conversion)
-            sys.stdout.write(f"\n{in_short}")
+            sys.stdout.write(f"\n{visible(in_short)}")
         if config.audit and any(finding.about.severity == "error" for finding in found.findings):
             sys.stdout.write("\nTraining refuses these data until the errors above are mended.\n")
         else:

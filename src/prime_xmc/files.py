@@ -1,5 +1,6 @@
 """Files and folders that appear under their name only when they are complete, and locks between processes."""
 
+import ctypes
 import errno
 import json
 import os
@@ -14,10 +15,15 @@ from filelock import FileLock
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield the path of a new file beside `path`, whose place it takes at the end.
 
     The folder is made if need be. Where the block raises, the new file goes and what was at `path` stays.
+
+    Args:
+        path: Name of the file.
+        durable: Whether the file is on the disk, and not only on its way there, before it takes the place of another,
+            and its name before the block ends.
 
     Raises:
         IsADirectoryError: If there is a folder of that name.
@@ -32,7 +38,11 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = _name_beside(path)
     try:
         yield temporary
+        if durable:
+            flush(temporary)
         os.replace(temporary, path)
+        if durable:
+            flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -42,7 +52,8 @@ def publishing(directory: Path, *, replace: bool) -> Iterator[Path]:
     """Yield a new, empty folder beside `directory`, which takes that name at the end of the block.
 
     Where the block raises, the new folder goes and what was at `directory` stays. Of several processes that publish
-    the same name at once, none fails.
+    the same name at once, none fails. The files are on the disk, and not only on their way there, before an older
+    folder goes; where the system can exchange two names (Linux), there is a folder of the name at every moment.
 
     Args:
         directory: Name of the folder; its parents are made if need be.
@@ -58,7 +69,11 @@ def publishing(directory: Path, *, replace: bool) -> Iterator[Path]:
     try:
         yield temporary
         _set_modes(temporary)
+        for path in (*temporary.rglob("*"), temporary):
+            if not path.is_symlink():
+                flush(path)
         _rename_folder(temporary, directory, replace)
+        flush(directory.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -72,6 +87,18 @@ def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path):
         yield
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot, such as some of networks
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -117,6 +144,8 @@ def _rename_folder(new: Path, directory: Path, replace: bool) -> None:
     """Rename a complete folder; one that has the name already stays, or goes once the new one is in its place."""
     outdated: list[Path] = []
     while not _renamed(new, directory) and replace:
+        if _exchanged(new, directory):
+            return  # `new` is the older one now, which the caller removes
         outdated.append(_name_beside(directory))
         with suppress(FileNotFoundError):  # another process has moved it for its own new folder
             os.replace(directory, outdated[-1])
@@ -133,3 +162,13 @@ def _renamed(new: Path, directory: Path) -> bool:
             raise
         return False
     return True
+
+
+_HERE = -100  # AT_FDCWD: names are relative to the current folder
+_EXCHANGE = 2  # RENAME_EXCHANGE
+
+
+def _exchanged(new: Path, directory: Path) -> bool:
+    """Exchange the names of two folders and return True, or return False where the system or its disk cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return rename is not None and rename(_HERE, os.fsencode(new), _HERE, os.fsencode(directory), _EXCHANGE) == 0

@@ -29,6 +29,7 @@ def run(config: DictConfig) -> None:
     from prime_xmc.export.label_tables import check_target, read_label_tables, write_label_tables
     from prime_xmc.export.queries import as_names
     from prime_xmc.files import write_text
+    from prime_xmc.printing import visible_json
 
     if config.action not in ACTIONS:
         raise ValueError(f"expected {', '.join(ACTIONS[:-1])} or {ACTIONS[-1]} behind the command, got {config.action}")
@@ -37,7 +38,7 @@ def run(config: DictConfig) -> None:
     if config.action == "list":
         read_config(model)
         lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in read_labels(model / LABELS))
-        sys.stdout.write(lines) if target is None else write_text(target, lines)
+        sys.stdout.write(visible_json(lines)) if target is None else write_text(target, lines)
         return
     if (config.labels is None) == (config.uids is None) or (config.uids is not None and config.action != "remove"):
         instead = " or uids=[...]" if config.action == "remove" else ""

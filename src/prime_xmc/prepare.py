@@ -13,13 +13,13 @@ def run(config: DictConfig) -> Any:
     # here, because the help need not wait for torch
     from prime_xmc.assemble import open_corpus
     from prime_xmc.data.preparation import describe
-    from prime_xmc.printing import unfailing_output
+    from prime_xmc.printing import unfailing_output, visible
 
     corpus = open_corpus(config)
     rows = describe(corpus)
     width = max(len(name) for name, _ in rows)
     with unfailing_output():
-        sys.stdout.writelines(f"{name:<{width}}  {value}\n" for name, value in rows)
+        sys.stdout.writelines(f"{name:<{width}}  {visible(value)}\n" for name, value in rows)
     return corpus
 
 

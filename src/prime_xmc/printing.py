@@ -1,10 +1,35 @@
 """Output to people that never ends a run: results are in files before anything is printed."""
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
+
+# What a terminal obeys rather than shows: control characters but for line end and tab, and the marks that turn the
+# direction of writing, by which a name can look like another.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""Return a text for people in which nothing is obeyed by a terminal: names from data may hold anything.
+
+    Example:
+        >>> print(visible("a\x1b[31m \u202eb"))
+        a\x1b[31m \u202eb
+    """
+    return _OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def visible_json(text: str) -> str:
+    r"""Return JSON of the same value in which nothing is obeyed by a terminal; line ends stay.
+
+    Example:
+        >>> print(visible_json('{"a": "\x9b31m"}'))
+        {"a": "\u009b31m"}
+    """
+    return _OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 @contextmanager

@@ -54,6 +54,7 @@ def run(config: DictConfig) -> None:
         )
         model = slot.model
         about = f"{model.predictor.num_labels:,} labels, {' and '.join(model.predictors)}, version {model.version}"
+        bound.listen()  # whoever has read the next line may connect; what comes too early waits
         logger.info("%s serves %s: %s", address_of(bound), directory, about)
         app = make_app(serving, token=token, hosts=hosts)
         serve(app, slot, bound, shutdown_seconds=config.shutdown_seconds, access_log=config.access_log)

@@ -53,6 +53,7 @@ class Model(Predictor):
         scorer: str = "auto",
         classifiers: str | Path | None = None,
         prototype_dtype: str = "float32",
+        verify: str = "sampled",
         *,
         revision: str | None = None,
     ) -> "Model":
@@ -62,12 +63,13 @@ class Model(Predictor):
 
         Args:
             directory: Folder of the model, `<run>/model`, or its name on the hub where there is no such folder.
-            device: As in `Predictor.load`, like the next five.
+            device: As in `Predictor.load`, like the next six.
             index: Kind of search.
             precision: Precision of the encoder's layers.
             scorer: Way to score.
             classifiers: Folder of classifiers that were trained on the model later.
             prototype_dtype: Precision of the label vectors.
+            verify: How the files are compared with their checksums.
             revision: Branch, tag or commit on the hub; None: its main branch.
 
         Raises:
@@ -84,6 +86,7 @@ class Model(Predictor):
             "scorer": scorer,
             "classifiers": classifiers,
             "prototype_dtype": prototype_dtype,
+            "verify": verify,
         }
         model = super().load(folder, **arguments)
         assert isinstance(model, cls)

@@ -72,7 +72,7 @@ def write_model(directory: str) -> None:
         max_length=32,
         prototypes=Prototypes(NUM_LABELS, encoder.dim, 8, num_heads=2, feedforward=128),
         label_emb=vectors,
-        label_prototypes=vectors,
+        label_prototypes=vectors.flip(0),  # of their own: a file holds no tensor twice
         labels=[(f"l{label}", f"label number {label}") for label in range(NUM_LABELS)],
         index=None,
         settings={},

@@ -499,3 +499,22 @@ class TestCache:
             folders = {job.result() for job in jobs}
         assert list((raw.parent / "cache").iterdir()) == list(folders)
         assert len(Corpus.open(folders.pop()).train) == 3
+
+
+def test_damage_to_prepared_data_is_noticed(raw):
+    directory = run(raw)
+    for name in ("train_tokens.bin", "train_positives.bin", "labels.jsonl", "train_tokens.offsets.npy"):
+        path = directory / name
+        whole = path.read_bytes()
+        zeros = bytearray(whole)
+        zeros[-8:] = bytes(8)
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        for damaged in (zeros, flipped):
+            if damaged == whole:
+                continue
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=rf"{name} is damaged: .*delete .* and prepare the data set again"):
+                Corpus.open(directory)
+        path.write_bytes(whole)
+    Corpus.open(directory, verify="full")

@@ -222,3 +222,15 @@ class TestRawFiles:
         paths = RawFiles(str(files("prime_xmc") / "datasets" / "LF-Debian-18K"), "LF-Debian-18K").paths()
         assert set(paths) == {"trn", "tst", "lbl", "filter_labels_train", "filter_labels_test"}
         assert next(read_records(paths["lbl"], ["title"], None)).uid == "0ad"
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+@pytest.mark.parametrize("depth", [101, 1000, 20_000])
+def test_deeply_nested_lines_are_refused(tmp_path, opening, depth):
+    closing = "]" if opening == "[" else "}"
+    good = '{"title": "a", "target_ind": [0]}'
+    for odd in (opening * depth, '{"title": "a", "more": ' + opening * depth + "1" + closing * depth + "}"):
+        path = tmp_path / "trn.json"
+        path.write_text(f"{good}\n{odd}\n{good}\n")
+        with pytest.raises(ValueError, match=r"trn\.json, line 2: "):
+            list(read_records(path, ["title"], 3))

@@ -14,9 +14,10 @@ from prime_xmc.data.corpus import Ragged
 from prime_xmc.export.bundle import update_metrics
 from prime_xmc.export.ensemble import Ensemble, add_scorers, read_ensemble
 from prime_xmc.export.lexical_folder import LexicalTables, load_lexical, save_lexical
+from prime_xmc.export.model_sums import SUMMED, sealed
 from prime_xmc.export.neighbours_folder import VotingQueries, load_neighbours, save_neighbours
 from prime_xmc.export.scorers import encoder_digest, read_prototypes, save_classifiers
-from prime_xmc.files import save_tensors
+from prime_xmc.files import save_tensors, write_json
 from prime_xmc.index.fused import Weights
 from prime_xmc.index.lexical import build_postings
 from prime_xmc.index.search import FaissSearch
@@ -201,10 +202,10 @@ class TestIndex:
         """Makes the exported index one of hnsw, with one of the ensemble beside it."""
         settings = {"kind": "hnsw", "m": 8, "ef_construction": 40, "ef_search": 64}
         config = json.loads((model / "prime_config.json").read_text())
-        (model / "prime_config.json").write_text(json.dumps(config | {"index": settings}))
         prototypes, index = read_prototypes(model), FaissSearch(**settings)
         index.build(prototypes)
         index.save(model / "index.faiss")
+        write_json(model / "prime_config.json", sealed(config | {"index": settings}, model, SUMMED))
         index.build(0.75 * prototypes + 0.25 * classifiers)
         add(index=index)
         return index

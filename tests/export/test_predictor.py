@@ -33,7 +33,9 @@ def with_transformers(directory, text):
 
 
 def edit(path, **changed):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    content = json.loads(path.read_text())
+    content.pop("checksum", None)  # what is edited by hand has none
+    path.write_text(json.dumps(content | changed))
 
 
 def save(directory, tiny_encoder_dir, **changed):
@@ -314,7 +316,7 @@ class TestNoModel:
     def test_encoder_settings_of_another_version(self, copy):
         config = json.loads((copy / "prime_config.json").read_text())
         edit(copy / "prime_config.json", encoder=config["encoder"] | {"rotation": 3})
-        self.check(copy, ValueError, "the encoder is damaged .*rotation")
+        self.check(copy, ValueError, "prime_config.json is damaged .*rotation")
 
     def test_weights_that_are_missing(self, copy):
         weights = load_file(copy / "model.safetensors")

@@ -207,6 +207,7 @@ class TestDisk:
             "prepared data": 1600,
             "cached embeddings": 2 * 500 * 8,
             "checkpoint": 4 * 1010 + 8 * 1000 + 3 * 512 + (4 * 8 + 8) * 300 + 2 * 200 * 8 + 8 * 160,
+            "checkpoint, the one before it": 4 * 1010 + 8 * 1000 + 3 * 512 + 12000 + 3200 + 1280,
             "checkpoint, the next one beside it": 4 * 1010 + 8 * 1000 + 3 * 512 + 12000 + 3200 + 1280,
             "export": 4 * 1010 + 512 + 12000 + 6 * 300 * 8 + 4 * 300 * 8 + 900,
             "predictions": 8 * 100 * 50,

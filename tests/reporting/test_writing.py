@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -27,3 +28,27 @@ def test_markdown_says_what_the_page_says(report, tmp_path):
     assert "```\npython -m prime_xmc.report\n```" in markdown
     assert "## evil\n\n“batch_size=128” has the highest P@1" in markdown
     assert "with 300 resamples" in markdown
+
+
+def renamed(report, name):
+    (chapter,) = report.chapters
+    study = replace(chapter.study, runs=replace(chapter.study.runs, name=name))
+    return replace(report, chapters=[replace(chapter, study=study)])
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../..", "index.html", "report.md", "/etc", "a/../../b"])
+def test_nothing_is_written_outside_of_the_folder(report, tmp_path, name):
+    report = renamed(report, name)
+    folder = tmp_path / "deep" / "report"
+    write_report(report, folder)
+    assert {path.parent for path in tmp_path.rglob("*") if path.is_file()} - {folder} == {
+        path for path in folder.iterdir() if path.is_dir()
+    }
+    assert (folder / "index.html").is_file()
+
+
+def test_markdown_has_no_html_of_the_runs(report, tmp_path):
+    write_report(renamed(report, "<img src=x onerror=alert(1)> [a](javascript:b)"), tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "<img" not in text
+    assert "## &lt;img src=x onerror=alert(1)&gt; \\[a\\](javascript:b)" in text

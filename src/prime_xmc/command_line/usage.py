@@ -20,6 +20,7 @@ COMMANDS = (
     "prepare",
     "plan",
     "report",
+    "reproduce",
     "serve",
     "export",
 )
@@ -27,6 +28,7 @@ OPTIONS = (
     ("-m", "run once for each combination of values: seed=0,1 loss=prime,infonce"),
     ("--cfg job", "print all keys with their values instead of running; --package dataset: those of a group"),
     ("--config-dir <folder>", "take further options of the groups from a folder of your own"),
+    ("--trust-config", "run the configuration of a run folder (--config-path) whatever code it names"),
     ("--hydra-help", "list the options of Hydra, which reads the configuration, and how to install tab completion"),
     ("--version", "print the version"),
 )

@@ -65,8 +65,8 @@ def convert(inputs: Inputs, output: Path, settings: Settings) -> Conversion:
     """Write the raw files of `inputs` to the folder `output`, which appears when it is complete.
 
     Rows are read one after the other into a database on disk that groups and joins them, so that memory does not grow
-    with the files. Only while a test split is chosen, it holds 8 bytes for each pair of a query and a label, and 64
-    for each query.
+    with the files. Only while a test split is chosen, it holds 8 bytes for each pair of a query and a label, and 24
+    for each query, or 64 where some queries have the same text.
 
     Args:
         inputs: The files; see `find_inputs` for folders.

@@ -1,10 +1,11 @@
 """Which columns hold what, and how labels are separated, guessed from names and a sample of the rows."""
 
 import ast
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+from prime_xmc.foreign import parse_json
 
 TEXT_NAMES = (
     *("text", "query", "title", "question", "sentence", "utterance", "content", "document", "description"),
@@ -254,8 +255,8 @@ def _parse_list(cell: str) -> list[str]:
     if not cell.strip():
         return []
     try:
-        value = json.loads(cell)
-    except json.JSONDecodeError:
+        value = parse_json(cell)
+    except ValueError:
         try:
             value = ast.literal_eval(cell.strip())  # what pandas writes of a list; literals only, nothing is run
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:

@@ -247,13 +247,20 @@ class Store:
             start += len(labels)
         return np.asarray(counted["first"], np.int64), Ragged(values, offsets)
 
-    def same_text(self, split: int) -> Int64[np.ndarray, "query"]:
-        """Return a number for each query of a split, in the order of its first row, that those of one text share."""
-        numbered = self._db.execute(
-            "SELECT text FROM (SELECT queries.row, dense_rank() OVER (ORDER BY digest) AS text "
+    def same_text(self, split: int) -> Int64[np.ndarray, "query"] | None:
+        """Return a number for each query of a split, in the order of its first row, that those of one text share.
+
+        Returns:
+            None where all texts differ, so that nothing need be held in memory.
+        """
+        queries = (
             "FROM queries JOIN firsts ON queries.split = firsts.split AND queries.row = firsts.row "
-            "WHERE queries.split = $split AND queries.row = first) ORDER BY row",
-            {"split": split},
+            f"WHERE queries.split = {split} AND queries.row = first"
+        )
+        if self._number(f"SELECT count(*) - count(DISTINCT digest) {queries}") == 0:
+            return None
+        numbered = self._db.execute(
+            f"SELECT text FROM (SELECT queries.row, dense_rank() OVER (ORDER BY digest) AS text {queries}) ORDER BY row"
         ).fetchnumpy()
         return np.asarray(numbered["text"], np.int64)
 

@@ -13,6 +13,9 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from numpy.typing import DTypeLike
 
+from prime_xmc.checksums import check_file
+from prime_xmc.foreign import parse_json, shown
+
 FORMAT_VERSION = 3  # of what is written; version 2 took labels with a relevance of 0 for positives
 _READABLE = (2, FORMAT_VERSION)
 MANIFEST = "manifest.json"
@@ -177,14 +180,19 @@ class Corpus:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, directory: Path) -> "Corpus":
+    def open(cls, directory: Path, verify: str = "sampled") -> "Corpus":
         """Open the folder that `prime_xmc.data.preparation.prepare` returned.
+
+        Args:
+            directory: The folder.
+            verify: How the files are compared with the checksums in the manifest, which folders of version 0.1.0 lack:
+                "sampled" reads some blocks of those above 256 MiB, "full" all.
 
         Raises:
             FileNotFoundError: when the folder or one of its files is not there.
             ValueError: when a file is damaged or was written in another format; it names the file.
         """
-        manifest = _read_manifest(directory)
+        manifest = _read_manifest(directory, verify)
         arrays = {name: open_ragged(directory, name, shape) for name, shape in manifest["arrays"].items()}
         train, test = (
             Split(arrays[f"{split}_tokens"], arrays[f"{split}_positives"], arrays[f"{split}_filtered"])
@@ -252,13 +260,15 @@ class Corpus:
                 yield label["uid"], label["text"]
 
 
-def _read_manifest(directory: Path) -> dict[str, Any]:
+def _read_manifest(directory: Path, verify: str) -> dict[str, Any]:
     path = directory / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; {directory} is no prepared data set. Run prepare first")
     damaged = f"is damaged; delete {directory} and prepare the data set again"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_bytes())
+        if not isinstance(manifest, dict):
+            raise ValueError(f"{shown(manifest)} is no object")
     except ValueError as error:
         raise ValueError(f"{path} {damaged} ({error})") from error
     if manifest.get("format_version") not in _READABLE:
@@ -273,6 +283,8 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
             raise FileNotFoundError(f"{file}: not found; {directory} {damaged}")
         if file.stat().st_size != size:
             raise ValueError(f"{file} {damaged} ({file.stat().st_size} bytes instead of {size})")
+    for name, expected in manifest.get("checksums", {}).items():
+        check_file(directory / name, expected, f"delete {directory} and prepare the data set again", verify)
     return manifest
 
 

@@ -17,6 +17,8 @@ import numpy as np
 import orjson
 from jaxtyping import Int64
 
+from prime_xmc.foreign import check_depth, parse_json, shown
+
 _PAIR = re.compile(rb"\s*(-?\d+)\s+(-?\d+)\s*")
 
 
@@ -214,11 +216,11 @@ def _parse(line: bytes, row: int, fields: Sequence[str], num_labels: int | None)
         raise ValueError(f"{_shorten(line)} is JSON but not an object; every line must be one JSON object")
     uid = item.get("uid", row)
     if type(uid) not in (str, int):
-        raise ValueError(f"uid is {uid!r}; a string or an integer is expected")
+        raise ValueError(f"uid is {shown(uid)}; a string or an integer is expected")
     texts = [_field(item, name) for name in fields]
     for name, text in zip(fields, texts, strict=True):
         if not isinstance(text, str):
-            raise ValueError(f"field {name!r} is {text!r}; a string is expected")
+            raise ValueError(f"field {name!r} is {shown(text)}; a string is expected")
     positives, num_irrelevant = ((), 0) if num_labels is None else _positives(item, num_labels)
     record = Record(str(uid), texts[0], " ".join(texts), positives, num_irrelevant)
     # JSON can escape half a character ("\ud800"), which no tokenizer takes: fail here, where the line is known.
@@ -228,15 +230,17 @@ def _parse(line: bytes, row: int, fields: Sequence[str], num_labels: int | None)
 
 def _load(line: bytes) -> Any:
     try:
-        return orjson.loads(line)
+        item = orjson.loads(line)
     except orjson.JSONDecodeError:
         # Python's own is slower, says better what is wrong, and takes NaN in a field that is not asked for.
-        return json.loads(line.decode("utf-8"))
+        return parse_json(line.decode("utf-8"))
+    check_depth(line, item)
+    return item
 
 
 def _field(item: dict[str, Any], name: str) -> Any:
     if name not in item:
-        has = ", ".join(item)
+        has = shown(list(item))
         raise ValueError(f"no field {name!r}, only {has}; add it, or name other fields in the data set's configuration")
     return item[name]
 
@@ -245,26 +249,26 @@ def _positives(item: dict[str, Any], num_labels: int) -> tuple[tuple[int, ...], 
     """Return the label ids of a query, and how many others have a relevance of 0."""
     positives = _field(item, "target_ind")
     if not isinstance(positives, list):
-        raise ValueError(f"target_ind is {positives!r}; a list of label ids is expected")
+        raise ValueError(f"target_ind is {shown(positives)}; a list of label ids is expected")
     for label in positives:
         if type(label) is not int:  # isinstance would let True and False pass
-            raise ValueError(f"label id {label!r} in target_ind is not an integer")
+            raise ValueError(f"label id {shown(label)} in target_ind is not an integer")
         if not 0 <= label < num_labels:
             raise ValueError(
-                f"label id {label} in target_ind is outside 0..{num_labels - 1}; "
+                f"label id {shown(label)} in target_ind is outside 0..{num_labels - 1}; "
                 "ids are the 0-based lines of the file of labels"
             )
     relevance = item.get("target_rel")
     if relevance is None:
         return tuple(positives), 0
     if not isinstance(relevance, list) or len(relevance) != len(positives):
-        given = f"{len(relevance)} numbers" if isinstance(relevance, list) else repr(relevance)
+        given = f"{len(relevance)} numbers" if isinstance(relevance, list) else shown(relevance)
         raise ValueError(f"target_rel is {given} for {len(positives)} labels in target_ind; expected one for each")
     if relevance.count(1) == len(relevance):  # as in all published files
         return tuple(positives), 0
     for value in relevance:
         if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-            raise ValueError(f"{value!r} in target_rel is no relevance; expected a number of at least 0")
+            raise ValueError(f"{shown(value)} in target_rel is no relevance; expected a number of at least 0")
     relevant = [label for label, value in zip(positives, relevance, strict=True) if value > 0]
     return tuple(relevant), len(positives) - len(relevant)
 

@@ -12,6 +12,8 @@ from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.processors import Sequence, TemplateProcessing
 from transformers.utils import cached_file
 
+from prime_xmc.foreign import check_encoder_files
+
 
 def load_tokenizer(source: str) -> transformers.PreTrainedTokenizerFast:
     """Load an encoder's tokenizer; no code from the folder or the hub is run.
@@ -29,6 +31,8 @@ def load_tokenizer(source: str) -> transformers.PreTrainedTokenizerFast:
             and marks texts, with what to do; or if it has more tokens than the encoder has embeddings of, with both
             numbers.
     """
+    if Path(source).is_dir():
+        check_encoder_files(Path(source))
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError) as error:  # ValueError: a folder without a tokenizer

@@ -1,8 +1,6 @@
 """The JSON lines that `prime_xmc.predict` writes, as a ranking of the test split."""
 
 import gzip
-import json
-import math
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,12 +10,15 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from prime_xmc.data.raw import Record
+from prime_xmc.foreign import parse_json, shown
 
 _COMMANDS = (
     "expected a line for each test query, in the order of the split, as `python -m prime_xmc.predict model=<run>/model "
     "input=<the test file> output=<file>.jsonl top_k=100` writes them for `python -m prime_xmc.evaluate "
     "predictions=<file>.jsonl`"
 )
+
+_LARGEST = 3e38  # number of float32
 
 
 def is_json_lines(path: Path) -> bool:
@@ -59,7 +60,7 @@ def load_predicted_lines(
     with _open(path) as lines:
         for number, line in enumerate(_checked(lines, path), start=1):
             try:
-                prediction = json.loads(line)
+                prediction = parse_json(line)
                 _check_query(prediction, next(expected_queries, None))
                 row, row_scores = _ranking(prediction, label_of_uid, k)
             except ValueError as error:
@@ -102,10 +103,10 @@ def _ranking(prediction: Any, label_of_uid: dict[str, int], k: int) -> tuple[np.
     ids, scores = [], []
     for label in labels:
         uid, score = (label.get("uid"), label.get("score")) if isinstance(label, dict) else (None, None)
-        if not isinstance(score, int | float) or not math.isfinite(score):
-            raise ValueError(f"label {label!r} has no score")
-        if uid not in label_of_uid:
-            raise ValueError(f"the data set has no label with the uid {uid!r}")
+        if not isinstance(score, int | float) or not -_LARGEST < score < _LARGEST:  # NaN is neither
+            raise ValueError(f"label {shown(label)} has no score")
+        if not isinstance(uid, str) or uid not in label_of_uid:
+            raise ValueError(f"the data set has no label with the uid {shown(uid)}")
         ids.append(label_of_uid[uid])
         scores.append(score)
     if len(set(ids)) < len(ids):

@@ -1,6 +1,7 @@
 """The file of predictions: the top-k labels of every query of a split, ours or another tool's."""
 
 import logging
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -33,6 +34,15 @@ def save_predictions(path: Path, indices: Int[np.ndarray, "query k"], scores: Fl
         np.savez(file, indices=indices.astype(np.int32), scores=scores.astype(np.float32))
 
 
+# What NumPy and zipfile raise for bytes that are no archive of arrays.
+_UNREADABLE = (
+    *(ValueError, EOFError, KeyError, TypeError, SyntaxError, OverflowError, MemoryError, OSError),
+    *(RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error),
+)
+_UNSUSPICIOUS = 2**28  # bytes of arrays that may come of a file of any size
+_LARGEST_RATIO = 100  # of arrays to their file; ids and scores of labels compress to a half
+
+
 def load_predictions(
     path: Path, k: int = TOP_K, num_labels: int | None = None
 ) -> tuple[Int32[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
@@ -58,8 +68,13 @@ def load_predictions(
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise ValueError("a single array")
+            size, packed = archive.zip.infolist(), path.stat().st_size
+            if (total := sum(entry.file_size for entry in size)) > max(_UNSUSPICIOUS, _LARGEST_RATIO * packed):
+                raise ValueError(f"{packed:,} bytes that would become {total:,}")
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except FileNotFoundError:
+        raise
+    except _UNREADABLE as error:
         raise ValueError(f"{path}: not readable as predictions ({error}); {_EXPECTED}") from error
 
     if {"indptr", "indices", "data", "shape", "format"} <= arrays.keys():
@@ -89,6 +104,10 @@ def _from_top_k(path: Path, arrays: dict[str, np.ndarray], k: int) -> tuple[np.n
 def _from_csr(
     path: Path, arrays: dict[str, np.ndarray], k: int, num_labels: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
+    shapes = {name: arrays[name].shape for name in ("format", "indptr", "indices", "data", "shape")}
+    plain = [np.issubdtype(arrays[name].dtype, np.integer) for name in ("indptr", "shape")]
+    if [len(shape) for shape in shapes.values()] != [0, 1, 1, 1, 1] or shapes["shape"] != (2,) or not all(plain):
+        raise ValueError(f"{path}: not a CSR matrix, the shapes of its parts are {shapes}; {_EXPECTED}")
     kind = arrays["format"].item()
     kind = kind.decode(errors="replace") if isinstance(kind, bytes) else str(kind)
     if kind != "csr":
@@ -102,7 +121,7 @@ def _from_csr(
         )
     lengths = np.diff(offsets)
     sizes = (len(offsets) - 1, len(values), len(data))
-    if offsets[0] != 0 or (lengths < 0).any() or sizes != (num_rows, offsets[-1], offsets[-1]):
+    if len(offsets) == 0 or offsets[0] != 0 or (lengths < 0).any() or sizes != (num_rows, offsets[-1], offsets[-1]):
         raise ValueError(
             f"{path}: `indptr` ends at {offsets[-1]} after {sizes[0]} rows of {num_rows}, `indices` has {sizes[1]} "
             f"entries, `data` {sizes[2]}: not a CSR matrix; {_EXPECTED}"

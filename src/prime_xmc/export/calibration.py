@@ -1,6 +1,5 @@
 """calibration.json of an exported model: how probable an answer with a score is, for each of its scorers."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from jaxtyping import Float, Float64
 
 from prime_xmc.export import ensemble as ensembles
 from prime_xmc.files import write_json
+from prime_xmc.foreign import parse_json
 from prime_xmc.index.crowd import crowd, probabilities
 
 FORMAT_VERSION = 1
@@ -154,7 +154,7 @@ def read_calibration(model: Path, digest: str) -> Calibration:
             f"queries; prime-xmc-calibrate model={model} input=<queries with their labels> fits it afterwards"
         )
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         format_version, encoder = content["format_version"], content["encoder"]
         if format_version != FORMAT_VERSION:
             raise ValueError(f"format_version is {format_version}, this version reads {FORMAT_VERSION}")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prime_xmc.export.lexical_folder import FOLDER as LEXICAL
 from prime_xmc.export.lexical_folder import LexicalTables, save_lexical
+from prime_xmc.export.model_sums import sealed
 from prime_xmc.export.neighbours_folder import FOLDER as NEIGHBOURS
 from prime_xmc.export.neighbours_folder import VotingQueries, save_neighbours
 from prime_xmc.export.scorers import AGAIN, check_encoder, read_json, save_classifiers
@@ -102,7 +103,7 @@ def add_scorers(
         "validation": ensemble.validation,
         "lexical": ensemble.lexical,
     }
-    write_json(model / CONFIG, content)
+    write_json(model / CONFIG, sealed(content, model, [INDEX]))
 
 
 def has_ensemble(model: Path) -> bool:

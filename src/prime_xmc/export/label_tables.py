@@ -27,18 +27,21 @@ from prime_xmc.export.folder import (
     LABELS,
     NETWORK,
     PROTOTYPES,
+    is_one_vs_all,
     model_version,
     read_config,
     read_labels,
 )
 from prime_xmc.export.lexical_folder import FOLDER as LEXICAL
 from prime_xmc.export.lexical_folder import LexicalTables, load_lexical, save_lexical
+from prime_xmc.export.model_sums import SUMMED, sealed
 from prime_xmc.export.neighbours_folder import FOLDER as NEIGHBOURS
 from prime_xmc.export.neighbours_folder import VotingQueries, load_neighbours, save_neighbours
 from prime_xmc.export.scorers import CONFIG as CLASSIFIER_CONFIG
 from prime_xmc.export.scorers import FOLDER as CLASSIFIERS
 from prime_xmc.export.scorers import encoder_digest, load_classifiers, save_classifiers
 from prime_xmc.files import publishing, save_tensors, write_json, write_text
+from prime_xmc.foreign import check_tensors_file, parse_json
 from prime_xmc.index.fused import mixture
 from prime_xmc.index.search import FaissSearch, faiss_problem
 
@@ -79,9 +82,14 @@ def read_label_tables(model: Path) -> LabelTables:
 
     Raises:
         FileNotFoundError: If the folder is no exported model, or lacks what prototypes of new labels are made of.
-        ValueError: If a file is damaged.
+        ValueError: If a file is damaged, or the model ranks by one-vs-all classifiers, which only training can make.
     """
     config = read_config(model)
+    if is_one_vs_all(config):
+        raise ValueError(
+            f"{model.absolute()} ranks by one-vs-all classifiers, which are made in training alone: its labels cannot "
+            "be changed. Train it anew, or take a model with prototypes"
+        )
     if missing := [name for name in (CENTROIDS, NETWORK) if not (model / name).is_file()]:
         raise FileNotFoundError(
             f"{model.absolute()} has no {' and no '.join(missing)}, which make prototypes of labels: {_WHERE}"
@@ -206,7 +214,9 @@ def _write(tables: LabelTables, folder: Path) -> None:
         weights = ensembles.read_ensemble(folder, digest).weights
         mixed = mixture(tables.prototypes, tables.classifiers, weights)
         _write_index(folder / ensembles.INDEX, config["index"], mixed)
-    write_json(folder / CONFIG, config | {"package_version": version("prime_xmc")})
+        about = parse_json((folder / ensembles.CONFIG).read_bytes())
+        write_json(folder / ensembles.CONFIG, sealed(about, folder, [ensembles.INDEX]))
+    write_json(folder / CONFIG, sealed(config | {"package_version": version("prime_xmc")}, folder, SUMMED))
     write_card(folder)
 
 
@@ -231,6 +241,7 @@ def _write_index(
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
+    check_tensors_file(path)
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
+from prime_xmc.export.model_sums import sealed
 from prime_xmc.export.scorers import AGAIN, check_encoder, read_part
 from prime_xmc.files import publishing, save_tensors, write_json
+from prime_xmc.foreign import check_tensors_file
 from prime_xmc.index.lexical import TOKEN_IDS, LexicalIndex, Postings
 
 FORMAT_VERSION = 2  # 1 had neither moved nor bias
@@ -54,8 +56,8 @@ def save_lexical(directory: Path, tables: LexicalTables, *, digest: str) -> None
         "encoder": digest,
     }
     with publishing(directory, replace=True) as temporary:
-        write_json(temporary / CONFIG, config)
         save_tensors(temporary / TABLES, tables.postings._asdict())
+        write_json(temporary / CONFIG, sealed(config, temporary, [TABLES]))
 
 
 def load_lexical(directory: Path, model: Path, num_labels: int, digest: str) -> LexicalTables:
@@ -79,6 +81,7 @@ def load_lexical(directory: Path, model: Path, num_labels: int, digest: str) -> 
         expected = "pairs to be true or false, and special_ids a list of token ids"
         raise ValueError(f"{directory / CONFIG} is damaged: expected {expected}; {AGAIN}")
     path = directory / TABLES
+    check_tensors_file(path)
     try:
         with safe_open(path, framework="pt") as tensors:
             postings = Postings(*(tensors.get_tensor(name) for name in Postings._fields))

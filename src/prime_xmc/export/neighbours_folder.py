@@ -13,8 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
+from prime_xmc.export.model_sums import sealed
 from prime_xmc.export.scorers import AGAIN, check_encoder, read_part
 from prime_xmc.files import publishing, save_tensors, write_json
+from prime_xmc.foreign import check_tensors_file, parse_json
 
 FORMAT_VERSION = 1
 CONFIG = "neighbours.json"
@@ -64,10 +66,10 @@ def save_neighbours(directory: Path, queries: VotingQueries, *, digest: str) -> 
     if queries.rows is not None:
         tables["rows"] = torch.from_numpy(queries.rows)
     with publishing(directory, replace=True) as temporary:
-        write_json(temporary / CONFIG, config)
         save_tensors(temporary / TABLES, tables)
         if queries.texts is not None:
             _write_texts(temporary / TEXTS, queries.texts, len(queries.labels))
+        write_json(temporary / CONFIG, sealed(config, temporary, [TABLES]))
 
 
 def _write_texts(path: Path, texts: Iterable[str], num_queries: int) -> None:
@@ -87,7 +89,7 @@ def _read_texts(directory: Path, num_queries: int) -> list[str] | None:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                text = json.loads(line)
+                text = parse_json(line)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number} is damaged ({error}); {AGAIN}") from error
             if not isinstance(text, str):
@@ -117,10 +119,16 @@ def load_neighbours(
     config = read_part(directory, (CONFIG, TABLES), FORMAT_VERSION, "training queries that vote")
     check_encoder(config, digest, f"the training queries in {directory}", model)
     path = directory / TABLES
+    check_tensors_file(path)
     try:
         with safe_open(path, framework="pt") as tensors:
             query_emb, label_ids, offsets = (tensors.get_tensor(name) for name in ("query_emb", "label_ids", "offsets"))
             rows = tensors.get_tensor("rows").numpy() if "rows" in tensors.keys() else None  # noqa: SIM118
+        dtypes = [part.dtype for part in (query_emb, label_ids, offsets)]
+        if dtypes != [torch.float16, torch.int32, torch.int64] or query_emb.dim() != 2 or label_ids.dim() != 1:
+            raise ValueError(f"expected embeddings in float16, ids in int32 and offsets in int64, got {dtypes}")
+        if query_emb.shape[1] != config.get("dim") or not query_emb.sum(dtype=torch.float32).isfinite():
+            raise ValueError(f"expected finite embeddings of {config.get('dim')} dimensions")
         labels = Ragged(label_ids.numpy(), offsets.numpy())
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from prime_xmc.export.answer_tables import write_answers
+from prime_xmc.printing import visible_json
 from prime_xmc.tables.line_writer import ByteStream, JsonLinesWriter
 from prime_xmc.tables.writer import open_writer, written_format
 
@@ -58,6 +59,19 @@ class PartialOutput:
             self._progress.write(line.encode() + b"\n")
             self._progress.flush()
         self._last = time.monotonic()
+
+
+class _Terminal:
+    """Standard output where a person reads it: JSON of the same values, in which nothing is obeyed by a terminal."""
+
+    def write(self, data: bytes) -> int:
+        """Write whole lines of JSON."""
+        sys.stdout.buffer.write(visible_json(data.decode("utf-8")).encode("utf-8"))
+        return len(data)
+
+    def flush(self) -> None:
+        """Pass on what is buffered."""
+        sys.stdout.buffer.flush()
 
 
 @contextmanager
@@ -125,7 +139,7 @@ def open_partial(target: Path, made_from: Mapping[str, Any] | None, *, resume: b
 def open_output(target: Path | None, made_from: Mapping[str, Any] | None, *, resume: bool) -> Iterator[PartialOutput]:
     """Open standard output, to which answers go as JSON lines, or a file, see `open_partial`."""
     if target is None:
-        yield PartialOutput(sys.stdout.buffer, None, 0)
+        yield PartialOutput(_Terminal() if sys.stdout.isatty() else sys.stdout.buffer, None, 0)
     else:
         with open_partial(target, made_from, resume=resume) as output:
             yield output

@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from prime_xmc.checksums import check_choice
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.export.calibration import ScorerCalibration, read_calibration
 from prime_xmc.export.explainer import Explainer, Explanation
@@ -26,8 +26,10 @@ from prime_xmc.export.folder import (
     training_precision,
 )
 from prime_xmc.export.label_choice import Given, choose_labels
+from prime_xmc.export.model_sums import check_model
 from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.export.searchers import choose_scorer, load_explainer, load_searcher
+from prime_xmc.foreign import check_tensors_file
 from prime_xmc.index.crowd import DEPTH
 from prime_xmc.index.search import Search
 from prime_xmc.model.encoder import TextEncoder
@@ -152,6 +154,7 @@ class Predictor:
         scorer: str = "auto",
         classifiers: str | Path | None = None,
         prototype_dtype: str = "float32",
+        verify: str = "sampled",
     ) -> "Predictor":
         """Load the folder that `save_bundle` wrote.
 
@@ -173,6 +176,8 @@ class Predictor:
             prototype_dtype: Precision in which the label vectors are kept and multiplied with queries: "float32", or
                 "float16" or "bfloat16", which take half of the memory and, on a GPU, a fraction of the time. They round
                 scores at about 1e-4 and 1e-3, and are searched exactly.
+            verify: How the files are compared with the checksums that were written with them: "sampled" reads some
+                blocks of those above 256 MiB, "full" all.
 
         Raises:
             FileNotFoundError: If the folder is no exported model, lacks what the scorer needs, or has no Faiss index
@@ -188,6 +193,7 @@ class Predictor:
             raise ValueError(f"expected precision bf16-mixed, 16-mixed or 32-true, got {precision!r}")
         if prototype_dtype not in PROTOTYPE_DTYPES:
             raise ValueError(f"expected prototype_dtype float32, float16 or bfloat16, got {prototype_dtype!r}")
+        check_choice(verify)
         others = None if classifiers is None else Path(classifiers).expanduser()
         scorer_name = choose_scorer(directory, scorer, others)
         num_labels = config["prototypes"]["num_labels"]
@@ -198,7 +204,7 @@ class Predictor:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # the latter where torch is built without CUDA
             raise ValueError(f"device {device!r} cannot be used here: {error}; take cpu, cuda or cuda:<n>") from error
-        encoder = _load_encoder(directory, config["encoder"]).to(device)
+        encoder = _load_encoder(directory, config["encoder"], config["prototypes"]["dim"]).to(device)
         tokenizer = _load_tokenizer(directory, config["max_length"], encoder.num_tokens)
         searcher = load_searcher(
             directory,
@@ -209,6 +215,7 @@ class Predictor:
             classifiers=others,
             dtype=PROTOTYPE_DTYPES[prototype_dtype],
         )
+        check_model(directory, verify)
         if precision is None:
             precision = _own_precision(training_precision(config), torch.device(device))
         return cls(
@@ -471,12 +478,18 @@ def _check_top_k(top_k: int) -> None:
         raise ValueError(f"expected top_k of at least 1, got {top_k}")
 
 
-def _load_encoder(directory: Path, settings: Mapping[str, Any]) -> TextEncoder:
+def _load_encoder(directory: Path, settings: Mapping[str, Any], dim: int) -> TextEncoder:
+    if (directory / "adapter_config.json").exists():  # transformers would load the model that it names
+        raise ValueError(f"{directory} has an adapter_config.json, and no export has one: remove it, or {AGAIN}")
     try:
+        check_tensors_file(directory / "model.safetensors")
         # Folders of the first models do not say how they pool, which was by the mean.
-        return TextEncoder(str(directory), **({"pooling": "mean"} | dict(settings)))
-    except (SafetensorError, ValueError, TypeError) as error:  # TypeError: a setting that this version does not know
-        raise ValueError(f"{directory}: the encoder is damaged ({error}); {AGAIN}") from error
+        encoder = TextEncoder(str(directory), **({"pooling": "mean"} | dict(settings)))
+    except Exception as error:  # transformers raises any kind for files that do not fit one another
+        raise ValueError(f"{directory}: the encoder is damaged ({str(error) or error!r}); {AGAIN}") from error
+    if encoder.dim != dim:
+        raise ValueError(f"{directory}: the encoder has {encoder.dim} dimensions, expected {dim}; {AGAIN}")
+    return encoder
 
 
 def _load_tokenizer(directory: Path, max_length: int, num_embeddings: int) -> Tokenizer:
@@ -484,13 +497,24 @@ def _load_tokenizer(directory: Path, max_length: int, num_embeddings: int) -> To
     path = directory / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more special
+    except BaseException as error:  # tokenizers raises nothing more special, and what Rust calls a panic
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
     num_tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
     if num_tokens > num_embeddings:
         raise ValueError(f"{path} has {num_tokens} tokens, and the encoder embeds {num_embeddings}; {AGAIN}")
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
+    try:
+        tokenizer.enable_truncation(max_length)
+        special = tokenizer.encode("").ids
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from error
+    if not special or max(special) >= num_embeddings:
+        expected = f"special tokens around every text, with ids below {num_embeddings}"
+        raise ValueError(f"{path} is damaged: expected {expected}, got {special}; {AGAIN}")
     return tokenizer
 
 

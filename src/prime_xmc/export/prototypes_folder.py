@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prime_xmc.export.folder import AGAIN, CENTROIDS, NETWORK, PROTOTYPES
+from prime_xmc.export.folder import AGAIN, CENTROIDS, CONFIG, NETWORK, PROTOTYPES
+from prime_xmc.foreign import check_tensors_file
 from prime_xmc.model.new_labels import check_sources
 from prime_xmc.model.prototypes import Prototypes
 
@@ -37,17 +38,24 @@ def load_prototype_network(
     for name in (NETWORK, CENTROIDS):
         if not (model / name).is_file():
             raise FileNotFoundError(f"{model.absolute()} has no {name}: expected a complete model folder; {AGAIN}")
-    prototypes = Prototypes(
-        padded,
-        settings["dim"],
-        num_free_vectors,
-        sources=settings["sources"],
-        combine=settings.get("combine", "network"),
-        num_private=num_private,
-        num_heads=settings["num_heads"],
-        feedforward=settings["feedforward"],
-    )
     try:
+        tensors_of = {name: check_tensors_file(model / name) for name in (NETWORK, CENTROIDS, PROTOTYPES)}
+        largest = max((number for entry in tensors_of[NETWORK].values() for number in entry["shape"]), default=1)
+        if (
+            max(num_free_vectors, num_private, settings["feedforward"]) > largest
+            or settings["num_heads"] > settings["dim"]
+        ):
+            raise ValueError(f"{CONFIG} asks for more than {NETWORK} has")  # before memory is taken for it
+        prototypes = Prototypes(
+            padded,
+            settings["dim"],
+            num_free_vectors,
+            sources=settings["sources"],
+            combine=settings.get("combine", "network"),
+            num_private=num_private,
+            num_heads=settings["num_heads"],
+            feedforward=settings["feedforward"],
+        )
         with safe_open(model / NETWORK, framework="pt") as tensors:
             state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
         clusters = state["cluster_of_label"]
@@ -57,11 +65,9 @@ def load_prototype_network(
         with safe_open(model / PROTOTYPES, framework="pt", device=str(device)) as tensors:
             label_emb = tensors.get_tensor("label_emb")
         prototypes.centroids.put(torch.arange(num_labels), centroids)
-    except (
-        SafetensorError,
-        RuntimeError,
-        IndexError,
-        KeyError,
-    ) as error:  # the latter where a shape or name is another
+        if label_emb.shape != (num_labels, settings["dim"]) or not label_emb.is_floating_point():
+            raise ValueError(f"label_emb in {PROTOTYPES} has the shape {tuple(label_emb.shape)}")
+    # the latter ones where a shape, a dtype or a name is another
+    except (SafetensorError, ValueError, RuntimeError, IndexError, KeyError, TypeError, AssertionError) as error:
         raise ValueError(f"{model}: the prototype network is damaged ({error}); {AGAIN}") from error
     return prototypes.eval().to(device), label_emb

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prime_xmc.export.folder import query_fields, query_separator
+from prime_xmc.foreign import shown
 from prime_xmc.tables.input_format import WHOLE_TEXT
 from prime_xmc.tables.line_rows import Row
 from prime_xmc.tables.reader import AUTO, UTF_8, OpenTable, open_table
@@ -84,7 +85,7 @@ class TextFields(NamedTuple):
         fields = self.choose(record)
         for field in fields:
             if not isinstance(record[field], str):
-                raise ValueError(f"field {field!r} is {record[field]!r}; expected a string there")
+                raise ValueError(f"field {field!r} is {shown(record[field])}; expected a string there")
         others = record if len(fields) > 1 else {name: value for name, value in record.items() if name not in fields}
         return Query(self.separator.join(record[field] for field in fields), others)
 

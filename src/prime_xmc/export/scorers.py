@@ -5,20 +5,22 @@ of h_q . z_l and h_q . w_l is h_q . (z_l + w_l) / 2.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prime_xmc.export.folder import AGAIN as EXPORT_AGAIN
-from prime_xmc.export.folder import PROTOTYPES
+from prime_xmc.export.folder import PROTOTYPES, read_config
+from prime_xmc.export.model_sums import sealed
 from prime_xmc.export.settings import portable
 from prime_xmc.files import publishing, save_tensors, write_json
+from prime_xmc.foreign import check_tensors_file, parse_json
 
 SCORERS = ("theta", "W", "ensemble")
 FORMAT_VERSION = 1
@@ -58,7 +60,7 @@ def read_prototypes(model: Path, device: str = "cpu") -> Float[Tensor, "label d"
     Raises:
         ValueError: If the file is damaged.
     """
-    return _read(model / PROTOTYPES, "prototypes", device, EXPORT_AGAIN)
+    return _read(model / PROTOTYPES, "prototypes", device, EXPORT_AGAIN, _shape(model))
 
 
 def encoder_digest(model: Path) -> str:
@@ -87,8 +89,8 @@ def save_classifiers(
         "settings": portable(settings),
     }
     with publishing(directory, replace=True) as temporary:
-        write_json(temporary / CONFIG, config)
         save_tensors(temporary / VECTORS, {"classifiers": vectors})
+        write_json(temporary / CONFIG, sealed(config, temporary, [VECTORS]))
 
 
 def load_classifiers(directory: Path, model: Path, digest: str | None = None) -> Float[Tensor, "label d"]:
@@ -111,7 +113,7 @@ def load_classifiers(directory: Path, model: Path, digest: str | None = None) ->
         "the folder classifiers/ of a run of prime_xmc.classify",
     )
     check_encoder(config, encoder_digest(model) if digest is None else digest, f"the classifiers in {directory}", model)
-    return _read(directory / VECTORS, "classifiers", "cpu", AGAIN)
+    return _read(directory / VECTORS, "classifiers", "cpu", AGAIN, _shape(model))
 
 
 def read_part(
@@ -135,7 +137,7 @@ def read_json(path: Path, format_version: int) -> dict[str, Any]:
         ValueError: If it is damaged, or of another format version.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         written, _ = content["format_version"], content["encoder"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); {AGAIN}") from error
@@ -157,9 +159,25 @@ def check_encoder(content: Mapping[str, Any], digest: str, what: str, model: Pat
         )
 
 
-def _read(path: Path, name: str, device: str, again: str) -> Float[Tensor, "row d"]:
+def _shape(model: Path) -> list[int]:
+    """Return the shape of what a model has for each label."""
+    prototypes = read_config(model)["prototypes"]
+    return [prototypes["num_labels"], prototypes["dim"]]
+
+
+def _read(path: Path, name: str, device: str, again: str, shape: list[int]) -> Float[Tensor, "row d"]:
+    entry = check_tensors_file(path).get(name)
+    if entry is None or entry.get("dtype") not in ("F32", "F16", "BF16"):
+        found = "no tensor" if entry is None else f"numbers of the type {entry.get('dtype')}"
+        raise ValueError(f"{path} is damaged: expected floating-point numbers as {name}, got {found}; {again}")
+    if entry["shape"] != shape:
+        found, wanted = (" x ".join(map(str, sizes)) for sizes in (entry["shape"], shape))
+        raise ValueError(f"{path} holds {found} numbers, expected {wanted}, labels x dimensions; {again}")
     try:
         with safe_open(path, framework="pt", device=device) as tensors:
-            return tensors.get_tensor(name)
+            rows = tensors.get_tensor(name)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); {again}") from error
+    if not rows.sum(dtype=torch.float32).isfinite():  # any NaN or infinity makes the sum one
+        raise ValueError(f"{path} is damaged: {name} has numbers that are not finite; {again}")
+    return rows

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Float32, Int64, Integer
 from torch import Tensor
 
 from prime_xmc.files import replacing
+from prime_xmc.index.faiss_files import check_index_file
 from prime_xmc.index.full_precision import full_float32
 
 # Scores and label ids, best first.
@@ -371,9 +372,11 @@ class FaissSearch(Search):
         """Search in a saved index from now on.
 
         Raises:
-            ValueError: If the file cannot be read as a Faiss index, or holds one of another kind.
+            ValueError: If the file cannot be read as a Faiss index, or holds one of another kind; it is not opened by
+                Faiss then.
         """
         faiss = _import_faiss()
+        check_index_file(path, self.kind)
         try:
             index = faiss.read_index(str(path))
         except RuntimeError as error:

@@ -11,7 +11,9 @@ from jaxtyping import Float, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from prime_xmc.files import save_tensors
+from prime_xmc.checksums import check_file, describe
+from prime_xmc.files import flush, save_tensors
+from prime_xmc.foreign import parse_json
 
 BANKS = "banks"  # key of a checkpoint under which its banks are, see `prime_xmc.training.checkpoints`
 PLACEMENTS = ("device", "host", "mmap")
@@ -88,15 +90,23 @@ class RowBank(nn.Module):
     def save(self, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
         """Write the rows to a folder, in shards: rows-00000.safetensors and so on, and an index.
 
-        Memory beyond the bank is at most one shard, and none where the rows are on the CPU.
+        Memory beyond the bank is at most one shard, and none where the rows are on the CPU. All is on the disk, and not
+        only on its way there, when this returns; the index has the checksums of the shards.
         """
         directory.mkdir(parents=True, exist_ok=True)
         per_shard = max(1, shard_bytes // (self.rows.shape[1] * self.rows.element_size()))
         shards = self.rows.split(per_shard)
+        sums = []
         for number, shard in enumerate(shards):
-            save_tensors(directory / _shard_name(number), {"rows": shard})
-        index = {"num_rows": len(self), "dim": self.rows.shape[1], "num_shards": len(shards)}
-        (directory / "index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
+            path = directory / _shard_name(number)
+            save_tensors(path, {"rows": shard})
+            sums.append(describe(path))
+            flush(path)
+        index = {"num_rows": len(self), "dim": self.rows.shape[1], "num_shards": len(shards), "shards": sums}
+        path = directory / "index.json"
+        path.write_text(json.dumps(index) + "\n", encoding="utf-8")
+        for each in (path, directory):
+            flush(each)
 
     def load(self, directory: Path) -> None:
         """Read the rows that `save` wrote, whatever their dtype and the placement they had.
@@ -104,16 +114,7 @@ class RowBank(nn.Module):
         Raises:
             ValueError: If the folder holds a table of another shape, or not all of it.
         """
-        try:
-            index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ValueError(f"{directory}: no bank with an index.json; it is incomplete or was moved") from error
-        except ValueError as error:
-            raise ValueError(f"{directory / 'index.json'} is damaged ({error})") from error
-        try:
-            num_rows, dim, num_shards = (int(index[key]) for key in ("num_rows", "dim", "num_shards"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{directory / 'index.json'} is damaged: it does not say the shape of the bank") from error
+        num_rows, dim, num_shards = check_bank(directory)
         if (num_rows, dim) != tuple(self.rows.shape):
             raise ValueError(
                 f"{directory} holds {num_rows} x {dim} rows, expected "
@@ -121,10 +122,43 @@ class RowBank(nn.Module):
             )
         start = 0
         for shard in read_shards(directory, num_shards):
+            if shard.dim() != 2 or shard.shape[1] != dim or start + len(shard) > len(self):
+                raise ValueError(f"{directory} holds a shard of another shape, {tuple(shard.shape)}: it is damaged")
             self.rows[start : start + len(shard)] = shard.to(self.rows.device, self.rows.dtype)
             start += len(shard)
         if start != len(self):
             raise ValueError(f"{directory} has {start} rows in all, expected {len(self)}: it is incomplete")
+
+
+def check_bank(directory: Path) -> tuple[int, int, int]:
+    """Check the files that `RowBank.save` wrote against their checksums; one of version 0.1.0 has none.
+
+    Returns:
+        Rows, dimension and shards of the bank.
+
+    Raises:
+        ValueError: If something is missing or damaged.
+    """
+    path = directory / "index.json"
+    try:
+        index = parse_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ValueError(f"{directory}: no bank with an index.json; it is incomplete or was moved") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    try:
+        num_rows, dim, num_shards = (int(index[key]) for key in ("num_rows", "dim", "num_shards"))
+        sums = index.get("shards")
+        if sums is not None and len(sums) != num_shards:
+            raise ValueError("as many checksums as shards")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: it does not say the shape of the bank") from error
+    for number, expected in enumerate(sums or ()):
+        shard = directory / _shard_name(number)
+        if not shard.is_file():
+            raise ValueError(f"{shard} is missing: the bank was copied or written incompletely")
+        check_file(shard, expected, "copy the bank again", verify="full")
+    return num_rows, dim, num_shards
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:

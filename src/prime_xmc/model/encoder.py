@@ -1,6 +1,7 @@
 """The siamese text encoder: token ids to L2-normalised embeddings, pooled over the tokens."""
 
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prime_xmc.foreign import ATTENTION, check_encoder_files
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.encoder_folder import Pooling, Prompts, resolve_pooling, resolve_prompts
 from prime_xmc.model.frozen import FrozenOutputs, send, token_rows
@@ -64,6 +66,10 @@ def load_backbone(
     """
     if pretrained and intermediate_size is not None:
         raise ValueError(f"encoder.intermediate_size={intermediate_size} needs encoder.pretrained=false")
+    if attention not in ATTENTION:  # of a repository of kernels, whose code would be run
+        raise ValueError(f"expected encoder.attention to be one of {', '.join(ATTENTION)}, got {attention!r}")
+    if Path(source).is_dir():
+        check_encoder_files(Path(source))
     config = _load_config(source, num_layers, intermediate_size, dropout)
     try:
         with quiet_transformers():
@@ -238,7 +244,7 @@ class TextEncoder(nn.Module):
             dropout=dropout,
             attention=attention,
         )
-        self.pooling: Pooling = resolve_pooling(source, pooling)
+        self.pooling: Pooling = resolve_pooling(source, pooling, normalize)
         self.prompts: Prompts = resolve_prompts(source, query_prompt, label_prompt)
         self.implementation: Implementation = implementation
         self.normalize = normalize

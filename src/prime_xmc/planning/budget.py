@@ -157,6 +157,7 @@ def disk_bytes(sizes: Sizes, layout: Layout, phases: Phases) -> dict[str, int]:
         "prepared data": sum(prepared.values()),
         "cached embeddings": 2 * d * (num_labels + num_queries),
         "checkpoint": checkpoint,
+        "checkpoint, the one before it": checkpoint,
         "checkpoint, the next one beside it": checkpoint,
         "export": model + (6 * d + layout.index_bytes) * num_labels + prepared[LABELS],
         "predictions": 8 * min(TOP_K, num_labels) * sizes.num_test_queries if layout.test else 0,

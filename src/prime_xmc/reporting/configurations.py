@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class DatasetRuns:
 
     Attributes:
         name: Name of the data set, with a fingerprint where several share the name.
+        dataset: Name of the data set as it is.
         corpus: The prepared data set; None where it was not found.
         configurations: The finished runs, in the order of the first run of each configuration.
         unfinished: Runs without metrics.json.
@@ -56,6 +58,7 @@ class DatasetRuns:
     """
 
     name: str
+    dataset: str
     corpus: Corpus | None
     configurations: tuple[Configuration, ...]
     unfinished: tuple[RunRecord, ...]
@@ -97,7 +100,7 @@ def group_runs(runs: Iterable[RunRecord], cache_dirs: Sequence[Path]) -> list[Da
     for (name, source), members in by_dataset.items():
         corpus = next((corpora[run.path] for run in members if corpora[run.path] is not None), None)
         shown = name if names[name] == 1 else f"{name}-{source[:6]}"
-        result.append(_group(shown, corpus, members))
+        result.append(_group(shown, name, corpus, members))
     return result
 
 
@@ -144,7 +147,7 @@ def _is_derived(key: str, configurations: Sequence[Configuration]) -> bool:
     return len(expressions) == 1 and None not in expressions
 
 
-def _group(name: str, corpus: Corpus | None, runs: Sequence[RunRecord]) -> DatasetRuns:
+def _group(name: str, dataset: str, corpus: Corpus | None, runs: Sequence[RunRecord]) -> DatasetRuns:
     debugging = tuple(run for run in runs if run.is_debugging)
     runs = [run for run in runs if not run.is_debugging]
     newest: dict[tuple[str, int], RunRecord] = {}
@@ -165,7 +168,7 @@ def _group(name: str, corpus: Corpus | None, runs: Sequence[RunRecord]) -> Datas
     ]
     # A job that a sweep skipped has a folder, but its results are in the folder of another job.
     unfinished = tuple(run for run in runs if run.metrics is None and run.status != "skipped")
-    return DatasetRuns(name, corpus, tuple(configurations), unfinished, tuple(repeated), debugging)
+    return DatasetRuns(name, dataset, corpus, tuple(configurations), unfinished, tuple(repeated), debugging)
 
 
 def _names(configurations: Sequence[Sequence[RunRecord]]) -> list[str]:
@@ -196,11 +199,13 @@ def _names(configurations: Sequence[Sequence[RunRecord]]) -> list[str]:
 
 def _find_corpus(run: RunRecord, cache_dirs: Sequence[Path]) -> Corpus | None:
     fingerprint = run.export.get("data_fingerprint")
-    if fingerprint is None:
+    # both are parts of the name of a folder, and neither may lead out of the cache
+    if not isinstance(fingerprint, str) or not re.fullmatch("[0-9a-f]{12,}", fingerprint) or not _is_name(run.dataset):
         return None
     # Model folders of version 0.1.0 name the folder in their settings; those of later versions name none.
     recorded = [run.cache_dir, run.export.get("config", {}).get("cache_dir")]
-    for cache_dir in (*cache_dirs, *(Path(folder).expanduser() for folder in recorded if folder)):
+    own = [Path(folder).expanduser() for folder in recorded if isinstance(folder, str) and folder]
+    for cache_dir in (*cache_dirs, *own):
         directory = cache_dir / f"{run.dataset}-{fingerprint[:12]}"
         if directory.is_dir():
             try:
@@ -208,6 +213,10 @@ def _find_corpus(run: RunRecord, cache_dirs: Sequence[Path]) -> Corpus | None:
             except (FileNotFoundError, ValueError) as error:  # an older version may have prepared it
                 logger.warning("%s", error)
     return None
+
+
+def _is_name(name: str) -> bool:
+    return Path(name).name == name and name not in ("", ".", "..")
 
 
 def _finished_at(run: RunRecord) -> float:

@@ -29,7 +29,7 @@ def to_markdown(table: Table) -> str:
     def cell(content: Cell) -> str:
         text = content.text + (f" ± {content.deviation}" if content.deviation else "")
         text += f" {content.interval}" if content.interval else ""
-        text = re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", text).replace("\n", " ")
+        text = verbatim(text)
         return (f"**{text}**" if content.best else text) + (f" {_MARKS[content.mark]}" if content.mark else "")
 
     def line(cells: Iterable[str]) -> str:
@@ -38,7 +38,18 @@ def to_markdown(table: Table) -> str:
     aligned = ["---" if place < table.num_text_columns else "---:" for place in range(len(table.header))]
     lines = [line(cell(Cell(name)) for name in table.header), line(aligned)]
     lines += [line(map(cell, row)) for row in table.rows]
-    return f"### {table.title}\n\n{table.caption}\n\n" + "\n".join(lines) + "\n"
+    return f"### {verbatim(table.title)}\n\n{verbatim(table.caption)}\n\n" + "\n".join(lines) + "\n"
+
+
+def verbatim(text: str) -> str:
+    """Return a text as Markdown that shows it as it is: no HTML, no links, no headings.
+
+    Example:
+        >>> verbatim("<b>bold</b>")
+        '&lt;b&gt;bold&lt;/b&gt;'
+    """
+    text = re.sub(r"([\\`*_{}\[\]|#])", r"\\\1", text.replace("&", "&amp;"))
+    return " ".join(text.replace("<", "&lt;").replace(">", "&gt;").split())
 
 
 def to_latex(table: Table) -> str:

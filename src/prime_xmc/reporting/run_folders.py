@@ -3,14 +3,17 @@
 import csv
 import glob
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from prime_xmc.foreign import check_links, parse_json
+from prime_xmc.reporting.expressions import cache_folder, check_numbers, load_yaml, resolved, without_machine
 
 _CONFIG = Path(".hydra", "config.yaml")
 _OVERRIDES = Path(".hydra", "overrides.yaml")
@@ -29,7 +32,7 @@ _MEASURED = re.compile(r"(val|test)/(?:(\w+)/)?([^/]+)")  # split, scorer if the
 _JOB = "job.json"  # what a sweep notes about each of its jobs
 # Two runs belong to one configuration if they differ only in their seed, in where they write, and in what they show.
 _APART = (
-    *("seed", "run_dir", "cache_dir", "envs_dir", "threads", "ckpt_path", "bank.directory", "debug"),
+    *("seed", "run_dir", "cache_dir", "envs_dir", "threads", "ckpt_path", "bank.directory", "debug", "verify"),
     *("export_after_validation", "export_every_n_epochs"),
     *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
     *("trainer.default_root_dir", "trainer.profiler"),
@@ -42,10 +45,10 @@ _WATCHERS = {
     *("DeviceStatsMonitor", "EpochTable", "LearningRateMonitor", "LogHistograms", "LogPredictions", "ModelCheckpoint"),
     *("RichModelSummary", "RichProgressBar", "TQDMProgressBar", "WandbRun"),
 }
-# Interpolations whose values come from the machine and not from the configuration.
-_MACHINE = {"package", "native_precision", "oc.env", "hydra", "now"}
+# What is raised for a configuration whose values are of other types than those of a training.
+_UNSUITED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, OmegaConfBaseException)
 _CALLBACK = re.compile(r"callbacks\.\w+")  # null: switched off, the same as if it were not there
-_RESOLVER = re.compile(r"\$\{([\w.]+):")
+_READ = (_CONFIG, _OVERRIDES, _EXPORT, _CLASSIFIERS, _BASELINE, "metrics.json", "metrics.csv", _JOB)
 # Options with which a run sees only part of the data; "model." is before those of a model that classifiers build on.
 _PARTIAL = re.compile(r"(?:model\.)?trainer\.(fast_dev_run|overfit_batches|limit_(?:train|val|test)_batches)")
 
@@ -127,11 +130,19 @@ def read_runs(path: Path) -> list[RunRecord]:
     Raises:
         ValueError: If a file of the run is damaged; the message names the file.
     """
-    config = _load_yaml(path / _CONFIG)
-    overrides = _load_yaml(path / _OVERRIDES) if (path / _OVERRIDES).is_file() else []
+    check_links(path, map(str, _READ))
+    config = load_yaml(path / _CONFIG)
+    overrides = load_yaml(path / _OVERRIDES) if (path / _OVERRIDES).is_file() else []
     metrics, export, job = (_load_json(path / name) for name in ("metrics.json", _EXPORT, _JOB))
-    export = (export or _load_json(path / _CLASSIFIERS) or _load_json(path / _BASELINE) or {}).get("settings", {})
+    if not isinstance(overrides, list):
+        raise ValueError(f"{path / _OVERRIDES}: expected a list of settings, got {type(overrides).__name__}")
+    check_numbers(path / "metrics.json", metrics or {})
+    export = export or _load_json(path / _CLASSIFIERS) or _load_json(path / _BASELINE) or {}
+    export = export.get("settings") or {}
     try:
+        kinds = [isinstance(each, dict) for each in (config, export, export.get("config", {}))]
+        if not all(kinds) or not all(isinstance(key, str) for key in config):
+            raise ValueError("expected settings by name")
         seed = int(config["seed"])
         settings, derived = _resolve(config)
         if "model" in export:
@@ -141,7 +152,7 @@ def read_runs(path: Path) -> list[RunRecord]:
             settings = of_classifiers | of_model
             del settings["model.dir"]
         dataset = str(settings["dataset.name"])
-    except (KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
+    except _UNSUITED as error:
         raise ValueError(f"{path / _CONFIG}: not the configuration of a training run ({error!r})") from error
     run = RunRecord(
         path=path,
@@ -176,21 +187,18 @@ def comparable(key: str, value: Any) -> Any:
 
 
 def _cache_dir(config: dict[str, Any]) -> str | None:
-    try:
-        return OmegaConf.create(config).get("cache_dir")
-    except OmegaConfBaseException:  # such as an environment variable that is not set here
-        return None
+    return cache_folder(config.get("cache_dir"), os.environ)
 
 
 def _resolve(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the settings by dotted key, and the expressions of those that are computed from other keys."""
-    plain = _without_machine({**config, **{key: f"<{key}>" for key in _PLACES}})
+    plain = without_machine({**config, **{key: f"<{key}>" for key in _PLACES}})
     raw = dict(_leaves(plain))
-    resolved = dict(_leaves(OmegaConf.to_container(OmegaConf.create(plain), resolve=True)))
+    values = dict(_leaves(resolved(plain)))
     watchers = _watchers(config)
     settings = {
         key: value
-        for key, value in resolved.items()
+        for key, value in values.items()
         if not (_is_apart(key, watchers) or (value is None and _CALLBACK.fullmatch(key)))
     }
     derived = {key: raw[key] for key in settings if isinstance(raw.get(key), str) and "${" in raw[key]}
@@ -231,17 +239,6 @@ def _settings_of_model(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _without_machine(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _without_machine(child) for key, child in node.items()}
-    if isinstance(node, list):
-        return [_without_machine(child) for child in node]
-    # A run of another version may name a resolver that this version does not have.
-    if isinstance(node, str) and any(n in _MACHINE or not OmegaConf.has_resolver(n) for n in _RESOLVER.findall(node)):
-        return node.replace("${", "<").replace("}", ">")
-    return node
-
-
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, child in node.items():
         if isinstance(child, Mapping) and child:
@@ -260,18 +257,11 @@ def _parse_overrides(overrides: Any, watchers: Sequence[str]) -> dict[str, str]:
     return {key: value for key, value in pairs if not _is_apart(key, watchers)}
 
 
-def _load_yaml(path: Path) -> Any:
-    try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # the parser raises many kinds
-        raise ValueError(f"{path}: not readable as YAML ({error})") from error
-
-
 def _load_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(content, dict):
@@ -282,14 +272,15 @@ def _load_json(path: Path) -> dict[str, Any] | None:
 def _read_epochs(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = []
-        for row in reader:
-            try:
+    rows, line = [], 0
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            for row in reader:
+                line = reader.line_num
                 rows.append({name: float(value) for name, value in row.items() if value != ""})
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {reader.line_num}: expected numbers ({error})") from error
+    except (TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path}, line {line}: expected numbers ({error})") from error
     return rows
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from prime_xmc.evaluation.metrics import METRICS, SHOWN
 from prime_xmc.reporting.configurations import Configuration, differences, negative_pool
+from prime_xmc.reporting.published import PublishedResult, compared_methods
 from prime_xmc.reporting.statistics import bin_names, summary
 from prime_xmc.reporting.study import BINNED, COVERAGE_K, MACRO_K, Study
 
@@ -80,10 +81,15 @@ class Table:
         return any(cell.mark for row in self.rows for cell in row)
 
 
-def make_tables(study: Study) -> list[Table]:
-    """Return the tables of a data set; a table without rows is left out."""
+def make_tables(study: Study, published: Sequence[PublishedResult] = ()) -> list[Table]:
+    """Return the tables of a data set; a table without rows is left out.
+
+    Args:
+        study: The data set's runs, compared.
+        published: Published results, of which those on this data set stand below the test metrics.
+    """
     tables = [
-        _results(study, "test"),
+        _with_published(_results(study, "test"), compared_methods(published, study.runs.dataset)),
         _comparison(study),
         _results(study, "val"),
         *(_bins(study, metric) for metric in BINNED),
@@ -141,6 +147,33 @@ def _results(study: Study, stage: Literal["test", "val"]) -> Table:
         rows=rows,
         records=records,
     )
+
+
+def _with_published(results: Table, published: Sequence[PublishedResult]) -> Table:
+    """Return the table of test metrics with published results below those of the runs, if there are both."""
+    published = [result for result in published if result.values.keys() & {*SHOWN}]
+    if not published or not results.rows:
+        return results
+    rows, records = [], []
+    for result in published:
+        name = f"{result.method} (published)"
+        cells = [
+            Cell(f"{100 * result.values[metric]:.2f}", note=result.sources[metric])
+            if metric in result.values
+            else Cell(_DASH)
+            for metric in SHOWN
+        ]
+        rows.append((Cell(name, note=result.kind), Cell(_DASH), *cells))
+        records += [
+            {"configuration": name, "seeds": "", "metric": metric, "mean": value, "sd": ""}
+            | {"published": "; ".join(filter(None, (result.kind, result.sources[metric])))}
+            for metric, value in result.values.items()
+        ]
+    caption = (
+        f"{results.caption} Rows marked “published” are numbers as printed, not computed here: they have no deviation "
+        "and take no part in bold type and comparisons."
+    )
+    return replace(results, caption=caption, rows=[*results.rows, *rows], records=[*results.records, *records])
 
 
 def _comparison(study: Study) -> Table:

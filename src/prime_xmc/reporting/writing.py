@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prime_xmc.files import write_text
 from prime_xmc.reporting.contents import Report
-from prime_xmc.reporting.formats import to_csv, to_latex, to_markdown
+from prime_xmc.reporting.formats import to_csv, to_latex, to_markdown, verbatim
 from prime_xmc.reporting.page import render
 
 
@@ -15,19 +15,26 @@ def write_report(report: Report, folder: Path) -> Path:
     write_text(page, render(report))
     write_text(folder / "report.md", _markdown(report))
     for chapter in report.chapters:
-        tables = folder / re.sub(r"[^\w.-]+", "_", chapter.study.runs.name)
+        tables = folder / _folder_name(chapter.study.runs.name)
         for table in chapter.tables:
             write_text(tables / f"{table.name}.csv", to_csv(table))
             write_text(tables / f"{table.name}.tex", to_latex(table))
     return page
 
 
+def _folder_name(dataset: str) -> str:
+    """Return a name for the folder of a data set that leads neither out of the report nor onto its files."""
+    name = re.sub(r"[^\w.-]+", "_", dataset).strip(".")
+    return f"{name or 'dataset'}_" if name in ("", "index.html", "report.md") else name
+
+
 def _markdown(report: Report) -> str:
-    parts = [f"# {report.title}\n", f"{report.overview} {report.origin}\n"]
+    parts = [f"# {verbatim(report.title)}\n", f"{verbatim(report.overview)} {verbatim(report.origin)}\n"]
     if report.command is not None:
-        parts.append(f"```\n{report.command}\n```\n")
+        fence = "`" * (3 + report.command.count("`"))
+        parts.append(f"{fence}\n{report.command}\n{fence}\n")
     for chapter in report.chapters:
         paragraphs = [" ".join(chapter.headline), *chapter.study.notes]
-        parts += [f"## {chapter.study.runs.name}\n", *(f"{text}\n" for text in paragraphs)]
+        parts += [f"## {verbatim(chapter.study.runs.name)}\n", *(f"{verbatim(text)}\n" for text in paragraphs)]
         parts += map(to_markdown, chapter.tables)
     return "\n".join([*parts, "## How to read this\n", *(f"{paragraph}\n" for paragraph in report.method)])

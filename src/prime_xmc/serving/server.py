@@ -76,7 +76,7 @@ def allowed_hosts(hosts: Collection[str] | None, host: str, token: str | None) -
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket of an address, which nobody can connect to before the server listens.
+    """Return a socket of an address, which nobody can connect to before it listens.
 
     Raises:
         ValueError: If there is no such address, or it is taken.

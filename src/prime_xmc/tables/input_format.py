@@ -1,10 +1,11 @@
 """What an input is: plain text, JSON lines, CSV, TSV, Parquet or Arrow, by its name and its first line."""
 
 import csv
-import json
 import re
 from collections.abc import Collection
 from pathlib import PurePath
+
+from prime_xmc.foreign import parse_json
 
 FORMATS = ("text", "jsonl", "csv", "tsv")  # those made of lines, which can come from a stream
 COLUMNAR = ("parquet", "arrow")  # those that are read from files alone
@@ -138,7 +139,7 @@ def _text_beyond_doubt(name: str, line: str, fields: Collection[str]) -> str:
 
 def _parse(line: str) -> object:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except ValueError:
         return None
 

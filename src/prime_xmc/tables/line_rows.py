@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+from prime_xmc.foreign import parse_json
 from prime_xmc.tables.input_format import WHOLE_TEXT, delimiter_of, split_header
 
 LONGEST_CELL = 2**26  # characters; a quote that is never closed would otherwise take the rest of the file into memory
@@ -90,7 +91,7 @@ def read_json_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
 
 def _parse(line: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)  # orjson turns integers of 20 digits, such as some identifiers, into floats
+        record = parse_json(line)  # orjson turns integers of 20 digits, such as some identifiers, into floats
     except json.JSONDecodeError as error:
         raise ValueError(
             f"not JSON ({error}): {_shorten(line)}; every line must be one JSON object, or give "

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import re
 import shlex
 import sys
@@ -29,7 +30,7 @@ WATCHING = (
 )
 # What else may be another when a run is continued: a key stands for all below it.
 MAY_CHANGE = (
-    *("ckpt_path", "task", "debug"),
+    *("ckpt_path", "task", "debug", "verify"),
     # paths; what they hold is told apart by the data's fingerprint, and the weights come from the checkpoint
     *("dataset.dir", "dataset.hint", "encoder.source"),
     # how long: the learning rate then follows the schedule of the new length, see `ContinuedRun`
@@ -241,6 +242,8 @@ def continuing_command(checkpoint: Path | None, **settings: Path | str) -> str |
     if checkpoint is not None:
         chosen["ckpt_path"] = checkpoint
     replaced = {"ckpt_path", *chosen}
+    if os.environ.get("PRIME_XMC_TRUST_CONFIG") == "1":
+        start.append("--trust-config")
     kept = [argument for argument in sys.argv[1:] if argument.split("=")[0].lstrip("+") not in replaced]
     return shlex.join([*start, *kept, *(f"{key}={quoted(str(value))}" for key, value in chosen.items())])
 

@@ -142,7 +142,8 @@ def run_in_a_process(config: DictConfig) -> None:
     command = [sys.executable, "-m", "prime_xmc.train", "--config-path", str(run_dir / ".hydra")]
     command += ["--config-name", "resolved", f"hydra.run.dir={quoted(str(run_dir))}", "hydra.output_subdir=null"]
     with (run_dir / "stderr.txt").open("w+", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stderr=file)
+        # the configuration is that of this process, which has checked it
+        process = subprocess.Popen(command, stderr=file, env=os.environ | {"PRIME_XMC_TRUST_CONFIG": "1"})
         try:
             status = process.wait()
         except BaseException:

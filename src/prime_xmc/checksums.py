@@ -1,0 +1,86 @@
+"""Checksums of files, by which what is read is known to be what was written.
+
+A file is summed in blocks, so that of one that is too large to be read as a whole at every start some blocks can be
+checked. They tell damage, by a disk or a copy, and not forgery: who can write the file can write its sums.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import xxhash
+
+from prime_xmc.foreign import shown
+
+BLOCK_BYTES = 2**24
+SAMPLED_BLOCKS = 16  # of a larger file, which takes a tenth of a second
+Verify = Literal["sampled", "full"]
+
+
+def checksums(path: Path) -> list[str]:
+    """Return the sum of each block of a file, XXH3 with 64 bits in hexadecimal digits; none for an empty file."""
+    with path.open("rb") as file:
+        return [xxhash.xxh3_64_hexdigest(block) for block in iter(lambda: file.read(BLOCK_BYTES), b"")]
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return the size and the checksums of a file, as plain JSON."""
+    return {"bytes": path.stat().st_size, "xxh3": checksums(path)}
+
+
+def check_file(path: Path, expected: object, remedy: str, verify: str = "sampled") -> None:
+    """Check that a file is what was written.
+
+    Args:
+        path: The file.
+        expected: What `describe` returned when it was written.
+        remedy: What to do where it is not, for people.
+        verify: "full" reads all of it; "sampled" at most `SAMPLED_BLOCKS` blocks, the first and the last among them and
+            others at each call.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is another, or `expected` is no description.
+    """
+    check_choice(verify)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; {remedy}")
+    if not isinstance(expected, Mapping) or not isinstance(sums := expected.get("xxh3"), list):
+        raise ValueError(f"the checksum of {path} is damaged ({shown(expected)}); {remedy}")
+    size = path.stat().st_size
+    if size != expected.get("bytes"):
+        raise ValueError(f"{path} is damaged: it has {size:,} bytes, and had {expected.get('bytes'):,}; {remedy}")
+    if len(sums) != -(-size // BLOCK_BYTES):
+        raise ValueError(f"the checksum of {path} is damaged; {remedy}")
+    for number, found in _blocks(path, _chosen(len(sums), verify)):
+        if found != sums[number]:
+            first, end = number * BLOCK_BYTES, min(size, (number + 1) * BLOCK_BYTES)
+            raise ValueError(
+                f"{path} is damaged: its bytes {first:,} to {end:,} are not those that were written (checksum {found} "
+                f"instead of {sums[number]}); {remedy}"
+            )
+
+
+def check_choice(verify: str) -> None:
+    """Check that a value of `verify` is known.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if verify not in ("sampled", "full"):
+        raise ValueError(f"expected verify sampled or full, got {verify!r}")
+
+
+def _chosen(number: int, verify: str) -> Sequence[int]:
+    if verify == "full" or number <= SAMPLED_BLOCKS:
+        return range(number)
+    # Not of the generators that a run depends on, and others every time: in the end, all have been looked at.
+    return [0, *sorted(random.SystemRandom().sample(range(1, number - 1), SAMPLED_BLOCKS - 2)), number - 1]
+
+
+def _blocks(path: Path, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
+    with path.open("rb") as file:
+        for number in numbers:
+            file.seek(number * BLOCK_BYTES)
+            yield number, xxhash.xxh3_64_hexdigest(file.read(BLOCK_BYTES))

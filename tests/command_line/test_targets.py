@@ -1,0 +1,103 @@
+import pytest
+from omegaconf import OmegaConf
+
+from prime_xmc.command_line.targets import VARIABLE, check_file_of_run, check_targets, is_run_folder
+from prime_xmc.conf_files import config_dir
+
+
+def check(content, given=()):
+    check_targets(OmegaConf.create(content), given, config_dir(), "run/.hydra")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "prime_xmc.model.losses.PrimeLoss",
+        "prime_xmc.model.losses.NotInTheConfiguration",
+        "prime_xmc.data.synthetic.write_synthetic",
+        "torch.optim.AdamW",
+        "torch.optim.lr_scheduler.ConstantLR",
+        "lightning.pytorch.Trainer",
+        "lightning.pytorch.callbacks.ModelCheckpoint",
+        "lightning.pytorch.loggers.CSVLogger",
+        "transformers.get_cosine_schedule_with_warmup",
+    ],
+)
+def test_parts_of_a_training_are_made(target):
+    check({"a": {"b": [{"_target_": target}]}})
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "builtins.eval",
+        "my_losses.SigLIP",
+        "torch.load",
+        "torch.hub.load",
+        "torch.optim.adam.torch.hub.load",
+        "torch.optim.Adam.x.y",
+        "torch.utils.cpp_extension.load",
+        "transformers.pipeline",
+        "transformers.AutoModel.from_pretrained",
+        "lightning.pytorch.callbacks.callback.os.system",
+        "prime_xmc.files.write_text",
+        "prime_xmc.app.run_app",
+        "prime_xmc.model.losses.torch.hub.load",
+        "hydra.utils.get_method",
+        "numpy.load",
+        "joblib.load",
+    ],
+)
+def test_other_targets_are_refused_with_their_key(target, monkeypatch):
+    with pytest.raises(ValueError, match=r"run/\.hydra: a\.b\.0\._target_ is .*add --trust-config"):
+        check({"a": {"b": [{"_target_": target}]}})
+    monkeypatch.setenv(VARIABLE, "1")
+    check({"a": {"b": [{"_target_": target}]}})
+
+
+def test_a_target_that_is_put_together_is_seen_as_what_it_is():
+    with pytest.raises(ValueError, match=r"a\._target_ is 'os\.system'"):
+        check({"a": {"_target_": "${b}.system"}, "b": "os"})
+    with pytest.raises(ValueError, match=r"a\._target_ is '\$\{nothing\}"):
+        check({"a": {"_target_": "${nothing}"}})
+
+
+def test_settings_of_a_later_stage_are_looked_at():
+    check({"classify_settings": ["trainer.max_epochs=2", "optimizer.make._target_=torch.optim.Adam"]})
+    for setting in ("loss._target_=os.system", "+x={_target_: os.system}", "x._target_='os.system'", "_target_=${b}"):
+        with pytest.raises(ValueError, match=r"classify_settings\.\d is"):
+            check({"b": "os.system", "classify_settings": ["seed=1", setting]})
+
+
+def test_what_the_command_line_sets_is_the_user_s_own():
+    content = {"loss": {"contrast": {"_target_": "my.Loss"}}, "index": {"_target_": "my.Index"}}
+    check(content, given=["loss.contrast._target_", "index"])
+    with pytest.raises(ValueError, match=r"index\._target_ is 'my\.Index'"):
+        check(content, given=["loss.contrast._target_", "ind"])
+
+
+def test_the_folder_of_a_run(tmp_path):
+    assert is_run_folder(tmp_path / "run" / ".hydra")
+    assert not is_run_folder(tmp_path)
+    (tmp_path / "overrides.yaml").write_text("[]")
+    assert is_run_folder(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["hydra", "defaults"])
+def test_a_file_of_a_run_sets_up_nothing_of_hydra(tmp_path, key, monkeypatch):
+    path = tmp_path / "config.yaml"
+    path.write_text("seed: 0\n")
+    check_file_of_run(path)
+    path.write_text(f"seed: 0\n{key}: {{}}\n")
+    with pytest.raises(ValueError, match=rf"config\.yaml has the key {key}.*--trust-config"):
+        check_file_of_run(path)
+    monkeypatch.setenv(VARIABLE, "1")
+    check_file_of_run(path)
+
+
+def test_objects_of_yaml_are_not_made(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: !!python/object/apply:os.system [x]\n")
+    with pytest.raises(ValueError, match="not readable as YAML"):
+        check_file_of_run(tmp_path / "config.yaml")

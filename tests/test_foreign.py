@@ -1,0 +1,113 @@
+import json
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from prime_xmc.foreign import (
+    DEEPEST,
+    check_encoder_files,
+    check_links,
+    check_tensors_file,
+    parse_json,
+    shown,
+)
+
+
+def test_json_is_read():
+    assert parse_json('{"a": [1, {"b": null}]}') == {"a": [1, {"b": None}]}
+
+
+def test_brackets_side_by_side_are_not_deep():
+    assert len(parse_json("[" + ",".join(["[1]"] * 1000) + "]")) == 1000
+
+
+def test_json_of_the_greatest_depth_is_read_and_no_deeper():
+    assert parse_json("[" * DEEPEST + "]" * DEEPEST) is not None
+    for depth in (DEEPEST + 1, 1000, 100_000):
+        for text in ("[" * depth + "]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
+            with pytest.raises(ValueError, match="100 brackets within one another"):
+                parse_json(text)
+
+
+def test_shown_is_short():
+    deep = json.loads("[" * 900 + "]" * 900)
+    assert shown(deep) == "[[[[...]]]]"
+    assert len(shown("x" * 10_000)) <= 80
+
+
+def test_links_out_of_a_folder_are_refused(tmp_path):
+    (tmp_path / "own.json").write_text("{}")
+    folder = tmp_path / "model"
+    (folder / "part").mkdir(parents=True)
+    (folder / "a.json").write_text("{}")
+    (folder / "part" / "b.json").symlink_to("../a.json")  # within the folder
+    check_links(folder)
+    (folder / "part" / "c.json").symlink_to(tmp_path / "own.json")
+    with pytest.raises(ValueError, match=r"part/c\.json is a link to .*own\.json, outside of its folder"):
+        check_links(folder)
+    check_links(folder, ["a.json", "part/b.json"])
+
+
+def test_files_of_the_hub_s_cache_are_links_to_its_blobs(tmp_path):
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "1f", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True), blobs.mkdir()
+    (blobs / "abc").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/abc")
+    check_links(snapshot)
+
+
+def test_the_header_of_tensors_is_read(tmp_path):
+    save_file({"rows": torch.zeros(3, 2)}, tmp_path / "a.safetensors")
+    assert check_tensors_file(tmp_path / "a.safetensors")["rows"]["shape"] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("header", "length", "message"),
+    [
+        (b"{}", 2**40, "says that its header has 1099511627776"),
+        (b"[1]", None, "is not one of safetensors"),
+        (b"[" * 5000, None, "is not one of safetensors"),
+        (b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', None, "more than its"),
+        (b'{"a":{"dtype":"F32","shape":[0,1000000000000],"data_offsets":[0,0]}}', None, "longer than the file"),
+        (b'{"a":{"dtype":"F32"}}', None, "is not one of safetensors"),
+    ],
+)
+def test_tensors_that_cannot_be_there_are_refused(tmp_path, header, length, message):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header)
+    with pytest.raises(ValueError, match=message):
+        check_tensors_file(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", {"attn_implementation": "stranger/kernel"}, "code that would be downloaded"),
+        ("config.json", {"text_config": {"_attn_implementation": "a/b:run"}}, "code that would be downloaded"),
+        ("config.json", {"_experts_implementation": "a/b"}, "code that would be downloaded"),
+        ("config.json", {"quantization_config": {"quant_method": "mxfp4"}}, "plain weights"),
+        ("config.json", {"vocab_size": 10**15}, "more than the weights have bytes"),
+        ("config.json", {"num_hidden_layers": 10**6}, "more layers than its 1 tensors"),
+        ("tokenizer_config.json", {"vocab_file": "../own.txt"}, "a file in another folder"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../own.safetensors"}}, "expected files beside it"),
+        ("config.json", [[]] * 2, None),
+    ],
+)
+def test_an_encoder_names_neither_code_nor_other_files(tmp_path, file, content, message):
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (tmp_path / "own.txt").write_text("secret")
+    save_file({"rows": torch.zeros(3, 2)}, folder / "model.safetensors")
+    (folder / file).write_text(json.dumps(content))
+    if message is None:
+        check_encoder_files(folder)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_encoder_files(folder)
+
+
+def test_names_of_the_machine_that_saved_a_tokenizer_are_passed_over(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_file": "/root/.cache/of/somebody/tokenizer.json"}')
+    check_encoder_files(tmp_path)
