@@ -20,7 +20,7 @@ setup: $(STAMP)  ## Make .venv and install the package with everything it can us
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[faiss-cpu,lora,wandb,tensorboard,sweeps,report,tables,serve,onnx,docs,dev]'
+		--editable '.[faiss-cpu,lora,wandb,tensorboard,sweeps,baselines,report,tables,serve,onnx,docs,dev]'
 	@touch $@
 
 train: setup  ## Prepare LF-Debian-18K, train, evaluate, export; settings in ARGS="loss.gamma_min=0.05 seed=1".

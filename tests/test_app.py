@@ -179,6 +179,19 @@ def test_an_option_that_there_is_not_gets_a_hint(clone):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_command_may_keep_no_folder_in_which_it_leaves_nothing(clone):
+    code = TRAIN.replace('"train")', '"train", keeps_folder=False)')
+    writes = "print(config.dataset.dir, config.seed)\n    config.seed == 3 and open(config.file, 'w').close()"
+    (clone / "src" / "prime_xmc" / "train.py").write_text(
+        code.replace("print(config.dataset.dir, config.seed)", writes)
+    )
+    assert train(clone, "seed=2").returncode == 0
+    assert not (clone / "outputs").exists()
+    assert train(clone, "seed=3", "+file=${hydra:runtime.output_dir}/result").returncode == 0
+    (folder,) = clone.glob("outputs/*/*")
+    assert {path.name for path in folder.iterdir()} == {"result", ".hydra", "train.log"}
+
+
 def test_a_folder_with_content_is_not_removed(clone):
     (clone / "mine").mkdir()
     (clone / "mine" / "notes.txt").touch()

@@ -1,5 +1,6 @@
 """Every file under conf/ composes, and what it names can be built."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from prime_xmc.app import config_dir, native_precision
+from prime_xmc.baselines.method import Method
 from prime_xmc.model.prototypes import Prototypes
 
 CONF = config_dir()
@@ -58,6 +60,16 @@ def test_every_option_composes_and_its_targets_exist(option, compose):
     resolved = OmegaConf.to_container(compose(option, "run_dir=run", *given), resolve=True)
     for target in targets(resolved):
         assert callable(get_object(target)), target
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "method").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_method_composes_and_its_settings_are_those_of_its_class(path, compose):
+    config = compose(f"method={path.stem}", name="baseline")
+    if "library" not in config.method:  # that of a library may not be installed
+        assert isinstance(instantiate(config.method, _convert_="all"), Method)
+    else:
+        settings = set(OmegaConf.to_container(config.method)) - {"_target_"}
+        assert settings <= set(inspect.signature(get_object(config.method._target_)).parameters)
 
 
 @pytest.mark.parametrize(

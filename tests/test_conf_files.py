@@ -63,6 +63,11 @@ def test_groups_are_those_of_the_defaults_list(conf):
     assert starts_from(conf / "more.yaml") == ["base"]
 
 
+def test_a_file_may_choose_otherwise_than_the_file_that_it_starts_from(conf):
+    (conf / "other.yaml").write_text("# Other.\ndefaults:\n  - base\n  - override experiment: paper\n  - _self_\n")
+    assert groups(conf / "other.yaml") == [Group("loss", "prime", "training loss"), Group("experiment", "paper", "")]
+
+
 def test_a_file_has_the_keys_of_the_file_that_it_starts_from(conf):
     keys = {entry.key: (entry.default, entry.comment) for entry in all_entries(conf / "more.yaml")}
     assert keys["seed"] == ("1", "of more")

@@ -10,6 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OF_TORCH = {"triton"}  # PyTorch's builds for CUDA bring the version that they need, and nothing is missing elsewhere
+ELSEWHERE = {
+    "pecos",
+    "libmultilabel",
+}  # in environments that `prime_xmc.baseline` makes, with the versions of conf/method
 UNTESTED = {"faiss-gpu"}  # owns the same module as faiss-cpu, so that only one of them can be installed
 
 
@@ -36,7 +40,7 @@ def imported() -> dict[str, str]:
             else:
                 continue
             modules.update({name.partition(".")[0]: path.name for name in names})
-    known = {*sys.stdlib_module_names, "prime_xmc", *OF_TORCH}
+    known = {*sys.stdlib_module_names, "prime_xmc", *OF_TORCH, *ELSEWHERE}
     return {name: file for name, file in modules.items() if name not in known}
 
 

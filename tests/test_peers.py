@@ -116,7 +116,8 @@ def settings_of(compose, option):
 
 def test_every_peer_is_here():
     options = {path.stem for path in (config_dir() / "model").glob("*.yaml")}
-    assert options - {"prime", "prime_lite"} == set(CHANGED)
+    of_one_vs_all = {"renee", "elmo"}  # see test_one_vs_all_runs.py
+    assert options - {"prime", "prime_lite"} - of_one_vs_all == set(CHANGED)
 
 
 @pytest.mark.parametrize("peer", CHANGED)

@@ -24,6 +24,7 @@ from prime_xmc.files import write_text
 from prime_xmc.stages import train_prototypes
 from prime_xmc.trained_model import LabelLike, Model, as_label, rows_of
 from prime_xmc.training.module import PrimeModule
+from prime_xmc.training.one_vs_all_module import OneVsAllModule
 from prime_xmc.training.run_folder import folder_of_now
 
 
@@ -40,7 +41,7 @@ class TrainedRun:
 
     metrics: dict[str, Any]
     run_dir: Path
-    module: PrimeModule
+    module: PrimeModule | OneVsAllModule
     data: PrimeDataModule
 
 

@@ -114,7 +114,7 @@ if not OmegaConf.has_resolver("job_folder"):  # asked for before a job, and with
     OmegaConf.register_new_resolver("job_folder", _job_folder)
 
 
-def run_app(task: str | Callable[[DictConfig], Any], name: str) -> None:
+def run_app(task: str | Callable[[DictConfig], Any], name: str, *, keeps_folder: bool = True) -> None:
     """Run a task with the configuration that conf/<name>.yaml and the command line make, under Hydra.
 
     An error that the user can mend ends with its message alone, an unknown key or option with a hint after Hydra's own
@@ -125,6 +125,7 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str) -> None:
         task: Function, or "module:function", which is imported when a job starts. It takes the composed configuration;
             what it returns is the objective that a Hydra sweeper optimises.
         name: Entry point: its module in this package, its configuration file and Hydra's name of the job.
+        keeps_folder: Whether the run folder stays if the task has left nothing in it.
     """
     _end_quietly_when_interrupted()
     configs = config_dir()
@@ -148,7 +149,7 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str) -> None:
         sys.path.append(os.getcwd())  # where `python -m` finds modules, so that console scripts find them too
     complete = os.environ.get(FULL_ERROR) == "1"
     failures: list[str] = []
-    job = _make_job(task, name, complete, failures)
+    job = _make_job(task, name, complete, failures, keeps_folder)
     app = hydra.main(version_base="1.3", config_path=str(configs), config_name=name)(job)
     try:
         with _environment(FULL_ERROR, "1"):  # Hydra raises what it would otherwise print
@@ -297,7 +298,7 @@ def _end_quietly_when_interrupted() -> None:
 
 
 def _make_job(
-    task: str | Callable[[DictConfig], Any], name: str, complete: bool, failures: list[str]
+    task: str | Callable[[DictConfig], Any], name: str, complete: bool, failures: list[str], keeps_folder: bool
 ) -> Callable[[DictConfig], Any]:
     """Return what Hydra runs for each configuration.
 
@@ -306,6 +307,7 @@ def _make_job(
         name: Entry point.
         complete: Whether errors are shown with complete tracebacks.
         failures: Gets what to print about the error of a single run, which Hydra would print with words of its own.
+        keeps_folder: Whether the run folder stays if the task has left nothing in it.
     """
 
     def job(config: DictConfig) -> Any:
@@ -316,8 +318,9 @@ def _make_job(
                 check_config(config, OmegaConf.structured(HydraConfig.get()), name)
                 if isinstance(task, str):
                     module, _, function = task.partition(":")
-                    return getattr(importlib.import_module(module), function)(config)
-                return task(config)
+                    result = getattr(importlib.import_module(module), function)(config)
+                else:
+                    result = task(config)
             except Exception as error:
                 message = None if complete else user_message(error)
                 explained = message or "".join(traceback.format_exception(error)).rstrip()
@@ -332,6 +335,9 @@ def _make_job(
                     folder.remove_if_unused()
                 failures.append(explained)
                 return None
+        if not keeps_folder and HydraConfig.get().mode is RunMode.RUN:
+            folder.remove_if_unused()
+        return result
 
     job.__module__ = f"{PACKAGE}.{name}"  # Hydra names the job after it
     return job

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
@@ -21,9 +21,11 @@ from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.folder import model_version
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.model.encoder_folder import Prompts, resolve_prompts
+from prime_xmc.model.one_vs_all import OneVsAll
 from prime_xmc.training.debugging import check_profiler, make_profiler
 from prime_xmc.training.host_threads import OneHostThread
 from prime_xmc.training.module import PrimeModule
+from prime_xmc.training.one_vs_all_module import OneVsAllModule
 from prime_xmc.training.start import check_precision
 
 logger = logging.getLogger(__name__)
@@ -203,6 +205,7 @@ def open_data(
             "num_mined": of_encoder.mined.num_drawn,
             "mined_alone": of_encoder.mined.alone,
             "make_sampler": instantiate(of_encoder.sampler, _convert_="all"),
+            "label_rows": of_encoder.label_rows,
         }
     data = PrimeDataModule(
         raw_files(dataset, prompts),
@@ -293,12 +296,18 @@ def announce(config: DictConfig, data: PrimeDataModule) -> None:
         logger.info("training on the CPU; there is a GPU here, and trainer=gpu trains on it")
 
 
-def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
+def trains_one_vs_all(config: DictConfig) -> bool:
+    """Return whether a configuration trains one-vs-all classifiers with the encoder, in place of prototypes."""
+    target = get_object(config.model._target_)
+    return isinstance(target, type) and issubclass(target, OneVsAll)
+
+
+def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule | OneVsAllModule:
     """Make the untrained module for a data set.
 
     Raises:
         ValueError: If texts may be longer than the encoder can read, if the data may hold tokens that it does not
-            embed, or if settings do not fit the data.
+            embed, or if settings do not fit the data or each other.
     """
     config = fit_to_data(config, data.corpus)
     torch.manual_seed(config.seed)
@@ -314,6 +323,15 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
             f"the data are prepared with a tokenizer of {num_tokens} tokens, and the encoder {encoder.source} embeds "
             f"{encoder.num_tokens}: prepare them with the encoder's own tokenizer"
         )
+    if trains_one_vs_all(config):
+        return OneVsAllModule(
+            encoder,
+            instantiate(config.model, num_labels=data.corpus.num_labels, dim=encoder.dim, _convert_="all"),
+            instantiate(config.index),
+            queries=data.corpus.train,
+            make_bank=make_bank,
+            **_how_to_train(config, data),
+        ).train()
     return PrimeModule(
         encoder,
         instantiate(
@@ -322,17 +340,48 @@ def make_module(config: DictConfig, data: PrimeDataModule) -> PrimeModule:
         instantiate(config.loss),
         instantiate(config.index),
         num_queries=len(data.corpus.train),
-        inverse_propensity=data.inverse_propensity,
-        optimizer=instantiate(config.optimizer.make),
-        scheduler=instantiate(config.optimizer.schedule),
-        weight_decay=config.optimizer.weight_decay,
-        warmup_fraction=config.optimizer.warmup_fraction,
-        seed=config.seed,
         make_bank=make_bank,
         callbacks=method_callbacks(config),
         remember_labels=data.remembers_labels,
         zero_banks=(config.get("callbacks") or {}).get("initialise") is None,
+        **_how_to_train(config, data),
     ).train()  # pre-trained encoders come in eval mode, and Lightning keeps it
+
+
+def _how_to_train(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
+    """Return the arguments that all modules with an encoder have in common."""
+    return {
+        "inverse_propensity": data.inverse_propensity,
+        "optimizer": instantiate(config.optimizer.make),
+        "scheduler": instantiate(config.optimizer.schedule),
+        "weight_decay": config.optimizer.weight_decay,
+        "warmup_fraction": config.optimizer.warmup_fraction,
+        "seed": config.seed,
+    }
+
+
+def check_model(config: DictConfig) -> None:
+    """Check that the settings of a training belong to its model, prototypes or one-vs-all classifiers.
+
+    Raises:
+        ValueError: If they do not; it names what to change.
+    """
+    one_vs_all, num_positives = trains_one_vs_all(config), config.sampling.num_positives
+    if not one_vs_all:
+        if num_positives == 0:
+            raise ValueError(
+                "sampling.num_positives=0: prototypes are trained on labels drawn for queries; give 1 or more"
+            )
+        return
+    if num_positives != 0:
+        raise ValueError(
+            f"sampling.num_positives={num_positives}: one-vs-all classifiers see all labels in every step and no label "
+            "is drawn for a query; give sampling.num_positives=0"
+        )
+    if (config.index.get("kind") or "flat") != "flat":
+        raise ValueError(
+            f"index={config.index.kind} is for unit vectors, and one-vs-all classifiers are none: give index=exact"
+        )
 
 
 def method_callbacks(config: DictConfig) -> list[Any]:

@@ -5,7 +5,7 @@ The help of the entry points and the configuration reference of the documentatio
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -128,13 +128,16 @@ class Group:
 
 
 def groups(path: Path) -> list[Group]:
-    """Return the groups that a file chooses from, those of the files that it starts from first."""
+    """Return the groups that a file chooses from, those of the files that it starts from first, with its own choice."""
     chosen: list[Group] = []
     for key, option, comment in _defaults(path):
+        name = key.removeprefix("override ")
         if option is None:
             chosen += groups(path.with_name(f"{key}.yaml"))
-        elif not key.startswith("override "):
+        elif name == key:
             chosen.append(Group(key, option, comment))
+        else:
+            chosen = [replace(group, default=option) if group.name == name else group for group in chosen]
     return chosen
 
 

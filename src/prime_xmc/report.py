@@ -1,6 +1,7 @@
 """`python -m prime_xmc.report`: compare a set of runs, as a page and as tables."""
 
 import importlib.util
+import logging
 import shlex
 import sys
 from datetime import datetime
@@ -13,8 +14,11 @@ from prime_xmc.app import run_app
 from prime_xmc.printing import unfailing_output
 from prime_xmc.reporting.configurations import group_runs
 from prime_xmc.reporting.contents import make_report
+from prime_xmc.reporting.published import compared_methods, read_published
 from prime_xmc.reporting.run_folders import find_runs, read_runs
 from prime_xmc.reporting.study import Study, make_studies
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: DictConfig, command: str | None = None) -> list[Study]:
@@ -25,6 +29,7 @@ def run(config: DictConfig, command: str | None = None) -> list[Study]:
         command: Command that the report names as its origin; None if there is none.
 
     Raises:
+        FileNotFoundError: If there is no such file of published results.
         ValueError: If no run matches, a file of a run is damaged, no configuration is the baseline, or a library is
             missing.
     """
@@ -34,6 +39,7 @@ def run(config: DictConfig, command: str | None = None) -> list[Study]:
 
     patterns = list(config.runs) if isinstance(config.runs, ListConfig) else [config.runs]
     records = [record for folder in find_runs([str(pattern) for pattern in patterns]) for record in read_runs(folder)]
+    published = [] if config.published is None else read_published(str(config.published))
     studies = make_studies(
         group_runs(records, [Path(config.cache_dir).expanduser()]),
         config.baseline,
@@ -47,7 +53,11 @@ def run(config: DictConfig, command: str | None = None) -> list[Study]:
         command=command,
         num_resamples=config.num_resamples,
         now=datetime.now().astimezone(),
+        published=published,
     )
+    for study in studies:
+        if config.published is not None and not compared_methods(published, study.runs.dataset):
+            logger.warning("published=%s has no results on %s", config.published, study.runs.dataset)
     page = write_report(report, Path(config.output).expanduser())
     with unfailing_output():
         sys.stdout.write(f"{page}\n")

@@ -15,6 +15,7 @@ from torch import Tensor
 from prime_xmc.app import compose
 from prime_xmc.assemble import (
     announce,
+    check_model,
     check_settings,
     fit_second_stage,
     fit_to_data,
@@ -49,6 +50,7 @@ from prime_xmc.training.continuation import ContinuedRun, check_origin, origin, 
 from prime_xmc.training.debugging import debugging, limits, mark_debugging
 from prime_xmc.training.interruption import SaveWhenInterrupted, how_to_continue, interruptible
 from prime_xmc.training.module import PrimeModule
+from prime_xmc.training.one_vs_all_module import OneVsAllModule
 from prime_xmc.training.passes import PassProbe
 from prime_xmc.training.query_embeddings import Encoded
 from prime_xmc.training.record import (
@@ -79,7 +81,7 @@ class TrainedPrototypes(NamedTuple):
     """
 
     metrics: dict[str, Any]
-    module: PrimeModule
+    module: PrimeModule | OneVsAllModule
     data: PrimeDataModule
     trainer: Any
 
@@ -97,6 +99,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
     """
     quiet_libraries()
     check_settings(config)
+    check_model(config)
     check_ensemble(config)
     second = classify_settings(config)
     if second is not None:
@@ -146,7 +149,10 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         record.enter(None)
         metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
         metrics |= mark_debugging(config)
-        queries = _encode_queries(module, data, trainer.strategy.root_device) if module.keeps_queries else None
+        queries = None
+        if module.keeps_queries:
+            assert isinstance(module, PrimeModule)
+            queries = _encode_queries(module, data, trainer.strategy.root_device)
         leave_group()
         if trainer.is_global_zero:
             update_metrics(run_dir / "model", metrics)
@@ -301,8 +307,8 @@ def _same_device(config: DictConfig, settings: list[str]) -> list[str]:
 
 def _export(
     directory: Path,
-    module: PrimeModule,
-    label_emb: Tensor,
+    module: PrimeModule | OneVsAllModule,
+    label_emb: Tensor | None,
     prototypes: Tensor,
     *,
     data: PrimeDataModule,
@@ -313,7 +319,7 @@ def _export(
         encoder=module.encoder,
         tokenizer=data.tokenizer,
         max_length=data.max_length,
-        prototypes=module.prototypes,
+        prototypes=module.prototypes if isinstance(module, PrimeModule) else None,
         label_emb=label_emb,
         label_prototypes=prototypes,
         labels=data.corpus.labels(),

@@ -423,3 +423,54 @@ class TestNegatives:
         assert batch.label_ids.tolist() == list(range(NUM_LABELS))
         assert batch.positives.nonzero().tolist() == [[0, 1], [1, 5]]
         assert (~batch.negatives).nonzero().tolist() == [[0, 1], [0, 2], [1, 5]]
+
+
+class TestLabelRows:
+    """Queries 0 to 2, whose positives are [1, 4], [4] and [7], with rows 3 + l for labels l."""
+
+    POSITIVES, FILTERED = ([1, 4], [4], [7]), ([], [7], [])
+
+    def build(self, query_ids, drawn, **more):
+        return build(make_builder(self.POSITIVES, self.FILTERED, **more), query_ids, drawn)
+
+    def test_they_have_the_text_of_the_label_and_it_alone_as_a_positive(self):
+        batch = self.build([1, 0, 3 + 7, 3 + 2], [[4], [1], [7], [2]])
+        assert batch.num_label_rows == 2
+        assert batch.query_ids.tolist() == [1, 0, 10, 5]
+        assert batch.label_ids.tolist() == [1, 2, 4, 7]
+        assert batch.text_ids.tolist() == [1, 0, 10, 5, 4, 5, 7, 10]  # of a label row as of the label's text
+        texts = [text.tolist() for text in batch.token_ids.split(batch.lengths.tolist())]
+        labels = make_texts(NUM_LABELS, 5000)
+        assert texts[2:] == [labels[label].tolist() for label in (7, 2, 1, 2, 4, 7)]
+        assert batch.positives.int().tolist() == [[0, 0, 1, 0], [1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
+        assert batch.negatives.int().tolist() == [[1, 1, 0, 0], [0, 1, 0, 1], [1, 1, 1, 0], [1, 0, 1, 1]]
+
+    def test_no_centroid_moves_for_them(self):
+        with_rows, without = self.build([0, 2, 3 + 2], [[1], [7], [2]]), self.build([0, 2], [[1], [7]])
+        for name in ("moved_ids", "pair_rows", "pair_places"):
+            assert torch.equal(getattr(with_rows, name), getattr(without, name)), name
+        assert (without.num_label_rows, with_rows.moved_ids.tolist()) == (0, [1, 4, 7])
+
+    def test_they_are_left_out_of_no_centroid(self):
+        frequency = np.full(NUM_LABELS, 2)
+        batch = self.build([0, 3 + 4], [[4], [4]], leave_one_out=1.0, label_frequency=frequency)
+        assert batch.left_out.rows.tolist() == [0]
+
+    def test_no_query_is_drawn_for_a_label_that_no_query_of_the_batch_has(self):
+        queries_of_label = Ragged.grouped(np.array([1, 4, 4, 7]), np.array([0, 0, 1, 2]), NUM_LABELS)
+        batch = self.build([0, 3 + 7], [[4], [7]], num_more=2, queries_of_label=queries_of_label)
+        assert batch.more.texts.ids.tolist() == [1]  # of label 4; none of label 7, which would be query 2
+        assert batch.moved_ids[batch.more.pair_places].tolist() == [4]
+
+    def test_remembered_labels_are_those_of_queries(self):
+        batch = self.build([0, 3 + 2], [[1], [2]], memory_labels=5)
+        assert batch.memory.ids.tolist() == [4]
+        assert batch.memory.relations.positives().int().tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_a_batch_without_labels_has_all_pairs_of_its_queries():
+    batch = build(make_builder([[1, 4], [4]]), [1, 0], np.empty((2, 0)))
+    assert batch.label_ids.tolist() == []
+    assert len(batch.lengths) == len(batch.text_ids) == 2
+    assert (batch.pair_rows.tolist(), batch.pair_labels.tolist()) == ([0, 1, 1], [4, 1, 4])
+    assert batch.positives.shape == (2, 0)

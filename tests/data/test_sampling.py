@@ -269,9 +269,9 @@ class TestBadArguments:
         with pytest.raises(ValueError, match=f"label 2 has {bad}"):
             make_sampler(3, weight=np.array([1.0, 1.0, bad, 1.0, 1.0, 1.0]))
 
-    @pytest.mark.parametrize("changes", [{"batch_size": 0}, {"num_positives": 0}])
+    @pytest.mark.parametrize("changes", [{"batch_size": 0}, {"num_positives": -1}])
     def test_sizes(self, changes):
-        with pytest.raises(ValueError, match="must be at least 1"):
+        with pytest.raises(ValueError, match="expected batch_size >= 1 and num_positives >= 0, got"):
             make_sampler(3, **changes)
 
     def test_clusters_of_other_queries(self):

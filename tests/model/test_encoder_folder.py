@@ -81,6 +81,12 @@ class TestPooling:
         """The length of a vector has no part in it."""
         assert resolve_pooling(make(kinds=("Transformer", "Pooling"), about=about), "auto") == "mean"
 
+    def test_inner_products_are_those_of_embeddings_that_are_not_normalised(self, make, caplog):
+        source = make(kinds=("Transformer", "Pooling"), about={"similarity_fn_name": "dot"})
+        for pooling in ("auto", "mean"):
+            assert resolve_pooling(source, pooling, normalize=False) == "mean"
+        assert caplog.records == []
+
     def test_another_one_is_given(self, make, caplog):
         source = make(pooling=flags("cls_token"))
         assert resolve_pooling(source, "mean") == "mean"

@@ -34,6 +34,10 @@ def test_files_are_as_large_as_planned(configure, tmp_path):
 
 
 class TestPlan:
+    def test_training_of_one_vs_all_classifiers_is_not_planned(self, configure):
+        with pytest.raises(ValueError, match="a plan is of the training of prototypes"):
+            plan(configure("model=renee", "probe_steps=0"))
+
     def test_what_follows_the_size_of_the_data_is_planned_with_its_numbers(self, configure):
         null = [f"dataset.{key}=null" for key in ("num_validation", "num_free_vectors", "batch_size")]
         config = configure(*null, "sampling.batch_size=${dataset.batch_size}", "test=false", "probe_steps=0")

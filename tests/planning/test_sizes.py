@@ -2,6 +2,7 @@
 
 import pytest
 
+from prime_xmc.datasets.building import write_records
 from prime_xmc.planning.sizes import Sizes, find_sizes
 
 TABLE_7 = {
@@ -44,6 +45,19 @@ class TestSizes:
         assert 1 < sizes.labels_per_query < 3
         assert 4 <= sizes.tokens_per_label < sizes.tokens_per_query <= 24
         assert sizes.prepared["labels.jsonl"] > 0
+        assert "counted in" in notes[0]
+
+    def test_of_raw_files_that_are_put_together_are_counted(self, compose, tiny_encoder_dir, toy_dataset, tmp_path):
+        uids = [f"{name}{row}" for name, number in (("trn", 240), ("tst", 60), ("l", 48)) for row in range(number)]
+        contents = tmp_path / "long" / "contents.json.gz"
+        contents.parent.mkdir()
+        write_records(contents, ({"uid": uid, "content": "more words"} for uid in uids), name_in_header=False)
+        encoder = ["encoder=local", f"encoder.source={tiny_encoder_dir}", f"cache_dir={tmp_path}"]
+        long = ["dataset=debian18k_full", f"dataset.dir.raw={toy_dataset}", f"dataset.dir.contents={contents}"]
+        sizes, notes = find_sizes(compose(*encoder, *long, name="plan"))
+        short, _ = find_sizes(compose(*encoder, "dataset=custom", f"dataset.dir={toy_dataset}", name="plan"))
+        assert sizes[:4] == short[:4]
+        assert sizes.tokens_per_label == short.tokens_per_label + 2
         assert "counted in" in notes[0]
 
     def test_given_ones_go_first(self, configure):

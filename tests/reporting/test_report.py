@@ -45,3 +45,18 @@ def test_a_missing_library_is_named(config, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install '\.\[report\]' in the clone"):
         report.run(config())
+
+
+def test_published_results_are_listed_where_there_are_any(config, tmp_path, caplog):
+    table = tmp_path / "published.csv"
+    table.write_text("dataset,method,metric,value\nevil,<b>DPR</b>,P@1,44.64\n", encoding="utf-8")
+    report.run(config(f"published={table}"))
+    html = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;DPR" in html
+    assert "<b>DPR" not in html
+    markdown = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert r"| \<b\>DPR\</b\> (published) | – | 44.64 | – |" in markdown
+    assert caplog.text == ""
+    report.run(config("published=paper"))
+    assert "published=paper has no results on evil" in caplog.text
+    assert "(published)" not in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")

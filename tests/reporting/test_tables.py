@@ -1,12 +1,14 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
 from prime_xmc.reporting.formats import to_csv
+from prime_xmc.reporting.published import PublishedResult
 from prime_xmc.reporting.statistics import summary
-from prime_xmc.reporting.tables import Table, make_tables
+from prime_xmc.reporting.tables import Cell, Table, make_tables
 
 
 @pytest.fixture
@@ -40,6 +42,34 @@ def test_results_are_means_and_deviations_over_seeds(tables, study):
     assert float(record["mean"]) == pytest.approx(mean)
     assert float(record["sd"]) == pytest.approx(deviation)
     assert tables["results"].rows[0][0].text == "batch_size=64 (baseline)"
+
+
+def test_published_results_stand_below_those_of_the_runs(study, tables):
+    values = {"P@1": 0.999, "PSP@5": 0.1234, "P@4": 0.3}
+    sources = dict.fromkeys(values, "Table 2")
+    on_this = PublishedResult("evil", "DPR", "encoder", values, sources, is_variant=False)
+    others = [
+        replace(on_this, dataset="other"),
+        replace(on_this, method="variant", is_variant=True),
+        replace(on_this, method="without", values={"P@4": 0.3}),
+    ]
+    made = {table.name: table for table in make_tables(study, [on_this, *others])}
+    results, without = made.pop("results"), tables["results"]
+    assert results.rows[:-1] == without.rows, "nothing about the runs changes, bold type included"
+    row = dict(zip(results.header, results.rows[-1], strict=True))
+    assert row["configuration"] == Cell("DPR (published)", note="encoder")
+    assert row["P@1"] == Cell("99.90", note="Table 2")
+    assert row["PSP@5"].text == "12.34"
+    assert (row["seeds"].text, row["R@10"].text) == ("–", "–")
+    assert "Rows marked “published” are numbers as printed" in results.caption
+    assert "published" not in without.caption
+    published = records(results)[len(without.records) :]
+    assert {(r["metric"], r["mean"], r["sd"], r["published"]) for r in published} == {
+        ("P@1", "0.999", "", "encoder; Table 2"),
+        ("PSP@5", "0.1234", "", "encoder; Table 2"),
+        ("P@4", "0.3", "", "encoder; Table 2"),
+    }
+    assert [table.records for table in made.values()] == [tables[name].records for name in made]
 
 
 def test_cost(tables):

@@ -1,6 +1,7 @@
 """Steps by themselves, and modules in a user's own script; whole runs are tested in tests/test_train.py."""
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +54,30 @@ def test_more_queries_of_a_label_move_its_centroid_and_nothing_else(make):
     # remembered for the next clusters, as if they had been in the batch
     remembered = module.query_memory.take(batch.more.texts.ids).float()
     torch.testing.assert_close(remembered, query_emb[8:], atol=1e-3, rtol=0)
+
+
+def test_label_rows_are_trained_and_leave_centroids_and_query_memory_alone(make):
+    module, data = make("sampling.label_rows=true")
+    batch = next(iter(data.train_dataloader()))
+    assert 1 <= batch.num_label_rows < len(batch.query_ids) == 8
+    queries, labels = batch.query_ids.split([8 - batch.num_label_rows, batch.num_label_rows])
+    before, remembered = module.prototypes.centroids.rows.clone(), module.query_memory.rows.clone()
+    output = module.training_step(batch, 0)
+    moved = (module.prototypes.centroids.rows != before).any(dim=1).nonzero().flatten()
+    positives = np.concatenate([data.corpus.train.positives[row] for row in queries.tolist()])
+    assert moved.tolist() == sorted(set(positives.tolist()))
+    changed = (module.query_memory.rows != remembered).any(dim=1).nonzero().flatten()
+    assert changed.tolist() == sorted(queries.tolist())
+    assert output["query_emb"].shape == (8, 32)
+    texts = [data.corpus.label_tokens[label] for label in (labels - len(data.corpus.train)).tolist()]
+    tokens = torch.from_numpy(np.concatenate(texts).astype(np.int64))
+    expected = module(tokens, torch.tensor([len(text) for text in texts]))
+    torch.testing.assert_close(output["query_emb"][len(queries) :], expected, atol=1e-5, rtol=0)
+
+
+def test_label_rows_need_batches_of_queries(make):
+    with pytest.raises(ValueError, match=r"sampling\.label_rows=true adds rows to batches of queries"):
+        make("sampling=labels", "sampling.label_rows=true")
 
 
 def test_remembered_labels_enter_the_first_term_with_the_embedding_that_training_last_made(make):

@@ -19,6 +19,7 @@ PATH_KEYS = {
     *("bank.directory", "cache_dir", "run_dir", "ckpt_path", "hydra.run.dir", "hydra.sweep.dir"),
     *("queries", "labels", "positives", "test_positives"),
     *("input", "output", "predictions", "predictions_output", "classifiers", "runs", "baseline"),
+    *("dataset.dir.raw", "dataset.dir.contents", "run", "published"),
 }
 LIST_KEYS = {"runs"}  # those of them that may name several
 _SETTING = re.compile(r"(?P<sign>\+{0,2})(?P<key>[\w./@-]+)=(?P<value>.*)", re.DOTALL)

@@ -12,6 +12,7 @@ COMMANDS = (
     "audit",
     "train",
     "classify",
+    "baseline",
     "evaluate",
     "predict",
     "calibrate",
@@ -19,6 +20,7 @@ COMMANDS = (
     "prepare",
     "plan",
     "report",
+    "reproduce",
     "serve",
     "export",
 )

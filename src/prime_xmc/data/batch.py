@@ -153,7 +153,8 @@ class Batch(NamedTuple):
     """Some queries and the labels drawn for them, as a training step needs them.
 
     Attributes:
-        query_ids: int64 [query].
+        query_ids: int64 [query]; ids from the number of training queries on are those of label rows: that number plus
+            the label id.
         label_ids: int64 [label], ascending, each once.
         text_ids: int64 [query + label], places of the texts among all training texts: query ids, then the number of
             training queries plus the label ids. On the host.
@@ -169,6 +170,8 @@ class Batch(NamedTuple):
         left_out: Positives whose query is left out of the centroid, where they were asked for.
         without_centroid: int64 [some], ascending, columns of the candidates that are shown without a centroid, where
             they were asked for.
+        num_label_rows: Number of label rows, texts of labels that are trained as queries are, each with its own label.
+            They are the last ones of the queries, and in none of the pairs that move centroids.
     """
 
     query_ids: Tensor
@@ -184,6 +187,7 @@ class Batch(NamedTuple):
     memory: MemoryLabels | None = None
     left_out: LeftOut | None = None
     without_centroid: Tensor | None = None
+    num_label_rows: int = 0
 
     @property
     def positives(self) -> Bool[Tensor, "query label"]:
@@ -279,6 +283,9 @@ def places_of(
 class BatchBuilder(Dataset):
     """Turns what the sampler yields, (query ids, drawn label ids), into a `Batch`.
 
+    Ids beyond the queries are those of label rows, see `LabelRowSampler`: texts of labels whose only positive is the
+    label itself. No centroid moves for them, and none leaves them out.
+
     Args:
         queries: The training queries.
         label_tokens: Token ids of the labels.
@@ -353,8 +360,15 @@ class BatchBuilder(Dataset):
         row, slot = (drawn >= 0).nonzero()
         label_ids = self._labels(drawn[row, slot], mined)
         width = len(label_ids)
-        pairs, filtered = self.queries.positives.take(query_ids), self.queries.filtered.take(query_ids)
-        moved_ids, pair_places = np.unique(pairs.values, return_inverse=True)
+        num_queries = int((query_ids < len(self.queries)).sum())  # label rows are behind them
+        real_ids, row_labels = query_ids[:num_queries], query_ids[num_queries:] - len(self.queries)
+        of_queries = self.queries.positives.take(real_ids)
+        pairs, filtered = of_queries, self.queries.filtered.take(real_ids)
+        if len(row_labels):
+            own = Ragged(row_labels, np.arange(len(row_labels) + 1))
+            none = Ragged(row_labels[:0], np.zeros(len(row_labels) + 1, dtype=np.int64))
+            pairs, filtered = Ragged.joined([pairs, own]), Ragged.joined([filtered, none])
+        moved_ids, pair_places = np.unique(of_queries.values, return_inverse=True)
         related = places_of(pairs, label_ids, width)
         # a query's own label is no answer to it, whatever the data say
         excluded = places_of(filtered, label_ids, width)
@@ -376,7 +390,10 @@ class BatchBuilder(Dataset):
         else:
             spared = related if self.mask_positives else chosen
         relations = _relations(len(query_ids), width, chosen, spared, excluded)
-        queries, labels = pack(self.queries.tokens, query_ids), pack(self.label_tokens, label_ids)
+        queries, labels = pack(self.queries.tokens, real_ids), pack(self.label_tokens, label_ids)
+        if len(row_labels):
+            rows = pack(self.label_tokens, row_labels)._replace(ids=torch.from_numpy(query_ids[num_queries:]))
+            queries = Texts(*(torch.cat(parts) for parts in zip(queries, rows, strict=True)))
         memory = self._remember(query_ids, label_ids, moved_ids, pairs, filtered) if self.memory_labels else None
         without = self._draw_without(query_ids, width if memory is None else memory.relations.num_candidates)
         return Batch(
@@ -387,12 +404,13 @@ class BatchBuilder(Dataset):
             lengths=torch.cat([queries.lengths, labels.lengths]),
             relations=relations,
             moved_ids=torch.from_numpy(moved_ids.astype(np.int64)),
-            pair_rows=torch.from_numpy(pairs.row_ids()),
+            pair_rows=torch.from_numpy(of_queries.row_ids()),
             pair_places=torch.from_numpy(pair_places),
             more=self._draw_more(query_ids, label_ids, moved_ids) if self.num_more else None,
             memory=memory,
             left_out=self._leave_out(query_ids, label_ids, relations, memory, without) if self.leave_one_out else None,
             without_centroid=None if without is None else torch.from_numpy(without),
+            num_label_rows=len(row_labels),
         )
 
     def _labels(
@@ -429,6 +447,7 @@ class BatchBuilder(Dataset):
         # a function of the batch alone, as above, and no repetition of what that draws
         rng = np.random.default_rng([*query_ids, len(columns), 1])
         is_left_out = (rng.random(len(columns)) < self.leave_one_out) & (num_queries > 1)
+        is_left_out &= query_ids[rows] < len(self.queries)  # label rows are in no centroid
         if without is not None:
             is_left_out &= ~np.isin(columns, without)
         return LeftOut(*(torch.from_numpy(part[is_left_out]) for part in (rows, columns, num_queries)))
@@ -462,6 +481,7 @@ class BatchBuilder(Dataset):
         moved_ids: Int[np.ndarray, " moved"],
     ) -> MoreQueries:
         assert self.queries_of_label is not None
+        label_ids = label_ids[np.isin(label_ids, moved_ids)]  # a label row's own label may have no query here
         # a function of the batch alone, as above, and no repetition of what that draws
         rng = np.random.default_rng([*query_ids, self.num_more])
         drawn = draw_positives(self.queries_of_label, self._equally, label_ids, self.num_more, rng)

@@ -15,6 +15,7 @@ from prime_xmc.data.background import ChunkLoader
 from prime_xmc.data.batch import BatchBuilder, BatchLabels, LossPositives, SameBatches, TextChunks
 from prime_xmc.data.corpus import Corpus, Ragged, Split
 from prime_xmc.data.fitting import hold_out
+from prime_xmc.data.label_rows import LabelRowSampler
 from prime_xmc.data.preparation import prepare
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import RawFiles
@@ -35,7 +36,7 @@ class PrimeDataModule(LightningDataModule):
         propensity_a: A of the inverse propensity (Jain et al. 2016).
         propensity_b: B of the inverse propensity.
         batch_size: Number of queries in a batch, over all devices.
-        num_positives: Number of labels drawn for a query in each epoch.
+        num_positives: Number of labels drawn for a query in each epoch; 0: none, and batches have no texts of labels.
         positive_weighting: Probabilities of the draw: proportional to the "inverse_propensity" (Appendix J) or
             "uniform".
         loss_positives: Positives that the loss pulls to their query, see `BatchBuilder`.
@@ -49,6 +50,8 @@ class PrimeDataModule(LightningDataModule):
         num_mined: Number of labels drawn for each query from those that are mined for it, see `set_mined`.
         mined_alone: Whether these are the query's only negatives, see `BatchBuilder`.
         make_sampler: Maker of the sampler.
+        label_rows: Whether the text of each label is a training row too, see `LabelRowSampler`; the sampler has to be a
+            `ClusterBatchSampler` then.
         num_validation: Number of training queries held out for validation; None: as many as suit their number.
         encode_chunk: Number of texts in a batch of the loaders that only encode; None: as many as suit the device.
         seed: Seed of the validation split and of the sampler.
@@ -82,6 +85,7 @@ class PrimeDataModule(LightningDataModule):
         num_mined: int = 1,
         mined_alone: bool = False,
         make_sampler: Callable[..., ClusterBatchSampler] = ClusterBatchSampler,
+        label_rows: bool = False,
         num_validation: int | None = None,
         encode_chunk: int | None = None,
         seed: int = 0,
@@ -112,6 +116,7 @@ class PrimeDataModule(LightningDataModule):
         self.num_mined = num_mined
         self.mined_alone = mined_alone
         self.make_sampler = make_sampler
+        self.label_rows = label_rows
         self.num_validation = num_validation
         self.encode_chunk = encode_chunk
         self.seed = seed
@@ -141,7 +146,7 @@ class PrimeDataModule(LightningDataModule):
         """Open the prepared data, hold out the validation queries and make the sampler; once, whatever the stage.
 
         Raises:
-            ValueError: If the validation split would leave no query to train on.
+            ValueError: If the validation split would leave no query to train on, or the sampler has no label rows.
         """
         if hasattr(self, "corpus"):
             return
@@ -160,7 +165,7 @@ class PrimeDataModule(LightningDataModule):
         self.train_ids = np.sort(shuffled[self.num_validation :])
         self.inverse_propensity = inverse_propensity(corpus.label_frequency, num_train, *self.propensity)
         weight = self.inverse_propensity
-        self.sampler = self.make_sampler(
+        self.sampler = self._sampler_maker()(
             corpus.train.positives,
             self.train_ids,
             batch_size=self.batch_size,
@@ -170,6 +175,16 @@ class PrimeDataModule(LightningDataModule):
             num_mined=self.num_mined,
         )
         self.corpus = corpus
+
+    def _sampler_maker(self) -> Callable[..., ClusterBatchSampler]:
+        if not self.label_rows:
+            return self.make_sampler
+        if getattr(self.make_sampler, "func", self.make_sampler) is not ClusterBatchSampler:
+            raise ValueError(
+                "sampling.label_rows=true adds rows to batches of queries: give "
+                "sampling.sampler._target_=prime_xmc.data.sampling.ClusterBatchSampler with it"
+            )
+        return LabelRowSampler
 
     def set_clusters(self, clusters: Int64[np.ndarray, " query"] | None) -> None:
         """Make batches of the next epoch from these clusters of `sampler.query_ids`; None for random batches."""

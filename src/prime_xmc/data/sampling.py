@@ -107,13 +107,13 @@ class ClusterBatchSampler(Sampler[Drawn]):
         positives: Label ids of every query of the split.
         query_ids: Queries to train on. Those without positives are left out, with a warning.
         batch_size: Most queries that a batch may hold.
-        num_positives: Number of labels drawn per query, see `draw_positives`.
+        num_positives: Number of labels drawn per query, see `draw_positives`; 0 where steps need no texts of labels.
         weight: Weight of every label, > 0, see `draw_positives`.
         seed: Seed of the order and of the draws.
         num_mined: Number of labels drawn for each query from those of `set_mined`, once there are some.
 
     Raises:
-        ValueError: If no query has a positive, a weight is not positive, or a size is below 1.
+        ValueError: If no query has a positive, a weight is not positive, or a size is out of range.
 
     Source: NGAME, Dahiya et al. 2023a; paper, section 4.2.
     """
@@ -138,8 +138,8 @@ class ClusterBatchSampler(Sampler[Drawn]):
         seed: int,
         num_mined: int = 1,
     ):
-        if batch_size < 1 or num_positives < 1:
-            raise ValueError(f"batch_size and num_positives must be at least 1, got {batch_size} and {num_positives}")
+        if batch_size < 1 or num_positives < 0:
+            raise ValueError(f"expected batch_size >= 1 and num_positives >= 0, got {batch_size} and {num_positives}")
         if not (np.isfinite(weight) & (weight > 0)).all():
             label = int(np.flatnonzero(~(np.isfinite(weight) & (weight > 0)))[0])
             raise ValueError(f"weights of labels must be positive and finite, but label {label} has {weight[label]}")

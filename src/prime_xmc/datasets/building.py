@@ -40,9 +40,13 @@ def write_raw_files(
         return ({"uid": uid, **texts[uid], "target_ind": positives} for uid, positives in split)
 
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "trn.json.gz", records(train), names_in_headers)
-    _write(out / "tst.json.gz", records(test), names_in_headers)
-    _write(out / "lbl.json.gz", ({"uid": uid, **texts[uid]} for uid in labels), names_in_headers)
+    files = {
+        "trn.json.gz": records(train),
+        "tst.json.gz": records(test),
+        "lbl.json.gz": ({"uid": uid, **texts[uid]} for uid in labels),
+    }
+    for file, content in files.items():
+        write_records(out / file, content, name_in_header=names_in_headers)
     for file, split in (("filter_labels_train.txt", train), ("filter_labels_test.txt", test)):
         own = ((row, label_ids[uid]) for row, (uid, _) in enumerate(split) if uid in label_ids)
         (out / file).write_text("".join(f"{row} {label}\n" for row, label in own))
@@ -65,8 +69,15 @@ def split_queries(queries: Queries) -> tuple[Queries, Queries]:
     return train, test
 
 
-def _write(path: Path, records: Iterable[Mapping[str, Any]], name_in_header: bool) -> None:
-    # no time of writing in the header, so that the same records make the same file
+def write_records(path: Path, records: Iterable[Mapping[str, Any]], *, name_in_header: bool) -> None:
+    """Write records as lines of JSON compressed with gzip; the same records make the same file.
+
+    Args:
+        path: The file, which is written in place.
+        records: The records.
+        name_in_header: Whether the file's header names it.
+    """
+    # no time of writing in the header
     name = path.name if name_in_header else ""
     with path.open("wb") as raw, gzip.GzipFile(name, "wb", fileobj=raw, mtime=0) as file:
         for record in records:

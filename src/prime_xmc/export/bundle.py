@@ -26,6 +26,7 @@ from prime_xmc.export.folder import (
     LABELS,
     METRICS,
     NETWORK,
+    ONE_VS_ALL,
     PROTOTYPES,
     read_config,
     read_metrics,
@@ -63,8 +64,8 @@ def save_bundle(
     encoder: TextEncoder,
     tokenizer: transformers.PreTrainedTokenizerFast,
     max_length: int,
-    prototypes: Prototypes,
-    label_emb: Float[Tensor, "label d"],
+    prototypes: Prototypes | None,
+    label_emb: Float[Tensor, "label d"] | None,
     label_prototypes: Float[Tensor, "label d"],
     labels: Iterable[tuple[str, str]],
     index: object | None,
@@ -82,9 +83,10 @@ def save_bundle(
         encoder: Encoder f_theta.
         tokenizer: Tokenizer of the encoder; it is not changed.
         max_length: Number of tokens, special tokens included, at which a text is cut.
-        prototypes: Label Prototype Network g_phi with its banks.
-        label_emb: Embedding h_l of every label.
-        label_prototypes: Prototype z_l of every label.
+        prototypes: Label Prototype Network g_phi with its banks; None where the vectors of the labels are one-vs-all
+            classifiers, which are made of nothing.
+        label_emb: Embedding h_l of every label; None likewise.
+        label_prototypes: Vector of every label that a query is scored with: prototype z_l or classifier w_l.
         labels: Identifier (uid) and text of every label, in order.
         index: Search that training used. A built `FaissSearch` goes into the folder; with any other, the
             prototypes go there in a flat Faiss index where Faiss is installed.
@@ -102,18 +104,22 @@ def save_bundle(
         raise ValueError(f"{directory} exists and holds no {CONFIG}: it is not overwritten; export to another folder")
     with publishing(directory, replace=True) as temporary:
         faiss_index = index if isinstance(index, FaissSearch) else _flat_index(label_prototypes)
-        config = _describe(encoder, tokenizer, max_length, prototypes, faiss_index, settings) | {
+        of_labels = _describe_vectors(label_prototypes) if prototypes is None else _describe_prototypes(prototypes)
+        config = _describe(encoder, tokenizer, max_length, of_labels, faiss_index, settings) | {
             "query": {"fields": None if fields is None else list(fields), "separator": " "},
             "precision": precision,
         }
         _write_encoder(temporary, encoder, tokenizer, max_length)
-        save_tensors(temporary / CENTROIDS, {"centroids": prototypes.centroids.rows})
-        save_tensors(temporary / NETWORK, prototypes.state_dict())
-        save_tensors(temporary / PROTOTYPES, {"prototypes": label_prototypes, "label_emb": label_emb})
+        if prototypes is not None:
+            save_tensors(temporary / CENTROIDS, {"centroids": prototypes.centroids.rows})
+            save_tensors(temporary / NETWORK, prototypes.state_dict())
+        vectors = {"prototypes": label_prototypes}
+        save_tensors(temporary / PROTOTYPES, vectors if label_emb is None else vectors | {"label_emb": label_emb})
         if faiss_index is not None:
             faiss_index.save(temporary / INDEX)
         num_written = _write_labels(temporary / LABELS, labels)
-        assert num_written == len(label_prototypes) == len(label_emb) == prototypes.num_labels
+        assert num_written == len(label_prototypes) == of_labels["num_labels"]
+        assert label_emb is None or len(label_emb) == num_written
         write_json(temporary / CONFIG, sealed(config, temporary, SUMMED))
         if metrics is not None:
             write_json(temporary / METRICS, dict(metrics))
@@ -168,12 +174,11 @@ def _describe(
     encoder: TextEncoder,
     tokenizer: transformers.PreTrainedTokenizerFast,
     max_length: int,
-    prototypes: Prototypes,
+    of_labels: Mapping[str, Any],
     index: FaissSearch | None,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what it takes to build the parts again, and how they were made."""
-    layer = None if prototypes.network is None else prototypes.network.layer
     return {
         "format_version": FORMAT_VERSION,
         "package_version": version("prime_xmc"),
@@ -188,23 +193,32 @@ def _describe(
             "label_prompt": encoder.prompts.label or None,
         }
         | ({} if encoder.normalize else {"normalize": False}),
-        "prototypes": {
-            "num_labels": prototypes.num_labels,
-            "dim": encoder.dim,
-            # Where none is used, here and below, any number makes the module again.
-            "num_free_vectors": 1 if prototypes.free_vectors is None else prototypes.num_shared,
-            "num_private": 0 if prototypes.free_vectors is None else prototypes.num_private,
-            "sources": [source for source in prototypes.sources if source not in prototypes.more_sources],
-            "more_sources": list(prototypes.more_sources),
-            "combine": prototypes.combine,
-            "num_heads": 1 if layer is None else layer.self_attn.num_heads,
-            "feedforward": 1 if layer is None else layer.linear1.out_features,
-        },
+        "prototypes": dict(of_labels),
         "index": None
         if index is None
         else {name: getattr(index, name) for name in ("kind", "m", "ef_construction", "ef_search")},
         "settings": portable(settings),
     }
+
+
+def _describe_prototypes(prototypes: Prototypes) -> dict[str, Any]:
+    layer = None if prototypes.network is None else prototypes.network.layer
+    return {
+        "num_labels": prototypes.num_labels,
+        "dim": prototypes.centroids.rows.shape[1],
+        # Where none is used, here and below, any number makes the module again.
+        "num_free_vectors": 1 if prototypes.free_vectors is None else prototypes.num_shared,
+        "num_private": 0 if prototypes.free_vectors is None else prototypes.num_private,
+        "sources": [source for source in prototypes.sources if source not in prototypes.more_sources],
+        "more_sources": list(prototypes.more_sources),
+        "combine": prototypes.combine,
+        "num_heads": 1 if layer is None else layer.self_attn.num_heads,
+        "feedforward": 1 if layer is None else layer.linear1.out_features,
+    }
+
+
+def _describe_vectors(vectors: Float[Tensor, "label d"]) -> dict[str, Any]:
+    return {"kind": ONE_VS_ALL, "num_labels": vectors.shape[0], "dim": vectors.shape[1]}
 
 
 def _write_encoder(

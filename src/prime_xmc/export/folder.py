@@ -20,6 +20,7 @@ INDEX = "index.faiss"
 PROTOTYPES = "prototypes.safetensors"
 CENTROIDS = "centroids.safetensors"
 NETWORK = "prototype_network.safetensors"
+ONE_VS_ALL = "one_vs_all"  # kind of label vectors that are trained as they are and made of nothing
 REQUIRED = (CONFIG, "config.json", "model.safetensors", "tokenizer.json", PROTOTYPES, LABELS)
 _KEYS = ("max_length", "pad_token_id", "encoder", "prototypes", "index", "settings")
 AGAIN = "copy or export the model again"
@@ -110,6 +111,11 @@ def read_labels(path: Path) -> list[dict[str, Any]]:
                 raise ValueError(f"{path}, line {number}: no label with uid and text ({error!r}); {AGAIN}") from error
             records.append(record)
     return records
+
+
+def is_one_vs_all(config: Mapping[str, Any]) -> bool:
+    """Return whether the label vectors of a model are one-vs-all classifiers and not prototypes."""
+    return config["prototypes"].get("kind") == ONE_VS_ALL
 
 
 def model_version(config: Mapping[str, Any]) -> int:

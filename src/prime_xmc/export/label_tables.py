@@ -27,6 +27,7 @@ from prime_xmc.export.folder import (
     LABELS,
     NETWORK,
     PROTOTYPES,
+    is_one_vs_all,
     model_version,
     read_config,
     read_labels,
@@ -81,9 +82,14 @@ def read_label_tables(model: Path) -> LabelTables:
 
     Raises:
         FileNotFoundError: If the folder is no exported model, or lacks what prototypes of new labels are made of.
-        ValueError: If a file is damaged.
+        ValueError: If a file is damaged, or the model ranks by one-vs-all classifiers, which only training can make.
     """
     config = read_config(model)
+    if is_one_vs_all(config):
+        raise ValueError(
+            f"{model.absolute()} ranks by one-vs-all classifiers, which are made in training alone: its labels cannot "
+            "be changed. Train it anew, or take a model with prototypes"
+        )
     if missing := [name for name in (CENTROIDS, NETWORK) if not (model / name).is_file()]:
         raise FileNotFoundError(
             f"{model.absolute()} has no {' and no '.join(missing)}, which make prototypes of labels: {_WHERE}"

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from prime_xmc.export.calibration import Calibration
 from prime_xmc.export.ensemble import Ensemble
-from prime_xmc.export.folder import model_version, query_fields, query_separator
+from prime_xmc.export.folder import is_one_vs_all, model_version, query_fields, query_separator
 
 _SOURCES = {
     "text": "the label's text",
@@ -16,6 +16,7 @@ _SOURCES = {
     "free_vector": "a vector that it shares with similar labels",
 }
 
+_ONE_VS_ALL = "Each label has a one-vs-all classifier, a vector that was trained together with the encoder."
 _POOLINGS = {"mean": "mean pooling", "last": "last-token pooling", "cls": "first-token pooling"}
 
 # What this package brings with it, as `portable` writes its places, and what is known of its licence.
@@ -25,6 +26,14 @@ _DATA_LICENCES = {
     "prime_xmc/datasets/LF-Debian-18K": (
         "The labels' texts are names and synopses of Debian packages, each under the free licence of its package "
         "(`debian/copyright`)."
+    ),
+    "prime_xmc/datasets/LF-Debian-18K-Full": (
+        "The labels' texts are names, synopses and descriptions of Debian packages, each under the free licence of its "
+        "package (`debian/copyright`)."
+    ),
+    "prime_xmc/datasets/LF-Metamath-22K": (
+        "The labels' texts are comments and statements of the Metamath Proof Explorer (`set.mm`), which is dedicated "
+        "to the public domain (CC0-1.0)."
     ),
     "prime_xmc/datasets/LF-GO-15K": (
         "The labels' texts are data of the Gene Ontology Consortium, release 2022-07-01, under the [Creative Commons "
@@ -62,7 +71,9 @@ def model_card(
     is_unit = config["encoder"].get("normalize", True)  # older exports do not say
     results = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
     notes = [note for name, note in metrics.items() if name.startswith("note/") and name != "note/val"]
+    name = "One-vs-all classifiers" if is_one_vs_all(config) else "PRIME"
     text = _CARD.format(
+        name=name,
         dataset=dataset,
         load='"."' if hub_id is None else f'"{hub_id}"',
         where="  # this folder" if hub_id is None else "",
@@ -71,7 +82,8 @@ def model_card(
         dim=prototypes["dim"],
         unit=", unit length" if is_unit else "",
         similarity="cosine" if is_unit else "inner product",
-        made_of=_made_of(prototypes),
+        kind="classifier" if is_one_vs_all(config) else "prototype",
+        made_of=_ONE_VS_ALL if is_one_vs_all(config) else _made_of(prototypes),
         reads=_reads(config),
         scorers="" if ensemble is None else _scorers(ensemble),
         max_length=config["max_length"],
@@ -93,10 +105,10 @@ def model_card(
             "feature-extraction",
             "extreme-classification",
             "multi-label-classification",
-            "prime",
+            name.lower().replace(" ", "-"),
         ],
         metrics=["precision", "recall"],
-        model_name=f"PRIME on {dataset}",
+        model_name=f"{name} on {dataset}",
         eval_results=[_eval_result(dataset, name, value) for name, value in _by_default(results).items()] or None,
     )
     return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}").content
@@ -120,6 +132,8 @@ def _license(settings: Mapping[str, Any]) -> tuple[str | None, str]:
     config = settings.get("config") or {}
     encoder = (config.get("encoder") or {}).get("source")
     data = (config.get("dataset") or {}).get("dir")
+    if isinstance(data, Mapping):  # written by a function; of carried data, from contents that have a folder
+        data = str(data.get("contents", "")).rpartition("/")[0]
     known = [_ENCODER_LICENCE] if encoder == _CARRIED_ENCODER else []
     known += [text for carried, text in _DATA_LICENCES.items() if data == carried]
     if len(known) == 2:
@@ -254,11 +268,11 @@ def _probabilities(calibration: Calibration, version: int) -> str:
 
 
 _CARD = """\
-# PRIME on {dataset}
+# {name} on {dataset}
 
 Ranks {num_labels} labels for a text. A text encoder ({pooling}, {dim} dimensions{unit}) embeds the query.
 {made_of}
-A label's score is the {similarity} of query and prototype.{reads}
+A label's score is the {similarity} of query and {kind}.{reads}
 {scorers}
 ## How to load it
 
@@ -272,7 +286,7 @@ for prediction in predictor.predict(["terminal multiplexer with tabs"], top_k=5)
 
 or, in a shell, `echo "terminal multiplexer with tabs" | python -m prime_xmc.predict model=<this folder> top_k=5`.
 The encoder alone opens in `sentence_transformers.SentenceTransformer` and in `transformers.AutoModel`; the labels'
-prototypes, in the same space, are in `prototypes.safetensors`, their texts in `labels.jsonl`.
+{kind}s, in the same space, are in `prototypes.safetensors`, their texts in `labels.jsonl`.
 
 ## Results
 

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from prime_xmc.export import ensemble as ensembles
 from prime_xmc.export.explainer import Explainer, ScoringParts
-from prime_xmc.export.folder import AGAIN, INDEX, PROTOTYPES
+from prime_xmc.export.folder import AGAIN, INDEX, PROTOTYPES, is_one_vs_all
 from prime_xmc.export.lexical_folder import FOLDER as LEXICAL
 from prime_xmc.export.lexical_folder import load_lexical
 from prime_xmc.export.neighbours_folder import FOLDER as NEIGHBOURS
@@ -147,8 +147,13 @@ def load_explainer(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If one is damaged.
+        ValueError: If one is damaged, or the label vectors are made of nothing that could explain a score.
     """
+    if is_one_vs_all(config):
+        raise ValueError(
+            f"{model.absolute()} scores by one-vs-all classifiers alone, which are made of nothing that could explain "
+            "a score: leave explain=true out"
+        )
     digest = encoder_digest(model)
     ensemble = ensembles.read_ensemble(model, digest) if ensembles.has_ensemble(model) else None
     alone = {name: Weights(**{each: float(each == name) for each in Weights._fields}) for name in Weights._fields}

@@ -244,7 +244,7 @@ class TextEncoder(nn.Module):
             dropout=dropout,
             attention=attention,
         )
-        self.pooling: Pooling = resolve_pooling(source, pooling)
+        self.pooling: Pooling = resolve_pooling(source, pooling, normalize)
         self.prompts: Prompts = resolve_prompts(source, query_prompt, label_prompt)
         self.implementation: Implementation = implementation
         self.normalize = normalize

@@ -56,13 +56,14 @@ class _Settings(NamedTuple):
     include_prompt: bool
 
 
-def resolve_pooling(source: str, pooling: str) -> Pooling:
+def resolve_pooling(source: str, pooling: str, normalize: bool = True) -> Pooling:
     """Return the pooling of an encoder.
 
     Args:
         source: A folder that `save_pretrained` wrote, or a hub id.
         pooling: "auto" takes what the folder says, and the mean where it is none of sentence-transformers; any other
             is taken as it is, with a warning where the folder says otherwise.
+        normalize: Whether the embeddings are made unit vectors; those of a folder that compares inner products are not.
 
     Raises:
         ValueError: If `pooling` is unknown; or if it is "auto" and the folder makes its embeddings in a way that cannot
@@ -72,14 +73,14 @@ def resolve_pooling(source: str, pooling: str) -> Pooling:
         if pooling not in get_args(Pooling):
             raise ValueError(f"expected encoder.pooling to be auto or one of {get_args(Pooling)}, got {pooling!r}")
         try:
-            settings = _read_settings(source)
+            settings = _read_settings(source, normalize)
         except ValueError:  # The pooling is given, so nothing hangs on what the folder says.
             return pooling  # type: ignore[return-value]
         if settings is not None and (settings.obstacle is not None or settings.pooling != pooling):
             says = settings.obstacle or f"pools the {settings.pooling}"
             logger.warning("encoder.pooling=%s is used, although %s %s", pooling, source, says)
         return pooling  # type: ignore[return-value]
-    settings = _read_settings(source)
+    settings = _read_settings(source, normalize)
     if settings is None:
         return "mean"
     if settings.pooling is None:
@@ -133,7 +134,7 @@ def _choose(settings: _Settings, names: tuple[str, ...]) -> str:
     return next((settings.prompts[name] for name in names if name in settings.prompts), settings.default_prompt)
 
 
-def _read_settings(source: str) -> _Settings | None:
+def _read_settings(source: str, normalize: bool = True) -> _Settings | None:
     modules = _read_json(source, "modules.json")
     if modules is None:
         return None
@@ -148,7 +149,8 @@ def _read_settings(source: str) -> _Settings | None:
         if not isinstance(place, str) or Path(place).name != place:
             raise ValueError(f"modules.json of {source} names the folder {shown(place)}, expected one beside it")
         pooling_config = _read_json(source, f"{place}/config.json")
-    pooling, obstacle = _pooling_of(list(by_kind), pooling_config, about.get("similarity_fn_name"))
+    similarity = about.get("similarity_fn_name") if normalize else None
+    pooling, obstacle = _pooling_of(list(by_kind), pooling_config, similarity)
     prompts = {name: prompt for name, prompt in (about.get("prompts") or {}).items() if prompt}
     return _Settings(
         pooling,

@@ -77,6 +77,7 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
         None  # nothing to fill banks from; zeros take as long
     )
     module = make_module(small, data)
+    assert isinstance(module, PrimeModule)  # a plan of another one is refused before
     if not config.probe_steps:
         return module, Measured()
     watch, release = Watch(device, corpus, num_steps), config.callbacks.get("memory")

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from prime_xmc.assemble import fit_to_size, fitted_settings
+from prime_xmc.assemble import fit_to_size, fitted_settings, trains_one_vs_all
 from prime_xmc.planning.budget import PLACES, bytes_each, disk_bytes, memory_by_phase, peak, seconds_by_part
 from prime_xmc.planning.layout import count_processes, layout_of, schedule_of
 from prime_xmc.planning.probe import probe
@@ -27,6 +27,11 @@ def plan(config: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: If sizes are unknown, or training would refuse the configuration.
     """
+    if trains_one_vs_all(config):
+        raise ValueError(
+            "a plan is of the training of prototypes. One-vs-all classifiers take 12 bytes for each label and "
+            "dimension while they are trained with model=renee, and 2 with model=elmo"
+        )
     sizes, notes = find_sizes(config)
     notes += map(str, fitted_settings(config, sizes.num_queries, sizes.num_labels))
     config = fit_to_size(config, sizes.num_queries, sizes.num_labels)

@@ -84,7 +84,7 @@ def _look_up(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
     """Return sizes by name and a note on where they come from; nothing where they are unknown."""
     dataset = config.dataset
     has_dir = not OmegaConf.is_missing(dataset, "dir")
-    if has_dir and OmegaConf.is_dict(dataset.dir):
+    if has_dir and OmegaConf.is_dict(dataset.dir) and "num_labels" in dataset.dir:
         generated = {name: dataset.dir[name] for name in GIVEN[:4]} | {
             "tokens_per_query": dataset.dir.mean_query_words + _SPECIAL_TOKENS,
             "tokens_per_label": dataset.dir.mean_label_words + _SPECIAL_TOKENS,

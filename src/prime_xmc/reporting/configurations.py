@@ -49,6 +49,7 @@ class DatasetRuns:
 
     Attributes:
         name: Name of the data set, with a fingerprint where several share the name.
+        dataset: Name of the data set as it is.
         corpus: The prepared data set; None where it was not found.
         configurations: The finished runs, in the order of the first run of each configuration.
         unfinished: Runs without metrics.json.
@@ -57,6 +58,7 @@ class DatasetRuns:
     """
 
     name: str
+    dataset: str
     corpus: Corpus | None
     configurations: tuple[Configuration, ...]
     unfinished: tuple[RunRecord, ...]
@@ -98,7 +100,7 @@ def group_runs(runs: Iterable[RunRecord], cache_dirs: Sequence[Path]) -> list[Da
     for (name, source), members in by_dataset.items():
         corpus = next((corpora[run.path] for run in members if corpora[run.path] is not None), None)
         shown = name if names[name] == 1 else f"{name}-{source[:6]}"
-        result.append(_group(shown, corpus, members))
+        result.append(_group(shown, name, corpus, members))
     return result
 
 
@@ -145,7 +147,7 @@ def _is_derived(key: str, configurations: Sequence[Configuration]) -> bool:
     return len(expressions) == 1 and None not in expressions
 
 
-def _group(name: str, corpus: Corpus | None, runs: Sequence[RunRecord]) -> DatasetRuns:
+def _group(name: str, dataset: str, corpus: Corpus | None, runs: Sequence[RunRecord]) -> DatasetRuns:
     debugging = tuple(run for run in runs if run.is_debugging)
     runs = [run for run in runs if not run.is_debugging]
     newest: dict[tuple[str, int], RunRecord] = {}
@@ -166,7 +168,7 @@ def _group(name: str, corpus: Corpus | None, runs: Sequence[RunRecord]) -> Datas
     ]
     # A job that a sweep skipped has a folder, but its results are in the folder of another job.
     unfinished = tuple(run for run in runs if run.metrics is None and run.status != "skipped")
-    return DatasetRuns(name, corpus, tuple(configurations), unfinished, tuple(repeated), debugging)
+    return DatasetRuns(name, dataset, corpus, tuple(configurations), unfinished, tuple(repeated), debugging)
 
 
 def _names(configurations: Sequence[Sequence[RunRecord]]) -> list[str]:

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from prime_xmc import __version__
 from prime_xmc.reporting import wording
+from prime_xmc.reporting.published import PublishedResult
 from prime_xmc.reporting.study import Study
 from prime_xmc.reporting.tables import Table, make_tables
 
@@ -48,7 +49,13 @@ class Report:
 
 
 def make_report(
-    studies: Sequence[Study], *, title: str | None, command: str | None, num_resamples: int, now: datetime
+    studies: Sequence[Study],
+    *,
+    title: str | None,
+    command: str | None,
+    num_resamples: int,
+    now: datetime,
+    published: Sequence[PublishedResult] = (),
 ) -> Report:
     """Put together what a report says.
 
@@ -58,6 +65,7 @@ def make_report(
         command: Command that makes the report; None if it is made from Python.
         num_resamples: Number of resamples that the comparisons are based on.
         now: Time at which the report is made, with its time zone.
+        published: Published results to list beside those of the runs.
     """
     return Report(
         title=title or wording.default_title(studies),
@@ -67,6 +75,6 @@ def make_report(
             f"Python {platform.python_version()}."
         ),
         command=command,
-        chapters=[Chapter(study, wording.headline(study), make_tables(study)) for study in studies],
+        chapters=[Chapter(study, wording.headline(study), make_tables(study, published)) for study in studies],
         method=[paragraph.format(num_resamples=num_resamples) for paragraph in wording.METHOD],
     )

@@ -19,6 +19,7 @@ _CONFIG = Path(".hydra", "config.yaml")
 _OVERRIDES = Path(".hydra", "overrides.yaml")
 _EXPORT = Path("model", "prime_config.json")
 _CLASSIFIERS = Path("classifiers", "classifiers.json")
+_BASELINE = "baseline.json"
 _STAGE = "classify"  # folder of a second stage, within the run folder of the first
 _AFTERWARDS = (
     "classify",
@@ -31,11 +32,13 @@ _MEASURED = re.compile(r"(val|test)/(?:(\w+)/)?([^/]+)")  # split, scorer if the
 _JOB = "job.json"  # what a sweep notes about each of its jobs
 # Two runs belong to one configuration if they differ only in their seed, in where they write, and in what they show.
 _APART = (
-    *("seed", "run_dir", "cache_dir", "ckpt_path", "bank.directory", "debug", "verify"),
+    *("seed", "run_dir", "cache_dir", "envs_dir", "threads", "ckpt_path", "bank.directory", "debug", "verify"),
     *("export_after_validation", "export_every_n_epochs"),
     *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
     *("trainer.default_root_dir", "trainer.profiler"),
 )
+# Those of them that others take their value from.
+_PLACES = ("seed", "run_dir", "cache_dir", "envs_dir", "threads")
 _APART_GROUPS = ("logger", "callbacks.progress", "hydra")
 # Callbacks, by the class that _target_ names, that watch or save a run and do not change what it learns.
 _WATCHERS = {
@@ -45,7 +48,7 @@ _WATCHERS = {
 # What is raised for a configuration whose values are of other types than those of a training.
 _UNSUITED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, OmegaConfBaseException)
 _CALLBACK = re.compile(r"callbacks\.\w+")  # null: switched off, the same as if it were not there
-_READ = (_CONFIG, _OVERRIDES, _EXPORT, _CLASSIFIERS, "metrics.json", "metrics.csv", _JOB)
+_READ = (_CONFIG, _OVERRIDES, _EXPORT, _CLASSIFIERS, _BASELINE, "metrics.json", "metrics.csv", _JOB)
 # Options with which a run sees only part of the data; "model." is before those of a model that classifiers build on.
 _PARTIAL = re.compile(r"(?:model\.)?trainer\.(fast_dev_run|overfit_batches|limit_(?:train|val|test)_batches)")
 
@@ -134,7 +137,8 @@ def read_runs(path: Path) -> list[RunRecord]:
     if not isinstance(overrides, list):
         raise ValueError(f"{path / _OVERRIDES}: expected a list of settings, got {type(overrides).__name__}")
     check_numbers(path / "metrics.json", metrics or {})
-    export = (export or _load_json(path / _CLASSIFIERS) or {}).get("settings") or {}
+    export = export or _load_json(path / _CLASSIFIERS) or _load_json(path / _BASELINE) or {}
+    export = export.get("settings") or {}
     try:
         kinds = [isinstance(each, dict) for each in (config, export, export.get("config", {}))]
         if not all(kinds) or not all(isinstance(key, str) for key in config):
@@ -188,7 +192,7 @@ def _cache_dir(config: dict[str, Any]) -> str | None:
 
 def _resolve(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the settings by dotted key, and the expressions of those that are computed from other keys."""
-    plain = without_machine({**config, **{key: f"<{key}>" for key in ("seed", "run_dir", "cache_dir")}})
+    plain = without_machine({**config, **{key: f"<{key}>" for key in _PLACES}})
     raw = dict(_leaves(plain))
     values = dict(_leaves(resolved(plain)))
     watchers = _watchers(config)

@@ -9,12 +9,23 @@ import numpy as np
 
 from prime_xmc.evaluation.metrics import METRICS, SHOWN
 from prime_xmc.reporting.configurations import Configuration, differences, negative_pool
+from prime_xmc.reporting.published import PublishedResult, compared_methods
 from prime_xmc.reporting.statistics import bin_names, summary
 from prime_xmc.reporting.study import BINNED, COVERAGE_K, MACRO_K, Study
 
 LEVEL = 0.05  # p-values below it count as significant
 _DASH = "–"
 _ON_GPU = "peak_device_memory_bytes"  # only runs on a GPU have it
+# What runs of `prime_xmc.baseline` measure: header of the column, and how a value is shown.
+_OF_BASELINES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "train/cpu_seconds": ("CPU s", lambda value: f"{value:.1f}"),
+    "model_bytes": ("model MB", lambda value: f"{value / 1e6:.1f}"),
+    "predict/milliseconds_per_query": ("ms a query", lambda value: f"{value:.2f}"),
+}
+_ABOUT_BASELINES = (
+    " CPU s are the seconds of all processors in training, model MB what it takes to predict, and ms a query the "
+    "milliseconds of one processor from the text to the ranking; baselines measure them."
+)
 _PASSES = (
     " Passes measure all that leads to the finished model, from the start on and without the test, in units of the "
     "time that the bare encoder takes forward and backward over all training and label texts on the same machine."
@@ -70,10 +81,15 @@ class Table:
         return any(cell.mark for row in self.rows for cell in row)
 
 
-def make_tables(study: Study) -> list[Table]:
-    """Return the tables of a data set; a table without rows is left out."""
+def make_tables(study: Study, published: Sequence[PublishedResult] = ()) -> list[Table]:
+    """Return the tables of a data set; a table without rows is left out.
+
+    Args:
+        study: The data set's runs, compared.
+        published: Published results, of which those on this data set stand below the test metrics.
+    """
     tables = [
-        _results(study, "test"),
+        _with_published(_results(study, "test"), compared_methods(published, study.runs.dataset)),
         _comparison(study),
         _results(study, "val"),
         *(_bins(study, metric) for metric in BINNED),
@@ -131,6 +147,33 @@ def _results(study: Study, stage: Literal["test", "val"]) -> Table:
         rows=rows,
         records=records,
     )
+
+
+def _with_published(results: Table, published: Sequence[PublishedResult]) -> Table:
+    """Return the table of test metrics with published results below those of the runs, if there are both."""
+    published = [result for result in published if result.values.keys() & {*SHOWN}]
+    if not published or not results.rows:
+        return results
+    rows, records = [], []
+    for result in published:
+        name = f"{result.method} (published)"
+        cells = [
+            Cell(f"{100 * result.values[metric]:.2f}", note=result.sources[metric])
+            if metric in result.values
+            else Cell(_DASH)
+            for metric in SHOWN
+        ]
+        rows.append((Cell(name, note=result.kind), Cell(_DASH), *cells))
+        records += [
+            {"configuration": name, "seeds": "", "metric": metric, "mean": value, "sd": ""}
+            | {"published": "; ".join(filter(None, (result.kind, result.sources[metric])))}
+            for metric, value in result.values.items()
+        ]
+    caption = (
+        f"{results.caption} Rows marked “published” are numbers as printed, not computed here: they have no deviation "
+        "and take no part in bold type and comparisons."
+    )
+    return replace(results, caption=caption, rows=[*results.rows, *rows], records=[*results.records, *records])
 
 
 def _comparison(study: Study) -> Table:
@@ -249,6 +292,7 @@ def _of_labels(study: Study, metrics: Sequence[str], *, name: str, title: str, c
 def _cost(study: Study) -> Table:
     shows_passes = any(c.final("train/passes") for c in study.runs.configurations)  # older runs do not know them
     on_gpu = any(c.final(_ON_GPU) for c in study.runs.configurations)
+    has_baselines = any(c.final(name) for name in _OF_BASELINES for c in study.runs.configurations)
     columns: dict[str, Callable[[Any], str]] = {
         "train/epochs": lambda value: f"{value:.0f}",
         "train/seconds": lambda value: f"{value / 60:.1f}",
@@ -257,6 +301,7 @@ def _cost(study: Study) -> Table:
         "peak_rss_bytes": lambda value: f"{value / 2**30:.2f}",
         **({_ON_GPU: lambda value: f"{value / 2**30:.2f}"} if on_gpu else {}),
         "num_parameters": lambda value: f"{value / 1e6:.1f}",
+        **({name: shown for name, (_, shown) in _OF_BASELINES.items()} if has_baselines else {}),
     }
     rows, records = [], []
     for configuration in study.runs.configurations:
@@ -277,12 +322,15 @@ def _cost(study: Study) -> Table:
         caption=(
             "Mean ± standard deviation over seeds. The negative pool is the number of labels that a batch draws, among "
             "which each query finds its negatives. Minutes are those of training alone, memory is the peak of the "
-            "process, and parameters are those that are trained." + (_PASSES if shows_passes else "")
+            "process, and parameters are those that are trained."
+            + (_PASSES if shows_passes else "")
+            + (_ABOUT_BASELINES if has_baselines else "")
         ),
         header=(
             *("configuration", "negative pool", "epochs", "minutes"),
             *(("passes",) if shows_passes else ()),
             *("queries/s", "peak GiB", *(("GPU GiB",) if on_gpu else ()), "million parameters"),
+            *((header for header, _ in _OF_BASELINES.values()) if has_baselines else ()),
         ),
         rows=rows,
         records=records,

@@ -329,7 +329,8 @@ class ExportModel(Callback):
     """Writes the model folder when training has ended, and before that where asked or where it costs little.
 
     Args:
-        save: Function that writes it, given the module, its label embeddings and its label prototypes.
+        save: Function that writes it, given the module, its label embeddings, None where it makes none, and the vectors
+            that it searches.
         every_n_epochs: Number of epochs between further exports; None: no further ones.
         after_validation: Whether to export at the end of every epoch that has validated, when the labels are encoded
             anyway.
@@ -337,7 +338,7 @@ class ExportModel(Callback):
 
     def __init__(
         self,
-        save: Callable[[LightningModule, Tensor, Tensor], None],
+        save: Callable[[LightningModule, Tensor | None, Tensor], None],
         every_n_epochs: int | None = None,
         after_validation: bool = True,
     ):

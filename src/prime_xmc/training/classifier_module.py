@@ -20,9 +20,8 @@ from prime_xmc.evaluation.rank import search_unfiltered
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.classifiers import Classifiers, hardest_of_all, pair_similarity
 from prime_xmc.model.losses import Contrast, contrast_of
-from prime_xmc.training.module import Searcher
 from prime_xmc.training.optimizers import with_warmup
-from prime_xmc.training.protocols import QueryMemory
+from prime_xmc.training.protocols import QueryMemory, Searcher
 from prime_xmc.training.randomness import seed_step
 from prime_xmc.training.start import check_precision, missing_callbacks
 from prime_xmc.training.step_log import StepLog

@@ -5,34 +5,30 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int, Int64
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from prime_xmc.data.batch import Batch, Texts, send
-from prime_xmc.evaluation.meter import XMCMetrics, log_metrics
-from prime_xmc.evaluation.metrics import TOP_K
-from prime_xmc.evaluation.rank import search_unfiltered
 from prime_xmc.model.banks import BANKS, RowBank
 from prime_xmc.model.encoder import TextEncoder
-from prime_xmc.model.frozen import kept_dtype
 from prime_xmc.model.losses import PrimeLoss
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.optimizers import clip_gradients, with_warmup
 from prime_xmc.training.protocols import Kind, PrototypeModule, Searcher
 from prime_xmc.training.randomness import seed_step
+from prime_xmc.training.ranking_module import RankingModule
 from prime_xmc.training.sharded import copy_from_first, digest, encode_sharded, require_same
 from prime_xmc.training.start import check_precision, check_processes, missing_callbacks
-from prime_xmc.training.step_log import StepLog
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +42,7 @@ _HOW_TO_LOAD = (
 )
 
 
-class PrimeModule(LightningModule, PrototypeModule):
+class PrimeModule(RankingModule, PrototypeModule):
     """PRIME: encoder, prototypes and loss, with all that the method does around a step.
 
     It brings the callbacks along that fill its banks before training and make new clusters of queries, so that any
@@ -95,17 +91,14 @@ class PrimeModule(LightningModule, PrototypeModule):
         callbacks: Sequence[Callback] = (),
         zero_banks: bool = False,
     ):
-        super().__init__()
-        self.encoder = encoder
+        super().__init__(encoder, searcher, inverse_propensity, make_bank)
         self.prototypes = prototypes
         self.loss = loss
-        self.searcher = searcher
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.weight_decay = weight_decay
         self.warmup_fraction = warmup_fraction
         self.seed = seed
-        self.metrics = XMCMetrics(inverse_propensity)
         self.inverse_propensity: Tensor
         self.register_buffer(
             "inverse_propensity", torch.from_numpy(inverse_propensity.astype(np.float32)), persistent=False
@@ -113,17 +106,9 @@ class PrimeModule(LightningModule, PrototypeModule):
         # the embedding that training itself last made of each query, for clusters without another encoding pass
         self.query_memory = make_bank(num_queries, encoder.dim, dtype="float16")
         self.label_memory = make_bank(prototypes.num_labels, encoder.dim, dtype="float16") if remember_labels else None
-        self.make_bank = make_bank
         self.callbacks = list(callbacks)
         self.zero_banks = zero_banks
-        self.test_predictions: tuple[np.ndarray, np.ndarray] | None = None
-        self.num_trained = 0  # queries that went through training steps of this process
-        self._index: tuple[Tensor, Tensor] | None = None
-        self.keeps_queries = False  # whether `ranked_queries` has more to return than those held out
-        self._ranked: dict[str, list[tuple[np.ndarray, Tensor]]] = {}
-        self.step_log = StepLog()
         self._compared_epoch: int | None = None  # the last one whose batches were compared between processes
-        self._kept_texts: Any = None  # data whose texts the encoder keeps outputs of frozen layers for
         self._leave_tables_alone()
 
     @property
@@ -150,7 +135,8 @@ class PrimeModule(LightningModule, PrototypeModule):
         check_precision(str(self.trainer.precision))
         check_processes(self.trainer)
         data: Any = getattr(self.trainer, "datamodule", None)
-        self._prepare_frozen_outputs(stage, None if data is None else data.corpus)
+        self.prepare_frozen_outputs(stage, None if data is None else data.corpus)
+        self._leave_tables_alone()
         if self.trainer.world_size > 1 and data is not None:
             parts = {
                 "data set": digest(data.corpus.manifest["fingerprint"]),
@@ -158,20 +144,6 @@ class PrimeModule(LightningModule, PrototypeModule):
                 "seed": self.seed,
             }
             require_same(parts, "the data", self.trainer.strategy.root_device)
-
-    def _prepare_frozen_outputs(self, stage: str, corpus: Any) -> None:
-        """Make room for outputs of frozen layers before training, and drop those that are of other texts."""
-        if stage != "fit" and self._kept_texts is corpus:
-            return
-        # a training may have another precision, or weights that were put in since the last one
-        self.encoder.frozen = self._kept_texts = None
-        if stage == "fit" and corpus is not None:
-            lengths = np.concatenate([corpus.train.tokens.lengths, corpus.label_tokens.lengths])
-            self.encoder.keep_frozen_outputs(lengths, self.make_bank, kept_dtype(str(self.trainer.precision)))
-            if self.encoder.frozen is not None:
-                self.encoder.frozen.bank.stays_on_gpu = True
-            self._kept_texts = corpus
-        self._leave_tables_alone()
 
     def on_fit_start(self) -> None:
         """Let all processes start from the same tables, which the callbacks, or a checkpoint, have filled by now."""
@@ -318,7 +290,8 @@ class PrimeModule(LightningModule, PrototypeModule):
             known = {name: value for name, value in known.items() if name in taken}
             loss, logs = self.loss(query_emb, label_emb, prototypes, positives, negatives, **known)
             drift = self.prototypes.update_centroids(*seen, batch.moved_ids)
-        self.query_memory.put(batch.query_ids, query_emb)
+        num_queries = len(query_emb) - batch.num_label_rows  # label rows, behind them, are not remembered
+        self.query_memory.put(batch.query_ids[:num_queries], query_emb[:num_queries])
         if self.label_memory is not None:
             self.label_memory.put(batch.label_ids, label_emb)
         size = len(batch.query_ids)
@@ -326,18 +299,6 @@ class PrimeModule(LightningModule, PrototypeModule):
         self.step_log.note(self.global_step, size, loss.detach(), logs | {"centroid_drift": drift})
         embedded = {"query_emb": query_emb, "label_emb": label_emb, "prototypes": prototypes[: len(label_emb)]}
         return {"loss": loss} | {name: emb.detach() for name, emb in embedded.items()}
-
-    def on_train_epoch_start(self) -> None:
-        """Forget what the steps of the epoch before have logged."""
-        self.step_log.start_epoch()
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log what is due, and stop where training has diverged.
-
-        Raises:
-            ValueError: If it has.
-        """
-        self.step_log.log(self)
 
     def _candidates(self, batch: Batch, label_emb: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
         """Return prototypes of the batch's labels, then of those in memory, and their positive and negative pairs.
@@ -458,69 +419,9 @@ class PrimeModule(LightningModule, PrototypeModule):
                 prototypes.put(ids, self.prototypes(ids, emb))
             self.searcher.build(prototypes.rows)
             self._index = label_emb.rows, prototypes.rows
-        return self._index
-
-    @property
-    def has_index(self) -> bool:
-        """Whether the labels are encoded as the module is now."""
-        return self._index is not None
-
-    def discard_index(self) -> None:
-        """Make the next `build_index` start anew, since a bank has changed or memory is needed."""
-        self._index = None
-        self._ranked.clear()
-
-    def on_validation_epoch_start(self) -> None:
-        """Bring the prototypes up to date."""
-        self.build_index()
-        self._ranked.pop("val", None)
-
-    def on_test_epoch_start(self) -> None:
-        """Bring the prototypes up to date."""
-        self.build_index()
-        self._ranked.pop("test", None)
-        self._found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-
-    def validation_step(self, batch: Texts, batch_idx: int) -> dict[str, np.ndarray]:
-        """Rank the labels for a chunk of validation queries; return `indices` and `scores` for callbacks."""
-        indices, scores = self._rank(batch, "val")
-        return {"indices": indices, "scores": scores}
-
-    def test_step(self, batch: Texts, batch_idx: int) -> None:
-        """Rank the labels for a chunk of test queries, and keep the top of the ranking."""
-        self._found.append((batch.ids.numpy(), *self._rank(batch, "test")))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the validation queries."""
-        log_metrics(self, self.metrics, "val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test queries and put their predictions in order."""
-        log_metrics(self, self.metrics, "test")
-        ids, indices, scores = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
-        order = np.argsort(ids)
-        self.test_predictions = indices[order], scores[order]
-
-    def _rank(self, batch: Texts, stage: Literal["val", "test"]) -> tuple[np.ndarray, np.ndarray]:
-        queries = self.trainer.datamodule.truth(stage)  # type: ignore[attr-defined]
-        ids = batch.ids.numpy()
-        # validation queries are training queries that are held out
-        query_emb = self(batch.token_ids, batch.lengths, batch.ids if stage == "val" else None)
-        if self.keeps_queries or stage == "val":  # those held out are few
-            self._ranked.setdefault(stage, []).append((ids, query_emb.detach().cpu()))
-        found, scores = search_unfiltered(self.searcher.search, query_emb, queries.filtered.take(ids), TOP_K)
-        self.metrics.update(found, queries.positives.take(ids))
-        return found, scores
-
-    def ranked_queries(self) -> dict[str, tuple[np.ndarray, Tensor]]:
-        """Return ids and embeddings, on the CPU, of the queries that were ranked since the last step, by stage.
-
-        There are those held out alone unless `keeps_queries` was set before they were ranked.
-        """
-        return {
-            stage: (np.concatenate([ids for ids, _ in parts]), torch.cat([emb for _, emb in parts]))
-            for stage, parts in self._ranked.items()
-        }
+        text_emb, vectors = self._index
+        assert text_emb is not None
+        return text_emb, vectors
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return matrices, which decay; biases and norms; and free vectors, whose gradient is sparse."""

@@ -18,7 +18,8 @@ class DenseAndSparse(Optimizer):
     accumulation, clipping and schedules, and count every step twice.
 
     Args:
-        groups: Parameter groups; "sparse": True marks those with sparse gradients.
+        groups: Parameter groups; "sparse": True marks those with sparse gradients, or of tables with an optimiser of
+            their own.
         dense: Function that makes the optimiser of the other groups, such as AdamW.
         sparse: Function that makes the optimiser of the marked groups, such as RowAdam, whose work is in proportion
             to the rows that have a gradient.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prime_xmc.data.batch import pack
 from prime_xmc.training.callbacks import ReleaseMemory
-from prime_xmc.training.protocols import PrototypeModule, TrainingData, data_of, prototype_module
+from prime_xmc.training.protocols import EncoderModule, TrainingData, data_of, encoder_module
 from prime_xmc.training.record import RunHistory
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class PassProbe(Callback):
         """Measure, and log how long a pass takes."""
         self.record.enter("probe")
         data = data_of(trainer)
-        if _sample_tokens(trainer, prototype_module(pl_module), data) < LEAST_TOKENS:
+        if _sample_tokens(trainer, encoder_module(pl_module), data) < LEAST_TOKENS:
             self.record.no_pass = (
                 f"not measured: the queries of all steps have {_trained_tokens(trainer, data):,.0f} tokens, too few "
                 f"for a measurement that may cost {2 * SHARE:.0%} of them"
@@ -70,7 +70,7 @@ class PassProbe(Callback):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> float:
         """Return the duration of a pass in seconds."""
-        module, data = prototype_module(pl_module), data_of(trainer)
+        module, data = encoder_module(pl_module), data_of(trainer)
         rate = seconds_per_token(
             module, trainer, data, _sample_tokens(trainer, module, data), _allowed_tokens(trainer, data), self.seed
         )
@@ -79,7 +79,7 @@ class PassProbe(Callback):
 
 
 def seconds_per_token(
-    module: PrototypeModule, trainer: Trainer, data: TrainingData, sample_tokens: int, allowed: float, seed: int
+    module: EncoderModule, trainer: Trainer, data: TrainingData, sample_tokens: int, allowed: float, seed: int
 ) -> float:
     """Return the wall time of a token's forward and backward through the encoder, from samples of the run's texts.
 
@@ -163,7 +163,7 @@ def _allowed_tokens(trainer: Trainer, data: TrainingData) -> float:
     return SHARE * _trained_tokens(trainer, data) / trainer.world_size
 
 
-def _sample_tokens(trainer: Trainer, module: PrototypeModule, data: TrainingData) -> int:
+def _sample_tokens(trainer: Trainer, module: EncoderModule, data: TrainingData) -> int:
     """Return how many tokens a sample has, about."""
     allowed = _allowed_tokens(trainer, data) / (1 + SAMPLES)
     return int(min(CHUNKS * module.encoder.chunk_tokens, _tokens_of_a_pass(data), allowed))

@@ -71,25 +71,35 @@ class QueryMemory(Protocol):
 
 
 @runtime_checkable
+class EncoderModule(Protocol):
+    """A module that trains an encoder."""
+
+    encoder: TextEncoder
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the module."""
+
+
+@runtime_checkable
 class LabelIndex(Protocol):
-    """A module that encodes and indexes all labels."""
+    """A module that indexes a vector of every label."""
 
     @property
     def has_index(self) -> bool:
-        """Whether the labels are encoded as the module is now."""
+        """Whether the index is of the labels as the module is now."""
 
-    def build_index(self) -> tuple[Float[Tensor, "label d"], Float[Tensor, "label d"]]:
-        """Return h_l and z_l of every label, and let the searcher search the latter."""
+    def build_index(self) -> tuple[Float[Tensor, "label d"] | None, Float[Tensor, "label d"]]:
+        """Return h_l, None where none is made, and the vector of every label, which the searcher now searches."""
 
     def discard_index(self) -> None:
         """Make the next `build_index` start anew."""
 
 
 @runtime_checkable
-class PrototypeModule(QueryMemory, LabelIndex, Protocol):
+class PrototypeModule(QueryMemory, LabelIndex, EncoderModule, Protocol):
     """A module whose banks are filled from embeddings of its encoder."""
 
-    encoder: TextEncoder
     prototypes: Prototypes
     searcher: Searcher
     make_bank: Callable[..., RowBank]
@@ -115,6 +125,17 @@ def data_of(trainer: Trainer) -> TrainingData:
             "clusters of its queries, and centroids from their embeddings"
         )
     return data
+
+
+def encoder_module(module: LightningModule) -> EncoderModule:
+    """Return the module that is trained as one with an encoder.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if not isinstance(module, EncoderModule):
+        raise ValueError(f"expected a module that trains an encoder, got a {type(module).__name__}")
+    return module
 
 
 def prototype_module(module: LightningModule) -> PrototypeModule:

@@ -20,7 +20,8 @@ from prime_xmc.files import write_text
 LOCK = "run.lock"  # in a run folder: held by the process that works there, whose id it contains
 METADATA = Path(".hydra")  # in a run folder: what Hydra writes before a run begins
 METRICS = "metrics.json"  # in a run folder: the last that a run writes, which says that it is finished
-_MADE_AT_THE_END = (METRICS, "predictions*.npz", "classifiers", "classify")
+BASELINE = "baseline.json"  # in the run folder of a baseline: the settings, which a model folder would tell
+_MADE_AT_THE_END = (METRICS, BASELINE, "predictions*.npz", "classifiers", "classify")
 _MADE_ON_THE_WAY = ("metrics.csv", "model", "csv", "csv-*", "tensorboard")
 
 

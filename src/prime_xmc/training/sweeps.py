@@ -235,7 +235,7 @@ def _finished(folder: Path, wanted: str) -> Path | None:
 def _continued(config: DictConfig) -> DictConfig:
     """Return a configuration that goes on from the last checkpoint in its run folder, if there is one."""
     checkpoint = Path(config.run_dir) / "checkpoints" / "last.ckpt"
-    if config.ckpt_path is not None or not checkpoint.is_file():
+    if not checkpoint.is_file() or config.ckpt_path is not None:
         return config
     logger.info("continuing from %s", checkpoint)
     return OmegaConf.merge(config, {"ckpt_path": str(checkpoint)})  # type: ignore[return-value]

@@ -1,0 +1,155 @@
+"""Methods of other libraries, each in a process of its own: two of them in one process get in each other's way."""
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from prime_xmc.baselines import worker
+from prime_xmc.baselines.environments import LibraryEnvironment
+from prime_xmc.baselines.features import TfIdf, labels_matrix
+from prime_xmc.baselines.method import Cost, LabelledTexts, Outcome, Stopwatch, TextSet, Top, default_threads
+from prime_xmc.files import write_json
+
+logger = logging.getLogger(__name__)
+
+_LINES = 8  # of what a process that failed has said
+
+
+class ExternalMethod:
+    """A method of a library, on tf-idf vectors, and on the texts themselves where it reads them.
+
+    Args:
+        library: Name of the function of `worker` that calls it: omikuji, napkinxc, xr_linear, ...
+        parameters: What the library calls its settings; others have the library's own defaults.
+        tfidf: Vectors of texts.
+        environment: Environment that has the library; None: it is installed beside this package.
+        label_texts: Whether label texts are training queries, too.
+        beam_size: Nodes of a tree that are followed at once; None: the library has no such setting.
+        seed: Seed, where the library takes one.
+        threads: Threads to train with; None: as many as there are processors.
+
+    Raises:
+        ValueError: If the library is to be installed beside this package and is not.
+    """
+
+    def __init__(
+        self,
+        library: str,
+        parameters: Mapping[str, Any],
+        tfidf: TfIdf,
+        environment: LibraryEnvironment | None = None,
+        label_texts: bool = True,
+        beam_size: int | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+    ):
+        if library not in worker.LIBRARIES:
+            raise ValueError(f"method.library={library}: expected one of {', '.join(worker.LIBRARIES)}")
+        if environment is None and find_spec(library) is None:
+            raise ValueError(f"this method needs {library}: pip install 'prime_xmc[baselines]'")
+        self.library = library
+        self.parameters = dict(parameters)
+        self.tfidf = tfidf
+        self.environment = environment
+        self.label_texts = label_texts
+        self.beam_size = beam_size
+        self.seed = seed
+        self.threads = threads or default_threads()
+
+    def rank(self, training: LabelledTexts, queries: Mapping[str, TextSet], k: int) -> Outcome:
+        """Make vectors, train and rank in a process of the library, and return the k best labels of each query.
+
+        Raises:
+            ValueError: If the library's environment cannot be made.
+            RuntimeError: If the process fails, with what it said last.
+        """
+        python = Path(sys.executable) if self.environment is None else self.environment.python()
+        making, transforming = Stopwatch(), Stopwatch()
+        with making.running():
+            vectoriser = self.tfidf.learn(training)
+            texts = training.with_label_texts() if self.label_texts else training
+            rows = vectoriser.rows(texts.queries)
+        with transforming.running():
+            asked = {name: vectoriser.rows(each) for name, each in queries.items()}
+        settings = {
+            "library": self.library,
+            "parameters": self.parameters,
+            "beam_size": self.beam_size,
+            "seed": self.seed,
+            "threads": self.threads,
+            "k": min(k, len(training.labels)),
+            "queries": list(queries),
+        }
+        with tempfile.TemporaryDirectory(prefix="prime_xmc-") as name:
+            folder = Path(name)
+            write_json(folder / "settings.json", settings)
+            sp.save_npz(folder / "train.npz", rows, compressed=False)
+            sp.save_npz(folder / "labels.npz", labels_matrix(texts), compressed=False)
+            for query_name, matrix in asked.items():
+                sp.save_npz(folder / f"queries_{query_name}.npz", matrix, compressed=False)
+            if self.library in worker.TEXT_LIBRARIES:
+                write_json(folder / "train.json", list(texts.queries.strings))
+                for query_name, each in queries.items():
+                    write_json(folder / f"queries_{query_name}.json", list(each.strings))
+            logger.info("%s: training in a process of its own", self.library)
+            run_worker(python, folder, self.threads)
+            cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+            rankings = {each: _read_ranking(folder / f"ranking_{each}.npz", k) for each in queries}
+        num_queries = max(1, sum(map(len, queries.values())))
+        return Outcome(
+            rankings,
+            Cost(
+                making.seconds + cost["train_seconds"],
+                making.cpu_seconds + cost["train_cpu_seconds"],
+                cost["peak_rss_bytes"],
+                vectoriser.model_bytes + cost["model_bytes"],
+                1000 * (transforming.cpu_seconds + cost["predict_cpu_seconds"]) / num_queries,
+            ),
+        )
+
+
+def run_worker(python: Path, folder: Path, threads: int) -> None:
+    """Run `worker` on a folder, to its end.
+
+    Args:
+        python: Python that has the library.
+        folder: Folder with the input.
+        threads: Threads of libraries that ask the environment variable OMP_NUM_THREADS.
+
+    Raises:
+        RuntimeError: If it fails, with what it said last.
+    """
+    # -I: neither the current folder nor PYTHONPATH puts another package in the place of the library's
+    command = [str(python), "-I", str(Path(worker.__file__)), str(folder)]
+    environment = {"OMP_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin"}
+    with (folder / "said.txt").open("w+", encoding="utf-8") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment)
+        try:
+            status = process.wait()
+        except BaseException:  # Ctrl-C and the like
+            process.kill()
+            process.wait()
+            raise
+        if status != 0:
+            said.seek(0)
+            last = "".join(said.readlines()[-_LINES:]).rstrip()
+            raise RuntimeError(
+                f"{' '.join(command[:2])}: the process of the library ended with status {status}:\n{last}"
+            )
+
+
+def _read_ranking(path: Path, k: int) -> Top:
+    """Read a ranking of a process, in which there may be fewer than k columns."""
+    with np.load(path, allow_pickle=False) as archive:
+        ids, scores = archive["ids"], archive["scores"]
+    missing = ((0, 0), (0, k - ids.shape[1]))
+    return np.pad(ids, missing, constant_values=-1), np.pad(scores, missing, constant_values=-np.inf)

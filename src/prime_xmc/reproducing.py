@@ -1,0 +1,175 @@
+"""The paper's numbers beside those of a run, which is trained with the paper's settings or finished already."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from prime_xmc.app import compose
+from prime_xmc.assemble import raw_files
+from prime_xmc.conf_files import config_dir, entries
+from prime_xmc.reporting.published import PAPER, PublishedResult, find_result, read_published
+from prime_xmc.reporting.run_folders import RunRecord, read_runs
+from prime_xmc.stages import train_prototypes
+from prime_xmc.training.run_folder import METRICS, with_run_folder
+from prime_xmc.training.sweeps import in_sweep
+
+_OF_SCORER = {"theta": "", "W": " (W)"}  # what the paper puts behind the name of a method
+_FILTERS = ("filter_labels_train", "filter_labels_test")
+# Settings that the paper gives, and those with which the default goes beyond it.
+_SETTINGS = (
+    *("encoder.source", "encoder.frozen_layers", "dataset.max_length", "model.num_free_vectors"),
+    *("sampling.batch_size", "sampling.num_positives", "trainer.max_epochs", "optimizer.lr"),
+    *("loss.gamma_min", "loss.gamma_max", "loss.text_weight", "loss.label_weight"),
+    *("sampling.memory_labels", "sampling.leave_one_out", "sampling.without_centroid"),
+)
+
+
+class Reproduction(NamedTuple):
+    """A published result and that of a run.
+
+    Attributes:
+        published: What was published.
+        ours: Metrics of the run by name, fractions in [0, 1].
+    """
+
+    published: PublishedResult
+    ours: dict[str, float]
+
+    def rows(self) -> list[tuple[str, float, float]]:
+        """Return name, published value and ours of each metric that was published and measured."""
+        values = self.published.values
+        return [(metric, value, self.ours[metric]) for metric, value in values.items() if metric in self.ours]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `output` is to hold."""
+        return {
+            "dataset": self.published.dataset,
+            "method": self.published.method,
+            "metrics": {
+                metric: {
+                    "published": value,
+                    "source": self.published.sources[metric],
+                    "ours": ours,
+                    "difference": ours - value,
+                }
+                for metric, value, ours in self.rows()
+            },
+        }
+
+
+def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
+    """Train, or open the finished run that `run` names, and return what to compare and what to know of it.
+
+    Raises:
+        FileNotFoundError: If there are no raw files of the data set, or no such file of published results.
+        ValueError: If nothing was published of the method on the data set, the run has not finished, or the command is
+            a sweep.
+    """
+    if in_sweep():
+        raise ValueError("-m: expected a single run; sweep with prime_xmc.train, and give reproduce run=<run folder>")
+    results = read_published(str(config.published))
+    if config.run is None:
+        find_result(results, config.dataset.name, config.method)  # before hours of training
+        check_raw_files(config.dataset)
+        config = with_run_folder(config)
+        if not train_prototypes(config).trainer.is_global_zero:
+            return [], []
+        folder = Path(config.run_dir)
+    else:
+        folder = Path(config.run).expanduser()
+        if not (folder / METRICS).is_file():
+            raise ValueError(f"run={config.run} has no {METRICS}: expected the folder of a finished run")
+    runs = read_runs(folder)
+    return compare(runs, results, config.method), notes_on(runs[0])
+
+
+def check_raw_files(dataset: DictConfig) -> None:
+    """Check that the raw files are there, with the filters, which the paper's metrics depend on.
+
+    Raises:
+        FileNotFoundError: If some are missing; the message names all of them and says where to get them.
+    """
+    source = raw_files(dataset)
+    paths = source.paths()
+    if missing := [f"{name}.txt" for name in _FILTERS if name not in paths]:
+        folder = Path(source.directory).expanduser().absolute()
+        raise FileNotFoundError(
+            f"{source.name}: {', '.join(missing)} not found in {folder}; without the filters a query may be answered "
+            f"with itself, and the metrics are not those of the paper. {source.hint}".rstrip()
+        )
+
+
+def compare(runs: list[RunRecord], results: list[PublishedResult], method: str) -> list[Reproduction]:
+    """Return what was published of a method beside what a run has measured, and the same of its classifiers.
+
+    Args:
+        runs: Records of a run folder, one for each scorer.
+        results: Published results.
+        method: Name of the method; that of its classifiers has (W) behind it.
+
+    Raises:
+        ValueError: If nothing was published of the method on the data set of the run, or the run has measured none of
+            the metrics.
+    """
+    find_result(results, runs[0].dataset, method)
+    known = {result.method for result in results if result.dataset == runs[0].dataset}
+    found = []
+    for run in runs:
+        name = f"{method}{_OF_SCORER.get(run.settings.get('scorer', 'theta'), ' of another kind')}"
+        if name in known:
+            metrics = {key.removeprefix("test/"): value for key, value in (run.metrics or {}).items()}
+            found.append(Reproduction(find_result(results, run.dataset, name), metrics))
+    found = [each for each in found if each.rows()]
+    if not found:
+        raise ValueError(
+            f"{runs[0].path} has no test metrics that were published of {method}: was it run with test=false?"
+        )
+    return found
+
+
+def notes_on(run: RunRecord) -> list[str]:
+    """Return sentences on what makes a run another one than the paper's."""
+    notes = []
+    if run.is_debugging:
+        notes.append("This run was for debugging and has seen part of the data.")
+    option = dataset_option(run.dataset)
+    if option is not None and any(result.dataset == run.dataset for result in read_published(PAPER)):
+        reference = compose("reproduce", [f"dataset={option}"])
+        pairs = {key: OmegaConf.select(reference, key) for key in _SETTINGS}
+        differing = [
+            f"{key}={run.settings[key]} ({value})"
+            for key, value in pairs.items()
+            if key in run.settings and run.settings[key] != value
+        ]
+        if differing:
+            notes.append(f"Settings of the run that differ from the paper's (in parentheses): {', '.join(differing)}.")
+    return notes
+
+
+def dataset_option(name: str) -> str | None:
+    """Return the option of the group `dataset` that is of the data set of this name; None if there is none."""
+    for path in sorted((config_dir() / "dataset").glob("*.yaml")):
+        if any((entry.key, entry.default) == ("name", name) for entry in entries(path)):
+            return path.stem
+    return None
+
+
+def show(reproductions: list[Reproduction], notes: list[str]) -> None:
+    """Print a table for each scorer, in percent, and the notes."""
+    console = Console()
+    for each in reproductions:
+        console.print(f"{each.published.method} on {each.published.dataset}, test split, percent", markup=False)
+        table = Table()
+        for name in ("metric", "paper", "ours", "difference", "from"):
+            table.add_column(name, justify="left" if name in ("metric", "from") else "right")
+        for metric, value, ours in each.rows():
+            difference = f"{round(100 * (ours - value), 2) + 0.0:+.2f}"  # + 0.0: without it, −0 would be shown
+            table.add_row(metric, f"{100 * value:.2f}", f"{100 * ours:.2f}", difference, each.published.sources[metric])
+        console.print(table)
+    if reproductions:
+        notes = [*notes, "The paper gives no intervals, and ours is a single run."]
+    for note in notes:
+        console.print(note, highlight=False, markup=False)

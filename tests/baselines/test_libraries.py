@@ -1,0 +1,93 @@
+import json
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+
+from prime_xmc.app import compose
+from prime_xmc.baselines.features import TfIdf
+from prime_xmc.baselines.libraries import ExternalMethod, run_worker
+
+LIBRARIES = [
+    ("omikuji", {"min_branch_size": 2, "cluster_k": 2}, 10),
+    ("omikuji", {"min_branch_size": 4, "cluster_k": 4, "cluster_balanced": False, "max_depth": 3}, 10),
+    ("napkinxc", {"max_leaves": 3}, None),
+]
+
+
+@pytest.mark.parametrize(("library", "parameters", "beam_size"), LIBRARIES)
+@pytest.mark.parametrize("label_texts", [True, False])
+def test_trees_find_the_labels(words, asked, expected, library, parameters, beam_size, label_texts):
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed: pip install 'prime_xmc[baselines]'")
+    method = ExternalMethod(
+        library, parameters, TfIdf(ngrams=(1, 1)), label_texts=label_texts, beam_size=beam_size, threads=1
+    )
+    outcome = method.rank(words, {"val": asked, "test": words.queries}, 20)
+    ids, scores = outcome.rankings["val"]
+    assert [{*row[:2]} for row in ids.tolist()] == expected
+    assert ids.shape == (3, 20)
+    assert ids[:, 10:].max() == -1  # there are ten labels
+    assert (scores[:, :-1] >= scores[:, 1:]).all()
+    assert outcome.rankings["test"][0].shape == (120, 20)
+    cost = outcome.cost
+    assert 0 < cost.train_cpu_seconds < 60
+    assert cost.milliseconds_per_query > 0
+    assert 2**20 < cost.peak_rss_bytes < 2**30  # torch, which this process has loaded, is not in that one
+    assert cost.model_bytes > 100
+
+
+NETWORK = {"rnn_dim": 32, "linear_size": [16], "embed_dropout": 0.0, "encoder_dropout": 0.0}
+IN_ENVIRONMENTS = {
+    "xr_linear": [],
+    "xr_transformer": [
+        "method.parameters.max_length=8",
+        "method.parameters.first_tree={nr_splits: 2, max_leaf_size: 4}",
+        "method.parameters.tree={nr_splits: 2, max_leaf_size: 4}",
+        "method.parameters.matcher.num_train_epochs=1",
+    ],
+    "attentionxml": [
+        "method.parameters.dim=16",
+        "method.parameters.num_validation=20",
+        *(
+            f"method.parameters.trainer.{setting}"
+            for setting in ("max_seq_length=8", "cluster_size=4", "beam_width=3", "epochs=40", "learning_rate=1e-2")
+        ),
+        f"method.parameters.trainer.network_config={json.dumps(NETWORK)}".replace('"', ""),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_ENVIRONMENTS)
+def test_methods_in_environments_find_the_labels(words, asked, expected, name):
+    """The environments are made in a folder that is kept: they take a gigabyte, and a package index."""
+    folder = os.environ.get("PRIME_XMC_TEST_ENVS")
+    if folder is None:
+        pytest.skip("the environment variable PRIME_XMC_TEST_ENVS names no folder to make environments in")
+    settings = [f"method={name}", f"envs_dir={folder}", "threads=1", "tfidf.ngrams=[1,1]", *IN_ENVIRONMENTS[name]]
+    outcome = instantiate(compose("baseline", settings).method, _convert_="all").rank(words, {"val": asked}, 10)
+    ids, scores = outcome.rankings["val"]
+    assert [{*row[:2]} for row in ids.tolist()] == expected
+    assert (scores[:, :-1] >= scores[:, 1:]).all()
+    assert outcome.cost.train_cpu_seconds > 0
+    assert outcome.cost.model_bytes > 100
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("prime_xmc.baselines.libraries.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs omikuji: pip install 'prime_xmc\[baselines\]'"):
+        ExternalMethod("omikuji", {}, TfIdf())
+
+
+def test_an_unknown_library_is_refused():
+    with pytest.raises(ValueError, match=r"method\.library=fasttext: expected one of omikuji, napkinxc, xr_linear"):
+        ExternalMethod("fasttext", {}, TfIdf())
+
+
+def test_a_process_that_fails_is_quoted(tmp_path):
+    with pytest.raises(RuntimeError, match=r"ended with status 1:\n(.*\n)*.*settings\.json"):
+        run_worker(Path(sys.executable), tmp_path, 1)

@@ -1,0 +1,41 @@
+import numpy as np
+import scipy.sparse as sp
+
+from prime_xmc.baselines.worker import as_arrays, peak_memory, rows_of, size_of, write_svm
+
+
+def test_svm_file_has_the_rows_with_labels(tmp_path):
+    matrix = sp.csr_matrix(np.array([[0.5, 0, 2], [0, 1, 0], [0, 0, 0.25]], dtype=np.float32))
+    labels = sp.csr_matrix(np.array([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]], dtype=np.float32))
+    write_svm(tmp_path / "train.svm", matrix, labels)
+    assert (tmp_path / "train.svm").read_text() == "2 3 4\n0,2 0:0.5 2:2\n1 2:0.25\n"
+
+
+def test_rows_are_lists_of_columns_and_values():
+    matrix = sp.csr_matrix(np.array([[0, 3.0], [0, 0]]))
+    assert list(rows_of(matrix)) == [([1], [3.0]), ([], [])]
+
+
+def test_answers_become_arrays_best_first_each_label_once():
+    ids, scores = as_arrays([[(4, 0.1), (2, 0.9), (4, 0.1)], []], 3)
+    assert ids.tolist() == [[2, 4, -1], [-1, -1, -1]]
+    assert np.isneginf(scores[1]).all()
+    assert scores[0, 0] == np.float32(0.9)
+
+
+def test_more_answers_than_are_asked_for_are_cut_with_ties_by_label():
+    assert as_arrays([[(9, 0.5), (3, 0.5), (1, 0.7)]], 2)[0].tolist() == [[1, 3]]
+
+
+def test_size_is_that_of_all_files(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(b"12345")
+    (tmp_path / "c").write_bytes(b"123")
+    assert size_of(tmp_path) == 8
+
+
+def test_peak_memory_counts_what_was_used():
+    before = peak_memory()
+    held = np.ones(2**24)
+    assert peak_memory() >= before
+    assert peak_memory() > held.nbytes

@@ -1,0 +1,156 @@
+"""Published numbers beside those of a run, on toy data with a made-up published result."""
+
+import json
+import shutil
+
+import pytest
+
+from prime_xmc import reproduce
+from prime_xmc.app import compose as compose_app
+from prime_xmc.reporting.published import read_published
+from prime_xmc.reporting.run_folders import read_runs
+from prime_xmc.reproducing import check_raw_files, compare, dataset_option, notes_on
+from prime_xmc.reproducing import reproduce as compare_config
+
+PUBLISHED = """\
+table,dataset,method,kind,metric,value,note
+2,custom,PRIME,encoder,P@1,60.00,
+2,custom,PRIME,encoder,R@100,100.00,made up
+4,custom,PRIME (W),classifier,P@1,50.00,
+4,custom,Other,encoder,PSP@3,10.00,
+"""
+
+
+@pytest.fixture
+def published(tmp_path):
+    path = tmp_path / "published.csv"
+    path.write_text(PUBLISHED, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    """Writes a run folder with these metrics: write_run({"test/P@1": 0.5}, dataset="custom")."""
+
+    def write(metrics, **settings):
+        folder = tmp_path / "a run"
+        (folder / ".hydra").mkdir(parents=True)
+        config = {"seed": 0, "dataset": {"name": settings.pop("dataset", "custom")}, **settings}
+        (folder / ".hydra" / "config.yaml").write_text(json.dumps(config))
+        if metrics is not None:
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def configure(compose, published):
+    return lambda *more: compose("trainer=cpu", f"published={published}", *more, name="reproduce")
+
+
+def test_the_default_is_the_papers_method_on_its_encoder():
+    config = compose_app("reproduce", [])
+    assert config.dataset.name == "LF-AmazonTitles-131K"
+    assert config.encoder.source == "sentence-transformers/msmarco-distilbert-base-v4"
+    assert (config.classify, config.neighbours, config.lexical) == (False, None, None)
+    assert (config.encoder.frozen_layers, config.sampling.memory_labels, config.sampling.leave_one_out) == (0, 0, 0)
+    assert (config.sampling.batch_size, config.trainer.max_epochs, config.optimizer.lr) == (3200, 300, 3e-4)
+    assert (config.loss.weighting, config.trainer.accelerator) == ("softmax", "gpu")
+
+
+def test_training_on_toy_data(configure, toy_settings, published, tmp_path, capsys):
+    quick = ["dataset.max_epochs=1", "dataset.clusters.double_at=[]", "callbacks.progress=null"]
+    settings = [setting for setting in toy_settings if not setting.startswith(("classify", "neighbours", "lexical"))]
+    paths = [f"cache_dir={tmp_path}/cache", f"run_dir={tmp_path}/run", f"output={tmp_path}/comparison.json"]
+    (compared,) = reproduce.run(configure(*settings, *quick, *paths))
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert compared.ours["P@1"] == metrics["test/P@1"]
+    (written,) = json.loads((tmp_path / "comparison.json").read_text())
+    assert (written["dataset"], written["method"]) == ("custom", "PRIME")
+    difference = metrics["test/P@1"] - 0.6
+    assert written["metrics"]["P@1"] == {
+        "published": 0.6,
+        "source": "Table 2",
+        "ours": metrics["test/P@1"],
+        "difference": pytest.approx(difference),
+    }
+    shown = capsys.readouterr().out
+    assert "PRIME on custom, test split, percent" in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("│ P@1 ")]
+    assert [cell.strip() for cell in line.strip("│").split("│")] == [
+        *("P@1", "60.00", f"{100 * metrics['test/P@1']:.2f}", f"{100 * difference:+.2f}", "Table 2")
+    ]
+    again, notes = compare_config(configure(f"run={tmp_path}/run"))
+    assert (again, notes) == ([compared], []), "the finished run gives the same without training"
+
+
+def test_a_run_with_classifiers_is_compared_with_both(write_run, published):
+    metrics = {"test/P@1": 0.5, "test/R@100": 0.9, "test/W/P@1": 0.55, "test/ensemble/P@1": 0.7, "val/P@1": 0.1}
+    compared = compare(read_runs(write_run(metrics)), read_published(str(published)), "PRIME")
+    assert [(each.published.method, each.rows()) for each in compared] == [
+        ("PRIME", [("P@1", 0.6, 0.5), ("R@100", 1.0, 0.9)]),
+        ("PRIME (W)", [("P@1", 0.5, 0.55)]),
+    ]
+
+
+def test_metrics_that_one_of_the_two_lacks_are_left_out(write_run, published):
+    runs, results = read_runs(write_run({"test/P@1": 0.5, "test/P@3": 0.4})), read_published(str(published))
+    (compared,) = compare(runs, results, "PRIME")
+    assert compared.rows() == [("P@1", 0.6, 0.5)]
+    with pytest.raises(ValueError, match="has no test metrics that were published of Other"):
+        compare(runs, results, "Other")
+    with pytest.raises(ValueError, match="no published results of Mine on custom; expected one of\n  PRIME\n"):
+        compare(runs, results, "Mine")
+
+
+class TestBeforeTraining:
+    def test_missing_raw_files_are_named_with_where_to_get_them(self, compose, tmp_path):
+        with pytest.raises(FileNotFoundError) as error:
+            compare_config(compose(f"dataset.dir={tmp_path}", name="reproduce"))
+        message = str(error.value)
+        assert f"LF-AmazonTitles-131K: trn.json, tst.json, lbl.json (or .json.gz) not found in {tmp_path}" in message
+        assert "manikvarma.org/downloads/XC/XMLRepository.html" in message
+        assert "dataset.dir=" in message
+
+    def test_missing_filters_too(self, compose, toy_dataset, tmp_path):
+        folder = shutil.copytree(toy_dataset, tmp_path / "raw")
+        (folder / "filter_labels_test.txt").unlink()
+        dataset = compose("dataset=amazon131k", f"dataset.dir={folder}", name="reproduce").dataset
+        with pytest.raises(
+            FileNotFoundError, match=r"LF-Amazon-131K: filter_labels_test\.txt not found in .*the metrics are not"
+        ):
+            check_raw_files(dataset)
+        dataset.dir = str(toy_dataset)
+        check_raw_files(dataset)
+
+    def test_a_data_set_without_published_results(self, compose):
+        with pytest.raises(
+            ValueError, match="no published results on LF-Debian-18K; the data sets with some are: LF-Am"
+        ):
+            compare_config(compose("dataset=debian18k", name="reproduce"))
+
+    def test_a_run_that_has_not_finished(self, configure, write_run):
+        with pytest.raises(ValueError, match=r"a run has no metrics\.json: expected the folder of a finished run"):
+            compare_config(configure(f"run={write_run(None)}"))
+
+
+class TestNotes:
+    def test_settings_that_differ_from_the_papers(self, write_run):
+        folder = write_run(
+            {}, dataset="LF-AmazonTitles-131K", optimizer={"lr": 1e-3}, trainer={"max_epochs": 300}, model={"x": 1}
+        )
+        assert notes_on(read_runs(folder)[0]) == [
+            "Settings of the run that differ from the paper's (in parentheses): optimizer.lr=0.001 (0.0003)."
+        ]
+
+    def test_the_paper_has_no_settings_for_other_data(self, write_run):
+        assert notes_on(read_runs(write_run({}, optimizer={"lr": 1e-3}))[0]) == []
+
+    def test_debugging(self, write_run):
+        (note,) = notes_on(read_runs(write_run({}, debug="fast"))[0])
+        assert note == "This run was for debugging and has seen part of the data."
+
+    def test_options_by_name(self):
+        assert dataset_option("LF-Wikipedia-500K") == "wikipedia500k"
+        assert dataset_option("mine") is None
