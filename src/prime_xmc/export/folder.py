@@ -25,7 +25,7 @@ REQUIRED = (CONFIG, "config.json", "model.safetensors", "tokenizer.json", PROTOT
 _KEYS = ("max_length", "pad_token_id", "encoder", "prototypes", "index", "settings")
 AGAIN = "copy or export the model again"
 # What prime_config.json says of the encoder. More than this would be a way to draw weights at random, or to run code.
-_ENCODER = {"implementation", "attention", "pooling", "query_prompt", "label_prompt"}
+_ENCODER = {"implementation", "attention", "pooling", "query_prompt", "label_prompt", "normalize"}
 _LONGEST = 2**20  # tokens of a text
 _NUMBERS = ("num_labels", "dim", "num_free_vectors", "num_heads", "feedforward")
 _INDEX = {"kind", "m", "ef_construction", "ef_search"}
