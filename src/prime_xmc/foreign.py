@@ -58,7 +58,7 @@ def check_depth(content: bytes | str, value: Any) -> None:
         ValueError: If it is nested more than `DEEPEST` deep.
     """
     brackets: tuple[Any, Any] = (b"[", b"{") if isinstance(content, bytes) else ("[", "{")
-    if sum(content.count(bracket) for bracket in brackets) <= DEEPEST:  # type: ignore[arg-type]
+    if sum(content.count(bracket) for bracket in brackets) <= DEEPEST:
         return
     level: list[Any] = [value] if isinstance(value, dict | list) else []
     for _ in range(DEEPEST):

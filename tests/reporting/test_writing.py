@@ -26,7 +26,7 @@ def test_markdown_says_what_the_page_says(report, tmp_path):
     assert markdown.startswith("# 2 configurations compared on evil\n\n6 finished runs of 2 configurations")
     assert "Made on 1 March 2026 at 12:30 UTC" in markdown
     assert "```\npython -m prime_xmc.report\n```" in markdown
-    assert "## evil\n\n“batch_size=128” has the highest P@1" in markdown
+    assert "## evil\n\n“batch\\_size=128” has the highest P@1" in markdown
     assert "with 300 resamples" in markdown
 
 

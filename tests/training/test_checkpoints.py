@@ -90,7 +90,9 @@ def two(tmp_path):
     io = ShardedCheckpointIO()
     for epoch in (1, 2):
         weights = torch.arange(1000.0) + epoch
-        io.save_checkpoint({"epoch": epoch, "w": weights, "banks": {"centroids": bank(epoch)}}, tmp_path / "last.ckpt")
+        io.save_checkpoint(
+            {"epoch": epoch, "w": weights, "banks": {"centroids": bank(float(epoch))}}, tmp_path / "last.ckpt"
+        )
     return tmp_path / "last.ckpt"
 
 

@@ -97,7 +97,7 @@ def _targets(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
         return
     for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
         place = f"{prefix}{key}"
-        raw = node._get_node(key)
+        raw: Any = node._get_node(key)
         if key == "_target_" and raw is not None and raw._is_missing():
             continue  # which ends with a message of its own
         if key == "_target_":

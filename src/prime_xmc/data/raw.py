@@ -240,7 +240,7 @@ def _load(line: bytes) -> Any:
 
 def _field(item: dict[str, Any], name: str) -> Any:
     if name not in item:
-        has = shown(list(item))
+        has = ", ".join(str(each)[:60] for each in list(item)[:20])
         raise ValueError(f"no field {name!r}, only {has}; add it, or name other fields in the data set's configuration")
     return item[name]
 

@@ -25,9 +25,9 @@ REQUIRED = (CONFIG, "config.json", "model.safetensors", "tokenizer.json", PROTOT
 _KEYS = ("max_length", "pad_token_id", "encoder", "prototypes", "index", "settings")
 AGAIN = "copy or export the model again"
 # What prime_config.json says of the encoder. More than this would be a way to draw weights at random, or to run code.
-_ENCODER = {"implementation", "attention", "pooling", "query_prompt", "label_prompt"}
+_ENCODER = {"implementation", "attention", "pooling", "query_prompt", "label_prompt", "normalize"}
 _LONGEST = 2**20  # tokens of a text
-_NUMBERS = ("num_labels", "dim", "num_free_vectors", "num_heads", "feedforward")
+_NUMBERS = ("num_labels", "dim", "num_free_vectors", "num_private", "num_heads", "feedforward")
 _INDEX = {"kind", "m", "ef_construction", "ef_search"}
 
 
@@ -72,8 +72,9 @@ def _problem(config: Mapping[str, Any]) -> str | None:
         return f"encoder has {shown(unknown)}, which no export has"
     if (attention := encoder.get("attention", "eager")) not in ATTENTION:
         return f"encoder.attention is {shown(attention)}, expected one of {', '.join(ATTENTION)}"
-    numbers = {f"prototypes.{name}": prototypes.get(name) for name in _NUMBERS} | {"max_length": config["max_length"]}
-    numbers["prototypes.num_private"] = prototypes.get("num_private", 0)  # older ones had none
+    # one-vs-all models have labels and dimensions alone
+    given = [name for name in _NUMBERS if name in prototypes or name in ("num_labels", "dim")]
+    numbers = {f"prototypes.{name}": prototypes.get(name) for name in given} | {"max_length": config["max_length"]}
     for name, number in numbers.items():
         least = 0 if name in ("prototypes.num_free_vectors", "prototypes.num_private") else 1
         if type(number) is not int or number < least:
@@ -90,7 +91,7 @@ def _problem(config: Mapping[str, Any]) -> str | None:
     fields = query.get("fields", ()) if isinstance(query, dict) else ()
     if fields is not None and not (isinstance(fields, list) and all(isinstance(name, str) for name in fields)):
         return f"query is {shown(query)}, expected the fields of a query's text, or null, under the name fields"
-    if not isinstance(prototypes.get("sources"), list) or not isinstance(config["settings"], dict):
+    if not isinstance(prototypes.get("sources", []), list) or not isinstance(config["settings"], dict):
         return "prototypes.sources is to be a list, and settings an object"
     return None
 

@@ -146,6 +146,6 @@ def check_numbers(path: Path, metrics: Mapping[str, Any]) -> None:
         ValueError: With the file, the name and the value.
     """
     for name, value in metrics.items():
-        is_note = name.endswith("_note") and isinstance(value, str)
+        is_note = (name.endswith("_note") or name.startswith("note/")) and isinstance(value, str)
         if "/" in name and not is_note and (isinstance(value, bool) or not isinstance(value, int | float | None)):
             raise ValueError(f"{path}: {shown(name)} is {shown(value)}, expected a number")
