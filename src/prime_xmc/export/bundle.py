@@ -203,6 +203,8 @@ def _describe(
 
 def _describe_prototypes(prototypes: Prototypes) -> dict[str, Any]:
     layer = None if prototypes.network is None else prototypes.network.layer
+    # those of other packages, which cannot be made from a description
+    more = {"more_sources": list(prototypes.more_sources)} if prototypes.more_sources else {}
     return {
         "num_labels": prototypes.num_labels,
         "dim": prototypes.centroids.rows.shape[1],
@@ -210,11 +212,10 @@ def _describe_prototypes(prototypes: Prototypes) -> dict[str, Any]:
         "num_free_vectors": 1 if prototypes.free_vectors is None else prototypes.num_shared,
         "num_private": 0 if prototypes.free_vectors is None else prototypes.num_private,
         "sources": [source for source in prototypes.sources if source not in prototypes.more_sources],
-        "more_sources": list(prototypes.more_sources),
         "combine": prototypes.combine,
         "num_heads": 1 if layer is None else layer.self_attn.num_heads,
         "feedforward": 1 if layer is None else layer.linear1.out_features,
-    }
+    } | more
 
 
 def _describe_vectors(vectors: Float[Tensor, "label d"]) -> dict[str, Any]:

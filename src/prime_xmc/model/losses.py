@@ -558,7 +558,7 @@ class PrimeLoss(nn.Module):
         for name, contrasted in terms.items():
             if self.weights[name]:
                 is_described = name == "query_prototype"
-                known = {
+                known: dict[str, Any] = {
                     key: _along(values, contrasted[0], of_anchors=name == "label_query")
                     for key, values in about_labels.items()
                 }

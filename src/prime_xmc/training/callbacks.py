@@ -234,9 +234,8 @@ class MineNegatives(Callback):
         blocks = np.split(data.sampler.query_ids, range(_MINED_AT_ONCE, len(data.sampler.query_ids), _MINED_AT_ONCE))
         for ids in track(blocks, "mining negatives", total=len(blocks)):
             query_emb = module.query_memory.take(torch.from_numpy(ids).to(pl_module.device)).float()
-            known = Ragged.from_rows(
-                [np.union1d(*rows) for rows in zip(train.positives.take(ids), train.filtered.take(ids), strict=True)]
-            )
+            of_queries = zip(iter(train.positives.take(ids)), iter(train.filtered.take(ids)), strict=True)
+            known = Ragged.from_rows([np.union1d(*rows) for rows in of_queries])
             found, _ = search_unfiltered(module.searcher.search, query_emb, known, self.top_k)
             mined[torch.from_numpy(ids), : found.shape[1]] = torch.from_numpy(found.astype(np.int32))
         copy_from_first(mined, pl_module.device)
