@@ -210,7 +210,8 @@ def _describe_prototypes(prototypes: Prototypes) -> dict[str, Any]:
         "num_free_vectors": 1 if prototypes.free_vectors is None else prototypes.num_shared,
         "num_private": 0 if prototypes.free_vectors is None else prototypes.num_private,
         "sources": [source for source in prototypes.sources if source not in prototypes.more_sources],
-        "more_sources": list(prototypes.more_sources),
+        # only where there are some: `Prototypes` takes what is here, but modules in place of their names
+        **({"more_sources": list(prototypes.more_sources)} if prototypes.more_sources else {}),
         "combine": prototypes.combine,
         "num_heads": 1 if layer is None else layer.self_attn.num_heads,
         "feedforward": 1 if layer is None else layer.linear1.out_features,
