@@ -166,7 +166,7 @@ def test_unidec_has_a_classifier_for_each_label(small, compose, tmp_path):
 
 
 def test_scores_are_inner_products_where_embeddings_are_not_normalised(small, compose, tmp_path):
-    done = run(compose("model=dpr", *small, "encoder.normalize=false", "loss.temperature=1", f"run_dir={tmp_path}"))
+    done = run(compose("model=dpr", *small, "encoder.normalize=false", "loss.temperature=1.0", f"run_dir={tmp_path}"))
     predictor = Predictor.load(tmp_path / "model")
     query_emb = predictor.encode(["a picture of red cat"])
     _, vectors = done.module.build_index()

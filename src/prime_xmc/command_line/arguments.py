@@ -16,7 +16,7 @@ from prime_xmc.conf_files import groups
 # Keys that name a file or a folder. Their values are taken as they are typed, whatever Hydra's grammar makes of them.
 PATH_KEYS = {
     *("dataset.dir", "dataset.dir.directory", "dataset.dir.vocabulary", "encoder.source", "model.dir"),
-    *("bank.directory", "cache_dir", "run_dir", "ckpt_path", "hydra.run.dir", "hydra.sweep.dir"),
+    *("bank.directory", "cache_dir", "envs_dir", "run_dir", "ckpt_path", "hydra.run.dir", "hydra.sweep.dir"),
     *("queries", "labels", "positives", "test_positives"),
     *("input", "output", "predictions", "predictions_output", "classifiers", "runs", "baseline"),
     *("dataset.dir.raw", "dataset.dir.contents", "run", "published"),
