@@ -55,7 +55,7 @@ def test_a_run_without_neighbours_gets_none():
     del config["classify"]
     update_config(config)
     assert (config.classify, config.neighbours, config.lexical) == (None, None, None)
-    assert config.ensemble.default.W == 0.5
+    assert config.ensemble.default.lexical == 0.2
 
 
 def test_a_logger_of_its_own_is_one_of_several():
