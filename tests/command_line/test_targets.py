@@ -1,6 +1,7 @@
 import pytest
 from omegaconf import OmegaConf
 
+import prime_xmc.app  # noqa: F401  (it registers resolvers)
 from prime_xmc.command_line.targets import VARIABLE, check_file_of_run, check_targets, is_run_folder
 from prime_xmc.conf_files import config_dir
 
