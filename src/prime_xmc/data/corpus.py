@@ -227,7 +227,8 @@ class Corpus:
             return None
         if split["queries"] == 0:
             return (
-                f"there is no test file, and {split['file']} has too few queries of different texts to split some off: nothing is tested"
+                f"there is no test file, and {split['file']} has too few queries of different texts to split some off: "
+                "nothing is tested"
             )
         return (
             f"there is no test file: {split['queries']:,} of the {split['of']:,} queries of {split['file']}, drawn at "
