@@ -63,7 +63,7 @@ class Server:
         return status
 
 
-def test_a_server_answers_exchanges_its_model_and_ends(toy_bundle, tmp_path):
+def test_a_server_answers_exchanges_its_model_and_ends(toy_bundle, tmp_path, seal):
     model = shutil.copytree(toy_bundle, tmp_path / "model")
     server = Server(tmp_path, model, "watch_seconds=null", PRIME_XMC_TOKEN=TOKEN)
     try:
@@ -75,6 +75,7 @@ def test_a_server_answers_exchanges_its_model_and_ends(toy_bundle, tmp_path):
 
         labels = model / "labels.jsonl"
         labels.write_text(labels.read_text().replace('"text": "', '"text": "new '))
+        seal(model)
         server.process.send_signal(signal.SIGHUP)
         server.wait_for(" takes over from ")
         renamed = server.get("/predict", {"texts": ["a red cat"], "top_k": 2}, **authorization)

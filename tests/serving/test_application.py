@@ -261,13 +261,14 @@ def test_names_of_other_sites_are_refused(make_serving):
             assert reason(client.get("/model", headers={"Host": host})) == (421, "unknown_host")
 
 
-def test_a_folder_is_loaded_again_on_request(guarded, model_folder):
+def test_a_folder_is_loaded_again_on_request(guarded, model_folder, seal):
     guarded.headers["Authorization"] = f"Bearer {TOKEN}"
     before = guarded.get("/model").json()
     assert guarded.post("/reload").json()["result"] == "unchanged"
 
     labels = model_folder / "labels.jsonl"
     labels.write_text(labels.read_text().replace("red cat", "<b>crimson</b> cat"))
+    seal(model_folder)
     assert guarded.post("/reload").json()["result"] == "exchanged"
     after = guarded.get("/model").json()
     assert after["version"] != before["version"]

@@ -102,12 +102,13 @@ def open_page(browser):
 
 
 @pytest.fixture
-def evil_folder(model_folder):
+def evil_folder(model_folder, seal):
     """A model whose first labels are texts that a page could take for its own."""
     labels = model_folder / "labels.jsonl"
     content = labels.read_text().replace('"red cat"', '"' + EVIL.replace('"', '\\"') + '"')
     content = content.replace('"red house"', '"' + "Donaudampfschifffahrt" * 12 + '"').replace('"red river"', '""')
     labels.write_text(content)
+    seal(model_folder)
     return model_folder
 
 
