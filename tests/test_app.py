@@ -356,7 +356,7 @@ def test_a_run_folder_that_sets_up_hydra_is_refused_before_hydra_reads_it(tmp_pa
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("hydra:\n  callbacks:\n    x: {_target_: os.system}\n")
     monkeypatch.setattr(sys, "argv", ["prepare", *(part.format(folder) for part in option), "--config-name", "config"])
-    monkeypatch.setattr(app, "_end_quietly_when_interrupted", lambda: None)  # in the process of the tests
+    monkeypatch.setattr(app, "_end_quietly_when_interrupted", lambda: None)  # signals of the tests stay theirs
     with pytest.raises(SystemExit):
         app.run_app("prime_xmc.prepare:run", "prepare")
     assert "config.yaml has the key hydra" in capsys.readouterr().err

@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "printing": set(),
     "progress": set(),
     "conf_files": set(),
-    "command_line": {"conf_files"},
+    "command_line": {"conf_files", "foreign"},
     "tables": {"files", "foreign"},
     "data": {"files", "foreign", "checksums", "progress"},
     "conversion": {"files", "foreign", "progress", "tables", "data"},

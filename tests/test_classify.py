@@ -93,6 +93,20 @@ def test_the_encoder_is_the_models_and_the_configured_one_need_not_be_there(conf
     assert run(config).settings["config"]["encoder"] == {"source": "its own"}
 
 
+def test_settings_of_a_model_do_not_ask_this_machine(configure, model, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    monkeypatch.setenv("TOKEN_OF_THE_READER", "secret")
+    exported = json.loads((folder / "prime_config.json").read_text())
+    exported["settings"]["config"]["encoder"] = {"source": "${oc.env:TOKEN_OF_THE_READER}"}
+    (folder / "prime_config.json").write_text(json.dumps(exported))
+    config = configure(f"model.dir={folder}", "trainer.max_epochs=1", "test=false", f"run_dir={tmp_path}/run")
+    with pytest.raises(ValueError, match=r"settings of the encoder in prime_config\.json have an expression"):
+        run(config)
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not any(b"secret" in path.read_bytes() for path in written)
+
+
 @pytest.mark.parametrize("negatives", ["sampled", "all"])
 class TestRun:
     def test_what_it_leaves(self, complete, negatives):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import prime_xmc
-from prime_xmc.assemble import load_scorer, open_corpus
+from prime_xmc.assemble import load_scorer, model_corpus, open_corpus
 from prime_xmc.data.corpus import Ragged, Split
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.evaluate import run
@@ -69,6 +69,24 @@ def brute_force(corpus, model):
 
 
 class TestModel:
+    def test_a_drawn_test_split_that_training_may_have_seen_is_told(
+        self, toy_bundle, toy_dataset, configure, tmp_path, caplog
+    ):
+        data, model = shutil.copytree(toy_dataset, tmp_path / "data"), shutil.copytree(toy_bundle, tmp_path / "model")
+        for path in (data / "tst.json.gz", data / "filter_labels_test.txt"):
+            path.unlink()
+        config = configure(f"model.dir={model}", f"dataset.dir={data}")
+        fingerprint = model_corpus(config, Predictor.load(model)).manifest["fingerprint"]
+        assert fingerprint == open_corpus(config).manifest["fingerprint"]  # with the tokenizer that training has
+        path = model / "prime_config.json"
+        content = json.loads(path.read_text())
+        for recorded, is_told in ((fingerprint, False), ("of another split", True)):
+            content["settings"]["data_fingerprint"] = recorded
+            path.write_text(json.dumps(content))
+            caplog.clear()
+            model_corpus(config, Predictor.load(model))
+            assert ("may have been trained on some of them" in caplog.text) is is_told
+
     def test_equals_brute_force(self, toy_bundle, configure, corpus, tmp_path, capsys):
         output, predictions = tmp_path / "new" / "metrics.json", tmp_path / "predictions.npz"
         config = configure(f"model.dir={toy_bundle}", f"output={output}", f"predictions_output={predictions}")

@@ -56,6 +56,13 @@ def test_files_of_the_hub_s_cache_are_links_to_its_blobs(tmp_path):
     (blobs / "abc").write_text("{}")
     (snapshot / "config.json").symlink_to("../../blobs/abc")
     check_links(snapshot)
+    (snapshot / "run" / "model").mkdir(parents=True)
+    (snapshot / "run" / "model" / "config.json").symlink_to("../../../../blobs/abc")
+    check_links(snapshot / "run" / "model")
+    (tmp_path / "own").write_text("{}")
+    (snapshot / "run" / "model" / "labels.jsonl").symlink_to("../../../../../own")
+    with pytest.raises(ValueError, match="outside of its folder"):
+        check_links(snapshot / "run" / "model")
 
 
 def test_the_header_of_tensors_is_read(tmp_path):

@@ -92,3 +92,11 @@ def test_messages_of_the_log_are_shown(caplog):
     handler.addFilter(app._VisibleMessages())
     handler.handle(logging.LogRecord("x", logging.WARNING, "", 0, "label %s", ("\x1b[31mred",), None))
     assert handler.stream.getvalue() == "label \\x1b[31mred\n"
+
+
+def test_a_message_that_does_not_fit_its_arguments_stops_nothing(capsys):
+    handler = logging.StreamHandler(io.StringIO())
+    handler.addFilter(app._VisibleMessages())
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "no place for it", (FutureWarning,), None)
+    handler.handle(record)  # some libraries have such calls
+    assert "Logging error" in capsys.readouterr().err

@@ -360,7 +360,8 @@ class _VisibleMessages(logging.Filter):
     """Lets a log show what a terminal would obey, such as escape sequences in names of data."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = visible(record.getMessage()), None
+        with suppress(Exception):  # a message whose arguments do not fit it: the handler reports it, and goes on
+            record.msg, record.args = visible(record.getMessage()), None
         return True
 
 

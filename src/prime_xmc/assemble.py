@@ -530,6 +530,15 @@ def model_corpus(config: DictConfig, predictor: Predictor) -> Corpus:
     for row, ((model_uid, _), (uid, _)) in enumerate(zip(predictor.labels, corpus.labels(), strict=True)):
         if model_uid != uid:
             raise ValueError(f"label {row} is {model_uid!r} in the model, {uid!r} in {config.dataset.name}: {hint}")
+    trained = predictor.config["settings"].get("data_fingerprint")
+    if len(corpus.test) and corpus.test_rows is not None and trained not in (None, corpus.manifest["fingerprint"]):
+        logger.warning(
+            "the test queries of %s are drawn at random from its training file, and %s was trained on other data or on "
+            "data that an earlier version has split otherwise: it may have been trained on some of them, so that the "
+            "metrics are too high. Give test queries in a file of their own, or train again",
+            config.dataset.name,
+            config.model.dir,
+        )
     return corpus
 
 

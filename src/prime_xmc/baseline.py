@@ -16,7 +16,7 @@ def run(config: DictConfig) -> float | None:
     """
     missing = [name for name, module in (("scikit-learn", "sklearn"), ("scipy", "scipy")) if find_spec(module) is None]
     if missing:
-        raise ValueError(f"a baseline needs {', '.join(missing)}: pip install 'prime_xmc[baselines]'")
+        raise ValueError(f"a baseline needs {', '.join(missing)}: pip install '.[baselines]' in the clone")
     # here, because the help need not wait for torch
     from prime_xmc.baselines.running import run_baseline
     from prime_xmc.training.sweeps import in_sweep, run_job

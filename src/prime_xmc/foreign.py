@@ -72,8 +72,8 @@ def check_depth(content: bytes | str, value: Any) -> None:
 def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
     """Refuse files that a link takes out of their folder: what is read, copied or uploaded would be the reader's own.
 
-    The folder itself may be reached through links. In the cache of the Hugging Face hub, the files of a model are links
-    to the blobs of the same model, which are allowed.
+    The folder itself may be reached through links. In the cache of the Hugging Face hub, the files of a repository are
+    links to the blobs of the same repository, which are allowed; the folder may be one within the repository.
 
     Args:
         folder: The folder.
@@ -83,8 +83,7 @@ def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
         ValueError: If one leads out of it.
     """
     roots = [folder.resolve()]
-    if folder.resolve().parent.name == "snapshots":
-        roots.append(folder.resolve().parent.parent / "blobs")
+    roots += [parent.parent / "blobs" for parent in roots[0].parents if parent.name == "snapshots"][:1]
     paths = folder.rglob("*") if names is None else (folder / name for name in names)
     for path in paths:
         if not any(path.resolve().is_relative_to(root) for root in roots):

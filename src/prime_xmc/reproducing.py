@@ -72,7 +72,7 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
         raise ValueError("-m: expected a single run; sweep with prime_xmc.train, and give reproduce run=<run folder>")
     results = read_published(str(config.published))
     if config.run is None:
-        find_result(results, config.dataset.name, config.system)  # before hours of training
+        find_result(results, config.dataset.name, config.published_method)  # before hours of training
         check_raw_files(config.dataset)
         config = with_run_folder(config)
         if not train_prototypes(config).trainer.is_global_zero:
@@ -83,7 +83,7 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
         if not (folder / METRICS).is_file():
             raise ValueError(f"run={config.run} has no {METRICS}: expected the folder of a finished run")
     runs = read_runs(folder)
-    return compare(runs, results, config.system), notes_on(runs[0])
+    return compare(runs, results, config.published_method), notes_on(runs[0])
 
 
 def check_raw_files(dataset: DictConfig) -> None:

@@ -1,5 +1,6 @@
 """The stages of a run, each from a configuration to a run folder: prototypes, then one-vs-all classifiers."""
 
+import json
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -368,6 +369,23 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
     return trained
 
 
+def check_resolved(settings: object, model: Path) -> None:
+    """Refuse settings of a model that become expressions in a configuration, where they would ask this machine.
+
+    Args:
+        settings: Settings of the training, as plain JSON; those that training exports are resolved.
+        model: Folder of the model, for the message.
+
+    Raises:
+        ValueError: If they have one.
+    """
+    if "${" in json.dumps(settings):
+        raise ValueError(
+            f"{model}: the settings of the encoder in prime_config.json have an expression, ${{...}}, and no export "
+            "has one: copy or export the model again"
+        )
+
+
 def _train_classifiers(config: DictConfig, model: FinishedModel | None = None) -> TrainedClassifiers:
     """Train classifiers in the folder of a configuration, on the model that it names or that is open already."""
     run_dir = Path(config.run_dir)
@@ -378,6 +396,7 @@ def _train_classifiers(config: DictConfig, model: FinishedModel | None = None) -
         config = fit_second_stage(config, data)
         of_model = predictor.config["settings"]["config"]
         if "encoder" in of_model:  # the configuration's own is not used, and may name a package that is not installed
+            check_resolved(of_model["encoder"], model.folder)
             config.encoder = of_model["encoder"]
         settings = describe_run(config, data) | {"model": of_model}
         record.enter("initialise")

@@ -21,7 +21,7 @@ LIBRARIES = [
 @pytest.mark.parametrize("label_texts", [True, False])
 def test_trees_find_the_labels(words, asked, expected, library, parameters, beam_size, label_texts):
     if find_spec(library) is None:
-        pytest.skip(f"{library} is not installed: pip install 'prime_xmc[baselines]'")
+        pytest.skip(f"{library} is not installed: pip install '.[baselines]' in the clone")
     method = ExternalMethod(
         library, parameters, TfIdf(ngrams=(1, 1)), label_texts=label_texts, beam_size=beam_size, threads=1
     )

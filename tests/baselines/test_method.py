@@ -69,6 +69,6 @@ def test_ranking_in_this_process_keeps_names_and_measures(words, asked):
 
 
 def test_queries_are_ranked_in_blocks_as_at_once(words, monkeypatch):
-    monkeypatch.setattr("prime_xmc.baselines.method._BLOCK_SCORES", 21)  # seven queries
+    monkeypatch.setattr("prime_xmc.baselines.method.BLOCK_SCORES", 21)  # seven queries
     ((ids, _),) = rank_here(Fixed, {"test": words.queries}, 3, 2, threads=1).rankings.values()
     assert (ids == top_labels(Fixed().scores(words.queries), 2)[0]).all()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from prime_xmc.baselines import simple
 from prime_xmc.baselines.features import TfIdf
 from prime_xmc.baselines.method import LabelledTexts
 from prime_xmc.baselines.simple import NearestNeighbours, Popularity, ZeroShot, votes
@@ -47,6 +48,19 @@ def test_neighbours_find_the_labels(words, asked, expected, label_texts):
     method = NearestNeighbours(TfIdf(ngrams=(1, 1)), k=10, power=4, label_texts=label_texts)
     ids, _ = method.rank(words, {"test": asked}, 2).rankings["test"]
     assert [{*row} for row in ids.tolist()] == expected
+
+
+def test_few_queries_at_once_are_compared_with_many(words, asked, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(simple, "BLOCK_SCORES", 2 * 120)  # two of the three queries beside the 120 that vote
+    monkeypatch.setattr(simple, "votes", lambda found, *given: sizes.append(found.shape) or votes(found, *given))
+    method = NearestNeighbours(TfIdf(ngrams=(1, 1)), k=10, label_texts=False)
+    ids, scores = method.rank(words, {"test": asked}, 2).rankings["test"]
+    assert sizes == [(2, 120), (1, 120)]
+    monkeypatch.undo()
+    at_once = method.rank(words, {"test": asked}, 2).rankings["test"]
+    assert ids.tolist() == at_once[0].tolist()
+    assert scores == pytest.approx(at_once[1])
 
 
 def test_label_text_adds_its_own_cosine(words, asked):

@@ -1,6 +1,7 @@
 import pytest
 from omegaconf import OmegaConf
 
+import prime_xmc.app  # noqa: F401  (it registers resolvers)
 from prime_xmc.command_line.targets import VARIABLE, check_file_of_run, check_targets, is_run_folder
 from prime_xmc.conf_files import config_dir
 
@@ -48,6 +49,7 @@ def test_parts_of_a_training_are_made(target):
         "hydra.utils.get_method",
         "numpy.load",
         "joblib.load",
+        "prime_xmc.baselines.environments.LibraryEnvironment",  # installs packages and runs the Python of a folder
     ],
 )
 def test_other_targets_are_refused_with_their_key(target, monkeypatch):
@@ -62,6 +64,56 @@ def test_a_target_that_is_put_together_is_seen_as_what_it_is():
         check({"a": {"_target_": "${b}.system"}, "b": "os"})
     with pytest.raises(ValueError, match=r"a\._target_ is '\$\{nothing\}"):
         check({"a": {"_target_": "${nothing}"}})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "${oc.decode:${b}}",
+        "${ oc.decode: ${b}}",
+        "${oc.create:${oc.decode:${b}}}",
+        "${${d}:${b}}",
+        "${by_device:cpu,${oc.decode:${b}},0}",
+        "\\${oc.decode:\\${b}}",
+        "${oc.select:nothing,${oc.decode:'${b}'}}",
+    ],
+)
+def test_a_target_that_pieces_of_text_hide_is_refused(text, monkeypatch):
+    content = {"loss": {"contrast": text}, "b": "{_${c}_: os.getpid}", "c": "target", "d": "oc.decode"}
+    if not text.startswith("\\"):
+        assert OmegaConf.create(content).loss.contrast == {"_target_": "os.getpid"}  # which Hydra would call
+    with pytest.raises(ValueError, match=r"loss\.contrast is .*--trust-config"):
+        check(content)
+    check(content, given=["loss"])
+    monkeypatch.setenv(VARIABLE, "1")
+    check(content)
+
+
+def test_a_target_is_written_as_it_is():
+    with pytest.raises(ValueError, match=r"a\._target_ is .*by_device"):  # the device may be another later
+        check({"a": {"_target_": "${by_device:${b},torch.nn.Linear,torch.nn.Bilinear}"}, "b": "cpu"})
+
+
+def test_expressions_of_this_package_are_resolved():
+    values = (
+        "${a.b}",
+        "${oc.env:PRIME_XMC_CACHE,outputs/cache}",
+        "${by_device:${x},4,20}",
+        "${half:${a.0}}",
+        "50 % of $",
+    )
+    check({"a": [*values], "x": "cpu"})
+
+
+@pytest.mark.parametrize(
+    "path", sorted(config_dir().rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_configurations_of_this_package_are_run(path):
+    if path.stem == "xr_linear":
+        with pytest.raises(ValueError, match=r"environment\._target_ is .*LibraryEnvironment"):
+            check(OmegaConf.load(path))
+    else:
+        check(OmegaConf.load(path))
 
 
 def test_settings_of_a_later_stage_are_looked_at():
@@ -100,4 +152,18 @@ def test_a_file_of_a_run_sets_up_nothing_of_hydra(tmp_path, key, monkeypatch):
 def test_objects_of_yaml_are_not_made(tmp_path):
     (tmp_path / "config.yaml").write_text("a: !!python/object/apply:os.system [x]\n")
     with pytest.raises(ValueError, match="not readable as YAML"):
+        check_file_of_run(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("header", ["# @package hydra", "#@package hydra.launcher", "  # @package _group_"])
+def test_a_file_of_a_run_is_put_nowhere_else(tmp_path, header):
+    (tmp_path / "config.yaml").write_text(f"# settings\n{header}\n_target_: os.getpid\n")
+    with pytest.raises(ValueError, match=r"config\.yaml has the line .*@package.*--trust-config"):
+        check_file_of_run(tmp_path / "config.yaml")
+
+
+def test_options_of_hydra_beside_it_are_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "hydra" / "launcher").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"hydra: no run has options of Hydra.*--trust-config"):
         check_file_of_run(tmp_path / "config.yaml")

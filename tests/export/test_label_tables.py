@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 
@@ -151,3 +152,30 @@ class TestRefusals:
         with pytest.raises(TypeError):
             write_label_tables(replace(tables, records=[object()] * 50), ensemble_model, tmp_path / "new")
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_in_the_hub_s_cache_is_changed_elsewhere(ensemble_model, predictor, tmp_path):
+    """Its files are links, which would lead to nothing from another folder."""
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "1f"
+    blobs.mkdir(parents=True)
+    shutil.copytree(ensemble_model, snapshot)
+    for number, path in enumerate(sorted(path for path in snapshot.rglob("*") if path.is_file())):
+        blob = path.rename(blobs / str(number))
+        path.symlink_to(os.path.relpath(blob, path.parent))
+    before = content(snapshot)
+    tables = add_labels(read_label_tables(snapshot), predictor, NEW, EXAMPLES)
+    write_label_tables(tables, snapshot, tmp_path / "new", link=True)
+    (found,) = prime_xmc.load(tmp_path / "new").predict([EXAMPLES[0].text], top_k=50)
+    assert {label.uid for label in found.labels} >= {"n1", "n2"}
+    assert not any(path.is_symlink() for path in (tmp_path / "new").rglob("*"))
+    assert content(snapshot) == before
+
+
+def test_a_copy_of_a_model_that_may_only_be_read_can_be_changed(changed, ensemble_model, tmp_path):
+    folders = [ensemble_model, *(path for path in ensemble_model.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    new = changed(tmp_path / "new")
+    for folder in folders:
+        folder.chmod(0o755)
+        assert (new / folder.relative_to(ensemble_model)).stat().st_mode & 0o700 == 0o700

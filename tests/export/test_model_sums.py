@@ -2,9 +2,12 @@ import json
 import shutil
 
 import pytest
+import torch
 
-from prime_xmc.export.model_sums import SUMMED, check_model
+from prime_xmc.export.model_sums import SUMMED, check_model, sealed
 from prime_xmc.export.predictor import Predictor
+from prime_xmc.export.scorers import encoder_digest, save_classifiers
+from prime_xmc.files import write_json
 
 
 @pytest.fixture
@@ -72,3 +75,26 @@ def test_files_elsewhere_are_not_read(model):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"names the file '\.\./own'"):
         check_model(model)
+
+
+def test_classifiers_outside_of_the_model_are_checked(model, tmp_path):
+    outside = tmp_path / "classifiers"
+    shape = Predictor.load(model).num_labels, Predictor.load(model).encoder.dim
+    save_classifiers(
+        outside, torch.nn.functional.normalize(torch.ones(shape)), digest=encoder_digest(model), settings={}
+    )
+    Predictor.load(model, scorer="W", classifiers=outside)
+    content = bytearray((outside / "classifiers.safetensors").read_bytes())
+    content[-5] ^= 1
+    (outside / "classifiers.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"classifiers\.safetensors is damaged: its bytes"):
+        Predictor.load(model, scorer="W", classifiers=outside)
+
+
+def test_a_description_has_its_checksum_whatever_its_keys(model, caplog):
+    path = model / "prime_config.json"
+    content = json.loads(path.read_text())
+    content["settings"]["tags"] = {10: "a", 9: "b", "c": "d"}  # JSON makes texts of them
+    write_json(path, sealed(content, model, SUMMED))
+    check_model(model)
+    assert not caplog.text

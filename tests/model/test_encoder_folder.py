@@ -87,6 +87,14 @@ class TestPooling:
             assert resolve_pooling(source, pooling, normalize=False) == "mean"
         assert caplog.records == []
 
+    def test_a_link_out_of_the_folder_is_named_as_what_it_is(self, make, tmp_path, tmp_path_factory):
+        source = make(pooling=flags("cls_token"))
+        elsewhere = (tmp_path / "modules.json").rename(tmp_path_factory.mktemp("elsewhere") / "modules.json")
+        (tmp_path / "modules.json").symlink_to(elsewhere)
+        with pytest.raises(ValueError, match=r"modules\.json is a link to .*outside of its folder") as found:
+            resolve_pooling(source, "auto")
+        assert "damaged" not in str(found.value)
+
     def test_another_one_is_given(self, make, caplog):
         source = make(pooling=flags("cls_token"))
         assert resolve_pooling(source, "mean") == "mean"

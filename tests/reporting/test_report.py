@@ -55,7 +55,7 @@ def test_published_results_are_listed_where_there_are_any(config, tmp_path, capl
     assert "&lt;b&gt;DPR" in html
     assert "<b>DPR" not in html
     markdown = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    assert "| &lt;b&gt;DPR&lt;/b&gt; (published) | – | 44.64 | – |" in markdown
+    assert r"| &lt;b&gt;DPR&lt;/b&gt; (published) | – | 44.64 | – |" in markdown
     assert caplog.text == ""
     report.run(config("published=paper"))
     assert "published=paper has no results on evil" in caplog.text

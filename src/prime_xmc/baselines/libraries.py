@@ -55,7 +55,7 @@ class ExternalMethod:
         if library not in worker.LIBRARIES:
             raise ValueError(f"method.library={library}: expected one of {', '.join(worker.LIBRARIES)}")
         if environment is None and find_spec(library) is None:
-            raise ValueError(f"this method needs {library}: pip install 'prime_xmc[baselines]'")
+            raise ValueError(f"this method needs {library}: pip install '.[baselines]' in the clone")
         self.library = library
         self.parameters = dict(parameters)
         self.tfidf = tfidf

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.progress import track
 
-_BLOCK_SCORES = 2**24  # scores of a block of queries, 64 MiB, which are held at once
+BLOCK_SCORES = 2**24  # scores of a block of queries, 64 MiB, which are held at once
 
 # label ids and scores [query, k]; the sizes are not those of another ranking in the same call
 Top = tuple[Int[np.ndarray, "_ _"], Float32[np.ndarray, "_ _"]]
@@ -166,7 +166,7 @@ def rank_here(
     with threadpool_limits(threads), training.running():
         trained = train()
     rankings: dict[str, Top] = {}
-    block = max(1, _BLOCK_SCORES // num_labels)
+    block = max(1, BLOCK_SCORES // num_labels)
     with threadpool_limits(1), ranking.running():
         for name, texts in queries.items():
             parts = [

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from jaxtyping import Float, Float32
 
 from prime_xmc.baselines.features import Features, Rows, Vectoriser, labels_matrix, similarities
-from prime_xmc.baselines.method import LabelledTexts, Outcome, TextSet, rank_here
+from prime_xmc.baselines.method import BLOCK_SCORES, LabelledTexts, Outcome, TextSet, rank_here
 
 
 class Popularity:
@@ -167,7 +167,12 @@ class _Voters:
     def scores(self, queries: TextSet) -> Float32[np.ndarray, "query label"]:
         rows = self.vectoriser.rows(queries)
         k, power = self.settings.k, self.settings.power
-        scores = votes(similarities(rows, self.neighbours), self.labels_of, k, power)
+        step = max(1, BLOCK_SCORES // self.neighbours.shape[0])  # where labels are few, the block of queries is large
+        parts = [
+            votes(similarities(rows[start : start + step], self.neighbours), self.labels_of, k, power)
+            for start in range(0, rows.shape[0], step)
+        ]
+        scores = np.concatenate(parts)
         if self.labels is not None:
             scores += np.maximum(similarities(rows, self.labels), 0) ** power
         return scores

@@ -13,7 +13,10 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.grammar_parser import parse
+
+from prime_xmc.foreign import shown
 
 OPTION = "--trust-config"
 VARIABLE = "PRIME_XMC_TRUST_CONFIG"  # the same for the processes that a run starts
@@ -27,6 +30,18 @@ _ALLOWED = re.compile(
     r"|lightning\.pytorch\.Trainer"
     r"|transformers\.(?:get_\w*schedule\w*|Adafactor)"
 )
+# It installs the packages that it is given, and runs the Python of the folder that it is given.
+_NEVER = ("prime_xmc.baselines.environments.LibraryEnvironment",)
+# Of expressions in a run folder. oc.decode and oc.create, which are not among them, make settings of texts: a target
+# can be hidden in pieces of text.
+_RESOLVERS = frozenset(
+    {
+        *("oc.env", "oc.select", "oc.deprecated", "oc.dict.keys", "oc.dict.values", "now", "hydra"),
+        *("package", "native_precision", "by_device", "free_vectors", "validation_interval", "frozen_layers", "half"),
+        *("new_folder", "job_folder"),
+    }
+)
+_HEADER = re.compile(r"\s*#\s*@")  # of a line by which Hydra puts a file elsewhere, such as `# @package hydra`
 _WRITTEN = re.compile(r"^\s*_target_: *([\w.]+)", re.MULTILINE)
 _IN_SETTING = re.compile(r"_target_['\"]?\s*[=:]\s*['\"]?([^\s,'\"}\])]*)")
 
@@ -40,14 +55,22 @@ def check_file_of_run(path: Path) -> None:
     """Refuse a configuration file of a run folder that would set up Hydra itself, which happens before anything else.
 
     Raises:
-        ValueError: If it has keys that no configuration of a run has.
+        ValueError: If it has keys or a header that no configuration of a run has, or options of Hydra lie beside it.
     """
     if not path.is_file() or is_trusted():
         return
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as YAML ({str(error) or 'nested too deeply'})") from error
+    if header := next((line for line in text.splitlines() if _HEADER.match(line)), None):
+        raise ValueError(
+            f"{path} has the line {shown(header)}, which no configuration of a run has and which can make Hydra run "
+            f"code. {_remedy()}"
+        )
+    if (options := path.parent / "hydra").exists():
+        raise ValueError(f"{options}: no run has options of Hydra, which can make it run code. {_remedy()}")
     odd = sorted({"hydra", "defaults"} & set(content)) if isinstance(content, dict) else []
     if odd:
         raise ValueError(
@@ -66,7 +89,7 @@ def check_targets(config: DictConfig, given: Collection[str], configs: Path, sou
         source: Where the configuration is from, for the message.
 
     Raises:
-        ValueError: With the key and the target.
+        ValueError: With the key and the target, or the expression, which may come to one.
     """
     if is_trusted():
         return
@@ -75,10 +98,15 @@ def check_targets(config: DictConfig, given: Collection[str], configs: Path, sou
     for key, target in _targets(config, ""):
         if any(key == each or key.startswith(f"{each}.") for each in own):
             continue
-        if target not in known and not _ALLOWED.fullmatch(target):
+        if target in _NEVER or (target not in known and not _ALLOWED.fullmatch(target)):
             raise ValueError(
                 f"{source}: {key} is {target!r}, which is no part of a training that is known. Running this "
                 f"configuration would import and call it. {_remedy()}"
+            )
+    for key, text in _expressions(config, ""):
+        if not any(key == each or key.startswith(f"{each}.") for each in own) and not _is_known(text, key):
+            raise ValueError(
+                f"{source}: {key} is {shown(text)}, an expression that can come to a target of any kind. {_remedy()}"
             )
 
 
@@ -110,3 +138,35 @@ def _targets(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
         elif isinstance(value := getattr(raw, "_value", lambda: None)(), str) and "_target_" in value:
             found = _IN_SETTING.findall(value)
             yield from ((place, target) for target in found or [value])
+
+
+def _expressions(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield the key and the text of each value that is computed when it is asked for, or whenever it is copied."""
+    if not isinstance(node, DictConfig | ListConfig):
+        return
+    value = node._value()
+    if isinstance(value, str):  # a section that is an expression as a whole
+        yield prefix.removesuffix("."), value
+    elif isinstance(value, dict | list):
+        for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+            raw: Any = node._get_node(key)
+            if isinstance(raw, DictConfig | ListConfig):
+                yield from _expressions(raw, f"{prefix}{key}.")
+            elif isinstance(text := getattr(raw, "_value", lambda: None)(), str) and "${" in text:
+                yield f"{prefix}{key}", text
+
+
+def _is_known(text: str, key: str) -> bool:
+    """Return whether an expression comes to no target: those that do are named, and have to be written as they are."""
+    if key.endswith("_target_"):
+        return False
+    try:
+        stack: list[Any] = [parse(text.replace("\\", ""))]  # what is escaped is an expression once it has been copied
+    except GrammarParseError:
+        return False
+    while stack:
+        part = stack.pop()
+        if hasattr(part, "resolverName") and part.resolverName().getText() not in _RESOLVERS:
+            return False
+        stack += part.getChildren() if hasattr(part, "getChildren") else []
+    return True

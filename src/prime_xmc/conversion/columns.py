@@ -205,16 +205,21 @@ class _Choice:
 
 
 def field_names(columns: Sequence[str]) -> list[str]:
-    """Return the fields of the raw files for columns: `title` for one alone, the names of several.
+    """Return the fields of the raw files for columns: `title` for one alone, the names of several, all different.
 
     Example:
-        >>> field_names(["question"]), field_names(["title", "body text"])
-        (['title'], ['title', 'body_text'])
+        >>> field_names(["question"]), field_names(["title", "body text", "body-text"])
+        (['title'], ['title', 'body_text', 'body_text_'])
     """
     if len(columns) == 1:
         return ["title"]
-    plain = ["".join(letter if letter.isalnum() else "_" for letter in column) for column in columns]
-    return [f"{name}_" if name in _RESERVED else name for name in plain]
+    names: list[str] = []
+    for column in columns:
+        name = "".join(letter if letter.isalnum() else "_" for letter in column)
+        while name in (*_RESERVED, *names):
+            name += "_"
+        names.append(name)
+    return names
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -180,6 +181,8 @@ def _new_model(source: Path, target: Path, *, replace: bool, link: bool = False)
     with publishing(target, replace=replace) as temporary:
         copy = _link_or_copy if link else shutil.copy2
         shutil.copytree(source, temporary, dirs_exist_ok=True, copy_function=copy)
+        for folder, _, _ in os.walk(temporary):  # of a model that may only be read
+            os.chmod(folder, os.stat(folder).st_mode | stat.S_IRWXU)
         yield temporary
 
 
@@ -250,6 +253,6 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 def _link_or_copy(source: str, target: str) -> None:
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # of a link, as in the hub's cache, the file itself
     except OSError:  # of another file system, or one without links
         shutil.copy2(source, target)

@@ -18,11 +18,12 @@ from prime_xmc.foreign import parse_json, shown
 logger = logging.getLogger(__name__)
 
 SUMMED = ("config.json", "model.safetensors", "tokenizer.json", PROTOTYPES, CENTROIDS, NETWORK, LABELS, INDEX)
+_CLASSIFIERS = "classifiers/classifiers.json"
 # Descriptions that name files beside them, with the files themselves.
 _DESCRIPTIONS = (
     CONFIG,
     "ensemble.json",
-    "classifiers/classifiers.json",
+    _CLASSIFIERS,
     "neighbours/neighbours.json",
     "lexical/lexical.json",
 )
@@ -41,19 +42,20 @@ def sealed(content: Mapping[str, Any], folder: Path, names: Iterable[str]) -> di
     return plain | {"checksum": _checksum(plain)}
 
 
-def check_model(model: Path, verify: str = "sampled") -> None:
+def check_model(model: Path, verify: str = "sampled", classifiers: Path | None = None) -> None:
     """Check a model folder against its checksums; folders of version 0.1.0 have none, and nothing is checked.
 
     Args:
         model: Folder of the model.
         verify: "full" reads all files; "sampled" some of those that are huge, see `check_file`.
+        classifiers: Folder of classifiers outside of the model, which is checked too; None: there is none.
 
     Raises:
         ValueError: If a file is damaged or missing.
     """
     check_choice(verify)
-    for place in _DESCRIPTIONS:
-        path = model / place
+    others = [] if classifiers is None else [classifiers / Path(_CLASSIFIERS).name]
+    for path in [*(model / place for place in _DESCRIPTIONS), *others]:
         if not path.is_file():
             continue
         try:
@@ -80,4 +82,5 @@ def check_model(model: Path, verify: str = "sampled") -> None:
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
+    read_again = json.loads(json.dumps(content))  # keys that are no texts have another order, or none, before that
+    return xxhash.xxh3_64_hexdigest(json.dumps(read_again, sort_keys=True).encode())

@@ -215,7 +215,7 @@ class Predictor:
             classifiers=others,
             dtype=PROTOTYPE_DTYPES[prototype_dtype],
         )
-        check_model(directory, verify)
+        check_model(directory, verify, others)
         if precision is None:
             precision = _own_precision(training_precision(config), torch.device(device))
         return cls(

@@ -184,9 +184,9 @@ def _read_json(source: str, name: str) -> Any:
     path = Path(source, name) if Path(source).is_dir() else _find_on_hub(source, name)
     if path is None or not path.is_file():
         return None
+    if Path(source).is_dir():
+        check_links(Path(source), [name])
     try:
-        if Path(source).is_dir():
-            check_links(Path(source), [name])
         return parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); get the encoder again") from error
