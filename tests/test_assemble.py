@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from prime_xmc.assemble import (
     announce,
+    check_model,
     fit_second_stage,
     fit_to_data,
     fit_to_size,
@@ -153,3 +154,26 @@ def test_a_gpu_that_is_not_used_is_named(small, monkeypatch, caplog, accelerator
     with caplog.at_level(logging.INFO, logger="prime_xmc"):
         announce(fit_to_data(config, data.corpus), data)
     assert sum("trainer=gpu trains on it" in message for message in caplog.messages) == said
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["sampling.mined.num_drawn=0"], "between 1 and the sampling.mined.top_k=200 labels"),
+        (["sampling.mined.top_k=5", "sampling.mined.num_drawn=6"], "top_k=5 labels that are searched .*, got 6"),
+        (["callbacks.mined=null"], "first_epoch=1 wants labels to be searched, and nothing searches them"),
+        (["sampling.mined.alone=true", "sampling.mined.first_epoch=null"], "alone=true, and no labels are searched"),
+        (["sampling.mined.alone=true", "sampling.label_rows=true"], "give sampling.label_rows=false"),
+        (
+            ["sampling.mined.alone=true", "sampling.loss_positives=all", "sampling.memory_labels=9"],
+            "sampling.memory_labels=9 adds labels .*: give sampling.memory_labels=0",
+        ),
+    ],
+)
+def test_settings_of_mined_labels_that_would_do_nothing(custom, settings, message):
+    with pytest.raises(ValueError, match=message):
+        check_model(custom("model=ance", *settings))
+
+
+def test_ance_to_the_letter(custom):
+    check_model(custom("model=ance", "loss=two_way", "sampling.mined.alone=true"))

@@ -131,6 +131,18 @@ def test_a_run_that_a_signal_ended_within_an_epoch_continues_with_the_next_batch
     assert_same_run(tmp_path, complete)
 
 
+def test_a_continued_epoch_goes_on_with_the_labels_that_were_mined_for_it(train, tmp_path, interrupt):
+    train(tmp_path / "whole", "model=ance")
+    patch = interrupt(STEPS + 3)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", "model=ance")
+    patch.undo()
+    train(tmp_path / "run", "model=ance", f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt")
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+    ended, wanted = (load_file(tmp_path / name / "model" / "prototypes.safetensors") for name in ("run", "whole"))
+    assert all(torch.equal(ended[key], wanted[key]) for key in wanted)
+
+
 def test_a_signal_in_the_last_step_of_an_epoch_loses_neither_its_validation_nor_its_row(
     train, complete, tmp_path, seen, interrupt
 ):

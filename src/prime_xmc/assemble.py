@@ -361,11 +361,12 @@ def _how_to_train(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
 
 
 def check_model(config: DictConfig) -> None:
-    """Check that the settings of a training belong to its model, prototypes or one-vs-all classifiers.
+    """Check that the settings of a training belong to its model, prototypes or one-vs-all classifiers, and together.
 
     Raises:
         ValueError: If they do not; it names what to change.
     """
+    _check_mined(config)
     one_vs_all, num_positives = trains_one_vs_all(config), config.sampling.num_positives
     if not one_vs_all:
         if num_positives == 0:
@@ -381,6 +382,38 @@ def check_model(config: DictConfig) -> None:
     if (config.index.get("kind") or "flat") != "flat":
         raise ValueError(
             f"index={config.index.kind} is for unit vectors, and one-vs-all classifiers are none: give index=exact"
+        )
+
+
+def _check_mined(config: DictConfig) -> None:
+    """Refuse settings of negatives from a search that would do nothing, or otherwise than they say."""
+    sampling, mined = config.sampling, config.sampling.mined
+    if not 1 <= mined.num_drawn <= mined.top_k:
+        raise ValueError(
+            f"expected sampling.mined.num_drawn between 1 and the sampling.mined.top_k={mined.top_k} labels that are "
+            f"searched for a query, got {mined.num_drawn}"
+        )
+    if mined.first_epoch is not None and (config.get("callbacks") or {}).get("mined") is None:
+        raise ValueError(
+            f"sampling.mined.first_epoch={mined.first_epoch} wants labels to be searched, and nothing searches them, "
+            "since callbacks.mined is null: give sampling.mined.first_epoch=null"
+        )
+    if not mined.alone:
+        return
+    if mined.first_epoch is None:
+        raise ValueError(
+            "sampling.mined.alone=true, and no labels are searched: give sampling.mined.first_epoch=1 too, or "
+            "sampling=mined"
+        )
+    if sampling.label_rows:
+        raise ValueError(
+            "sampling.mined.alone=true leaves the texts of labels without negatives, since none are mined for them: "
+            "give sampling.label_rows=false"
+        )
+    if sampling.memory_labels and sampling.loss_positives == "all":
+        raise ValueError(
+            f"sampling.memory_labels={sampling.memory_labels} adds labels to the batch that are negatives of all other "
+            "queries, against sampling.mined.alone=true: give sampling.memory_labels=0"
         )
 
 

@@ -158,25 +158,13 @@ def test_the_prepared_data_have_the_counts_of_the_readme(dataset, name, compose,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dataset", "max_length", "least", "said"),
-    [
-        ("go15k", 96, 0.2, "Gene Ontology Consortium"),
-        ("metamath22k", 64, 0.1, "CC0-1.0"),
-        ("debian18k_full", 128, 0.1, "descriptions of Debian packages"),
-    ],
-)
-def test_a_model_trains(dataset, max_length, least, said, compose, cache_dir, tmp_path):
-    quick = [
-        "encoder.num_layers=1",
-        "trainer.max_steps=2",
-        "callbacks.progress=null",
-        "classify=false",
-        "neighbours=null",
-    ]
-    config = compose(f"dataset={dataset}", *quick, f"cache_dir={cache_dir}", f"run_dir={tmp_path}/run")
-    metrics = train_prototypes(config).metrics
-    assert metrics["test/P@1"] > least  # what the untrained layer ranks well is still there
+def test_a_model_trains(compose, cache_dir, tmp_path):
+    """With an encoder as small as it can be, which reads all texts in seconds."""
+    small = ["encoder=random", "encoder.intermediate_size=32"]
+    quick = ["trainer.max_steps=2", "callbacks.progress=null", "classify=false", "neighbours=null", "lexical=null"]
+    folders = [f"cache_dir={cache_dir}", f"run_dir={tmp_path}/run"]
+    metrics = train_prototypes(compose("dataset=go15k", *small, *quick, *folders, "test=false")).metrics
+    assert 0 < metrics["val/R@100"] < 1
     card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
-    assert said in card
-    assert json.loads((tmp_path / "run" / "model" / "prime_config.json").read_text())["max_length"] == max_length
+    assert "Gene Ontology Consortium" in card
+    assert json.loads((tmp_path / "run" / "model" / "prime_config.json").read_text())["max_length"] == 96

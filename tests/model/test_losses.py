@@ -859,6 +859,19 @@ def test_two_point_term_contrasts_the_mean_of_a_query_and_its_label():
     assert torch.equal(*values)
 
 
+def test_a_contrast_that_asks_for_the_pairs_has_them_in_every_term():
+    class Own(Contrast):
+        def __call__(self, similarity, positives, negatives, pairs):
+            assert torch.equal(positives, torch.zeros_like(positives).index_put(pairs, torch.tensor(True)))
+            assert len(pairs[0]) == positives.sum() > 0
+            return similarity[pairs].mean(), {}
+
+    embeddings, positives, negatives, pairs = TestPairs.batch()
+    loss = PrimeLoss(contrast=Own, two_point_weight=0.3)
+    values = [loss(*embeddings, positives, negatives, known)[0] for known in (None, pairs)]
+    torch.testing.assert_close(*values)
+
+
 class TestWeightingOfNgame:
     """The weighting of NGAME's public code: a negative without a loss keeps the logit 0."""
 

@@ -45,8 +45,12 @@ def test_what_bfloat16_holds_stays(value):
     assert (found.signbit() == torch.tensor(value).signbit()).all()
 
 
-def test_nan_stays():
-    assert round_stochastically(torch.full((100,), math.nan)).isnan().all()
+@pytest.mark.parametrize("bits", [0x7FC00000, -0x00400000, 0x7FFFFFFF, -1])
+def test_nan_stays(bits):
+    """Those of the host with either sign, and those of a GPU, whose bits are all set."""
+    values = torch.full((100,), bits, dtype=torch.int32).view(torch.float32)
+    assert values.isnan().all()
+    assert round_stochastically(values).isnan().all()
 
 
 def test_small_steps_add_up():

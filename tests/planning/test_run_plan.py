@@ -81,6 +81,23 @@ class TestPlan:
         assert planned["seconds"] == {}
         assert any("no probe" in note for note in planned["notes"])
 
+    @pytest.mark.parametrize(
+        ("override", "setting"),
+        [
+            ("model=dexml", "sampling.batch_labels=all"),
+            ("model=siamesexml", r"sampling.sampler._target_=prime_xmc\.data\.sampling\.LabelBatchSampler"),
+            ("sampling.label_rows=true", "sampling.label_rows=true"),
+        ],
+    )
+    def test_other_batches_than_it_counts(self, override, setting, configure):
+        with pytest.raises(ValueError, match=f"and {setting} makes others"):
+            plan(configure("probe_steps=0", override))
+
+    def test_searches_for_mined_labels_are_not_counted(self, configure):
+        for model, is_said in (("ance", True), ("dpr", False)):
+            planned = plan(configure("probe_steps=0", f"model={model}"))
+            assert any("searches for mined labels" in note for note in planned["notes"]) is is_said
+
     def test_without_checkpoints(self, configure):
         planned = plan(configure("probe_steps=0", "callbacks.checkpoint=null", "test=false"))
         assert not [name for name in planned["disk_bytes"] if "checkpoint" in name]

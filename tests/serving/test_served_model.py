@@ -20,8 +20,13 @@ def slot(make_slot, model_folder):
     return make_slot(model_folder)
 
 
-def change_labels(folder, prefix):
-    """Give each label another text."""
+@pytest.fixture
+def change_labels(seal):
+    """Gives each label another text: change_labels(folder, "new")."""
+    return lambda folder, prefix: _change_labels(folder, prefix) or seal(folder)
+
+
+def _change_labels(folder, prefix):
     lines = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
     renamed = [json.dumps(line | {"text": f"{prefix} {line['text']}"}) for line in lines]
     (folder / "labels.jsonl").write_text("\n".join(renamed) + "\n")
@@ -29,7 +34,7 @@ def change_labels(folder, prefix):
     write_json(description, sealed(json.loads(description.read_text()), folder, SUMMED))
 
 
-def test_version_is_that_of_the_content(toy_bundle, model_folder):
+def test_version_is_that_of_the_content(toy_bundle, model_folder, change_labels):
     assert content_version(toy_bundle) == content_version(model_folder)
     assert signature(toy_bundle) != signature(model_folder)
     os.utime(model_folder / "labels.jsonl", (1, 1))
@@ -57,7 +62,7 @@ def test_labels_are_found_by_all_words_in_any_case(slot):
     assert model.find_labels("no such thing", 3) == ([], False)
 
 
-def test_another_folder_takes_over_and_the_old_one_still_answers(slot, model_folder, toy_bundle):
+def test_another_folder_takes_over_and_the_old_one_still_answers(slot, model_folder, toy_bundle, change_labels):
     reports = []
     slot.report = reports.append
     old = slot.model
@@ -108,7 +113,7 @@ def test_a_damaged_folder_leaves_the_old_one(slot, model_folder, toy_bundle, cap
     assert model.predictor.predict(["a red cat"]) == Predictor.load(toy_bundle).predict(["a red cat"])
 
 
-def test_a_folder_that_changes_while_it_is_read_is_refused(make_slot, model_folder, monkeypatch):
+def test_a_folder_that_changes_while_it_is_read_is_refused(make_slot, model_folder, monkeypatch, change_labels):
     def copy_and_change(source, target):
         change_labels(source, "new")
 
@@ -136,7 +141,7 @@ def test_no_copy_is_left(make_slot, model_folder, monkeypatch, tmp_path):
     assert list(temporary.iterdir()) == []
 
 
-def test_the_folder_is_watched(slot, model_folder, toy_bundle):
+def test_the_folder_is_watched(slot, model_folder, toy_bundle, change_labels):
     async def go():
         reports = []
         slot.report = reports.append

@@ -125,6 +125,25 @@ class TestMineNegatives:
         assert (seen[1][torch.from_numpy(data.validation_ids)] == -1).all()
         assert np.isin(data.sampler.query_ids, data.validation_ids).sum() == 0
 
+    def test_without_embeddings_there_is_nothing_to_search_for(self, toy_settings, compose, tmp_path):
+        paths = [f"{key}={tmp_path}" for key in ("cache_dir", "run_dir")]
+        config = compose(
+            *toy_settings, *paths, "model=ance", "sampling.mined.first_epoch=0", "callbacks.initialise=null"
+        )
+        data = make_data(config)
+        module = make_module(config, data)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        with pytest.raises(ValueError, match="labels to search in epoch 0, and no query has an embedding yet"):
+            trainer.fit(module, datamodule=data)
+
     @pytest.mark.parametrize("wrong", [{"every_n_epochs": 0}, {"top_k": 0}])
     def test_numbers_out_of_range(self, wrong):
         with pytest.raises(ValueError, match="at least 1"):

@@ -385,8 +385,10 @@ class BatchBuilder(Dataset):
             chosen = answers
         if self.mined_alone and mined is not None:
             mined_row, mined_slot = (mined >= 0).nonzero()
-            pushed = mined_row * width + np.searchsorted(label_ids, mined[mined_row, mined_slot])
-            spared = np.setdiff1d(np.arange(len(query_ids) * width), _without(np.unique(pushed), related))
+            is_spared = np.ones(len(query_ids) * width, dtype=bool)
+            is_spared[mined_row * width + np.searchsorted(label_ids, mined[mined_row, mined_slot])] = False
+            is_spared[related] = True
+            spared = np.flatnonzero(is_spared)
         else:
             spared = related if self.mask_positives else chosen
         relations = _relations(len(query_ids), width, chosen, spared, excluded)

@@ -24,4 +24,6 @@ def round_stochastically(values: Float32[Tensor, "..."]) -> BFloat16[Tensor, "..
     # zero
     bits = values.view(torch.int32)
     noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device)
-    return ((bits + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+    rounded = ((bits + noise) & -(1 << 16)).view(torch.float32)
+    # the NaN of a GPU has all bits set, and would become 0
+    return torch.where(values.isnan(), values, rounded).to(torch.bfloat16)

@@ -32,6 +32,7 @@ def plan(config: DictConfig) -> dict[str, Any]:
             "a plan is of the training of prototypes. One-vs-all classifiers take 12 bytes for each label and "
             "dimension while they are trained with model=renee, and 2 with model=elmo"
         )
+    _require_plain_batches(config)
     sizes, notes = find_sizes(config)
     notes += map(str, fitted_settings(config, sizes.num_queries, sizes.num_labels))
     config = fit_to_size(config, sizes.num_queries, sizes.num_labels)
@@ -52,6 +53,8 @@ def plan(config: DictConfig) -> dict[str, Any]:
         )
         if not layout.on_gpu and (release is None or config.probe_steps < release.every_n_steps):
             notes.append("the host's memory rises beyond what was probed until callbacks.memory gives it back")
+    if config.sampling.mined.first_epoch is not None:
+        notes.append("the searches for mined labels, each of which encodes all labels, are not counted")
     if num_processes > 1:
         notes.append(f"each of {num_processes} processes has all tables and encodes its share of a batch")
     if schedule.encodes_queries:
@@ -77,6 +80,27 @@ def plan(config: DictConfig) -> dict[str, Any]:
         "seconds": seconds_by_part(sizes, layout, schedule, measured, num_processes) if config.probe_steps else {},
         "notes": notes,
     }
+
+
+def _require_plain_batches(config: DictConfig) -> None:
+    """Refuse batches that are neither as many nor as large as the schedule and the probe take them to be.
+
+    Raises:
+        ValueError: If a setting makes such batches.
+    """
+    sampling = config.sampling
+    setting = None
+    if sampling.batch_labels == "all":
+        setting = "sampling.batch_labels=all"
+    elif sampling.label_rows:
+        setting = "sampling.label_rows=true"
+    elif sampling.sampler._target_ == "prime_xmc.data.sampling.LabelBatchSampler":
+        setting = f"sampling.sampler._target_={sampling.sampler._target_}"
+    if setting is not None:
+        raise ValueError(
+            f"a plan is of batches of queries and the labels that are drawn for them, and {setting} makes others. "
+            "Train for an epoch instead, with trainer.max_epochs=1: metrics.json has memory and time"
+        )
 
 
 def show(planned: dict[str, Any], console: Console) -> None:

@@ -223,7 +223,11 @@ class MineNegatives(Callback):
         self.top_k = top_k
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Search if it is time; the lists count for the batches of this very epoch, the same in all processes."""
+        """Search if it is time; the lists count for the batches of this very epoch, the same in all processes.
+
+        Raises:
+            ValueError: If there is no embedding of any query yet.
+        """
         epoch = trainer.current_epoch
         if self.first_epoch is None or epoch < self.first_epoch or (epoch - self.first_epoch) % self.every_n_epochs:
             return
@@ -234,6 +238,12 @@ class MineNegatives(Callback):
         blocks = np.split(data.sampler.query_ids, range(_MINED_AT_ONCE, len(data.sampler.query_ids), _MINED_AT_ONCE))
         for ids in track(blocks, "mining negatives", total=len(blocks)):
             query_emb = module.query_memory.take(torch.from_numpy(ids).to(pl_module.device)).float()
+            if not query_emb.any():
+                raise ValueError(
+                    f"there are labels to search in epoch {epoch}, and no query has an embedding yet: keep "
+                    "callbacks.initialise, which embeds them before training, or search later, "
+                    "sampling.mined.first_epoch=1"
+                )
             of_queries = zip(iter(train.positives.take(ids)), iter(train.filtered.take(ids)), strict=True)
             known = Ragged.from_rows([np.union1d(*rows) for rows in of_queries])
             found, _ = search_unfiltered(module.searcher.search, query_emb, known, self.top_k)
