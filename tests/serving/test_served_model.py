@@ -9,9 +9,8 @@ from contextlib import suppress
 
 import pytest
 
-from prime_xmc.export.model_sums import SUMMED, sealed
 from prime_xmc.export.predictor import Predictor
-from prime_xmc.files import publishing, write_json
+from prime_xmc.files import publishing
 from prime_xmc.serving.served_model import content_version, load_served, signature
 
 
@@ -30,8 +29,6 @@ def _change_labels(folder, prefix):
     lines = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
     renamed = [json.dumps(line | {"text": f"{prefix} {line['text']}"}) for line in lines]
     (folder / "labels.jsonl").write_text("\n".join(renamed) + "\n")
-    description = folder / "prime_config.json"
-    write_json(description, sealed(json.loads(description.read_text()), folder, SUMMED))
 
 
 def test_version_is_that_of_the_content(toy_bundle, model_folder, change_labels):
