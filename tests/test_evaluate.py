@@ -75,7 +75,7 @@ class TestModel:
         data, model = shutil.copytree(toy_dataset, tmp_path / "data"), shutil.copytree(toy_bundle, tmp_path / "model")
         for path in (data / "tst.json.gz", data / "filter_labels_test.txt"):
             path.unlink()
-        config = configure(f"model.dir={model}", f"dataset.dir={data}")
+        config = configure(f"model.dir={model}", f"dataset.dir={data}", f"cache_dir={tmp_path}/cache")
         fingerprint = model_corpus(config, Predictor.load(model)).manifest["fingerprint"]
         assert fingerprint == open_corpus(config).manifest["fingerprint"]  # with the tokenizer that training has
         path = model / "prime_config.json"
