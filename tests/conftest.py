@@ -36,16 +36,6 @@ def compose() -> Callable[..., DictConfig]:
 
 
 @pytest.fixture(scope="session")
-def seal() -> Callable[[Path], None]:
-    """Writes the checksums of a model again after a test has changed a file: seal(folder)."""
-    from prime_xmc.export.folder import CONFIG
-    from prime_xmc.export.model_sums import SUMMED, sealed
-    from prime_xmc.files import write_json
-
-    return lambda folder: write_json(folder / CONFIG, sealed(json.loads((folder / CONFIG).read_text()), folder, SUMMED))
-
-
-@pytest.fixture(scope="session")
 def tiny_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random BERT (2 layers, 2 heads, d = 32) and the tokenizer of the default encoder."""
     import torch  # after `pytest_configure`
