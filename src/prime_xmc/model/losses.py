@@ -106,7 +106,8 @@ def contrast_of(
         return triplet_loss(similarity, positives, negatives, contrast, pairs, describe=False)[0], {}
     asked = asked_by(contrast)
     if pairs is None and "pairs" in asked:
-        pairs = positives.nonzero(as_tuple=True)
+        anchor, candidate = positives.nonzero(as_tuple=True)
+        pairs = anchor, candidate
     given = {name: value for name, value in (("pairs", pairs), *known.items()) if name in asked and value is not None}
     return contrast(similarity, positives, negatives, **given)
 
