@@ -60,7 +60,7 @@ def test_methods_in_environments_find_the_labels(words, asked, expected, name):
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("prime_xmc.baselines.libraries.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs omikuji: pip install 'prime_xmc\[baselines\]'"):
+    with pytest.raises(ValueError, match=r"needs omikuji: pip install '\.\[baselines\]' in the clone"):
         ExternalMethod("omikuji", {}, TfIdf())
 
 
