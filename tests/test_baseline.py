@@ -34,7 +34,7 @@ def test_sweep_goes_on_where_an_environment_cannot_be_made(tmp_path, tiny_encode
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(baseline, "find_spec", lambda name: None if name == "sklearn" else object())
-    with pytest.raises(ValueError, match=r"a baseline needs scikit-learn: pip install 'prime_xmc\[baselines\]'"):
+    with pytest.raises(ValueError, match=r"a baseline needs scikit-learn: pip install '\.\[baselines\]' in the clone"):
         baseline.run(compose("baseline", []))
 
 

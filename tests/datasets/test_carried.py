@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from prime_xmc.assemble import open_corpus, raw_files
+from prime_xmc.export.predictor import Predictor
 from prime_xmc.stages import train_prototypes
 
 CARRIED = {
@@ -163,8 +164,8 @@ def test_a_model_trains(compose, cache_dir, tmp_path):
     small = ["encoder=random", "encoder.intermediate_size=32"]
     quick = ["trainer.max_steps=2", "callbacks.progress=null", "classify=false", "neighbours=null", "lexical=null"]
     folders = [f"cache_dir={cache_dir}", f"run_dir={tmp_path}/run"]
-    metrics = train_prototypes(compose("dataset=go15k", *small, *quick, *folders, "test=false")).metrics
-    assert 0 < metrics["val/R@100"] < 1
+    train_prototypes(compose("dataset=go15k", *small, *quick, *folders, "test=false"))
+    assert Predictor.load(tmp_path / "run" / "model", scorer="theta").num_labels == 14_616
     card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
     assert "Gene Ontology Consortium" in card
     assert json.loads((tmp_path / "run" / "model" / "prime_config.json").read_text())["max_length"] == 96
