@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 
-from prime_xmc.data.corpus import Ragged
 from prime_xmc.data.sampling import ClusterBatchSampler, Drawn, draw_mined
 
 
@@ -31,27 +30,8 @@ class LabelRowSampler(ClusterBatchSampler):
     Source: Renée, Jain et al. 2023.
     """
 
-    def __init__(
-        self,
-        positives: Ragged,
-        query_ids: Int64[np.ndarray, " candidate"],
-        *,
-        batch_size: int,
-        num_positives: int,
-        weight: Float64[np.ndarray, " label"],
-        seed: int,
-        num_mined: int = 1,
-    ):
-        super().__init__(
-            positives,
-            query_ids,
-            batch_size=batch_size,
-            num_positives=num_positives,
-            weight=weight,
-            seed=seed,
-            num_mined=num_mined,
-        )
-        self._num_batches = -(-(len(self.query_ids) + len(self._weight)) // batch_size)
+    def _rows_of_an_epoch(self) -> int:
+        return len(self.query_ids) + len(self._weight)
 
     def numbered(self) -> Iterator[tuple[int, Drawn]]:
         """Yield what `ClusterBatchSampler.numbered` does, with label rows behind the queries of each batch."""

@@ -151,7 +151,6 @@ class ClusterBatchSampler(Sampler[Drawn]):
         self.query_ids = query_ids[has_positive]
         if len(self.query_ids) == 0:
             raise ValueError("no training query has a positive label")
-        self._num_batches = -(-len(self.query_ids) // batch_size)
         self._num_mined = num_mined
         self._mined: Int32[np.ndarray, "query mined"] | None = None
         self.positives = positives
@@ -162,6 +161,10 @@ class ClusterBatchSampler(Sampler[Drawn]):
         self.epoch = 0
         self.position = 0
         self._first_batch = 0
+        self._num_batches = -(-self._rows_of_an_epoch() // batch_size)
+
+    def _rows_of_an_epoch(self) -> int:
+        return len(self.query_ids)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next `__iter__` yields; another one than before starts with its first batch."""

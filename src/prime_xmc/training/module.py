@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -216,14 +216,6 @@ class PrimeModule(RankingModule, PrototypeModule):
             else:
                 bank.load(Path(saved))
         self.discard_index()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take over parameters; the labels have to be encoded anew, and frozen layers may be others."""
-        result = super().load_state_dict(state_dict, strict, assign)
-        if self.encoder.frozen is not None:
-            self.encoder.frozen.forget()
-        self.discard_index()
-        return result
 
     def forward(
         self,

@@ -1,6 +1,6 @@
 """The LightningModule of Renée and ELMO: one-vs-all classifiers that are trained together with the encoder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -92,14 +92,6 @@ class OneVsAllModule(RankingModule, EncoderModule, LabelIndex):
             )
         data: Any = getattr(self.trainer, "datamodule", None)
         self.prepare_frozen_outputs(stage, None if data is None else data.corpus)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take over parameters; frozen layers may be others."""
-        result = super().load_state_dict(state_dict, strict, assign)
-        if self.encoder.frozen is not None:
-            self.encoder.frozen.forget()
-        self.discard_index()
-        return result
 
     def forward(
         self,

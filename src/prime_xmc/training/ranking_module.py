@@ -1,7 +1,7 @@
 """What training modules with an encoder share: the log of their steps, frozen layers, and the ranking of queries."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -77,6 +77,14 @@ class RankingModule(LightningModule):
             if self.encoder.frozen is not None:
                 self.encoder.frozen.bank.stays_on_gpu = True
             self._kept_texts = corpus
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take over parameters; the labels have to be encoded anew, and frozen layers may be others."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        if self.encoder.frozen is not None:
+            self.encoder.frozen.forget()
+        self.discard_index()
+        return result
 
     def on_train_epoch_start(self) -> None:
         """Forget what the steps of the epoch before have logged."""
