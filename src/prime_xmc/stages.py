@@ -32,6 +32,7 @@ from prime_xmc.evaluation.metrics import evaluate
 from prime_xmc.evaluation.predictions import save_predictions
 from prime_xmc.evaluation.rank import Ranking, rank_by
 from prime_xmc.export.bundle import save_bundle, update_metrics
+from prime_xmc.export.model_size import describe_size
 from prime_xmc.export.scorers import SCORERS, label_vectors, read_prototypes, save_classifiers
 from prime_xmc.files import write_json
 from prime_xmc.index.search import ExactSearch
@@ -150,19 +151,24 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         record.enter(None)
         metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
         metrics |= mark_debugging(config)
+        tested = module.test_predictions is not None
+        answering = record.milliseconds_per_query(len(data.corpus.test)) if tested else None
+        if answering is not None:
+            metrics["predict/milliseconds_per_query"] = answering
         queries = None
         if module.keeps_queries:
             assert isinstance(module, PrimeModule)
             queries = _encode_queries(module, data, trainer.strategy.root_device)
         leave_group()
         if trainer.is_global_zero:
+            metrics |= describe_size(run_dir / "model")
             update_metrics(run_dir / "model", metrics)
             if module.test_predictions is not None:
                 save_predictions(run_dir / "predictions.npz", *module.test_predictions)
             show_prototypes(metrics, run_dir)
             ranking = module.test_predictions
             if queries is not None:
-                handed = FirstStage(record.pass_seconds, str(trainer.precision), *queries)
+                handed = FirstStage(record.pass_seconds, answering, str(trainer.precision), *queries)
                 scored, weights, ranking = later_stages(config, run_dir, second, handed)
                 metrics |= scored
                 update_metrics(run_dir / "model", metrics)
@@ -210,27 +216,32 @@ class FirstStage(NamedTuple):
 
     Attributes:
         pass_seconds: Duration of a pass; None where it was not measured.
+        milliseconds_per_query: Milliseconds of one processor in which prototypes answer a query; None where it was not
+            measured.
         precision: Lightning's name of the precision in which it encoded.
         encoded: Queries that the finished model has encoded: "train", with those held out, and "test".
         seconds: Time that it took to encode those of them that training had not ranked.
+        cpu_seconds: The same, of all processors.
     """
 
     pass_seconds: float | None
+    milliseconds_per_query: float | None
     precision: str
     encoded: dict[str, Encoded]
     seconds: float
+    cpu_seconds: float
 
 
 def _encode_queries(
     module: PrimeModule, data: PrimeDataModule, device: torch.device
-) -> tuple[dict[str, Encoded], float]:
-    """Return embeddings of the queries by the finished model, and the time that it took.
+) -> tuple[dict[str, Encoded], float, float]:
+    """Return embeddings of the queries by the finished model, and the seconds that it took, also of all processors.
 
     The module encodes them, not the model that is loaded for the next stage: it has kept the outputs of frozen layers.
     When the Trainer is done, it leaves the module on the CPU: it goes back to the device of the run, and again to the
     CPU, so that the next stage has the device to itself.
     """
-    started, ranked = time.perf_counter(), module.ranked_queries()
+    started, cpu_started, ranked = time.perf_counter(), time.process_time(), module.ranked_queries()
     module.to(device)
     module.embed(data.train_text_dataloader(), module.query_memory, "query")
     module.cpu()
@@ -242,7 +253,7 @@ def _encode_queries(
         held_out, of_held_out = ranked["val"]
         ids, embeddings = np.concatenate([ids, held_out]), torch.cat([embeddings, of_held_out])
     encoded = {"train": (ids, embeddings)} | {name: queries for name, queries in ranked.items() if name == "test"}
-    return encoded, time.perf_counter() - started
+    return encoded, time.perf_counter() - started, time.process_time() - cpu_started
 
 
 def later_stages(
@@ -283,7 +294,16 @@ def later_stages(
         lexical=lexical_settings(config),
     )
     finished = finish_scorers(config, model, scorers, run_dir)
-    metrics |= finished.metrics | {"ensemble/seconds": finished.metrics["ensemble/seconds"] + first.seconds}
+    metrics |= finished.metrics
+    metrics["ensemble/seconds"] += first.seconds
+    metrics["ensemble/cpu_seconds"] += first.cpu_seconds
+    sizes = describe_size(run_dir / "model")
+    metrics |= {name: size for name, size in sizes.items() if name != "model_bytes"}  # that is known already
+    if first.milliseconds_per_query is not None:
+        metrics |= {
+            f"predict/{name}/milliseconds_per_query": first.milliseconds_per_query + more
+            for name, more in finished.milliseconds.items()
+        }
     if first.pass_seconds is not None:
         metrics["ensemble/passes"] = metrics["ensemble/seconds"] / first.pass_seconds
     return metrics, finished.ensemble.describe(), finished.test
