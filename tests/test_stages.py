@@ -251,6 +251,8 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(
     assert results(folder) == results(unbroken)
     for path in ("metrics.csv", "csv/metrics.csv", "predictions.npz"):
         assert (folder / path).read_bytes() == (unbroken / path).read_bytes(), path
+    described = [json.loads((each / "model" / "prime_config.json").read_text()) for each in (folder, unbroken)]
+    assert described[0]["settings"]["config"]["ckpt_path"] is described[1]["settings"]["config"]["ckpt_path"] is None
     assert_same_run(folder, unbroken)
     assert {path.name for path in folder.iterdir()} == {path.name for path in unbroken.iterdir()}
 

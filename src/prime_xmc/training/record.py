@@ -49,9 +49,18 @@ def quiet_libraries() -> None:
 
 
 def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
-    """Return what it takes to know how a model was made, as plain JSON."""
+    """Return what it takes to know how a model was made, as plain JSON.
+
+    That a run was interrupted and went on in its folder is no part of it.
+    """
+    content: Any = OmegaConf.to_container(config, resolve=True)
+    checkpoint, folder = content.get("ckpt_path"), Path(str(content["run_dir"])).absolute()
+    if checkpoint is not None and Path(str(checkpoint)).absolute().is_relative_to(folder):
+        content["ckpt_path"] = None
+    if "resume" in content:
+        content["resume"] = None
     return {
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": content,
         "dataset": data.corpus.manifest["name"],
         "data_fingerprint": data.corpus.manifest["fingerprint"],
         "seed": config.seed,
