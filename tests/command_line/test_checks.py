@@ -1,9 +1,11 @@
 """Values that are refused before anything is done with them."""
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from prime_xmc.command_line.checks import check_groups, check_values
+from prime_xmc.app import compose
+from prime_xmc.command_line.checks import check_groups, check_used, check_values
 
 DEFAULTS = OmegaConf.create(
     {
@@ -76,7 +78,7 @@ def test_a_mandatory_key_without_a_value_is_no_null():
             "trainer.fast_dev_run=2",
             "trainer.limit_train_batches=0.5",
         ),
-        *("loss.num_negatives=null", "trainer.max_epochs=-1", "classify=[a=1]", "classify=null", "made=a folder"),
+        *("loss.num_negatives=null", "trainer.max_epochs=-1", "classify=[a=1]", "classify=null"),
         "trainer.new=1",
     ],
 )
@@ -88,3 +90,35 @@ def test_a_group_that_is_needed_is_named():
     check_groups(DEFAULTS, ["trainer", "logger", "callbacks", "experiment"])
     with pytest.raises(ValueError, match=r"^sampling=null: one of the options of sampling is needed"):
         check_groups(DEFAULTS, ["trainer", "sampling"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model=renee", "loss=infonce"], r"^loss=infonce: nothing would use it, since model=renee sets loss=null"),
+        (["model=elmo", "sampling.clusters.initial_size=4"], r"^sampling\.clusters\.initial_size=4: .* by model=elmo"),
+        (["callbacks.clusters=null", "sampling.clusters.first_epoch=1"], "no clusters of queries are made"),
+    ],
+)
+def test_settings_that_nothing_would_use_are_refused(settings, message):
+    overrides = OverridesParser.create().parse_overrides(settings)
+    with pytest.raises(ValueError, match=message):
+        check_used(compose("train", settings), overrides, _choices(settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["model=renee"],
+        ["model=renee", "sampling.clusters.first_epoch=null", "dataset.clusters.first_epoch=1"],
+        ["loss=infonce", "sampling.clusters.initial_size=4", "~logger"],
+        ["callbacks.clusters=null"],
+    ],
+)
+def test_settings_that_something_uses(settings):
+    check_used(compose("train", settings), OverridesParser.create().parse_overrides(settings), _choices(settings))
+
+
+def _choices(settings):
+    given = dict(setting.split("=") for setting in settings if "=" in setting)
+    return {"model": "prime", "loss": "prime", "logger": "csv"} | given

@@ -34,3 +34,12 @@ def test_without_a_term_to_blame():
 def test_steps_that_nobody_asks_about_are_looked_at_in_the_end():
     with pytest.raises(ValueError, match="at step 3"):
         watch(*[(NAN if step == 3 else 1.0, 1.0) for step in range(1000)])
+
+
+def test_tensors_that_are_not_finite_are_named():
+    watching = DivergenceWatch("Do this")
+    watching.require_finite_tensors("weights", [("a", torch.ones(2))], 7)
+    bad = [(name, torch.tensor([1.0, NAN])) for name in "abcde"]
+    message = r"weights are not finite after 7 steps \(a, b, c and 2 more\)\. .*not exported.*\. Do this$"
+    with pytest.raises(ValueError, match=message):
+        watching.require_finite_tensors("weights", bad, 7)
