@@ -166,8 +166,10 @@ def _belongs_to_others(config: DictConfig, reference: DictConfig, key: str) -> b
 
 def _check_kind(config: DictConfig, reference: DictConfig, key: str, command: str) -> None:
     value, default = _value(config, key), _value(reference, key)
-    if value is _ABSENT or _is_missing(config, key) or (value is None and (key in BOUNDS or key in NEEDED)):
+    if value is _ABSENT or _is_missing(config, key):
         return
+    if (value is None and key in NEEDED) or (key in BOUNDS and (value is None or is_number(value))):
+        return  # what is said of these is more than their kind
     kind = kind_of(key, None if default is _ABSENT else default, command)
     if kind is None:
         return

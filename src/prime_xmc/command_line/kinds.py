@@ -25,7 +25,8 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(("separator", "label_separator", "delimiter"), _TEXT),
     **dict.fromkeys(("text_field", "text_column", "query_column", "label_text_column"), _TEXTS),
     **dict.fromkeys(("allow", "exclude", "uids"), _TEXTS),
-    "action": "text",
+    **dict.fromkeys(("action", "run_dir", "cache_dir", "model.dir"), "text"),
+    "evaluate/model.dir": _TEXT,
     "convert/queries": "text",
     "convert/test": _TEXT,
     "convert/output": "text",
@@ -64,8 +65,8 @@ KINDS: dict[str, str] = {
     "loss.num_negatives": _INT,
     "callbacks": _SECTION,
     "callbacks.*": _SECTION,
-    "callbacks.initialise.cache_dir": "text",
-    "callbacks.initialise.seed": "int",
+    "callbacks.table.path": "text",
+    "callbacks.checkpoint.dirpath": _TEXT,
     "callbacks.clusters.first_epoch": _INT,
     "callbacks.clusters.initial_size": _INT,
     "callbacks.clusters.double_at": "ints",
@@ -79,11 +80,13 @@ KINDS: dict[str, str] = {
         for group in ("logger", "logger.wandb")
         for name in ("entity", "name", "group", "notes", "project")
     },
-    **{f"logger.{name}.version": "text|null" for name in ("csv", "tensorboard")},
+    **{f"logger.{name}.save_dir": "text" for name in ("csv", "tensorboard", "wandb")},
+    **{f"logger.{name}.version": _TEXT for name in ("csv", "tensorboard")},
     **dict.fromkeys(("logger.tags", "logger.wandb.tags"), "texts|null"),
     **dict.fromkeys(("logger.settings.*", "logger.wandb.settings.*"), _ANY),
     "logger.wandb.ckpt_path": _TEXT,
     # of data and batches
+    "dataset.name": "text",
     "dataset.dir": "text|section",
     "dataset.dir.labels_per_query": "number",
     "dataset.dir.mean_label_words": "number",
@@ -106,6 +109,7 @@ KINDS: dict[str, str] = {
         for name, kind in (("first_epoch", _INT), ("initial_size", _INT), ("double_at", "ints"))
     },
     # of models
+    "encoder.source": "text",
     "encoder.num_layers": _INT,
     "encoder.intermediate_size": _INT,
     "encoder.dropout": "number",
