@@ -299,6 +299,21 @@ def test_a_defect_while_writing_stays_what_it_is(tmp_path):
     assert error.value.filename == "/elsewhere"
 
 
+def test_finding_out_the_reason_changes_no_file_that_is_linked(tmp_path):
+    write_text(tmp_path / "needed", "needed")
+
+    def fail(place, linked):
+        os.link(tmp_path / "needed", linked)
+        raise RuntimeError(f"a defect in {place}")
+
+    with pytest.raises(RuntimeError, match="defect in a"), publishing(tmp_path / "a", replace=True) as temporary:
+        fail("a", temporary / "linked")
+    with pytest.raises(RuntimeError, match="defect in b"), replacing(tmp_path / "b") as temporary:
+        fail("b", temporary)
+    assert (tmp_path / "needed").read_text() == "needed"
+    assert names(tmp_path) == ["needed"]
+
+
 def test_a_folder_that_cannot_be_made_is_called_by_its_name(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError) as error, publishing(tmp_path / "file" / "model", replace=True):

@@ -175,18 +175,23 @@ def _raise_reason(error: BaseException, temporary: Path) -> None:
 
 
 def _refusal(temporary: Path) -> int:
-    """Return the number of the error with which the system refuses more bytes for a file, or in a folder; or 0."""
-    if not temporary.parent.is_dir():
-        return 0
-    written = [path for path in temporary.rglob("*") if path.is_file()] if temporary.is_dir() else [temporary]
-    path = max(written, key=lambda each: each.stat().st_mtime_ns, default=temporary / "file")
+    """Return the number of the error with which the system refuses more bytes for a file, or in a folder; or 0.
+
+    They go to a file of its own, behind as many bytes as the largest one has: others may be links to what is needed.
+    """
+    written = [path for path in (temporary, *temporary.rglob("*")) if path.is_file()]
+    beside = temporary / "more" if temporary.is_dir() else _name_beside(temporary)
     try:
-        with path.open("ab", buffering=0) as file:
+        with beside.open("xb", buffering=0) as file:
+            file.seek(max((path.stat().st_size for path in written), default=0))
             content = memoryview(bytes(2**16))
             while content:
                 content = content[file.write(content) or 0 :]
     except OSError as refused:
         return refused.errno if refused.errno in _NO_ROOM else 0
+    finally:
+        with suppress(OSError):
+            beside.unlink()
     return 0
 
 

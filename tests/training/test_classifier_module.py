@@ -74,7 +74,7 @@ def test_the_sparse_gradient_is_clipped(made):
     module.training_step(batch, 0).backward()
     before = module.classifiers.weight.grad.to_dense().norm()
     assert before > 0.01
-    module.configure_gradient_clipping(None, 0.01, "norm")
+    module.configure_gradient_clipping(RowAdam(module.parameters()), 0.01, "norm")
     torch.testing.assert_close(module.classifiers.weight.grad.to_dense().norm(), torch.tensor(0.01), rtol=1e-3, atol=0)
 
 
