@@ -481,9 +481,18 @@ def _explained(error: Exception, name: str) -> str:
         return composition_message(error, known_keys(name))
     if isinstance(error, HydraException):
         return str(error)
-    if HydraConfig.initialized():  # what Hydra itself writes
-        error = with_place(error, f"a file in {HydraConfig.get().runtime.output_dir}")
-    return user_message(error) or "".join(traceback.format_exception(error)).rstrip()
+    return (
+        user_message(with_place(error, _where_hydra_writes(error)))
+        or "".join(traceback.format_exception(error)).rstrip()
+    )
+
+
+def _where_hydra_writes(error: Exception) -> str | None:
+    """Return the place where Hydra was writing when it raised an error, None for errors of anything else."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") == "hydra.core.utils" and "output_dir" in frame.f_locals:
+            return f"a file in {frame.f_locals['output_dir']}"
+    return None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ DEFAULTS = OmegaConf.create(
         "test": True,
         "dataset": {"lr": 1e-3, "fields": ["title"], "propensity": {"a": 0.5, "b": 1.5}, "name": "custom"},
         "optimizer": {"lr": "${dataset.lr}"},
-        "trainer": {"max_epochs": 4, "devices": 1, "fast_dev_run": False, "limit_train_batches": None},
+        "trainer": {"max_epochs": 4, "max_steps": -1, "devices": 1, "fast_dev_run": False, "limit_train_batches": None},
         "loss": {"num_negatives": 100},
         "classify": False,
         "model": {"dir": "???"},
@@ -55,6 +55,7 @@ def check(*settings: str) -> None:
         ("dataset.propensity=null", "dataset.propensity=null: expected a value for each of a, b"),
         ("export_every_n_epochs=0", "export_every_n_epochs=0: expected a whole number of at least 1, or null"),
         ("cache_dir=null", "cache_dir=null: expected a folder for prepared data"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1: training would never end; give trainer.max_steps too"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: expected a whole number of at least 1, or -1"),
     ],
 )
@@ -78,12 +79,17 @@ def test_a_mandatory_key_without_a_value_is_no_null():
             "trainer.fast_dev_run=2",
             "trainer.limit_train_batches=0.5",
         ),
-        *("loss.num_negatives=null", "trainer.max_epochs=-1", "classify=[a=1]", "classify=null"),
+        *("loss.num_negatives=null", "trainer.max_epochs=5", "classify=[a=1]", "classify=null"),
         "trainer.new=1",
     ],
 )
 def test_other_values_pass(setting):
     check(setting)
+
+
+@pytest.mark.parametrize("also", ["trainer.max_steps=10", "trainer.max_time=00:01:00:00"])
+def test_epochs_without_number_end_by_something_else(also):
+    check("trainer.max_epochs=-1", also)
 
 
 def test_a_group_that_is_needed_is_named():

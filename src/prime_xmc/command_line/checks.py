@@ -100,6 +100,9 @@ def check_values(config: DictConfig, reference: DictConfig, keys: Sequence[str],
             value = _value(config, key)
             if value is not _ABSENT and not is_right(value):
                 raise ValueError(f"{key}={_shown(value)}: expected {expected}")
+    endless = all(_value(config, key) == -1 for key in ("trainer.max_epochs", "trainer.max_steps"))
+    if endless and not isinstance(_value(config, "trainer.max_time"), str | DictConfig):
+        raise ValueError("trainer.max_epochs=-1: training would never end; give trainer.max_steps too")
 
 
 def check_used(config: DictConfig, overrides: Sequence[Override], choices: Mapping[str, str]) -> None:

@@ -60,6 +60,7 @@ KINDS: dict[str, str] = {
     "ensemble.default.*": "number",
     "bank.directory": _TEXT,
     "loss": _SECTION,
+    "classify/loss": "section",
     "loss.contrast": "section",
     "loss.gamma_max": "number",
     "loss.num_negatives": _INT,
