@@ -132,6 +132,11 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str, *, keeps_folder:
     _end_quietly_when_interrupted()
     configs = config_dir()
     _answer_at_once(name, configs)
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        sys.stderr.write("the current folder has been removed: change to one that is there\n")
+        sys.exit(1)
     if OPTION in sys.argv:
         sys.argv.remove(OPTION)
         os.environ[VARIABLE] = "1"
@@ -147,8 +152,8 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str, *, keeps_folder:
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(1)
-    if os.getcwd() not in sys.path and not sys.flags.safe_path:
-        sys.path.append(os.getcwd())  # where `python -m` finds modules, so that console scripts find them too
+    if here not in sys.path and not sys.flags.safe_path:
+        sys.path.append(here)  # where `python -m` finds modules, so that console scripts find them too
     complete = os.environ.get(FULL_ERROR) == "1"
     failures: list[str] = []
     job = _make_job(task, name, complete, failures, keeps_folder)
