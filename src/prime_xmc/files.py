@@ -38,7 +38,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     if path.is_dir():  # now, rather than when the file is complete
         raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a file", str(path))
     temporary = _name_beside(path)
-    with _named_in_errors(temporary, path):
+    with named_in_errors(temporary, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -72,7 +72,7 @@ def publishing(directory: Path, *, replace: bool) -> Iterator[Path]:
             write_json(temporary / "config.json", config)
     """
     temporary = _name_beside(directory)
-    with _named_in_errors(temporary, directory):
+    with named_in_errors(temporary, directory):
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -139,8 +139,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _named_in_errors(temporary: Path, path: Path) -> Iterator[None]:
-    """Let errors of the block name a file or folder, or a file in it, as it would be called in the end."""
+def named_in_errors(temporary: Path, path: Path) -> Iterator[None]:
+    """Let errors of the block name a file or folder, or a file in it, as it would be called in the end.
+
+    Args:
+        temporary: Its name while it is written, which errors of a full disk mean that name no file.
+        path: Its name in the end.
+    """
     try:
         yield
     except OSError as error:
@@ -148,9 +153,10 @@ def _named_in_errors(temporary: Path, path: Path) -> Iterator[None]:
         if not isinstance(where, str | bytes | os.PathLike) and (where is not None or error.errno not in _NO_ROOM):
             raise
         inside = temporary if where is None else Path(os.fsdecode(where))
-        if not inside.is_relative_to(temporary):
+        if error.errno is None or not inside.is_relative_to(temporary):
             raise
-        raise OSError(error.errno, error.strerror, str(path / inside.relative_to(temporary))) from error
+        reason = os.strerror(error.errno) if where is None else error.strerror  # pyarrow's is a story
+        raise OSError(error.errno, reason, str(path / inside.relative_to(temporary))) from error
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
