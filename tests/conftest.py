@@ -165,14 +165,9 @@ def half_written() -> Callable[[Path, int], Path]:
 @pytest.fixture
 def seal() -> Callable[[Path], None]:
     """Renews the checksums of a model folder whose files a test has changed."""
-    from prime_xmc.export.model_sums import SUMMED, sealed
-    from prime_xmc.files import write_json
+    from prime_xmc.export.model_sums import seal
 
-    def renew(model: Path) -> None:
-        path = model / "prime_config.json"
-        write_json(path, sealed(json.loads(path.read_text(encoding="utf-8")), model, SUMMED))
-
-    return renew
+    return seal
 
 
 def _write(path: Path, records: list[dict[str, object]]) -> None:

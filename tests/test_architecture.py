@@ -90,6 +90,7 @@ ALLOWED = {
         "api.py",
         "baselines/running.py",
         "command_line/arguments.py",
+        "command_line/checks.py",
         "command_line/messages.py",
         "assemble.py",
         "stages.py",
