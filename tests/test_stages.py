@@ -28,7 +28,9 @@ from prime_xmc.training.interruption import Interrupted
 from prime_xmc.training.module import PrimeModule
 from prime_xmc.training.sharded import digest
 
-COST = ("train/seconds", "train/queries_per_second", "seconds/", "peak_rss_bytes")
+# The model's size is with its settings, which name folders and checkpoints.
+COST = ("train/seconds", "train/cpu_seconds", "train/queries_per_second", "seconds/", "predict/", "peak_rss_bytes")
+COST = (*COST, "model_bytes")
 EPOCHS, STEPS = 2, 7  # 200 queries in batches of 32
 
 
