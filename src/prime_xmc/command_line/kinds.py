@@ -92,7 +92,7 @@ KINDS: dict[str, str] = {
     "dataset.dir.labels_per_query": "number",
     "dataset.dir.mean_label_words": "number",
     "dataset.dir.mean_query_words": "number",
-    "dataset.fields": "texts|null",
+    "dataset.fields": "texts",
     "dataset.label_fields": "texts|null",
     "dataset.hint": _TEXT,
     **{f"dataset.{name}": _INT for name in ("num_test", "num_validation", "num_free_vectors", "batch_size")},
