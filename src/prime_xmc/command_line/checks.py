@@ -32,6 +32,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or _is_whole(value, 1),
         "a whole number of at least 1, or null",
     ),
+    "checkpoint.every_n_minutes": (lambda value: value is None or _is_rate(value), "a number above 0, or null"),
     "top_k": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
     "chunk": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
     "dataset.max_epochs": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),

@@ -49,6 +49,9 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(("labels_per_query", "tokens_per_text"), _NUMBER),
     "probe_steps": "int",
     # of trainings
+    "resume": _TEXT,
+    "predict/resume": "bool",
+    "checkpoint.every_n_minutes": _NUMBER,
     "classify": "bool|texts|null",
     "classify_settings": "texts",
     "neighbours": _SECTION,
