@@ -120,9 +120,9 @@ def check_used(config: DictConfig, overrides: Sequence[Override], choices: Mappi
     because = f"model={choices.get('model')}" if choices.get("model", "null") != "null" else "another option"
     clusters = _value(config, "callbacks.clusters")
     for each in overrides:
-        key, value = each.key_or_group, each.get_value_element_as_str()
-        if value == "null" or each.is_delete():
+        if each.is_delete() or each.value() is None:
             continue
+        key, value = each.key_or_group, _shown(each.value())
         if key in choices and _has(config, key) and _value(config, key) is None:
             raise ValueError(f"{key}={value}: nothing would use it, since {because} sets {key}=null; leave it out")
         if key.startswith("sampling.clusters") and clusters is None:
