@@ -258,6 +258,23 @@ def test_a_log_shows_a_defect_of_a_message(monkeypatch, capsys):
     assert "TypeError" in capsys.readouterr().err
 
 
+def test_a_run_folder_on_a_full_disk_is_named(clone):
+    """By a limit on the size of files, of 0 bytes: Hydra itself cannot write its configuration there."""
+    script = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+        "os.execv(sys.executable, [sys.executable, '-m', 'prime_xmc.train', 'hydra.run.dir=mine'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=clone,
+        env=os.environ | {"PYTHONPATH": str(clone / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"a file in mine: File too large; .*`ulimit -f`.*\n", done.stderr)
+
+
 def test_a_folder_that_has_been_removed_is_told(clone):
     script = (
         "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, [sys.executable, '-m', 'prime_xmc.train'])"

@@ -259,7 +259,10 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
             given = OverridesParser.create().parse_overrides([str(each) for each in config[key]])
             second = _compose("classify", [str(each) for each in config[key]])
             stage_groups = {group.name for group in groups(configs / "classify.yaml")}
-            _check_settings(second, "classify", given, stage_groups, "classify")
+            try:
+                _check_settings(second, "classify", given, stage_groups, "classify")
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
 
 
 def _check_settings(

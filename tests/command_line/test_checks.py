@@ -127,4 +127,6 @@ def test_settings_that_something_uses(settings):
 
 def _choices(settings):
     given = dict(setting.split("=") for setting in settings if "=" in setting)
-    return {"model": "prime", "loss": "prime", "logger": "csv"} | given
+    return {
+        group: given.get(group, option) for group, option in (("model", "prime"), ("loss", "prime"), ("logger", "csv"))
+    }

@@ -1,6 +1,7 @@
 """What the user is told where the system refuses."""
 
 import errno
+import logging.config
 import os
 
 import pytest
@@ -38,9 +39,17 @@ def test_a_file_of_which_only_the_place_is_known():
 
 
 def test_a_library_that_hides_the_reason_in_its_cause():
-    error = ValueError("Unable to configure handler 'file'")
-    error.__cause__ = OSError(errno.EROFS, "Read-only file system", "run/train.log")
-    assert str(user_message(error)).startswith(
+    with pytest.raises(ValueError, match="Unable to configure") as error:
+        logging.config.dictConfig(
+            {
+                "version": 1,
+                "handlers": {"file": {"class": "logging.FileHandler", "filename": "/proc/run/train.log"}},
+                "root": {"handlers": ["file"]},
+            }
+        )
+    assert user_message(error.value) == "/proc/run/train.log: No such file or directory"
+    error.value.__cause__ = OSError(errno.EROFS, "Read-only file system", "run/train.log")
+    assert str(user_message(error.value)).startswith(
         "run/train.log: Read-only file system; give a folder that can be written"
     )
 

@@ -120,10 +120,12 @@ def check_used(config: DictConfig, overrides: Sequence[Override], choices: Mappi
     because = f"model={choices.get('model')}" if choices.get("model", "null") != "null" else "another option"
     clusters = _value(config, "callbacks.clusters")
     for each in overrides:
-        key, value = each.key_or_group, each.get_value_element_as_str()
-        if key in choices and not each.is_delete() and _has(config, key) and _value(config, key) is None:
+        if each.is_delete() or each.value() is None:
+            continue
+        key, value = each.key_or_group, _shown(each.value())
+        if key in choices and _has(config, key) and _value(config, key) is None:
             raise ValueError(f"{key}={value}: nothing would use it, since {because} sets {key}=null; leave it out")
-        if key.startswith("sampling.clusters") and clusters is None and value != "null":
+        if key.startswith("sampling.clusters") and clusters is None:
             raise ValueError(
                 f"{key}={value}: nothing would use it, since no clusters of queries are made (callbacks.clusters=null, "
                 f"by {because} or by hand); leave it out"
@@ -172,8 +174,9 @@ def _check_kind(config: DictConfig, reference: DictConfig, key: str, command: st
     value, default = _value(config, key), _value(reference, key)
     if value is _ABSENT or _is_missing(config, key):
         return
-    if (value is None and key in NEEDED) or (key in BOUNDS and (value is None or is_number(value))):
-        return  # what is said of these is more than their kind
+    of_bounds = key in BOUNDS and (value is None or is_number(value)) and not BOUNDS[key][0](value)
+    if of_bounds or (value is None and key in NEEDED):
+        return  # what is said of these says more than their kind
     kind = kind_of(key, None if default is _ABSENT else default, command)
     if kind is None:
         return
@@ -192,7 +195,9 @@ def _expected(key: str, value: Any, default: Any, kind: str) -> str:
     """Return what a key takes in place of a value, for people."""
     if kind == "section" and isinstance(default, DictConfig) and len(default) and "_target_" not in default:
         return f"a value for each of {', '.join(str(name) for name in default)}"
-    if kind in ("list", "ints", "numbers", "texts") and not isinstance(value, DictConfig | ListConfig | None):
+    if kind.removesuffix("|null") in ("list", "ints", "numbers", "texts") and not isinstance(
+        value, DictConfig | ListConfig | None
+    ):
         return f"a list, such as {key}=[{_shown(value)}]"
     return in_words(kind)
 

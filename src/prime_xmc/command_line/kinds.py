@@ -49,7 +49,8 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(("labels_per_query", "tokens_per_text"), _NUMBER),
     "probe_steps": "int",
     # of trainings
-    **dict.fromkeys(("train/resume", "classify/resume"), _TEXT),
+    "resume": _TEXT,
+    "predict/resume": "bool",
     "checkpoint.every_n_minutes": _NUMBER,
     "classify": "bool|texts|null",
     "classify_settings": "texts",
@@ -94,7 +95,7 @@ KINDS: dict[str, str] = {
     "dataset.dir.labels_per_query": "number",
     "dataset.dir.mean_label_words": "number",
     "dataset.dir.mean_query_words": "number",
-    "dataset.fields": "texts|null",
+    "dataset.fields": "texts",
     "dataset.label_fields": "texts|null",
     "dataset.hint": _TEXT,
     **{f"dataset.{name}": _INT for name in ("num_test", "num_validation", "num_free_vectors", "batch_size")},
