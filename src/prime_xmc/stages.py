@@ -53,6 +53,7 @@ from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.checkpoints import remove_stray_banks
 from prime_xmc.training.classifier_module import ClassifierModule
 from prime_xmc.training.continuation import (
+    SURROUNDINGS,
     ContinuedRun,
     binding_settings,
     check_origin,
@@ -244,7 +245,7 @@ def _tidy_cache(config: DictConfig) -> None:
 def _about_first_stage(config: DictConfig, given: Mapping[str, Any], place: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return all that the results of a first stage depend on, the step of its checkpoint included."""
     return {
-        **{name: value for name, value in given.items() if name not in ("command", "prime_xmc_version")},
+        **{name: value for name, value in given.items() if name not in ("command", "prime_xmc_version", SURROUNDINGS)},
         "index": OmegaConf.to_container(config.index, resolve=True),
         "test": config.test,
         "step": None if place is None else place["step"],
