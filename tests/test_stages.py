@@ -372,6 +372,14 @@ def test_results_of_an_earlier_run_in_the_folder_go_when_another_begins(train, t
     assert not names & {"metrics.json", "predictions.npz", "model"}
 
 
+def test_settings_of_a_run_come_from_its_command_line_alone(train, complete, tmp_path):
+    """Nothing happens to a run whose folder is named without its settings."""
+    for folder in (tmp_path, complete):
+        with pytest.raises(ValueError, match=f"resume={complete} is for the command line: prime-xmc-train resume="):
+            train(folder, f"resume={complete}")
+    assert (complete / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_a_run_from_python_has_a_folder_and_its_configuration(overrides, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = compose_config("train", [*overrides, "trainer.max_epochs=1", "test=false"])

@@ -172,7 +172,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         if in_place and module.keeps_queries:
             done = kept.find(_FIRST_STAGE, _about_first_stage(config, given, place))
         claim.begin(continued=in_place, trained=done is not None)
-        if config.get("resume") is not None:
+        if config.get("resume") is not None and is_first_process():
             record_changes(begun_with, run_dir)
         if done is None:
             if continued is not None and place is not None:
@@ -259,7 +259,11 @@ def _check_resume(config: DictConfig) -> None:
         ValueError: If it does not.
     """
     resume = config.get("resume")
-    if resume is not None and Path(str(resume)).absolute() != Path(str(config.run_dir)).absolute():
+    if resume is None:
+        return
+    folder = Path(str(config.run_dir)).absolute()
+    starts_anew = config.task != "classify" and config.ckpt_path is None and (folder / CHECKPOINT).is_file()
+    if Path(str(resume)).absolute() != folder or starts_anew:
         raise ValueError(f"resume={resume} is for the command line: prime-xmc-{config.task} resume={resume}")
 
 
