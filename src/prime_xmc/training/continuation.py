@@ -233,8 +233,8 @@ class ContinuedRun(Callback):
             position = {"position": batch["current"]["completed"]}
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             checkpoint[type(data).__qualname__]["sampler"] |= position
-            if "combined_loader" in loops:
-                loops["combined_loader"] = [position]
+            if "combined_loader" in loops["state_dict"]:
+                loops["state_dict"]["combined_loader"] = [position]
         checkpoint[CURVES] = place_in_curves(trainer, validates=validates, ends_epoch=not epoch_goes_on)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
