@@ -263,6 +263,13 @@ def test_metrics_say_after_which_epoch_the_run_was_validated(unbroken):
     assert (metrics["val/epoch"], metrics["train/epochs"]) == (2, 3)
 
 
+def test_a_run_that_is_continued_by_another_name_of_its_folder_keeps_its_checkpoint(train, tmp_path):
+    train(tmp_path / "run", "trainer.max_epochs=1", "test=false")
+    (tmp_path / "link").symlink_to("run")
+    metrics = train(tmp_path / "run", "test=false", f"ckpt_path={tmp_path}/link/checkpoints/last.ckpt")
+    assert metrics["train/epochs"] == EPOCHS
+
+
 def test_a_checkpoint_every_few_steps_continues_within_the_epoch(train, complete, tmp_path, seen):
     every = ["callbacks.checkpoint.filename='{step}'", "+callbacks.checkpoint.every_n_train_steps=5"]
     every += ["callbacks.checkpoint.save_top_k=-1", "callbacks.checkpoint.save_on_train_epoch_end=false"]

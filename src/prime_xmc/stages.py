@@ -140,7 +140,8 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         record_configuration(config, run_dir)
         continued = None if config.ckpt_path is None else Path(config.ckpt_path).absolute()
         recorded, place = (None, None) if continued is None else read_origin(continued)
-        in_place = continued is not None and continued.is_relative_to(run_dir.absolute())
+        # by whatever name: the checkpoints of another run in this folder go
+        in_place = continued is not None and continued.resolve().is_relative_to(run_dir.resolve())
         if in_place:
             explain.keywords["started"] = 0.0  # its checkpoint is this run's
             if is_first_process():
