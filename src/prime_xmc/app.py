@@ -432,7 +432,7 @@ def _tell_once(handler: logging.Handler) -> Callable[[logging.LogRecord], None]:
 def _follow_streams() -> None:
     """Let lines of the log appear above a progress bar rather than behind it, and a full disk not end in tracebacks."""
     for handler in logging.getLogger().handlers:
-        handler.handleError = _tell_once(handler)  # type: ignore[method-assign]
+        handler.handleError = _tell_once(handler)  # type: ignore[method-assign,assignment]
         for name in ("stdout", "stderr"):
             if isinstance(handler, logging.StreamHandler) and handler.stream is getattr(sys, name):
                 handler.stream = _CurrentStream(name)  # setStream would flush, which fails on a full disk

@@ -194,7 +194,7 @@ def _check_kind(config: DictConfig, reference: DictConfig, key: str, command: st
 def _expected(key: str, value: Any, default: Any, kind: str) -> str:
     """Return what a key takes in place of a value, for people."""
     if kind == "section" and isinstance(default, DictConfig) and len(default) and "_target_" not in default:
-        return f"a value for each of {', '.join(str(name) for name in default)}"
+        return f"a value for each of {', '.join(name for name in default if isinstance(name, str))}"
     if kind.removesuffix("|null") in ("list", "ints", "numbers", "texts") and not isinstance(
         value, DictConfig | ListConfig | None
     ):
