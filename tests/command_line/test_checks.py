@@ -18,6 +18,8 @@ DEFAULTS = OmegaConf.create(
         "classify": False,
         "model": {"dir": "???"},
         "top_k": 5,
+        "num_resamples": 10,
+        "delimiter": None,
         "export_every_n_epochs": None,
         "made": {"_target_": "some.Class", "x": 1},
     }
@@ -50,6 +52,8 @@ def check(*settings: str) -> None:
         ("trainer.max_epochs=null", "trainer.max_epochs=null: expected a whole number of at least 1, or -1"),
         ("dataset.dir=null", "dataset.dir=null: expected the folder of the raw files"),
         ("model.dir=null", "model.dir=null: a value is needed"),
+        ("num_resamples=0", "num_resamples=0: expected a whole number of at least 1"),
+        ("delimiter=ab", "delimiter=ab: expected a single character, or null"),
         ("top_k=null", "top_k=null: expected a whole number of at least 1"),
         ("dataset.name=null", "dataset.name=null: expected a name"),
         ("dataset.propensity=null", "dataset.propensity=null: expected a value for each of a, b"),

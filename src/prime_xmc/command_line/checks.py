@@ -35,6 +35,8 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "checkpoint.every_n_minutes": (lambda value: value is None or _is_rate(value), "a number above 0, or null"),
     "top_k": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
     "chunk": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
+    "num_resamples": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
+    "delimiter": (lambda value: value is None or len(str(value)) == 1, "a single character, or null"),
     "dataset.max_epochs": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
     "trainer.max_epochs": (
         lambda value: _is_whole(value, 1) or value == -1,
