@@ -454,10 +454,10 @@ def test_the_printed_command_continues_the_run(quick, complete, tmp_path):
 
 
 @pytest.mark.slow
-def test_output_that_cannot_be_written_costs_nothing(quick, tmp_path):
-    command = [*quick, "trainer.max_epochs=1"]
+def test_output_that_cannot_be_written_costs_nothing(quick, overrides, call, tmp_path):
+    short = ["test=false", "trainer.max_epochs=1"]
     ascii_only = subprocess.run(
-        [*command, "hydra.run.dir=ascii"],
+        [*quick, "trainer.max_epochs=1", "hydra.run.dir=ascii"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
         capture_output=True,
@@ -465,12 +465,10 @@ def test_output_that_cannot_be_written_costs_nothing(quick, tmp_path):
         check=False,
     )
     with open("/dev/full", "w") as full:
-        onto_full = subprocess.run(
-            [*command, "hydra.run.dir=full"], cwd=tmp_path, stdout=full, capture_output=False, timeout=120, check=False
-        )
+        onto_full = call("train", *overrides, *short, "hydra.run.dir=full", cwd=tmp_path, stdout=full)
     read, write = os.pipe()
     os.close(read)
-    into_pipe = subprocess.run([*command, "hydra.run.dir=pipe"], cwd=tmp_path, stdout=write, timeout=120, check=False)
+    into_pipe = call("train", *overrides, *short, "hydra.run.dir=pipe", cwd=tmp_path, stdout=write)
     os.close(write)
     assert (ascii_only.returncode, onto_full.returncode, into_pipe.returncode) == (0, 0, 0)
     assert all((tmp_path / name / "metrics.json").is_file() for name in ("ascii", "full", "pipe"))
