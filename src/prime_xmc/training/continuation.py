@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
+from prime_xmc.training.equal_bits import COMPUTED_ON, computed_on, warn_of_other_bits
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +178,7 @@ class ContinuedRun(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the origin."""
         checkpoint[ORIGIN] = dict(self.given)
+        checkpoint[COMPUTED_ON] = computed_on(trainer)
         loops = checkpoint["loops"]["fit_loop"]
         epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
         epoch_goes_on = epoch["started"] > epoch["processed"]
@@ -192,7 +194,11 @@ class ContinuedRun(Callback):
             }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tell the sampler where in the epoch a checkpoint of version 0.1.0 was made, which does not say so itself."""
+        """Tell the sampler where in the epoch a checkpoint of version 0.1.0 was made, which does not say so itself.
+
+        Also say in the log where the results may have other last bits than those of an uninterrupted run.
+        """
+        warn_of_other_bits(checkpoint.get(COMPUTED_ON), computed_on(trainer))
         data: PrimeDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if "position" not in checkpoint[type(data).__qualname__]["sampler"]:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]

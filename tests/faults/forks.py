@@ -1,0 +1,352 @@
+"""Entry points of prime_xmc in forks of one process that has imported everything: real processes, which end as such.
+
+A fork can be told to send a signal to itself at a named event, or reports the phases that it enters, so that this
+process can end it at a moment within one. Events are what the fork does to files under its folder, steps of an
+optimizer, and the beginning and end of each phase.
+"""
+
+import atexit
+import functools
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+STARTING = "start-up"
+# Calls that begin a phase, which lasts until they return: (module, attribute, phase).
+_PHASES = (
+    ("prime_xmc.stages", "make_data", "preparation"),
+    ("prime_xmc.training.callbacks", "InitialisePrototypes.on_fit_start", "initial embedding"),
+    ("lightning.pytorch.loops.fit_loop", "_FitLoop.run", "training"),
+    ("prime_xmc.training.callbacks", "RebuildClusters.on_train_epoch_start", "clustering"),
+    ("prime_xmc.training.checkpoints", "ShardedCheckpointIO.save_checkpoint", "checkpoint"),
+    ("lightning.pytorch.loops.evaluation_loop", "_EvaluationLoop.run", "validation"),
+    ("prime_xmc.stages", "save_bundle", "export"),
+    ("lightning.pytorch", "Trainer.test", "test"),
+    ("prime_xmc.stages", "later_stages", "second stage"),
+    ("prime_xmc.stages", "_train_classifiers", "classifiers"),
+    ("prime_xmc.stages", "finish_scorers", "ensemble"),
+)
+# Files by which a phase is told apart within others.
+_BY_FILE = (("/cache/", "cache"), ("/neighbours", "neighbours"), ("/lexical", "lexical"))
+PHASES = (STARTING, *dict.fromkeys(phase for *_, phase in _PHASES), *(phase for _, phase in _BY_FILE), "end")
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_CHANGES = {
+    *("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate", "os.chmod"),
+    *("shutil.rmtree", "shutil.copyfile"),
+}
+
+
+class Kill(NamedTuple):
+    """A signal that ends a fork.
+
+    Attributes:
+        phase: Phase in which it comes.
+        number: Signal.
+        event: Number of the event of this phase, from 0, before which it comes; None: it comes by time.
+        entry: Number of the time that the phase is entered, from 0.
+        delay: Seconds after that.
+    """
+
+    phase: str
+    number: int
+    event: int | None = None
+    entry: int = 0
+    delay: float = 0.0
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.number).name
+        if self.event is not None:
+            return f"{name} in {self.phase} before event {self.event}"
+        return f"{name} in {self.phase}, entry {self.entry}, after {1000 * self.delay:.0f} ms"
+
+
+class Ended(NamedTuple):
+    """How a fork has ended.
+
+    Attributes:
+        status: Exit status, negative for a signal; None: it took too long and was ended.
+        output: What it has printed.
+        entries: Seconds since its start at which phases were entered, in order.
+        events: Number of events of each phase; only of a fork that ended by itself.
+    """
+
+    status: int | None
+    output: str
+    entries: list[tuple[str, float]]
+    events: dict[str, int]
+
+    @property
+    def traceback(self) -> bool:
+        """Whether it has printed a traceback, which no message to a user is."""
+        return "Traceback (most recent call last)" in self.output
+
+    @property
+    def last_line(self) -> str:
+        """The last line that it has printed."""
+        return next((line.strip() for line in reversed(self.output.splitlines()) if line.strip()), "")
+
+
+def prepare_process() -> None:
+    """Import what entry points import and set what forks inherit; once, before the first fork."""
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "200",
+        "TOKENIZERS_PARALLELISM": "false",
+        "WANDB_MODE": "offline",
+    }
+    for name in ("prime_xmc", "torch", "lightning.pytorch", "transformers", "faiss", *_lazy()):
+        importlib.import_module(name)
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _lazy() -> list[str]:
+    commands = ("train", "classify", "predict", "prepare", "evaluate", "report", "plan", "baseline", "calibrate")
+    return [f"prime_xmc.{name}" for name in (*commands, "stages", "training.sweeps", "trained_model", "bundle")]
+
+
+def run(
+    module: str,
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    kill: Kill | None = None,
+    setup: Callable[[], None] | None = None,
+    environment: dict[str, str] | None = None,
+    timeout: float = 120,
+) -> Ended:
+    """Run an entry point in a fork and wait for its end.
+
+    Args:
+        module: Entry point, such as "train".
+        arguments: Its command line.
+        folder: Folder that it works in; changes of files below it are events.
+        kill: Signal that ends it; None: nothing does.
+        setup: Function that the fork calls first.
+        environment: Further environment variables.
+        timeout: Seconds after which it is ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "fork.log"
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    started = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _fork(module, arguments, folder, log, writing, kill, setup, environment or {})
+    os.close(writing)
+    entries: list[tuple[str, float]] = []
+    events: dict[str, int] = {}
+    seen: Counter[str] = Counter()
+    rest, due = "", None
+    timed = kill is not None and kill.event is None
+    status: int | None = None
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        while True:
+            now = time.monotonic()
+            if now - started > timeout or (due is not None and now >= due):
+                late = due is None
+                assert kill is not None or late
+                os.kill(pid, signal.SIGKILL if late else kill.number)  # type: ignore[union-attr]
+                if late:
+                    os.waitpid(pid, 0)
+                    return Ended(None, _read(log), entries, events)
+                due = None
+            wait = timeout if due is None else max(0.0, due - time.monotonic())
+            ready, _, _ = select.select([pipe], [], [], min(wait, 1.0))
+            if not ready:
+                continue
+            piece = pipe.read(65536)
+            if not piece:
+                break
+            *lines, rest = (rest + piece.decode()).split("\n")
+            for line in lines:
+                kind, _, text = line.partition(" ")
+                if kind == "events":
+                    name, _, count = text.rpartition(" ")
+                    events[name] = int(count)
+                    continue
+                entries.append((text, time.monotonic() - started))
+                if timed and text == kill.phase:  # type: ignore[union-attr]
+                    if seen[text] == kill.entry:  # type: ignore[union-attr]
+                        due = time.monotonic() + kill.delay  # type: ignore[union-attr]
+                    seen[text] += 1
+    _, code = os.waitpid(pid, 0)
+    status = os.waitstatus_to_exitcode(code)
+    return Ended(status, _read(log), entries, events)
+
+
+def call(function: Callable[..., Any], *arguments: Any, timeout: float = 300) -> Any:
+    """Return what a function returns in a fork, plain JSON.
+
+    Raises:
+        RuntimeError: If the fork ends otherwise than by returning.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        signal.alarm(int(timeout))
+        try:
+            text = json.dumps({"result": function(*arguments)})
+        except BaseException:
+            text = json.dumps({"failure": traceback.format_exc()})
+        with os.fdopen(writing, "w") as pipe:
+            pipe.write(text)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    _, code = os.waitpid(pid, 0)
+    answer = json.loads(text) if text else {"failure": f"ended with {os.waitstatus_to_exitcode(code)}"}
+    if "failure" in answer:
+        raise RuntimeError(answer["failure"])
+    return answer["result"]
+
+
+def _read(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+
+
+def _fork(
+    module: str,
+    arguments: Sequence[str],
+    folder: Path,
+    log: Path,
+    pipe: int,
+    kill: Kill | None,
+    setup: Callable[[], None] | None,
+    environment: dict[str, str],
+) -> None:
+    """Be the entry point, and end."""
+    code = 1
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(output, 1), os.dup2(output, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
+        os.environ |= environment
+        # a shell starts what runs in its background with SIGINT ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.chdir(folder)
+        if module in ("train", "classify"):
+            _Watch(folder, pipe, kill).install()
+        if setup is not None:
+            setup()
+        sys.argv = [f"prime_xmc.{module}", *arguments]
+        sys.modules[f"prime_xmc.{module}"].main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            atexit._run_exitfuncs()
+            sys.stdout.flush(), sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+
+class _Watch:
+    """Counts events by phase in a fork, reports phases through a pipe, and sends the signal when its event comes."""
+
+    def __init__(self, folder: Path, pipe: int, kill: Kill | None):
+        self.folder, self.pipe, self.kill = f"{folder}/", pipe, kill
+        self.phases, self.counts = [STARTING], Counter[str]()
+        self.process = os.getpid()
+        self.inside = False
+
+    def install(self) -> None:
+        """Wrap the calls, and watch those of the system."""
+        for module, attribute, phase in _PHASES:
+            owner: Any = importlib.import_module(module)
+            *names, name = attribute.split(".")
+            for each in names:
+                owner = getattr(owner, each)
+            setattr(owner, name, self._entering(getattr(owner, name), phase))
+        import lightning.pytorch
+        import torch
+
+        for owner, name in ((lightning.pytorch.LightningModule, "optimizer_step"), (torch, "save"), (os, "fsync")):
+            setattr(owner, name, self._around(getattr(owner, name)))
+        sys.addaudithook(self._audit)
+        self._say(f"phase {STARTING}")
+        atexit.register(self._report)
+
+    def event(self, phase: str | None = None) -> None:
+        """Count an event of the phase, the innermost one that was entered by default."""
+        if os.getpid() != self.process:  # of a fork of this fork
+            return
+        phase = phase or self.phases[-1]
+        number = self.counts[phase]
+        self.counts[phase] += 1
+        if self.kill is not None and self.kill.event == number and self.kill.phase == phase:
+            os.kill(self.process, self.kill.number)
+
+    def _entering(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def entered(*arguments: Any, **settings: Any) -> Any:
+            self.phases.append("test" if "test" in self.phases and phase == "validation" else phase)
+            self._say(f"phase {self.phases[-1]}")
+            self.event()
+            try:
+                return function(*arguments, **settings)
+            finally:
+                self.event()
+                self.phases.pop()
+                if phase in ("second stage", "test"):
+                    self.phases[0] = "end"  # what is not in a phase from here on
+                    self._say("phase end")
+
+        return entered
+
+    def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def surrounded(*arguments: Any, **settings: Any) -> Any:
+            self.event()
+            result = function(*arguments, **settings)
+            self.event()
+            return result
+
+        return surrounded
+
+    def _audit(self, name: str, arguments: tuple) -> None:
+        if self.inside or not (name in _CHANGES or (name == "open" and isinstance(arguments[2], int))):
+            return
+        if name == "open" and not arguments[2] & _WRITES:
+            return
+        self.inside = True
+        try:
+            path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else ""
+            if not os.path.isabs(path):
+                path = os.path.join(os.getcwd(), path)
+            if path.startswith(self.folder) and not path.endswith("fork.log"):
+                self.event(next((phase for part, phase in _BY_FILE if part in path), None))
+        finally:
+            self.inside = False
+
+    def _say(self, line: str) -> None:
+        if os.getpid() == self.process:
+            os.write(self.pipe, f"{line}\n".encode())
+
+    def _report(self) -> None:
+        for phase, count in self.counts.items():
+            self._say(f"events {phase} {count}")
