@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import hostile
 import jaxtyping
 import pytest
 import toys
@@ -121,11 +122,4 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_dir: Path,
 @pytest.fixture
 def seal() -> Callable[[Path], None]:
     """Renews the checksums of a model folder whose files a test has changed."""
-    from prime_xmc.export.model_sums import SUMMED, sealed
-    from prime_xmc.files import write_json
-
-    def renew(model: Path) -> None:
-        path = model / "prime_config.json"
-        write_json(path, sealed(json.loads(path.read_text(encoding="utf-8")), model, SUMMED))
-
-    return renew
+    return hostile.seal

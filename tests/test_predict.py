@@ -323,7 +323,7 @@ def test_a_killed_process_is_gone_on_with(toy_bundle, tmp_path):
     assert 0 < noted["queries"] < len(lines)
     with partial.open("ab") as file:
         file.write(b'{"id": 7, "qu')
-    process = start(tmp_path, *arguments, "output=found.csv", "resume=true")
+    process = start(tmp_path, *arguments, "output=found.csv", "resume=true", "verify=full")
     _, err = process.communicate()
     assert process.returncode == 0
     assert f"going on after {noted['queries']:,} queries that are answered already" in err.decode()

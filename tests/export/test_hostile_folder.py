@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import CONFIG, MODELS, edit
+from hostile import CONFIG, MODELS, edit, seal
 
 from prime_xmc.export.predictor import Predictor
 
@@ -20,6 +20,7 @@ def test_it_is_refused_with_a_message_and_nothing_runs(model, name):
     case, marker = MODELS[name], model.parent / "marker"
     case.damage(model, marker)
     if case.message is None:
+        seal(model)
         Predictor.load(model)
     else:
         with pytest.raises((ValueError, FileNotFoundError), match=case.message) as refused:

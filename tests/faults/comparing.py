@@ -12,6 +12,7 @@ from typing import Any
 _OF_THE_CLOCK = re.compile(r"seconds|_per_second|passes|pass_seconds|peak_|git_commit|time$|elapsed|memory")
 _OF_THE_PROCESS = ("run.lock", "train.log", "fork.log", "classify.log", ".hydra/")
 _BANKS = re.compile(r"last-[0-9a-f]{8}\.banks")
+_BEFORE = "before-last.ckpt"  # of an interrupted run, it may be of the moment of the interruption
 _ID = re.compile(r"^\.(.+)\.[0-9a-f]{32}$")  # name of a file or folder that is being written
 
 
@@ -35,16 +36,16 @@ def leftovers(folder: Path) -> list[Path]:
 def _files(run: Path) -> dict[str, Path]:
     """Return the files of a run by names that two runs have in common."""
     files: dict[str, Path] = {}
-    banks = {"last": "last", "before-last": "before-last"}
-    for stem in banks:
-        checkpoint = run / "checkpoints" / f"{stem}.ckpt"
+    named = set()  # folders of banks that belong to a checkpoint
+    for checkpoint in (run / "checkpoints" / "last.ckpt", run / "checkpoints" / _BEFORE):
         if checkpoint.is_file():
             for place in _checkpoint(checkpoint)["banks"].values():
-                files[f"checkpoints/{stem}.ckpt banks {Path(place).name}"] = run / "checkpoints" / place
-    named = {path.parent.name for path in files.values()}
+                named.add(Path(place).parts[0])
+                if checkpoint.name != _BEFORE:
+                    files[f"checkpoints/last.ckpt banks {Path(place).name}"] = run / "checkpoints" / place
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
-        if not path.is_file() or name.startswith(_OF_THE_PROCESS) or Path(name).name in _OF_THE_PROCESS:
+        if not path.is_file() or name.startswith(_OF_THE_PROCESS) or path.name in (*_OF_THE_PROCESS, _BEFORE):
             continue
         if (folder := _BANKS.search(name)) is None or folder[0] not in named:
             files[name] = path
@@ -77,7 +78,10 @@ def _difference(expected: Path, found: Path, runs: tuple[Path, Path]) -> str | N
 
 def _common_text(path: Path, run: Path) -> str:
     """Return a text in which the run folder, and what lies beside it, have the same name for all runs."""
-    return path.read_text(encoding="utf-8").replace(str(run), "<run>").replace(str(run.parent), "<folder>")
+    text = path.read_text(encoding="utf-8").replace(str(run), "<run>").replace(str(run.parent), "<folder>")
+    if path.suffix == ".yaml":
+        return "\n".join(line for line in text.splitlines() if not line.startswith(("ckpt_path:", "resume:")))
+    return text
 
 
 def _without_numbers(text: str) -> str:
@@ -125,4 +129,6 @@ def _differences(expected: Any, found: Any, place: str) -> Iterator[str]:
 
 
 # How a result was come to, not what it is.
-_NOT_RESULTS = frozenset({"command", "ckpt_path", "run_dir", "banks", "files", "checksum", "train/passes_note"})
+_NOT_RESULTS = frozenset(
+    {"command", "ckpt_path", "resume", "run_dir", "banks", "files", "checksum", "train/passes_note"}
+)

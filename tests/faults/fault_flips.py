@@ -203,10 +203,8 @@ def _read_embeddings(path: Path) -> None:
     from prime_xmc.training.embedding_cache import load_embeddings
 
     directory = next(parent for parent in path.parents if parent.name.startswith("embeddings-"))
-    banks = {}
-    for name, num_rows in (("query", 240), ("label", 48)):
-        banks[name] = RowBank(num_rows, 32, "float16")
-    load_embeddings(directory, banks)
+    rows = {name: json.loads((directory / name / "index.json").read_text())["num_rows"] for name in ("query", "label")}
+    load_embeddings(directory, {name: RowBank(number, 32, dtype="float16") for name, number in rows.items()})
 
 
 def _read_model(path: Path) -> None:

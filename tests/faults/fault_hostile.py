@@ -18,7 +18,7 @@ import toys
 from fault_kills import begin, training
 from findings import Row, main
 from forks import Ended, call, prepare_process, run
-from hostile import CHECKPOINTS, CONFIGURATIONS, MODELS, REPORTS, SECRET, SECRET_VARIABLE, Case
+from hostile import CHECKPOINTS, CONFIG, CONFIGURATIONS, MODELS, REPORTS, SECRET, SECRET_VARIABLE, Case, seal
 
 _MEMORY = 6 * 2**30  # bytes of address space of a reader: what would take more ends
 _SECONDS = 60
@@ -65,6 +65,8 @@ def _read_cases(what: str, cases: Mapping[str, Case], original: Path, place: Pat
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(original, copy, symlinks=True)
         case.damage(copy, marker)
+        if case.message is None and (copy / CONFIG).is_file():
+            seal(copy)
         try:
             problem = call(_told, read, str(copy), case.message, timeout=_SECONDS)
         except RuntimeError as error:

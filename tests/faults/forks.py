@@ -304,7 +304,8 @@ class _Watch:
     def _entering(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
         @functools.wraps(function)
         def entered(*arguments: Any, **settings: Any) -> Any:
-            self.phases.append("test" if "test" in self.phases and phase == "validation" else phase)
+            outer = next((each for each in ("classifiers", "test") if each in self.phases), phase)
+            self.phases.append(outer if phase in ("training", "validation", "checkpoint") else phase)
             self._say(f"phase {self.phases[-1]}")
             self.event()
             try:
