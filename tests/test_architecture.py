@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "app": {"conf_files", "command_line", "printing", "data", "model"},
     "evaluation": {"files", "foreign", "printing", "progress", "data", "index"},
     "export": {"files", "foreign", "checksums", "printing", "progress", "tables", "data", "index", "model"},
-    "training": {"files", "printing", "progress", "data", "index", "model", "evaluation", "export"},
+    "training": {"files", "checksums", "printing", "progress", "data", "index", "model", "evaluation", "export"},
     "assemble": {"app", "data", "index", "model", "evaluation", "export", "training"},
     "calibrating": {"data", "index", "evaluation", "export"},
     "scoring": {"app", "data", "index", "evaluation", "export", "training", "assemble", "calibrating"},

@@ -61,7 +61,8 @@ def _difference(expected: Path, found: Path, runs: tuple[Path, Path]) -> str | N
         parts = (_difference(expected / name, found / name, runs) for name in names)
         return next((part for part in parts if part), None)
     if expected.suffix == ".ckpt":
-        return _first_difference(_checkpoint(expected), _checkpoint(found), "")
+        contents = [_in_common(_checkpoint(path), run) for path, run in zip((expected, found), runs, strict=True)]
+        return _first_difference(*contents, "")
     if expected.suffix in (".safetensors", ".npz", ".faiss"):
         return None if expected.read_bytes() == found.read_bytes() else "other numbers"
     texts = [_common_text(path, run) for path, run in zip((expected, found), runs, strict=True)]
@@ -77,11 +78,22 @@ def _difference(expected: Path, found: Path, runs: tuple[Path, Path]) -> str | N
 
 
 def _common_text(path: Path, run: Path) -> str:
-    """Return a text in which the run folder, and what lies beside it, have the same name for all runs."""
-    text = path.read_text(encoding="utf-8").replace(str(run), "<run>").replace(str(run.parent), "<folder>")
+    """Return a text without what tells runs apart: the names of their folders, and how they were continued."""
+    text = _in_common(path.read_text(encoding="utf-8"), run)
     if path.suffix == ".yaml":
         return "\n".join(line for line in text.splitlines() if not line.startswith(("ckpt_path:", "resume:")))
     return text
+
+
+def _in_common(value: Any, run: Path) -> Any:
+    """Return nested values in whose texts the run folder, and what lies beside it, have the same name for all runs."""
+    if isinstance(value, dict):
+        return {key: _in_common(each, run) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_in_common(each, run) for each in value]
+    if isinstance(value, str):
+        return value.replace(str(run), "<run>").replace(str(run.parent), "<folder>")
+    return value
 
 
 def _without_numbers(text: str) -> str:

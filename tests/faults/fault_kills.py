@@ -10,6 +10,7 @@ import random
 import shlex
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ def rows(short: bool, folder: Path) -> Iterator[Row]:
     hits: Counter[str] = Counter()
     by_signal: Counter[str] = Counter()
     lost: list[str] = []
+    begun = time.monotonic()
     chains, wanted = 0, SHORT_KILLS if short else KILLS
     while sum(hits.values()) < wanted and chains < wanted:
         chain = draw_chain(random.Random(f"{SEED} {chains}"), whole, chains)
@@ -51,6 +53,7 @@ def rows(short: bool, folder: Path) -> Iterator[Row]:
             lost.append(f"{problem} [chain {chains}: {'; '.join(map(str, chain))}]")
         else:
             shutil.rmtree(place)
+        print(f"chain {chains}, {time.monotonic() - begun:.0f} s: {problem or 'as uninterrupted'}", flush=True)
         chains += 1
     kills = sum(hits.values())
     missed = [phase for phase in PHASES if not hits[phase]]
