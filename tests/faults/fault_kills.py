@@ -18,7 +18,7 @@ from pathlib import Path
 import toys
 from comparing import differences, leftovers
 from findings import Row, main
-from forks import PHASES, Ended, Kill, prepare_process, run
+from forks import PHASES, Ended, Kill, learn, prepare_process, run
 
 KILLS = 120  # at least 100 of them hit: a place may lie in what a continued run has done already
 SHORT_KILLS = 6
@@ -34,12 +34,14 @@ def rows(short: bool, folder: Path) -> Iterator[Row]:
     settings = training(folder)
     reference = folder / "reference"
     whole = run("train", begin(settings, reference), reference)
+    learn(whole)
     again = folder / "again"
     run("train", begin(settings, again), again)
     if whole.status != 0 or (unequal := differences(reference / "run", again / "run")):
         yield Row("two uninterrupted runs", lost=[whole.last_line if whole.status else "; ".join(unequal)])
         return
     shutil.rmtree(again)
+    print(f"a run takes {whole.seconds:.1f} s; events: {whole.events}", flush=True)
     hits: Counter[str] = Counter()
     by_signal: Counter[str] = Counter()
     lost: list[str] = []

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,12 +78,16 @@ class Ended(NamedTuple):
         output: What it has printed.
         entries: Seconds since its start at which phases were entered, in order.
         events: Number of events of each phase; only of a fork that ended by itself.
+        modules: What it has imported besides; likewise.
+        seconds: Its duration.
     """
 
     status: int | None
     output: str
     entries: list[tuple[str, float]]
     events: dict[str, int]
+    modules: list[str]
+    seconds: float
 
     @property
     def traceback(self) -> bool:
@@ -108,7 +113,18 @@ def prepare_process() -> None:
         importlib.import_module(name)
     import torch
 
+    from prime_xmc.app import compose
+
     torch.set_num_threads(1)
+    for name in ("train", "classify"):
+        compose(name, ["dataset=custom"] if name == "train" else [])  # its grammar is learnt once for all forks
+
+
+def learn(ended: Ended) -> None:
+    """Import what a fork has imported, so that those to come need not."""
+    for name in ended.modules:
+        with suppress(Exception):  # modules that are made as others are imported
+            importlib.import_module(name)
 
 
 def _lazy() -> list[str]:
@@ -149,6 +165,7 @@ def run(
     os.close(writing)
     entries: list[tuple[str, float]] = []
     events: dict[str, int] = {}
+    modules: list[str] = []
     seen: Counter[str] = Counter()
     rest, due = "", None
     timed = kill is not None and kill.event is None
@@ -162,7 +179,7 @@ def run(
                 os.kill(pid, signal.SIGKILL if late else kill.number)  # type: ignore[union-attr]
                 if late:
                     os.waitpid(pid, 0)
-                    return Ended(None, _read(log), entries, events)
+                    return Ended(None, _read(log), entries, events, modules, now - started)
                 due = None
             wait = timeout if due is None else max(0.0, due - time.monotonic())
             ready, _, _ = select.select([pipe], [], [], min(wait, 1.0))
@@ -174,6 +191,9 @@ def run(
             *lines, rest = (rest + piece.decode()).split("\n")
             for line in lines:
                 kind, _, text = line.partition(" ")
+                if kind == "module":
+                    modules.append(text)
+                    continue
                 if kind == "events":
                     name, _, count = text.rpartition(" ")
                     events[name] = int(count)
@@ -185,7 +205,7 @@ def run(
                     seen[text] += 1
     _, code = os.waitpid(pid, 0)
     status = os.waitstatus_to_exitcode(code)
-    return Ended(status, _read(log), entries, events)
+    return Ended(status, _read(log), entries, events, modules, time.monotonic() - started)
 
 
 def call(function: Callable[..., Any], *arguments: Any, timeout: float = 300) -> Any:
@@ -271,7 +291,7 @@ class _Watch:
     def __init__(self, folder: Path, pipe: int, kill: Kill | None):
         self.folder, self.pipe, self.kill = f"{folder}/", pipe, kill
         self.phases, self.counts = [STARTING], Counter[str]()
-        self.process = os.getpid()
+        self.process, self.known = os.getpid(), set(sys.modules)
         self.inside = False
 
     def install(self) -> None:
@@ -351,3 +371,5 @@ class _Watch:
     def _report(self) -> None:
         for phase, count in self.counts.items():
             self._say(f"events {phase} {count}")
+        for name in sys.modules.keys() - self.known:
+            self._say(f"module {name}")
