@@ -120,6 +120,20 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_dir: Path,
 
 
 @pytest.fixture
+def half_written() -> Callable[[Path, int], Path]:
+    """Leaves a file under the temporary name that a process of this machine, by its id, would write it under."""
+    from prime_xmc import files
+
+    def leave(path: Path, process: int) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        left = path.with_name(f".{path.name}.{files._machine()}{process:08x}{'0' * 16}")
+        left.write_bytes(b"half")
+        return left
+
+    return leave
+
+
+@pytest.fixture
 def seal() -> Callable[[Path], None]:
     """Renews the checksums of a model folder whose files a test has changed."""
     return hostile.seal

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prime_xmc import files
-from prime_xmc.files import locked, publishing, replacing, save_tensors, write_json, write_text
+from prime_xmc.files import locked, publishing, remove_leftovers, replacing, save_tensors, write_json, write_text
 
 
 def names(directory):
@@ -230,3 +230,38 @@ class TestPublishingAtOnce:
             publish_many((tmp_path / "cache", number, True))
         assert (tmp_path / "cache" / "a").read_text() == "2"
         assert names(tmp_path) == ["cache"]
+
+
+class TestLeftovers:
+    def test_those_of_a_process_that_was_killed(self, tmp_path, half_written):
+        process = multiprocessing.Process(target=os._exit, args=(9,))
+        process.start()
+        process.join()
+        dead = [half_written(tmp_path / name, process.pid) for name in ("a", "within/b")]
+        alive = half_written(tmp_path / "c", os.getpid())
+        others = [tmp_path / ".c.0123", tmp_path / f"c.{'0' * 32}", tmp_path / f".c.{'g' * 32}"]
+        for path in others:
+            path.touch()
+        assert remove_leftovers(tmp_path, idle_hours=1, everywhere=False) == dead[:1]
+        assert remove_leftovers(tmp_path, idle_hours=1, everywhere=True) == dead[1:]
+        assert all(path.exists() for path in (alive, *others))
+
+    def test_those_of_another_machine_when_nobody_has_touched_them_for_hours(self, tmp_path):
+        folder = tmp_path / f".model.{'a' * 32}"
+        folder.mkdir()
+        (folder / "weights").touch()
+        for path in (folder, folder / "weights"):
+            os.utime(path, (time.time() - 7200,) * 2)
+        assert not remove_leftovers(tmp_path, idle_hours=3, everywhere=False)
+        assert remove_leftovers(tmp_path, idle_hours=1, everywhere=False) == [folder]
+        assert not folder.exists()
+
+    def test_names_tell_the_process(self, tmp_path):
+        with replacing(tmp_path / "a") as temporary:
+            temporary.touch()
+            assert files._TEMPORARY.fullmatch(temporary.name)["process"] == f"{os.getpid():08x}"
+            assert not remove_leftovers(tmp_path, idle_hours=0, everywhere=True)
+            assert temporary.exists()
+
+    def test_where_nothing_is(self, tmp_path):
+        assert remove_leftovers(tmp_path / "nowhere", idle_hours=0, everywhere=True) == []

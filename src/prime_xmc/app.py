@@ -27,6 +27,7 @@ from prime_xmc.command_line.arguments import UnknownOptionError, prepare, prepar
 from prime_xmc.command_line.checks import OPTIONAL_GROUPS, check_groups, check_values
 from prime_xmc.command_line.messages import composition_message, dotted, option_message, user_message
 from prime_xmc.command_line.migration import add_keys, update_targets, wrap_logger
+from prime_xmc.command_line.resuming import expand_resume
 from prime_xmc.command_line.targets import OPTION, VARIABLE, check_file_of_run, check_targets, is_run_folder
 from prime_xmc.command_line.usage import help_of
 from prime_xmc.conf_files import config_dir, entries, groups
@@ -133,20 +134,26 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str, *, keeps_folder:
     if OPTION in sys.argv:
         sys.argv.remove(OPTION)
         os.environ[VARIABLE] = "1"
+    if os.getcwd() not in sys.path and not sys.flags.safe_path:
+        sys.path.append(os.getcwd())  # where `python -m` finds modules, so that console scripts find them too
     try:
+        sys.argv[1:] = expand_resume(sys.argv[1:], name, configs)
         short_model = any(entry.key == "model.dir" for entry in entries(configs / f"{name}.yaml"))
         sys.argv[1:] = prepare(sys.argv[1:], name, configs, short_model=short_model)
     except UnknownOptionError as error:
         sys.stderr.write(f"{option_message(error, known_keys(name))}\n")
         sys.exit(2)
+    except ValueError as error:
+        if os.environ.get(FULL_ERROR) == "1":
+            raise
+        sys.stderr.write(visible(f"{error}\n"))
+        sys.exit(1)
     try:
         for path in _files_of_runs(sys.argv[1:], name):
             check_file_of_run(path)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(1)
-    if os.getcwd() not in sys.path and not sys.flags.safe_path:
-        sys.path.append(os.getcwd())  # where `python -m` finds modules, so that console scripts find them too
     complete = os.environ.get(FULL_ERROR) == "1"
     failures: list[str] = []
     job = _make_job(task, name, complete, failures, keeps_folder)

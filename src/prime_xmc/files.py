@@ -2,11 +2,16 @@
 
 import ctypes
 import errno
+import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -127,9 +132,70 @@ def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     path.chmod(mode)  # safetensors lets only the owner read its files
 
 
+def remove_leftovers(folder: Path, *, idle_hours: float | int, everywhere: bool) -> list[Path]:
+    """Remove what processes that were killed have left half written: files and folders under a temporary name.
+
+    What a living process is writing stays. That of another machine, or of a version that did not put its process into
+    the name, cannot be asked for: what it has left is removed when nothing in it has changed for some hours.
+
+    Args:
+        folder: Folder to look in; it need not exist.
+        idle_hours: Hours without a change after which what cannot be asked for counts as left.
+        everywhere: Whether to look in the folders within it, too.
+
+    Returns:
+        What was removed.
+    """
+    found: list[Path] = []
+    for directory, folders, names in os.walk(folder):
+        left = [
+            name
+            for name in (*folders, *names)
+            if (match := _TEMPORARY.fullmatch(name)) and _is_left(match, directory, idle_hours)
+        ]
+        found += [Path(directory, name) for name in left]
+        folders[:] = [name for name in folders if name not in left] if everywhere else []
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+_TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})(?P<process>[0-9a-f]{8})[0-9a-f]{16}", re.DOTALL)
+
+
 def _name_beside(path: Path) -> Path:
-    """Return a hidden name in the same folder, which no other process takes."""
-    return path.with_name(f".{path.name}.{uuid4().hex}")
+    """Return a hidden name in the same folder, which no other process takes and which tells this one."""
+    return path.with_name(f".{path.name}.{_machine()}{os.getpid():08x}{uuid4().hex[:16]}")
+
+
+@cache
+def _machine() -> str:
+    """Return what tells apart where the number of a process has a meaning: machine, its start and its container."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):  # not on Linux
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"), os.readlink("/proc/self/ns/pid")]
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=4).hexdigest()
+
+
+def _is_left(name: re.Match[str], directory: str, idle_hours: float | int) -> bool:
+    """Return whether nobody writes any more what has a temporary name."""
+    if name["machine"] == _machine():
+        try:
+            os.kill(int(name["process"], 16), 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except PermissionError:
+            pass
+        return False
+    path = Path(directory, name.string)
+    try:
+        changed = max(each.lstat().st_mtime for each in (path, *path.rglob("*")))
+    except OSError:  # somebody is at it
+        return False
+    return time.time() - changed > 3600 * idle_hours
 
 
 def _set_modes(directory: Path) -> None:

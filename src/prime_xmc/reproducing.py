@@ -14,8 +14,9 @@ from prime_xmc.conf_files import config_dir, entries
 from prime_xmc.printing import visible
 from prime_xmc.reporting.published import PAPER, PublishedResult, find_result, read_published
 from prime_xmc.reporting.run_folders import RunRecord, read_runs
+from prime_xmc.run_files import METRICS
 from prime_xmc.stages import train_prototypes
-from prime_xmc.training.run_folder import METRICS, with_run_folder
+from prime_xmc.training.run_folder import with_run_folder
 from prime_xmc.training.sweeps import in_sweep
 
 _OF_SCORER = {"theta": "", "W": " (W)"}  # what the paper puts behind the name of a method

@@ -83,9 +83,10 @@ def begin(settings: list[str], place: Path) -> list[str]:
 
 
 def go_on(settings: list[str], place: Path) -> list[str]:
-    """Return the command line that continues a run, or begins it again where it has come to nothing."""
-    checkpoint = place / "run" / "checkpoints" / "last.ckpt"
-    return [*begin(settings, place), *([f"ckpt_path={checkpoint}"] if checkpoint.is_file() else [])]
+    """Return the command line that continues a run, or begins it again where it has not come to its settings."""
+    metadata = place / "run" / ".hydra"
+    whole = (metadata / "config.yaml").is_file() and (metadata / "overrides.yaml").is_file()
+    return [f"resume={place}/run"] if whole else begin(settings, place)
 
 
 def draw_chain(random: random.Random, whole: Ended, number: int) -> list[Kill]:

@@ -11,7 +11,7 @@ import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from prime_xmc.training.sweeps import fingerprint, run_job, show
+from prime_xmc.training.sweeps import fingerprint, note_finished, run_job, show
 
 CONF = """
 seed: 0
@@ -142,6 +142,18 @@ def test_an_interrupted_job_continues_from_its_checkpoint(sweep):
     status, _, folders = sweep("fail=interrupt")
     assert status == 0
     assert folders == [("1", str(Path("sweep/1/checkpoints/last.ckpt").absolute()))]
+
+
+def test_a_job_that_was_continued_by_itself_is_done(tmp_path):
+    config = OmegaConf.create({"run_dir": str(tmp_path)})
+    (tmp_path / "metrics.json").write_text("{}")
+    note_finished(config)
+    assert not (tmp_path / "job.json").exists(), "it is no job"
+    (tmp_path / "job.json").write_text(json.dumps({"number": 3, "status": "failed", "message": "full disk"}))
+    (tmp_path / "error.txt").touch()
+    note_finished(config)
+    assert json.loads((tmp_path / "job.json").read_text()) == {"number": 3, "status": "done", "results": "."}
+    assert not (tmp_path / "error.txt").exists()
 
 
 def test_a_folder_of_another_job_is_refused(sweep):

@@ -60,7 +60,7 @@ def prepare_settings(settings: Sequence[str], name: str, configs: Path, *, multi
             # Hydra leaves a group out by ~group alone, and only one of which something is chosen
             prepared += [] if defaults[key] == "null" else [f"~{key}"]
         elif key in defaults and (override := _parsed(setting)) and isinstance(override.value(), bool | int | float):
-            prepared.append(f"{key}={_in_quotes(value)}")  # so that Hydra takes it for an option, and lists all
+            prepared.append(f"{key}={in_quotes(value)}")  # so that Hydra takes it for an option, and lists all
         else:
             prepared.append(quote_value(add_or_override(setting), multirun=multirun))
     return prepared
@@ -129,7 +129,7 @@ def folders_of_runs(settings: Sequence[str], name: str, configs: Path, config_pa
         return []
     given = {setting.lstrip("+").partition("=")[0] for setting in settings}
     folders = {f"hydra.{kind}.{key}": value for kind in ("run", "sweep") for key, value in own[kind].items()}
-    return [f"{key}={_in_quotes(value.replace('${task}', name))}" for key, value in folders.items() if key not in given]
+    return [f"{key}={in_quotes(value.replace('${task}', name))}" for key, value in folders.items() if key not in given]
 
 
 def add_or_override(argument: str) -> str:
@@ -155,7 +155,7 @@ def quote_value(argument: str, *, multirun: bool) -> str:
         return argument
     override = _parsed(argument)
     if override is None and re.fullmatch(r"\[[^\[\]{}'\"()]*\]", value) and (key in LIST_KEYS or key not in PATH_KEYS):
-        items = ",".join(_in_quotes(item.strip()) for item in value[1:-1].split(","))
+        items = ",".join(in_quotes(item.strip()) for item in value[1:-1].split(","))
         return f"{match['sign']}{key}=[{items}]"
     if key not in PATH_KEYS:
         looks_like_text = not re.match(r"[\[{('\"]|\w+\(", value) and not (multirun and "," in value)
@@ -166,17 +166,18 @@ def quote_value(argument: str, *, multirun: bool) -> str:
         if key in LIST_KEYS and override is not None and isinstance(override.value(), list):
             return argument
         if multirun and "," in value:
-            return f"{match['sign']}{key}={','.join(_in_quotes(item) for item in value.split(','))}"
+            return f"{match['sign']}{key}={','.join(in_quotes(item) for item in value.split(','))}"
     if override is not None and override.value() == value:
         return argument
     return _quoted(match, value)
 
 
 def _quoted(match: re.Match[str], value: str) -> str:
-    return f"{match['sign']}{match['key']}={_in_quotes(value)}"
+    return f"{match['sign']}{match['key']}={in_quotes(value)}"
 
 
-def _in_quotes(value: str) -> str:
+def in_quotes(value: str) -> str:
+    """Return a value as Hydra reads it as a text on a command line."""
     return QuotedString(value, Quote.single).with_quotes()
 
 

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 # Keys that take values of other types than their defaults: a list or "auto", true as well as settings, true or a number
-FREE_KEYS = {"trainer.devices", "trainer.fast_dev_run", "classify", "model.num_private"}
+FREE_KEYS = {"trainer.devices", "trainer.fast_dev_run", "classify", "model.num_private", "checkpoint.every_n_minutes"}
 # Groups that may be left out, by group=null or ~group.
 OPTIONAL_GROUPS = ("logger", "callbacks", "experiment", "debug")
 
@@ -31,6 +31,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or _is_whole(value, 1),
         "a whole number of at least 1, or null",
     ),
+    "checkpoint.every_n_minutes": (lambda value: value is None or _is_rate(value), "a number above 0, or null"),
     "top_k": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
     "chunk": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
     "dataset.max_epochs": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),

@@ -51,7 +51,7 @@ class ShardedCheckpointIO(CheckpointIO):
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        _remove_banks_of_neither(path)
+        remove_stray_banks(path)
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
@@ -126,7 +126,7 @@ def _keep(path: Path) -> None:
             shutil.copy2(path, temporary)
 
 
-def _remove_banks_of_neither(path: Path) -> None:
+def remove_stray_banks(path: Path) -> None:
     """Remove the banks that neither a checkpoint nor the one before it names, unless that cannot be seen."""
     named = set()
     for checkpoint in (path, path.with_name(f"{BEFORE}{path.name}")):

@@ -27,6 +27,7 @@ from prime_xmc.export.scorers import SCORERS, encoder_digest
 # embeddings of all texts, none where the cache has them; clustering; training steps; validation; tables, checkpoints
 # and models after an epoch; the export at the end; the test.
 PHASES = ("prepare", "probe", "initialise", "clusters", "steps", "validation", "save", "export", "test")
+EPOCH_VALIDATED = "val/epoch"
 TRAINING = ("clusters", "steps", "validation", "save", "export")  # what train/seconds counts
 
 
@@ -84,13 +85,16 @@ class RunHistory(Callback):
     a process after its last checkpoint is lost with the process, and so is what it had trained.
 
     Attributes:
-        validation: Metrics of the last validation, `val/<metric>`, fractions in [0, 1].
+        validation: Metrics of the last validation, `val/<metric>`, fractions in [0, 1], and `val/epoch`: the number of
+            epochs, that one included, after which it was. The exported weights are those of `train/epochs`.
+        has_ended: Whether training has come to its end in this process.
         pass_seconds: Duration of a pass on this machine, see `PassProbe`; None where it was not measured.
         no_pass: Reason why it was not measured; None where it was, or nobody asked for it.
     """
 
     def __init__(self) -> None:
         self.validation: dict[str, float] = {}
+        self.has_ended = False
         self.pass_seconds: float | None = None
         self.no_pass: str | None = None
         self._passes_before: float | None = 0.0  # what earlier processes cost; None where they did not measure it
@@ -180,7 +184,8 @@ class RunHistory(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep its metrics."""
         metrics = trainer.callback_metrics.items()
-        self.validation = {name: float(value) for name, value in metrics if name.startswith("val/")}
+        of_validation = {name: float(value) for name, value in metrics if name.startswith("val/")}
+        self.validation = of_validation | {EPOCH_VALIDATED: trainer.current_epoch + 1} if of_validation else {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the phase in which the table of epochs, checkpoints and models are written."""
@@ -188,6 +193,7 @@ class RunHistory(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the export."""
+        self.has_ended = True
         self.enter("export")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -26,9 +26,9 @@ from rich.text import Text
 
 from prime_xmc.files import locked, write_json, write_text
 from prime_xmc.printing import unfailing_output, visible
+from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, METRICS
 from prime_xmc.training.continuation import continuing_command, quoted, without_watching
 from prime_xmc.training.interruption import Interrupted, interruptible
-from prime_xmc.training.run_folder import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,16 @@ def run_job(config: DictConfig, train: Callable[[DictConfig], Any]) -> float | N
         (folder / ERROR).unlink(missing_ok=True)
         _record(folder, job, "done", results=".")
         return _metrics(folder).get(OBJECTIVE)
+
+
+def note_finished(config: DictConfig) -> None:
+    """Note that a job of a sweep is done, where it has been continued by itself."""
+    path = Path(str(config.run_dir)) / RECORD
+    if path.is_file() and (path.parent / METRICS).is_file():
+        job = {**json.loads(path.read_text(encoding="utf-8")), "status": "done", "results": "."}
+        job.pop("message", None)
+        (path.parent / ERROR).unlink(missing_ok=True)
+        write_json(path, job)
 
 
 def run_in_a_process(config: DictConfig) -> None:
@@ -240,8 +250,9 @@ def _finished(folder: Path, wanted: str) -> Path | None:
 
 def _continued(config: DictConfig) -> DictConfig:
     """Return a configuration that goes on from the last checkpoint in its run folder, if there is one."""
-    checkpoint = Path(config.run_dir) / "checkpoints" / "last.ckpt"
-    if not checkpoint.is_file() or config.ckpt_path is not None:
+    places = (Path(config.run_dir) / name for name in (CHECKPOINT, CHECKPOINT_BEFORE))
+    checkpoint = next((place for place in places if place.is_file()), None)
+    if checkpoint is None or config.ckpt_path is not None:
         return config
     logger.info("continuing from %s", checkpoint)
     return OmegaConf.merge(config, {"ckpt_path": str(checkpoint)})  # type: ignore[return-value]
