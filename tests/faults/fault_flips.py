@@ -5,6 +5,7 @@ In checkpoints with their banks, prepared data, cached embeddings and exported m
 that have no checksums by design (see docs/concepts/robustness.md) are left out.
 """
 
+import functools
 import json
 import logging
 import random
@@ -203,8 +204,14 @@ def _read_embeddings(path: Path) -> None:
     from prime_xmc.training.embedding_cache import load_embeddings
 
     directory = next(parent for parent in path.parents if parent.name.startswith("embeddings-"))
-    rows = {name: json.loads((directory / name / "index.json").read_text())["num_rows"] for name in ("query", "label")}
-    load_embeddings(directory, {name: RowBank(number, 32, dtype="float16") for name, number in rows.items()})
+    sizes = {name: _rows_of(directory / name) for name in ("query", "label")}
+    load_embeddings(directory, {name: RowBank(rows, 32, dtype="float16") for name, rows in sizes.items()})
+
+
+@functools.cache
+def _rows_of(bank: Path) -> int:
+    """Return the number of rows of a bank, which is read while it is whole."""
+    return int(json.loads((bank / "index.json").read_text(encoding="utf-8"))["num_rows"])
 
 
 def _read_model(path: Path) -> None:

@@ -105,12 +105,16 @@ def _open_model(path: str) -> None:
 
 
 def _open_checkpoint(path: str) -> None:
+    from prime_xmc.model.banks import RowBank
+    from prime_xmc.training.checkpoints import ShardedCheckpointIO
     from prime_xmc.training.continuation import read_origin
 
     before = Path(path, "before-last.ckpt")
     if before.is_file():  # or a run would go on from it
         before.unlink()
     read_origin(Path(path, "last.ckpt"))
+    for bank in ShardedCheckpointIO().load_checkpoint(Path(path, "last.ckpt"))["banks"].values():
+        RowBank(1, 32).load(Path(bank))
 
 
 def _command_cases(

@@ -194,7 +194,7 @@ class ContinuedRun(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the origin, the means of the epoch and the place in the curves; say what is complete."""
         checkpoint[ORIGIN] = dict(self.given)
-        checkpoint[COMPUTED_ON] = computed_on(trainer)
+        checkpoint[COMPUTED_ON] = computed_on(trainer.strategy.root_device, trainer.world_size)
         checkpoint[_STEP_LOG] = pl_module.step_log.state_dict()
         loops = checkpoint["loops"]["fit_loop"]
         epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
@@ -227,7 +227,7 @@ class ContinuedRun(Callback):
 
         A checkpoint of version 0.1.0 does not say itself where in the epoch it was made: tell the sampler.
         """
-        warn_of_other_bits(checkpoint.get(COMPUTED_ON), computed_on(trainer))
+        warn_of_other_bits(checkpoint.get(COMPUTED_ON), computed_on(trainer.strategy.root_device, trainer.world_size))
         if _STEP_LOG in checkpoint:
             pl_module.step_log.load_state_dict(checkpoint[_STEP_LOG], trainer.strategy.root_device)
         data: PrimeDataModule = trainer.datamodule  # type: ignore[attr-defined]

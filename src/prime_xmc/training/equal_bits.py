@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +18,17 @@ _NAMES = {
 }
 
 
-def computed_on(trainer: Trainer) -> dict[str, Any]:
-    """Return what the order of sums, and with it their last bits, depends on, as plain values."""
-    device = trainer.strategy.root_device
+def computed_on(device: torch.device, processes: int) -> dict[str, Any]:
+    """Return what the order of sums, and with it their last bits, depends on, as plain values.
+
+    Args:
+        device: Device that computes.
+        processes: Number of processes that train together.
+    """
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
-        "processes": trainer.world_size,
+        "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "vectors": torch.backends.cpu.get_cpu_capability(),
     }
