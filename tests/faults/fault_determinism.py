@@ -1,6 +1,6 @@
 """Trains the same under other circumstances: the results have to be equal to the bit.
 
-Other numbers of loader processes, other seeds of Python's hashes (in new processes, since a process has one), another
+Loaders with processes of their own, other seeds of Python's hashes (in new processes, since a process has one), another
 folder and current folder, prepared data from the cache or not. What is not promised, such as another number of threads,
 has to be said when a run is continued under it.
 """
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import toys
 from comparing import differences
@@ -28,13 +29,15 @@ def rows(short: bool, folder: Path) -> Iterator[Row]:
         yield Row("a run to compare with", lost=[f"it ends with {whole.status}: {whole.last_line}"])
         return
     lost, tried = [], []
-    for name, arguments in (
-        ("num_workers=2", [*begin(settings, folder / "workers"), "num_workers=2"]),
-        ("another folder", begin(settings, folder / "another" / "folder with spaces" / "of a longer name")),
-        ("data from the cache", [*begin(settings, folder / "cached")[:-1], f"cache_dir={place}/cache"]),
+    for name, directory, cache, setup in (
+        ("loaders with two processes", folder / "workers", None, _two_workers),
+        ("another folder", folder / "another" / "folder of a longer name", None, None),
+        ("data and embeddings from the cache", folder / "cached", place / "cache", None),
     )[: 1 if short else None]:
-        directory = _run_of(arguments).parent
-        ended = run("train", arguments, directory)
+        arguments = begin(settings, directory)
+        if cache is not None:
+            arguments = [*arguments[:-1], f"cache_dir={cache}"]
+        ended = run("train", arguments, directory, setup=setup)
         tried.append(name)
         lost += _unequal(name, ended.status, ended.last_line, place, directory)
     yield Row("other workers and folders", inputs=len(tried), lost=lost, note=", ".join(tried))
@@ -43,8 +46,16 @@ def rows(short: bool, folder: Path) -> Iterator[Row]:
     yield _another_environment(settings, folder)
 
 
-def _run_of(arguments: list[str]) -> Path:
-    return Path(next(each for each in arguments if each.startswith("hydra.run.dir=")).partition("=")[2])
+def _two_workers() -> None:
+    """Let loaders have two processes: the package's own have none, those of a script with its data module may."""
+    from torch.utils.data import DataLoader
+
+    original = DataLoader.__init__
+
+    def made(self: DataLoader, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options | {"num_workers": 2})
+
+    DataLoader.__init__ = made  # type: ignore[method-assign]
 
 
 def _unequal(name: str, status: int | None, last_line: str, expected: Path, found: Path) -> list[str]:

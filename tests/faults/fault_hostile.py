@@ -41,9 +41,11 @@ def rows(short: bool, folder: Path) -> Iterator[Row]:
     def run_again(copy: Path, work: Path) -> Iterator[Ended]:
         yield run("train", [f"--config-path={copy}/.hydra", "--config-name=config", f"hydra.run.dir={work}/a"], work)
         yield run("train", [f"--config-path={copy}", "--config-name=.hydra/config", f"hydra.run.dir={work}/b"], work)
+        (copy / "metrics.json").unlink()  # or the run would count as finished
+        yield run("train", [f"resume={copy}"], work)
 
     chosen = dict(list(CONFIGURATIONS.items())[::4]) if short else CONFIGURATIONS
-    yield _command_cases("run folders of strangers, run again", chosen, original, folder / "again", run_again, 2)
+    yield _command_cases("run folders of strangers, run again", chosen, original, folder / "again", run_again, 3)
 
     def report(copy: Path, work: Path) -> Iterator[Ended]:
         yield run("report", [f"runs={copy}", f"output={work}/page", "num_resamples=20"], work, environment=_token())
