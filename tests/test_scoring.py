@@ -226,6 +226,7 @@ def test_a_signal_in_the_second_stage_says_how_to_continue(train, tmp_path, monk
     assert ended.value.code == 143
     assert "Training is saved" in capsys.readouterr().err
     assert not (tmp_path / "metrics.json").exists()
+    assert (tmp_path / "classify" / "checkpoints" / "last.ckpt").is_file(), "saved after the step"
     assert prime_xmc.load(tmp_path / "model").scorer == "theta"
 
 

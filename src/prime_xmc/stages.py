@@ -51,7 +51,14 @@ from prime_xmc.scoring import (
 from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.checkpoints import remove_stray_banks
 from prime_xmc.training.classifier_module import ClassifierModule
-from prime_xmc.training.continuation import ContinuedRun, check_origin, load_weights, origin, read_origin
+from prime_xmc.training.continuation import (
+    ContinuedRun,
+    binding_settings,
+    check_origin,
+    load_weights,
+    origin,
+    read_origin,
+)
 from prime_xmc.training.curves import continue_curves
 from prime_xmc.training.debugging import debugging, limits, mark_debugging
 from prime_xmc.training.interruption import SaveProgress, how_to_continue, interruptible
@@ -397,7 +404,12 @@ def later_stages(
     metrics: dict[str, Any] = {}
     classifiers, of_classifiers = None, None
     if settings is not None:
-        about = {"stage": OmegaConf.to_container(stage, resolve=True), "model": model.digest}
+        about = {
+            "model": model.digest,
+            "settings": binding_settings(stage),
+            "length": [stage.trainer.get(name) for name in ("max_epochs", "max_steps")],
+            "test": stage.test,
+        }
         made = kept.find("classifiers", about)
         if made is None:
             trained = _train_classifiers(stage, model, continues=True)

@@ -251,7 +251,7 @@ def test_several_loggers_stand_beside_each_other(compose, monkeypatch, tmp_path)
     run_dir = f"run_dir={tmp_path}"
     config = compose("logger=[csv,tensorboard,wandb]", run_dir, "logger.project=mine", "logger.name=one")
     assert [type(each).__name__ for each in make_loggers(config.logger)] == [
-        "CSVLogger",
+        "CSVCurves",
         "TensorBoardLogger",
         "WandbLogger",
     ]

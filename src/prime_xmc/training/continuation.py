@@ -37,7 +37,7 @@ WATCHING = (
 MAY_CHANGE = (
     *("resume", "checkpoint", "ckpt_path", "task", "debug", "verify"),
     # paths; what they hold is told apart by the data's fingerprint, and the weights come from the checkpoint
-    *("dataset.dir", "dataset.hint", "encoder.source"),
+    *("dataset.dir", "dataset.hint", "encoder.source", "model.dir"),
     # how long: the learning rate then follows the schedule of the new length, see `ContinuedRun`
     *("dataset.max_epochs", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
     # when something is measured, kept or shown
@@ -46,7 +46,7 @@ MAY_CHANGE = (
     *("trainer.enable_checkpointing", "trainer.enable_model_summary", "trainer.default_root_dir", "trainer.plugins"),
     *("callbacks.checkpoint", "callbacks.table", "callbacks.memory", "callbacks.initialise.cache_dir"),
     # where it is computed
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "bank"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "bank", "device"),
     # what is done with the trained model
     *("test", "classify", "classify_settings", "neighbours", "lexical", "ensemble", "export", "index"),
     *("export_every_n_epochs", "export_after_validation"),
