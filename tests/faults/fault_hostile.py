@@ -18,7 +18,21 @@ import toys
 from fault_kills import begin, training
 from findings import Row, main
 from forks import Ended, call, prepare_process, run
-from hostile import CHECKPOINTS, CONFIG, CONFIGURATIONS, MODELS, REPORTS, SECRET, SECRET_VARIABLE, Case, seal
+from hostile import (
+    CHECKPOINTS,
+    CONFIG,
+    CONFIGURATIONS,
+    ENCODERS,
+    MODELS,
+    REPORTS,
+    SECRET,
+    SECRET_VARIABLE,
+    TENSORS,
+    Case,
+    make_encoder,
+    make_tensors,
+    seal,
+)
 
 _MEMORY = 6 * 2**30  # bytes of address space of a reader: what would take more ends
 _SECONDS = 60
@@ -35,6 +49,7 @@ def rows(short: bool, folder: Path) -> Iterator[Row]:
         return
     original = place / "run"
     yield _read_cases("model folders of strangers", MODELS, original / "model", folder / "model", _open_model)
+    yield _encoders(folder / "encoders")
     checkpoints = original / "checkpoints"
     yield _read_cases("checkpoints of strangers", CHECKPOINTS, checkpoints, folder / "checkpoints", _open_checkpoint)
 
@@ -78,6 +93,33 @@ def _read_cases(what: str, cases: Mapping[str, Case], original: Path, place: Pat
         if problem:
             lost.append(f"{name}: {problem}")
     return Row(what, len(cases), len(cases), lost, "nothing has run, each was refused in one line or not looked at")
+
+
+def _encoders(place: Path) -> Row:
+    """Return the row of encoder folders and files of tensors."""
+    lost = []
+    for number, (file, content, message) in enumerate(ENCODERS):
+        encoder = make_encoder(place / f"encoder-{number}", file, content)
+        if problem := call(_told, _check_encoder, str(encoder), message):
+            lost.append(f"{file} with {str(content)[:60]}: {problem}")
+    for number, (header, length, message) in enumerate(TENSORS):
+        path = make_tensors(place / f"tensors-{number}", header, length)
+        if problem := call(_told, _check_tensors, str(path), message):
+            lost.append(f"tensors with the header {header[:60]!r}: {problem}")
+    number = len(ENCODERS) + len(TENSORS)
+    return Row("encoders and tensors of strangers", number, number, lost)
+
+
+def _check_encoder(path: str) -> None:
+    from prime_xmc.foreign import check_encoder_files
+
+    check_encoder_files(Path(path))
+
+
+def _check_tensors(path: str) -> None:
+    from prime_xmc.foreign import check_tensors_file
+
+    check_tensors_file(Path(path))
 
 
 def _told(read: Callable[[str], None], path: str, message: str | None) -> str | None:

@@ -10,7 +10,7 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +91,8 @@ def prototypes(change: Callable[[Any], Any]) -> Callable[[Path, Path], None]:
     return tensors("prototypes.safetensors", lambda content: content | {"prototypes": change(content["prototypes"])})
 
 
-def _header(content: bytes, length: int | None = None) -> bytes:
+def with_header(content: bytes, length: int | None = None) -> bytes:
+    """Return a file of tensors with this header alone, and the length that it gives for it."""
     return struct.pack("<Q", len(content) if length is None else length) + content
 
 
@@ -205,11 +206,13 @@ MODELS: Mapping[str, Case] = {
     "a bomb of shapes": Case(
         write(
             "prototypes.safetensors",
-            _header(b'{"prototypes":{"dtype":"F32","shape":[1000000000000,32],"data_offsets":[0,128000000000000]}}'),
+            with_header(
+                b'{"prototypes":{"dtype":"F32","shape":[1000000000000,32],"data_offsets":[0,128000000000000]}}'
+            ),
         ),
         r"prototypes\.safetensors",
     ),
-    "a bomb of a header": Case(write("model.safetensors", _header(b"{}", 2**40)), r"model\.safetensors"),
+    "a bomb of a header": Case(write("model.safetensors", with_header(b"{}", 2**40)), r"model\.safetensors"),
     "more layers than weights": Case(
         edit("config.json", lambda c: c.update(num_hidden_layers=10**6)), "more layers than"
     ),
@@ -231,6 +234,50 @@ MODELS: Mapping[str, Case] = {
         edit(CONFIG, lambda c: c["settings"].update(dataset=f"${{oc.env:{SECRET_VARIABLE}}}")), None
     ),
 }
+
+
+# Files of an encoder folder beside weights of 3 x 2 numbers, with a file own.txt in the folder around it.
+ENCODERS: Sequence[tuple[str, Any, str | None]] = (
+    ("config.json", {"attn_implementation": "stranger/kernel"}, "code that would be downloaded"),
+    ("config.json", {"text_config": {"_attn_implementation": "a/b:run"}}, "code that would be downloaded"),
+    ("config.json", {"_experts_implementation": "a/b"}, "code that would be downloaded"),
+    ("config.json", {"quantization_config": {"quant_method": "mxfp4"}}, "plain weights"),
+    ("config.json", {"vocab_size": 10**15}, "more than the weights have bytes"),
+    ("config.json", {"num_hidden_layers": 10**6}, "more layers than its 1 tensors"),
+    ("tokenizer_config.json", {"vocab_file": "../own.txt"}, "a file in another folder"),
+    ("model.safetensors.index.json", {"weight_map": {"a": "../own.safetensors"}}, "expected files beside it"),
+    ("config.json", [[]] * 2, None),
+)
+# Headers of files of tensors, the lengths that they give for them (None: their own), and messages.
+TENSORS: Sequence[tuple[bytes, int | None, str]] = (
+    (b"{}", 2**40, "says that its header has 1099511627776"),
+    (b"[1]", None, "is not one of safetensors"),
+    (b"[" * 5000, None, "is not one of safetensors"),
+    (b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', None, "more than its"),
+    (b'{"a":{"dtype":"F32","shape":[0,1000000000000],"data_offsets":[0,0]}}', None, "longer than the file"),
+    (b'{"a":{"dtype":"F32"}}', None, "is not one of safetensors"),
+)
+
+
+def make_encoder(folder: Path, file: str, content: Any) -> Path:
+    """Write one of `ENCODERS`, and return its folder."""
+    import torch
+    from safetensors.torch import save_file
+
+    encoder = folder / "encoder"
+    encoder.mkdir(parents=True)
+    (folder / "own.txt").write_text("secret")
+    save_file({"rows": torch.zeros(3, 2)}, encoder / "model.safetensors")
+    (encoder / file).write_text(json.dumps(content))
+    return encoder
+
+
+def make_tensors(folder: Path, header: bytes, length: int | None) -> Path:
+    """Write one of `TENSORS`, and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "a.safetensors"
+    path.write_bytes(with_header(header, length))
+    return path
 
 
 def pickled(marker: Path) -> bytes:
