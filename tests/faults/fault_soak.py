@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import toys
 from fault_kills import begin, training
@@ -32,7 +33,10 @@ def rows(short: bool, folder: Path) -> Iterator[Row]:
         """Let each epoch write what the process holds."""
         from prime_xmc.training.continuation import ContinuedRun
 
-        def on_train_epoch_end(self: object, trainer: object, pl_module: object) -> None:
+        original = ContinuedRun.on_train_epoch_end
+
+        def on_train_epoch_end(self: ContinuedRun, trainer: Any, pl_module: Any) -> None:
+            original(self, trainer, pl_module)
             held = {"memory": _resident(), "files": len(os.listdir("/proc/self/fd")), "threads": _threads()}
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(held) + "\n")
