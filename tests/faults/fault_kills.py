@@ -53,7 +53,7 @@ def rows(short: bool, folder: Path) -> Iterator[Row]:
     wanted = SHORT_KILLS if short else KILLS
     first, last = map(int, os.environ.get(_CHAINS, f"0-{wanted}").split("-"))
     chains = first
-    while sum(hits.values()) < wanted and chains <= last:
+    while chains <= last and (sum(hits.values()) < wanted or not (short or hits.keys() >= set(PHASES))):
         chain = draw_chain(random.Random(f"{SEED} {chains}"), whole, chains)
         place = folder / f"chain-{chains}"
         problem = play(chain, settings, place, reference, hits, by_signal)
