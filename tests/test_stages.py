@@ -28,7 +28,9 @@ from prime_xmc.training.interruption import Interrupted
 from prime_xmc.training.module import PrimeModule
 from prime_xmc.training.sharded import digest
 
-COST = ("train/seconds", "train/queries_per_second", "seconds/", "peak_rss_bytes")
+# The model's size is with its settings, which name folders and checkpoints.
+COST = ("train/seconds", "train/cpu_seconds", "train/queries_per_second", "seconds/", "predict/", "peak_rss_bytes")
+COST = (*COST, "model_bytes")
 EPOCHS, STEPS = 2, 7  # 200 queries in batches of 32
 
 
@@ -251,6 +253,8 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(
     assert results(folder) == results(unbroken)
     for path in ("metrics.csv", "csv/metrics.csv", "predictions.npz"):
         assert (folder / path).read_bytes() == (unbroken / path).read_bytes(), path
+    described = [json.loads((each / "model" / "prime_config.json").read_text()) for each in (folder, unbroken)]
+    assert described[0]["settings"]["config"]["ckpt_path"] is described[1]["settings"]["config"]["ckpt_path"] is None
     assert_same_run(folder, unbroken)
     assert {path.name for path in folder.iterdir()} == {path.name for path in unbroken.iterdir()}
 

@@ -28,6 +28,9 @@ PHASES = ("prepare", "initialise", "clusters", "steps", "validation", "save", "e
 # between equal runs
 VARYING = {"train/seconds", "train/queries_per_second", "peak_rss_bytes", "git_commit"}
 VARYING |= {"classify/seconds", "classify/queries_per_second", "ensemble/seconds"}
+VARYING |= {"model_bytes"}  # with the settings, which name another checkpoint
+VARYING |= {"train/cpu_seconds", "classify/cpu_seconds", "ensemble/cpu_seconds", "predict/milliseconds_per_query"}
+VARYING |= {f"predict/{name}/milliseconds_per_query" for name in ("W", "neighbours", "lexical", "ensemble")}
 VARYING |= {f"seconds/{phase}" for phase in (*PHASES, "probe")}
 EPOCHS = 4
 

@@ -180,11 +180,14 @@ class FinishedScorers(NamedTuple):
         metrics: Metrics of the scorers that were added and of the ensemble, and how long it took but for the test.
         ensemble: The ensemble, with its weights.
         test: Best labels of the test queries by it; None: there was no test.
+        milliseconds: Milliseconds of one processor that a test query takes longer than with the prototypes alone, by
+            the name of the scorer.
     """
 
     metrics: dict[str, float]
     ensemble: Ensemble
     test: Ranking | None
+    milliseconds: dict[str, float]
 
 
 def finish_scorers(
@@ -205,7 +208,7 @@ def finish_scorers(
     The probabilities of their scores are fitted on the validation queries too, by the same rankings.
 
     """
-    started, settings = time.perf_counter(), ensemble_settings(config)
+    started, cpu_started, settings = time.perf_counter(), time.process_time(), ensemble_settings(config)
     data, device = model.data, str(model.predictor.device)
     train, ids = data.corpus.train, data.validation_ids
     labelled = ids[train.positives.lengths[ids] > 0]
@@ -280,14 +283,19 @@ def finish_scorers(
         lexical=None if scorers.lexical is None else lexical_tables("lexical", np.union1d(data.train_ids, ids)),
         index=_approximate_index(model.predictor, prototypes, classifiers, weights),
     )
-    seconds = time.perf_counter() - started
+    cost = {
+        "ensemble/seconds": time.perf_counter() - started,
+        "ensemble/cpu_seconds": time.process_time() - cpu_started,
+    }
     names = [name for name in searches if name != "theta"]
     metrics = _named("val", {name: validation[name] for name in names if name in validation})
-    test, of_test = data.corpus.test, {}
+    test, of_test, searching = data.corpus.test, {}, {}
     if config.test and len(test):
-        of_test["theta"] = _rank(searches["theta"], model.queries.test.to(device), test)
+        of_test["theta"], alone = _timed(searches["theta"], model.queries.test.to(device), test)
         for name in names:  # as they were written, so that what is measured is what predicts
-            indices, scores = of_test[name] = _kept_test_ranking(kept, name, about, model, device)
+            of_test[name], seconds = _kept_test_ranking(kept, name, about, model, device)
+            searching[name] = 1000 * (seconds - alone) / len(test)
+            indices, scores = of_test[name]
             save_predictions(run_dir / f"predictions_{name}.npz", indices, scores)
             metrics |= _named("test", {name: evaluate(indices, test.positives, data.inverse_propensity)})
     if rankings:
@@ -300,7 +308,7 @@ def finish_scorers(
         )
         if calibration is not None:
             save_calibration(model.folder, calibration, digest=model.digest)
-    return FinishedScorers(metrics | {"ensemble/seconds": seconds}, ensemble, of_test.get("ensemble"))
+    return FinishedScorers(metrics | cost, ensemble, of_test.get("ensemble"), searching)
 
 
 def _choose(
@@ -354,16 +362,17 @@ def _searches(
 
 def _kept_test_ranking(
     kept: KeptParts, name: str, about: Mapping[str, Any], model: FinishedModel, device: str
-) -> Ranking:
-    """Return the best labels of the test queries by a scorer of the model, ranked once."""
+) -> tuple[Ranking, float]:
+    """Return the best labels of the test queries by a scorer of the model, ranked once, as `_timed` does."""
 
     def rank() -> Part:
         search = load_searcher(model.folder, model.predictor.config, scorer=name, index="auto", device=device)
-        indices, scores = _rank(search, model.queries.test, model.data.corpus.test)
-        return Part({"indices": torch.from_numpy(indices), "scores": torch.from_numpy(scores)}, {})
+        (indices, scores), seconds = _timed(search, model.queries.test, model.data.corpus.test)
+        ranking = {"indices": torch.from_numpy(indices), "scores": torch.from_numpy(scores)}
+        return Part(ranking, {"cpu_seconds": seconds})
 
-    tensors = kept.once(f"test_{name}", about, rank).tensors
-    return tensors["indices"].numpy(), tensors["scores"].numpy()
+    ranking, values = kept.once(f"test_{name}", about, rank)
+    return (ranking["indices"].numpy(), ranking["scores"].numpy()), values["cpu_seconds"]
 
 
 def _kept_tables(
@@ -396,6 +405,12 @@ def _rank(search: Search, query_emb: Float[Tensor, "query d"], split: Split) -> 
         return search.search(some_emb, k, split.tokens)
 
     return search_unfiltered(search_all, query_emb, split.filtered, TOP_K)
+
+
+def _timed(search: Search, query_emb: Float[Tensor, "query d"], split: Split) -> tuple[Ranking, float]:
+    """Return a ranking, and the seconds of all processors that it took."""
+    started = time.process_time()
+    return _rank(search, query_emb, split), time.process_time() - started
 
 
 def _lexical_tables(

@@ -34,6 +34,7 @@ from prime_xmc.evaluation.metrics import evaluate
 from prime_xmc.evaluation.predictions import save_predictions
 from prime_xmc.evaluation.rank import Ranking, rank_by
 from prime_xmc.export.bundle import save_bundle, update_metrics
+from prime_xmc.export.model_size import describe_size
 from prime_xmc.export.scorers import SCORERS, label_vectors, read_prototypes, save_classifiers
 from prime_xmc.files import remove_leftovers, write_json
 from prime_xmc.index.search import ExactSearch
@@ -188,12 +189,18 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
             record.enter(None)
             metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
             metrics |= mark_debugging(config)
+            tested = module.test_predictions is not None
+            answering = record.milliseconds_per_query(len(data.corpus.test)) if tested else None
+            if answering is not None:
+                metrics["predict/milliseconds_per_query"] = answering
             handed = None
             if module.keeps_queries:
                 assert isinstance(module, PrimeModule)
                 queries = _encode_queries(module, data, trainer.strategy.root_device)
-                handed = FirstStage(record.pass_seconds, str(trainer.precision), *queries)
+                handed = FirstStage(record.pass_seconds, answering, str(trainer.precision), *queries)
             leave_group()
+            if trainer.is_global_zero:
+                metrics |= describe_size(run_dir / "model")
         else:
             logger.info("training and test are done: going on with what comes after them")
             assert continued is not None
@@ -312,15 +319,20 @@ class FirstStage(NamedTuple):
 
     Attributes:
         pass_seconds: Duration of a pass; None where it was not measured.
+        milliseconds_per_query: Milliseconds of one processor in which prototypes answer a query; None where it was not
+            measured.
         precision: Lightning's name of the precision in which it encoded.
         encoded: Queries that the finished model has encoded: "train", with those held out, and "test".
         seconds: Time that it took to encode those of them that training had not ranked.
+        cpu_seconds: The same, of all processors.
     """
 
     pass_seconds: float | None
+    milliseconds_per_query: float | None
     precision: str
     encoded: dict[str, Encoded]
     seconds: float
+    cpu_seconds: float
 
     def part(self, metrics: Mapping[str, Any], num_trained: int) -> Part:
         """Return all of it with the metrics of the first stage, to be kept.
@@ -334,7 +346,7 @@ class FirstStage(NamedTuple):
         for name, (ids, emb) in self.encoded.items():
             half, rest = emb.split([num_trained, len(emb) - num_trained] if name == "train" else [0, len(emb)])
             tensors |= {f"{name}.ids": torch.from_numpy(ids), f"{name}.half": half.half(), f"{name}.emb": rest}
-        values = {"pass_seconds": self.pass_seconds, "precision": self.precision, "seconds": self.seconds}
+        values = {name: value for name, value in self._asdict().items() if name != "encoded"}
         return Part(tensors, values | {"metrics": dict(metrics)})
 
     @classmethod
@@ -355,14 +367,14 @@ class FirstStage(NamedTuple):
 
 def _encode_queries(
     module: PrimeModule, data: PrimeDataModule, device: torch.device
-) -> tuple[dict[str, Encoded], float]:
-    """Return embeddings of the queries by the finished model, and the time that it took.
+) -> tuple[dict[str, Encoded], float, float]:
+    """Return embeddings of the queries by the finished model, and the seconds that it took, also of all processors.
 
     The module encodes them, not the model that is loaded for the next stage: it has kept the outputs of frozen layers.
     When the Trainer is done, it leaves the module on the CPU: it goes back to the device of the run, and again to the
     CPU, so that the next stage has the device to itself.
     """
-    started, ranked = time.perf_counter(), module.ranked_queries()
+    started, cpu_started, ranked = time.perf_counter(), time.process_time(), module.ranked_queries()
     module.to(device)
     module.embed(data.train_text_dataloader(), module.query_memory, "query")
     module.cpu()
@@ -374,7 +386,7 @@ def _encode_queries(
         held_out, of_held_out = ranked["val"]
         ids, embeddings = np.concatenate([ids, held_out]), torch.cat([embeddings, of_held_out])
     encoded = {"train": (ids, embeddings)} | {name: queries for name, queries in ranked.items() if name == "test"}
-    return encoded, time.perf_counter() - started
+    return encoded, time.perf_counter() - started, time.process_time() - cpu_started
 
 
 def later_stages(
@@ -428,7 +440,16 @@ def later_stages(
         lexical=lexical_settings(config),
     )
     finished = finish_scorers(config, model, scorers, run_dir, kept)
-    metrics |= finished.metrics | {"ensemble/seconds": finished.metrics["ensemble/seconds"] + first.seconds}
+    metrics |= finished.metrics
+    metrics["ensemble/seconds"] += first.seconds
+    metrics["ensemble/cpu_seconds"] += first.cpu_seconds
+    sizes = describe_size(run_dir / "model")
+    metrics |= {name: size for name, size in sizes.items() if name != "model_bytes"}  # that is known already
+    if first.milliseconds_per_query is not None:
+        metrics |= {
+            f"predict/{name}/milliseconds_per_query": first.milliseconds_per_query + more
+            for name, more in finished.milliseconds.items()
+        }
     if first.pass_seconds is not None:
         metrics["ensemble/passes"] = metrics["ensemble/seconds"] / first.pass_seconds
     return metrics, finished.ensemble.describe(), finished.test

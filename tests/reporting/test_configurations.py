@@ -1,4 +1,5 @@
 import pytest
+from omegaconf import OmegaConf
 
 from prime_xmc.reporting.configurations import (
     Configuration,
@@ -12,6 +13,11 @@ from prime_xmc.reporting.run_folders import find_runs, read_runs
 
 def grouped(folder, *cache_dirs):
     return group_runs([run for path in find_runs([f"{folder}/**"]) for run in read_runs(path)], cache_dirs)
+
+
+def write_choices(run, choices):
+    content = {"hydra": {"runtime": {"choices": choices}}}
+    OmegaConf.save(OmegaConf.create(content), run / ".hydra" / "hydra.yaml")
 
 
 class TestGroup:
@@ -64,6 +70,39 @@ class TestGroup:
             "default",
             "default (2)",
         ]
+
+    def test_several_systems_are_named_each_by_its_own(self, tmp_path, write_run):
+        given = [
+            ("model=ngame", "classify=false", "neighbours=null"),
+            ("method=bonsai", "threads=1"),
+            ("method=plt", "method.label_texts=true"),
+            ("method=plt", "method.label_texts=false"),
+            ("model=dexa", "trainer.max_epochs=6"),
+            ("experiment=fast",),
+            (),
+        ]
+        for number, overrides in enumerate(given):
+            run = write_run(tmp_path / str(number), overrides=("dataset=evil", *overrides), loss__number=number)
+            if not overrides[:1] or overrides[0].startswith("experiment"):
+                write_choices(run, {"model": "prime", "loss": "prime"})
+        (group,) = grouped(tmp_path)
+        assert [c.name for c in group.configurations] == [
+            "model=ngame",
+            "method=bonsai",
+            "method=plt, label_texts=true",
+            "method=plt, label_texts=false",
+            "model=dexa",
+            "fast",
+            "model=prime",
+        ]
+
+    def test_the_one_system_of_a_report_is_not_named(self, tmp_path, write_run):
+        for number in range(2):
+            run = write_run(tmp_path / str(number), loss__number=number, overrides=(f"loss.number={number}",))
+            write_choices(run, {"model": "prime"})
+        write_run(tmp_path / "2", loss__number=2)  # of a folder without Hydra's own file
+        (group,) = grouped(tmp_path)
+        assert [c.name for c in group.configurations] == ["number=0", "number=1", "default"]
 
     def test_differences_leave_out_what_repeats_another_key(self, runs_dir):
         (group,) = grouped(runs_dir)

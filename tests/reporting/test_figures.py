@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from prime_xmc.reporting import figures
@@ -61,6 +63,41 @@ def test_cost(study):
     assert negatives.series[0].radius < negatives.series[1].radius
     values = study.runs.configurations[1].final("test/P@1")
     assert time.series[1].points[0].y == pytest.approx(100 * sum(values) / 3)
+
+
+def write_cost(run, **cost):
+    path = run / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {f"train/{name}": value for name, value in cost.items()}))
+
+
+def test_accuracy_against_cost_has_all_configurations_that_know_it(tmp_path, write_run, study_of):
+    runs = [write_run(tmp_path / str(number), loss__number=number) for number in range(4)]
+    assert figures.against_cost(study_of(tmp_path)) == []
+    write_cost(runs[0], cpu_seconds=2.0)
+    write_cost(runs[1], cpu_seconds=2000.0, passes=3.5)
+    write_cost(runs[2], cpu_seconds=0.0)  # no place on a logarithmic axis
+    write_cost(runs[3], cpu_seconds=5.0)
+    metrics = json.loads((runs[3] / "metrics.json").read_text()) | {"peak_device_memory_bytes": 2**30}
+    (runs[3] / "metrics.json").write_text(json.dumps(metrics))
+    study = study_of(tmp_path)
+    first, second = figures.against_cost(study)
+    assert [chart.title for chart in (first, second)] == [
+        "P@1 (%) against CPU seconds of training",
+        "PSP@5 (%) against CPU seconds of training",
+    ]
+    assert (first.file, second.file) == ("P1_against_cpu", "PSP5_against_cpu")
+    assert [(series.name, series.points[0].x) for series in first.series] == [("default", 2.0), ("default (2)", 2000.0)]
+    assert first.series[1].points[0].y == 100 * study.runs.configurations[1].final("test/P@1")[0]
+    assert first.x_log
+    assert first.named
+
+
+def test_accuracy_against_passes(tmp_path, write_run, study_of):
+    for number in range(2):
+        write_cost(write_run(tmp_path / str(number), loss__number=number), passes=1.5 + number)
+    charts = figures.against_cost(study_of(tmp_path))
+    assert [chart.file for chart in charts] == ["P1_against_passes", "PSP5_against_passes"]
+    assert [series.points[0].x for series in charts[0].series] == [1.5, 2.5]
 
 
 def test_negatives_that_are_the_same_for_all_have_no_chart(tmp_path, write_run, study_of):

@@ -15,7 +15,7 @@ def odd() -> Table:
 
 def test_markdown(odd):
     assert to_markdown(odd) == (
-        "### Odd\n\np &lt; 0.05 ▲\n\n"
+        "p &lt; 0.05 ▲\n\n"
         "| name | P@1 |\n| --- | ---: |\n"
         "| a\\_b\\|c &amp; 50 % &lt;i&gt; | **12.34 ± 0.50** ▲ |\n"
         "| – | −1.00 \\[−2, 0\\] ▼ |\n"

@@ -111,6 +111,25 @@ class TestRead:
         assert (vote.predictions, vote.epochs) == (None, [])
         assert [run.overrides.get("neighbours.k") for run in (theta, vote)] == [None, "5"]
 
+    def test_each_scorer_has_the_cost_of_what_it_needs(self, tmp_path, write_run):
+        path = write_run(tmp_path / "run")
+        scored = {f"test/{name}P@1": 0.5 for name in ("", "W/", "neighbours/", "lexical/", "ensemble/")}
+        cost = {"train/cpu_seconds": 100, "classify/cpu_seconds": 10, "ensemble/cpu_seconds": 1}
+        sizes = {"model_bytes": 1000, "classify/model_bytes": 100, "neighbours/model_bytes": 10}
+        times = {"": 1.0, "W/": 1.5, "neighbours/": 2.0, "ensemble/": 3.0}
+        answering = {f"predict/{name}milliseconds_per_query": value for name, value in times.items()}
+        everything = scored | cost | sizes | {"lexical/model_bytes": 1} | answering
+        (path / "metrics.json").write_text(json.dumps(everything))
+        runs = read_runs(path)
+        names = ("train/cpu_seconds", "model_bytes", "predict/milliseconds_per_query")
+        assert {run.overrides.get("scorer"): tuple(run.metrics.get(name) for name in names) for run in runs} == {
+            None: (100, 1000, 1.0),
+            "W": (110, 1100, 1.5),
+            "neighbours": (101, 1010, 2.0),
+            "lexical": (101, 1001, None),
+            "ensemble": (111, 1111, 3.0),
+        }
+
     def test_what_follows_the_prototypes_makes_no_other_configuration_of_them(self, tmp_path, write_run):
         plain, more = write_run(tmp_path / "plain"), write_run(tmp_path / "more")
         config = more / ".hydra" / "config.yaml"

@@ -60,6 +60,44 @@ def test_bars_stand_on_zero_and_have_error_bars():
     assert float(error.get("y2")) < float(first.get("y")) < float(error.get("y1"))
 
 
+def boxes_of_names(chart):
+    for text in elements(chart, "text", "name"):
+        size, base = 6.3 * len(text.text), float(text.get("y"))
+        left = float(text.get("x")) - {"start": 0.0, "middle": size / 2, "end": size}[text.get("text-anchor")]
+        yield left, base - 9, left + size, base + 3
+
+
+def test_names_beside_points_cover_nothing():
+    points = [(10.0 ** (place / 9), 60 + place % 3, 60 + place % 3, 60 + place % 3) for place in range(24)]
+    members = [series(place, point, name=f"method=number_{place}") for place, point in enumerate(points)]
+    chart = Chart("Cost", "points", tuple(members), "seconds", x_log=True, named=True)
+    boxes = list(boxes_of_names(chart))
+    assert len(boxes) == 24
+    for place, one in enumerate(boxes):
+        assert one[0] > 0
+        assert one[2] < svg.NAMED_WIDTH
+        for other in boxes[:place]:
+            assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+
+
+def test_a_name_is_in_the_group_that_the_legend_hides():
+    chart = replace(LINES, kind="points", named=True)
+    groups = [group for group in fromstring(svg.draw(chart)).iter("g") if group.get("data-place") == "1"]
+    assert [text.text for group in groups for text in group.iter("text")] == ["configuration 1"]
+
+
+def test_a_chart_alone_has_title_colours_and_namespace():
+    chart = Chart(EVIL, "points", (series(0, (1, 2.0, 2.0, 2.0), name=EVIL),), "x", named=True)
+    root = fromstring(svg.draw_alone(chart))
+    name = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{name}svg"
+    assert [text.text for text in root.iter(f"{name}text") if text.get("class") == "title"] == [EVIL]
+    assert "prefers-color-scheme: dark" in root.find(f"{name}style").text
+    assert not list(root.iter(f"{name}script"))
+    used = {element.get("class") for element in root.iter() if element.get("class")} - {"point"}
+    assert all(f".{each}" in root.find(f"{name}style").text for each in used)
+
+
 def test_rows_have_names_and_grow_with_their_number():
     rows = Chart("Rows", "rows", tuple(series(i, (float(i + 1), 0, i + 1.0, i + 1.0)) for i in range(3)), "")
     root = fromstring(svg.draw(rows))

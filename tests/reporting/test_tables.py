@@ -92,6 +92,18 @@ def test_passes_are_in_the_table_of_cost_where_runs_know_them(tables, runs_dir, 
     assert "Passes measure" in cost.caption
 
 
+def test_what_only_some_runs_measure_has_columns_where_there_is_any(tables, runs_dir, study_of):
+    assert not {"CPU s", "model MB", "ms a query"} & {*tables["cost"].header}
+    for number in range(3):  # of the first configuration alone
+        path = runs_dir / str(number) / "metrics.json"
+        measured = {"train/cpu_seconds": 61.5, "model_bytes": 2_340_000}
+        path.write_text(json.dumps(json.loads(path.read_text()) | measured))
+    cost = next(table for table in make_tables(study_of(runs_dir)) if table.name == "cost")
+    assert cost.header[-2:] == ("CPU s", "model MB")
+    assert [[cell.text for cell in row[-2:]] for row in cost.rows] == [["61.5", "2.3"], ["–", "–"]]
+    assert "CPU s are the seconds of all processors" in cost.caption
+
+
 def test_runs_on_a_gpu_say_which_and_how_much_of_its_memory(tables, runs_dir, study_of):
     assert "GPU GiB" not in (*tables["cost"].header, *tables["runs"].header)
     path = runs_dir / "0" / "metrics.json"

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -17,7 +18,7 @@ def test_page_markdown_and_tables_are_written(report, tmp_path):
     assert write_report(report, tmp_path / "report") == tmp_path / "report" / "index.html"
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["evil", "index.html", "report.md"]
     names = {path.name for path in (tmp_path / "report" / "evil").iterdir()}
-    assert {"results.csv", "results.tex", "bins_PSP5.csv", "runs.csv", "examples.csv"} <= names
+    assert {"results.csv", "results.tex", "results.md", "bins_PSP5.csv", "runs.csv", "examples.csv"} <= names
 
 
 def test_markdown_says_what_the_page_says(report, tmp_path):
@@ -28,6 +29,9 @@ def test_markdown_says_what_the_page_says(report, tmp_path):
     assert "```\npython -m prime_xmc.report\n```" in markdown
     assert "## evil\n\n“batch\\_size=128” has the highest P@1" in markdown
     assert "with 300 resamples" in markdown
+    table = (tmp_path / "evil" / "results.md").read_text(encoding="utf-8")
+    assert f"### Test metrics\n\n{table}" in markdown
+    assert table.startswith("Percent on the test split")
 
 
 def renamed(report, name):
@@ -52,3 +56,16 @@ def test_markdown_has_no_html_of_the_runs(report, tmp_path):
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "<img" not in text
     assert "## &lt;img src=x onerror=alert(1)&gt; \\[a\\](javascript:b)" in text
+
+
+def test_figures_of_cost_are_files_that_the_markdown_shows(runs_dir, study_of, tmp_path):
+    for path in runs_dir.glob("[0-5]/metrics.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"train/cpu_seconds": 100.0}))
+    now = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+    report = make_report([study_of(runs_dir)], title=None, command=None, num_resamples=300, now=now)
+    page = write_report(report, tmp_path / "report")
+    figure = tmp_path / "report" / "evil" / "P1_against_cpu.svg"
+    assert figure.read_text(encoding="utf-8").startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    markdown = page.with_name("report.md").read_text(encoding="utf-8")
+    assert "![P@1 (%) against CPU seconds of training](evil/P1_against_cpu.svg)" in markdown
+    assert '<figure class="chart wide">' in page.read_text(encoding="utf-8")

@@ -44,7 +44,7 @@ def test_training_is_what_comes_after_the_first_embeddings(clock):
 
 def test_a_continued_run_goes_on_counting(clock, monkeypatch):
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    step = (trainer, LightningModule(), None, SimpleNamespace(query_ids=range(30)), 0)
+    step = (trainer, LightningModule(), None, SimpleNamespace(query_ids=range(35), num_label_rows=5), 0)
     first = RunHistory()
     spend(first, clock, steps=4)
     first.on_train_batch_end(*step)
@@ -116,6 +116,39 @@ def test_passes_in_words(tmp_path, capsys):
     show_stage_passes(metrics)
     assert capsys.readouterr().out == "the second stage took 0.5 passes (47 s; a pass is 94 s here)\n"
     assert "classify/passes" not in describe_stage(stage, None)
+    assert "classify/cpu_seconds" not in describe_stage(stage, None)
+    assert describe_stage(stage | {"train/cpu_seconds": 7.0}, None)["classify/cpu_seconds"] == 7
+
+
+@pytest.fixture
+def processors(monkeypatch, clock):
+    """Two processors that work all the time."""
+    monkeypatch.setattr(module.time, "process_time", lambda: 2 * clock.now)
+
+
+def test_processors_count_from_the_first_embeddings_to_the_model(clock, processors):
+    record = RunHistory()
+    spend(record, clock, prepare=1, probe=1, initialise=10, clusters=2, steps=5, validation=3, save=0.5, export=0.25)
+    assert record.milliseconds_per_query(10) is None  # there was no test
+    spend(record, clock, test=4)
+    record.enter(None)
+    assert record.describe()["train/cpu_seconds"] == 2 * (10 + 2 + 5 + 3 + 0.5 + 0.25)
+    assert record.milliseconds_per_query(100) == 80
+
+
+def test_processors_of_a_continued_run(clock, processors):
+    first = RunHistory()
+    spend(first, clock, steps=4)
+    state = first.state_dict()
+    second = RunHistory()
+    second.load_state_dict(state)
+    spend(second, clock, steps=2, test=1)
+    assert second.describe()["train/cpu_seconds"] == 12
+    old = {name: value for name, value in state.items() if name != "cpu_seconds"}  # a checkpoint of version 0.1.0
+    second.load_state_dict(old)
+    assert "train/cpu_seconds" not in second.describe()
+    assert second.state_dict()["cpu_seconds"] is None
+    assert second.milliseconds_per_query(10) is None
 
 
 def test_a_run_that_has_not_trained_has_no_speed(clock):

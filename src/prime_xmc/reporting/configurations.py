@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from prime_xmc.data.corpus import Corpus
 from prime_xmc.reporting.run_folders import RunRecord, comparable
 
 logger = logging.getLogger(__name__)
+
+_GROUPS = {"model", "method"}  # groups of configurations that name a system
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,29 +174,64 @@ def _group(name: str, dataset: str, corpus: Corpus | None, runs: Sequence[RunRec
 
 
 def _names(configurations: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """Return a short name for each configuration: its experiment, and the overrides that not all of them share.
+    """Return a short name for each configuration.
 
-    The choice of the data set is left out, because it is the same for all.
+    It has the system that was trained, where these are several, the experiment, and those overrides that not all
+    configurations of the same system share. The choice of the data set is left out, because it is the same for all.
     """
     given = [min((run.overrides for run in runs), key=len) for runs in configurations]
+    systems = [_system(runs, overrides) for runs, overrides in zip(configurations, given, strict=True)]
+    if len({*systems} - {""}) < 2:
+        return _unique(_differing(given, experiments=False))
+    names = [""] * len(given)
+    for system in dict.fromkeys(systems):
+        places = [place for place, of_place in enumerate(systems) if of_place == system]
+        own = [{key: value for key, value in given[place].items() if key not in _GROUPS} for place in places]
+        for place, name in zip(places, _differing(own, experiments=True), strict=True):
+            is_named = bool(name) and "experiment" in given[place] and not _GROUPS & given[place].keys()
+            names[place] = ", ".join(filter(None, ["" if is_named else system, name]))
+    return _unique(names)
+
+
+def _system(runs: Sequence[RunRecord], overrides: Mapping[str, str]) -> str:
+    """Return the system of a configuration: as the command line has it, otherwise as Hydra has chosen it."""
+    return next((f"{key}={overrides[key]}" for key in overrides if key in _GROUPS), runs[0].system)
+
+
+def _differing(given: Sequence[Mapping[str, str]], *, experiments: bool) -> list[str]:
+    """Return as a name for each configuration the overrides that not all of them share.
+
+    Args:
+        given: Overrides of each configuration.
+        experiments: Whether the name has the experiment also where all share it.
+    """
     shared = set.intersection(*(set(overrides.items()) for overrides in given)) if len(given) > 1 else set()
+    if experiments and len(given) == 1:
+        shared = {(key, value) for key, value in given[0].items()}
     keys = {key for overrides in given for key in overrides}
     last = Counter(key.rpartition(".")[2] for key in keys)
     names = []
     for overrides in given:
         parts = []
         for key, value in overrides.items():
-            if (key, value) in shared or key == "dataset":
+            is_kept = experiments and key == "experiment"
+            if ((key, value) in shared and not is_kept) or key == "dataset":
                 continue
             short = key.rpartition(".")[2]
             parts.append(value if key == "experiment" else f"{short if last[short] == 1 else key}={value}")
-        names.append(", ".join(parts) or "default")
-    counts: Counter[str] = Counter()
-    for place, name in enumerate(names):
-        if names.count(name) > 1 or counts[name]:
-            counts[name] += 1
-            names[place] = f"{name} ({counts[name]})" if counts[name] > 1 else name
+        names.append(", ".join(parts))
     return names
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Return names of which none is empty and each has a number if others are the same."""
+    names = [name or "default" for name in names]
+    counts: Counter[str] = Counter()
+    result = []
+    for name in names:
+        counts[name] += 1
+        result.append(f"{name} ({counts[name]})" if counts[name] > 1 else name)
+    return result
 
 
 def _find_corpus(run: RunRecord, cache_dirs: Sequence[Path]) -> Corpus | None:

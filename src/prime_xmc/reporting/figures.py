@@ -67,6 +67,8 @@ class Chart:
         x_ticks: Places and texts of its ticks; empty: chosen by the values.
         x_log: Whether the horizontal axis is logarithmic.
         y_log: Whether the axis of the values is logarithmic.
+        named: Whether each point has its name beside it, for which the chart is larger.
+        file: Name of a file with the chart alone, without its ending; empty for none.
     """
 
     title: str
@@ -76,6 +78,8 @@ class Chart:
     x_ticks: tuple[tuple[float, str], ...] = ()
     x_log: bool = False
     y_log: bool = False
+    named: bool = False
+    file: str = ""
 
 
 def learning_curves(study: Study) -> list[Chart]:
@@ -127,6 +131,40 @@ def cost(study: Study) -> list[Chart]:
                     x_log=True,
                 )
             )
+    return charts
+
+
+def against_cost(study: Study) -> list[Chart]:
+    """Return accuracy against what training cost, with the name of each configuration, on a logarithmic axis.
+
+    The cost is that in seconds of all processors, where at least two configurations have measured it, and in passes of
+    the encoder, where at least two have. Of configurations that a GPU has trained, only the passes say something.
+    """
+    kinds = (
+        ("train/cpu_seconds", "cpu", "CPU seconds of training", "CPU seconds"),
+        ("train/passes", "passes", "passes of the bare encoder", "passes"),
+    )
+    charts = []
+    for key, short, title, unit in kinds:
+        for metric in _AGAINST_COST:
+            series = []
+            for place, configuration in enumerate(study.runs.configurations):
+                values, costs = configuration.final(f"test/{metric}"), configuration.final(key)
+                on_gpu = key == "train/cpu_seconds" and configuration.final("peak_device_memory_bytes")
+                if values and costs and not on_gpu and (spent := summary(costs)[0]) > 0:
+                    series.append(_at(place, configuration, values, spent, unit, radius=4.5))
+            if len(series) > 1:
+                charts.append(
+                    Chart(
+                        f"{metric} (%) against {title}",
+                        "points",
+                        tuple(series),
+                        x_title=f"{title} (logarithmic)",
+                        x_log=True,
+                        named=True,
+                        file=f"{metric.replace('@', '')}_against_{short}",
+                    )
+                )
     return charts
 
 

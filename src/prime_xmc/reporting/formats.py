@@ -24,7 +24,7 @@ _TEX_MARKS = {"better": "$^{+}$", "worse": "$^{-}$"}
 
 
 def to_markdown(table: Table) -> str:
-    """Return a table in Markdown, with its title as a heading."""
+    """Return a table in Markdown, below its caption."""
 
     def cell(content: Cell) -> str:
         text = content.text + (f" ± {content.deviation}" if content.deviation else "")
@@ -38,7 +38,7 @@ def to_markdown(table: Table) -> str:
     aligned = ["---" if place < table.num_text_columns else "---:" for place in range(len(table.header))]
     lines = [line(cell(Cell(name)) for name in table.header), line(aligned)]
     lines += [line(map(cell, row)) for row in table.rows]
-    return f"### {verbatim(table.title)}\n\n{verbatim(table.caption)}\n\n" + "\n".join(lines) + "\n"
+    return f"{verbatim(table.caption)}\n\n" + "\n".join(lines) + "\n"
 
 
 def verbatim(text: str) -> str:

@@ -81,7 +81,9 @@ def _chapter(place: int, chapter: Chapter) -> dict[str, Any]:
             "id": f"{identifier}-{name}",
             "title": title,
             "text": text,
-            "charts": [{"title": chart.title, "svg": Markup(svg.draw(chart))} for chart in charts],
+            "charts": [
+                {"title": chart.title, "svg": Markup(svg.draw(chart)), "is_wide": chart.named} for chart in charts
+            ],
             "tables": [
                 {
                     "anchor": f"{identifier}-{name}-{table}",
@@ -99,7 +101,8 @@ def _chapter(place: int, chapter: Chapter) -> dict[str, Any]:
     learning, cost = figures.learning_curves(study), figures.cost(study)
     of_loss = [chart for chart in learning if chart.title.startswith("Training loss")]
     about_learning = _LEARNING + (_SCALES if len(of_loss) > 1 else "")
-    about_cost = _COST + (_NEGATIVES if any(chart.x_log for chart in cost) else "")
+    about_cost = _COST + (_NEGATIVES if any("negatives" in chart.title for chart in cost) else "")
+    cost = [*figures.against_cost(study), *cost]
     sections = [
         section("results", "Results", names=("results", "comparison", "validation")),
         section("learning", "Learning curves", about_learning, charts=learning),

@@ -17,6 +17,7 @@ from prime_xmc.reporting.expressions import cache_folder, check_numbers, load_ya
 
 _CONFIG = Path(".hydra", "config.yaml")
 _OVERRIDES = Path(".hydra", "overrides.yaml")
+_CHOICES = Path(".hydra", "hydra.yaml")
 _EXPORT = Path("model", "prime_config.json")
 _CLASSIFIERS = Path("classifiers", "classifiers.json")
 _BASELINE = "baseline.json"
@@ -29,6 +30,7 @@ _AFTERWARDS = (
     "ensemble",
 )  # settings of what follows the prototypes
 _MEASURED = re.compile(r"(val|test)/(?:(\w+)/)?([^/]+)")  # split, scorer if there are several, metric
+_ANSWERING = "predict/milliseconds_per_query"
 _JOB = "job.json"  # what a sweep notes about each of its jobs
 # Two runs belong to one configuration if they differ only in their seed, in where they write, and in what they show.
 _APART = (
@@ -48,7 +50,8 @@ _WATCHERS = {
 # What is raised for a configuration whose values are of other types than those of a training.
 _UNSUITED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, OmegaConfBaseException)
 _CALLBACK = re.compile(r"callbacks\.\w+")  # null: switched off, the same as if it were not there
-_READ = (_CONFIG, _OVERRIDES, _EXPORT, _CLASSIFIERS, _BASELINE, "metrics.json", "metrics.csv", _JOB)
+_READ = (_CONFIG, _OVERRIDES, _CHOICES, _EXPORT, _CLASSIFIERS, _BASELINE, "metrics.json", "metrics.csv", _JOB)
+_SYSTEMS = ("method", "model")  # groups of configurations whose choice names a system
 # Options with which a run sees only part of the data; "model." is before those of a model that classifiers build on.
 _PARTIAL = re.compile(r"(?:model\.)?trainer\.(fast_dev_run|overfit_batches|limit_(?:train|val|test)_batches)")
 
@@ -72,6 +75,7 @@ class RunRecord:
         predictions: File with the predictions for the test split; None if there is none.
         is_debugging: Whether the run saw only part of the data on purpose, or was started with debug=.
         cache_dir: Folder of prepared data sets in its configuration; None if this machine cannot resolve it.
+        system: What was trained, such as "model=ngame" or "method=bonsai"; empty where the folder does not tell.
     """
 
     path: Path
@@ -87,6 +91,7 @@ class RunRecord:
     predictions: Path | None
     is_debugging: bool = False
     cache_dir: str | None = None
+    system: str = ""
 
     def fingerprint(self) -> str:
         """Return a text that is the same for all runs of a configuration and different for all others."""
@@ -168,6 +173,7 @@ def read_runs(path: Path) -> list[RunRecord]:
         predictions=_file(path / "predictions.npz"),
         is_debugging=_is_debugging(config, settings),
         cache_dir=_cache_dir(config),
+        system=_system(path / _CHOICES, overrides),
     )
     scorers = dict.fromkeys(match[2] for name in metrics or {} if (match := _MEASURED.fullmatch(name)))
     if None not in scorers:  # classifiers alone, or a run that has not measured anything
@@ -184,6 +190,16 @@ def comparable(key: str, value: Any) -> Any:
     if key.endswith("_target_") and isinstance(value, str) and value.startswith("prime_xmc."):
         return value.rpartition(".")[2]
     return value
+
+
+def _system(path: Path, overrides: Any) -> str:
+    """Return what a run has chosen of the groups that name a system, as Hydra or the command line says."""
+    given = dict(str(override).lstrip("+~").partition("=")[::2] for override in overrides or [])
+    content = load_yaml(path) if path.is_file() else {}
+    for key in ("hydra", "runtime", "choices"):
+        content = content.get(key) if isinstance(content, Mapping) else None
+    choices = given | (dict(content) if isinstance(content, Mapping) else {})
+    return next((f"{group}={choices[group]}" for group in _SYSTEMS if choices.get(group)), "")
 
 
 def _cache_dir(config: dict[str, Any]) -> str | None:
@@ -327,9 +343,16 @@ def _with_stages(run: RunRecord, scorer: str) -> RunRecord:
         needed.append("classify")
     if scorer != "W":
         needed.append("ensemble")
-    for unit in ("seconds", "passes"):
+    for unit in ("seconds", "cpu_seconds", "passes"):
         if f"train/{unit}" in metrics:
             metrics[f"train/{unit}"] = sum(metrics.get(f"{stage}/{unit}", 0.0) for stage in needed)
+    if "model_bytes" in metrics:
+        parts = {"W": ("classify",), "ensemble": ("classify", "neighbours", "lexical")}.get(scorer, (scorer,))
+        metrics["model_bytes"] += sum(metrics.get(f"{part}/model_bytes", 0) for part in parts)
+    if _ANSWERING in metrics:  # what the prototypes take
+        own = metrics.get(f"predict/{scorer}/milliseconds_per_query")
+        metrics = {key: value for key, value in metrics.items() if key != _ANSWERING}
+        metrics |= {} if own is None else {_ANSWERING: own}
     return replace(run, metrics=metrics)
 
 

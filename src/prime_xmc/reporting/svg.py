@@ -15,11 +15,31 @@ _LINE_STYLES = ("solid", "dashed", "dotted", "double")  # what CSS calls them
 _FILLINGS = (1.0, 0.55, 0.3, 0.12)  # opacity of bars
 
 WIDTH, HEIGHT = 340.0, 232.0
+NAMED_WIDTH, NAMED_HEIGHT = 720.0, 450.0  # of a chart whose points have names beside them
 _ROW = 22.0  # height of a row in a chart of rows
 _TOP, _RIGHT, _BOTTOM, _BOTTOM_WITH_TITLE = 10.0, 14.0, 24.0, 40.0
 _CHARACTER = 6.4  # width in pixels that a character of a tick is given
 _LONGEST_NAME = 20  # characters of a configuration's name beside its row
 _POINTED = 9.0  # radius of the area that answers to the pointer
+_LONGEST_LABEL = 44  # characters of a name beside its point
+_LABEL_CHARACTER, _LABEL_HEIGHT = 6.3, 12.0  # pixels of such a name
+_NEAR = 8.0  # pixels from a point to its name; farther off, a line leads there
+# What the page says of the classes of its charts, for a chart that stands alone.
+_STYLE = """
+svg { --text: #1c2026; --soft: #59616d; --line: #b9bfc8; --grid: #e6e9ee; --background: #ffffff;
+  background: var(--background); font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+@media (prefers-color-scheme: dark) {
+  svg { --text: #e6e8ec; --soft: #a3abb7; --line: #4a515d; --grid: #2b3038; --background: #14171c; }
+}
+text { font-size: 11px; fill: var(--soft); }
+.title { font-size: 13px; font-weight: 600; fill: var(--text); }
+.name { fill: var(--text); }
+.grid { stroke: var(--grid); }
+.axis, .leader { stroke: var(--line); }
+.dot { fill: var(--series); stroke: var(--background); stroke-width: 1; }
+.error { stroke: var(--text); stroke-width: 1.5; }
+.reach { fill: transparent; }
+"""
 
 
 @dataclass(frozen=True)
@@ -66,13 +86,38 @@ def line_style(place: int) -> str:
 
 def draw(chart: Chart) -> str:
     """Return a chart as an SVG element."""
+    return _text_of(_drawn(chart))
+
+
+def draw_alone(chart: Chart) -> str:
+    """Return a chart as the content of an SVG file, with its title and its colours, for light and dark."""
+    root = _drawn(chart)
+    width, height = (float(number) for number in root.get("viewBox", "").split()[2:])
+    head = 24.0
+    whole = Element(
+        "svg",
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {width:g} {height + head:g}",
+        width=f"{width:g}",
+        height=f"{height + head:g}",
+        role="img",
+    )
+    whole.set("aria-label", chart.title)
+    SubElement(whole, "style").text = _STYLE
+    _write(whole, chart.title, 10.0, 17.0, "start", "title")
+    SubElement(whole, "g", transform=f"translate(0 {head:g})").extend(root)
+    return _text_of(whole) + "\n"
+
+
+def _drawn(chart: Chart) -> Element:
     rows = len(chart.series) if chart.kind == "rows" else 0
-    height = _TOP + rows * _ROW + _BOTTOM if rows else HEIGHT
-    root = Element("svg", viewBox=f"0 0 {WIDTH:g} {height:g}", role="img")
+    width, height = (NAMED_WIDTH, NAMED_HEIGHT) if chart.named else (WIDTH, HEIGHT)
+    height = _TOP + rows * _ROW + _BOTTOM if rows else height
+    root = Element("svg", viewBox=f"0 0 {width:g} {height:g}", role="img")
     root.set("aria-label", chart.title)
     if rows:
         _draw_rows(root, chart, height)
-        return _text_of(root)
+        return root
     bottom = height - (_BOTTOM_WITH_TITLE if chart.x_title else _BOTTOM)
     points = [point for member in chart.series for point in member.points]
     values = [value for point in points for value in (point.y, point.low, point.high)]
@@ -82,23 +127,25 @@ def draw(chart: Chart) -> str:
     low = 0.0 if chart.kind == "bars" and min(values) >= 0 else low
     y = Axis(low, high, bottom, _TOP, chart.y_log, ticks(low, high, 5, log=chart.y_log))
     left = 10 + _CHARACTER * max((len(text) for _, text in y.ticks), default=1)
-    x = _horizontal(chart, points, left, WIDTH - _RIGHT)
+    x = _horizontal(chart, points, left, width - _RIGHT)
     for value, text in y.ticks:
-        _line(root, "grid", left, y(value), WIDTH - _RIGHT, y(value))
+        _line(root, "grid", left, y(value), width - _RIGHT, y(value))
         _write(root, text, left - 5, y(value) + 4, "end")
     for value, text in x.ticks:
         _write(root, text, x(value), bottom + 15, "middle")
     _line(root, "axis", left, _TOP, left, bottom)
-    _line(root, "axis", left, bottom, WIDTH - _RIGHT, bottom)
+    _line(root, "axis", left, bottom, width - _RIGHT, bottom)
     if chart.x_title:
-        _write(root, chart.x_title, (left + WIDTH - _RIGHT) / 2, height - 6, "middle")
+        _write(root, chart.x_title, (left + width - _RIGHT) / 2, height - 6, "middle")
     if chart.kind == "bars":
         _draw_bars(root, chart.series, x, y)
     elif chart.kind == "lines":
         _draw_lines(root, chart.series, x, y)
     else:
         _draw_points(root, chart.series, x, y)
-    return _text_of(root)
+    if chart.named:
+        _write_names(root, chart.series, x, y)
+    return root
 
 
 def ticks(low: float, high: float, most: int, *, log: bool = False) -> tuple[tuple[float, str], ...]:
@@ -196,6 +243,52 @@ def _draw_points(root: Element, series: Sequence[Series], x: Axis, y: Axis) -> N
                 _line(group, "error", x(point.x), y(point.low), x(point.x), y(point.high))
 
 
+def _write_names(root: Element, series: Sequence[Series], x: Axis, y: Axis) -> None:
+    """Write the name of each configuration beside its point, where it covers neither points nor other names."""
+    groups = {group.get("data-place"): group for group in root if group.tag == "g"}
+    marks = [(x(point.x), y(point.y), member) for member in series for point in member.points[:1]]
+    taken = [(across - r, down - r, across + r, down + r) for across, down, m in marks for r in [m.radius + 2]]
+    edges = (x.start, y.end, x.end, y.start)
+    for across, down, member in sorted(marks, key=lambda mark: mark[:2]):
+        name = member.name if len(member.name) <= _LONGEST_LABEL else f"{member.name[: _LONGEST_LABEL - 1]}…"
+        size = _LABEL_CHARACTER * len(name)
+        places = [_box(across, down, size, *offset) for offset in _offsets()]
+        _, best, box = min((_covered(place, taken, edges), order, place) for order, place in enumerate(places))
+        taken.append(box)
+        group = groups[str(member.place)]
+        middle = (box[1] + box[3]) / 2
+        near = min(max(across, box[0]), box[2])
+        if math.hypot(near - across, middle - down) > _NEAR + _LABEL_HEIGHT:
+            _line(group, "leader", across, down, near, middle)
+        side = _offsets()[best][0]
+        anchor, at = {1: ("start", box[0]), -1: ("end", box[2]), 0: ("middle", (box[0] + box[2]) / 2)}[side]
+        _write(group, name, at, box[3] - 3, anchor, "name")
+
+
+def _offsets() -> list[tuple[int, float, float]]:
+    """Return where a name may stand, best first: its side (1 right, -1 left, 0 middle), and how far off and down."""
+    near = [(1, _NEAR, 0.0), (-1, _NEAR, 0.0), (0, 0.0, -_NEAR - 6), (0, 0.0, _NEAR + 6)]
+    far = [(side, _NEAR, sign * 13.0 * step) for step in range(1, 9) for sign in (-1, 1) for side in (1, -1)]
+    return near + far
+
+
+def _box(across: float, down: float, size: float, side: int, off: float, lower: float) -> tuple[float, ...]:
+    left = across + off if side > 0 else across - off - size if side < 0 else across - size / 2
+    top = down + lower - _LABEL_HEIGHT / 2
+    return left, top, left + size, top + _LABEL_HEIGHT
+
+
+def _covered(box: Sequence[float], taken: Sequence[Sequence[float]], edges: Sequence[float]) -> float:
+    """Return the area of a box that covers others or is outside of the edges."""
+
+    def common(other: Sequence[float]) -> float:
+        wide, high = min(box[2], other[2]) - max(box[0], other[0]), min(box[3], other[3]) - max(box[1], other[1])
+        return max(wide, 0.0) * max(high, 0.0)
+
+    outside = (box[2] - box[0]) * (box[3] - box[1]) - common(edges)
+    return round(outside + sum(map(common, taken)), 3)
+
+
 def _draw_bars(root: Element, series: Sequence[Series], x: Axis, y: Axis) -> None:
     unit = abs(x(1.0) - x(0.0))
     width = 0.84 * unit / len(series)
@@ -272,8 +365,9 @@ def _line(parent: Element, name: str, x1: float, y1: float, x2: float, y2: float
     SubElement(parent, "line", {"class": name, **{end: _round(value) for end, value in ends.items()}})
 
 
-def _write(parent: Element, text: str, x: float, y: float, anchor: str) -> None:
-    SubElement(parent, "text", {"x": _round(x), "y": _round(y), "text-anchor": anchor}).text = text
+def _write(parent: Element, text: str, x: float, y: float, anchor: str, name: str | None = None) -> None:
+    kind = {} if name is None else {"class": name}
+    SubElement(parent, "text", {**kind, "x": _round(x), "y": _round(y), "text-anchor": anchor}).text = text
 
 
 def _round(value: float) -> str:

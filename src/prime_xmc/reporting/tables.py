@@ -16,15 +16,15 @@ from prime_xmc.reporting.study import BINNED, COVERAGE_K, MACRO_K, Study
 LEVEL = 0.05  # p-values below it count as significant
 _DASH = "–"
 _ON_GPU = "peak_device_memory_bytes"  # only runs on a GPU have it
-# What runs of `prime_xmc.baseline` measure: header of the column, and how a value is shown.
-_OF_BASELINES: dict[str, tuple[str, Callable[[Any], str]]] = {
+# What trainings and baselines measure, and runs of version 0.1.0 do not: header of the column, how a value is shown.
+_MEASURED: dict[str, tuple[str, Callable[[Any], str]]] = {
     "train/cpu_seconds": ("CPU s", lambda value: f"{value:.1f}"),
     "model_bytes": ("model MB", lambda value: f"{value / 1e6:.1f}"),
     "predict/milliseconds_per_query": ("ms a query", lambda value: f"{value:.2f}"),
 }
-_ABOUT_BASELINES = (
-    " CPU s are the seconds of all processors in training, model MB what it takes to predict, and ms a query the "
-    "milliseconds of one processor from the text to the ranking; baselines measure them."
+_ABOUT_MEASURED = (
+    " CPU s are the seconds of all processors from the prepared texts to the finished model, model MB what it takes to "
+    "predict, and ms a query the milliseconds of one processor from a text to its ranking, where no GPU has computed."
 )
 _PASSES = (
     " Passes measure all that leads to the finished model, from the start on and without the test, in units of the "
@@ -292,7 +292,9 @@ def _of_labels(study: Study, metrics: Sequence[str], *, name: str, title: str, c
 def _cost(study: Study) -> Table:
     shows_passes = any(c.final("train/passes") for c in study.runs.configurations)  # older runs do not know them
     on_gpu = any(c.final(_ON_GPU) for c in study.runs.configurations)
-    has_baselines = any(c.final(name) for name in _OF_BASELINES for c in study.runs.configurations)
+    measured = {
+        name: column for name, column in _MEASURED.items() if any(c.final(name) for c in study.runs.configurations)
+    }
     columns: dict[str, Callable[[Any], str]] = {
         "train/epochs": lambda value: f"{value:.0f}",
         "train/seconds": lambda value: f"{value / 60:.1f}",
@@ -301,7 +303,7 @@ def _cost(study: Study) -> Table:
         "peak_rss_bytes": lambda value: f"{value / 2**30:.2f}",
         **({_ON_GPU: lambda value: f"{value / 2**30:.2f}"} if on_gpu else {}),
         "num_parameters": lambda value: f"{value / 1e6:.1f}",
-        **({name: shown for name, (_, shown) in _OF_BASELINES.items()} if has_baselines else {}),
+        **{name: shown for name, (_, shown) in measured.items()},
     }
     rows, records = [], []
     for configuration in study.runs.configurations:
@@ -324,13 +326,13 @@ def _cost(study: Study) -> Table:
             "which each query finds its negatives. Minutes are those of training alone, memory is the peak of the "
             "process, and parameters are those that are trained."
             + (_PASSES if shows_passes else "")
-            + (_ABOUT_BASELINES if has_baselines else "")
+            + (_ABOUT_MEASURED if measured else "")
         ),
         header=(
             *("configuration", "negative pool", "epochs", "minutes"),
             *(("passes",) if shows_passes else ()),
             *("queries/s", "peak GiB", *(("GPU GiB",) if on_gpu else ()), "million parameters"),
-            *((header for header, _ in _OF_BASELINES.values()) if has_baselines else ()),
+            *(header for header, _ in measured.values()),
         ),
         rows=rows,
         records=records,

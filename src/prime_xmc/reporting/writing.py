@@ -1,12 +1,14 @@
-"""Writing a report: the page, the same content as Markdown, and each table as CSV and as LaTeX."""
+"""Writing a report: the page, the same content as Markdown, each table as CSV, LaTeX and Markdown, and figures."""
 
 import re
 from pathlib import Path
 
 from prime_xmc.files import write_text
 from prime_xmc.reporting.contents import Report
+from prime_xmc.reporting.figures import against_cost
 from prime_xmc.reporting.formats import to_csv, to_latex, to_markdown, verbatim
 from prime_xmc.reporting.page import render
+from prime_xmc.reporting.svg import draw_alone
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -19,6 +21,9 @@ def write_report(report: Report, folder: Path) -> Path:
         for table in chapter.tables:
             write_text(tables / f"{table.name}.csv", to_csv(table))
             write_text(tables / f"{table.name}.tex", to_latex(table))
+            write_text(tables / f"{table.name}.md", to_markdown(table))
+        for chart in against_cost(chapter.study):
+            write_text(tables / f"{chart.file}.svg", draw_alone(chart))
     return page
 
 
@@ -36,5 +41,8 @@ def _markdown(report: Report) -> str:
     for chapter in report.chapters:
         paragraphs = [" ".join(chapter.headline), *chapter.study.notes]
         parts += [f"## {verbatim(chapter.study.runs.name)}\n", *(f"{verbatim(text)}\n" for text in paragraphs)]
-        parts += map(to_markdown, chapter.tables)
+        folder = _folder_name(chapter.study.runs.name)
+        charts = against_cost(chapter.study)
+        parts += [f"![{verbatim(chart.title)}]({folder}/{chart.file}.svg)\n" for chart in charts]
+        parts += [f"### {verbatim(table.title)}\n\n{to_markdown(table)}" for table in chapter.tables]
     return "\n".join([*parts, "## How to read this\n", *(f"{paragraph}\n" for paragraph in report.method)])

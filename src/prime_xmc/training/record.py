@@ -29,6 +29,7 @@ from prime_xmc.export.scorers import SCORERS, encoder_digest
 PHASES = ("prepare", "probe", "initialise", "clusters", "steps", "validation", "save", "export", "test")
 EPOCH_VALIDATED = "val/epoch"
 TRAINING = ("clusters", "steps", "validation", "save", "export")  # what train/seconds counts
+COMPUTED = ("initialise", *TRAINING)  # what train/cpu_seconds counts: all that computes from the prepared texts on
 
 
 def quiet_libraries() -> None:
@@ -49,9 +50,18 @@ def quiet_libraries() -> None:
 
 
 def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
-    """Return what it takes to know how a model was made, as plain JSON."""
+    """Return what it takes to know how a model was made, as plain JSON.
+
+    That a run was interrupted and went on in its folder is no part of it.
+    """
+    content: Any = OmegaConf.to_container(config, resolve=True)
+    checkpoint, folder = content.get("ckpt_path"), Path(str(content["run_dir"])).absolute()
+    if checkpoint is not None and Path(str(checkpoint)).absolute().is_relative_to(folder):
+        content["ckpt_path"] = None
+    if "resume" in content:
+        content["resume"] = None
     return {
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": content,
         "dataset": data.corpus.manifest["name"],
         "data_fingerprint": data.corpus.manifest["fingerprint"],
         "seed": config.seed,
@@ -100,37 +110,57 @@ class RunHistory(Callback):
         self._passes_before: float | None = 0.0  # what earlier processes cost; None where they did not measure it
         self._waited_before = 0.0
         self._seconds: dict[str, float] = {}
+        self._cpu_seconds: dict[str, float] | None = {}  # None where an earlier process did not measure them
         self._num_queries = 0
         self._peak_rss_bytes = 0
         self._gpu: torch.device | None = None
         self._peak_device_bytes = 0
         self._phase: str | None = "prepare"
-        self._since = time.perf_counter()
+        self._since, self._cpu_since = time.perf_counter(), time.process_time()
 
     def enter(self, phase: str | None) -> None:
         """Count the time from here on for a phase, or for none."""
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         if self._phase is not None:
-            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
-        self._phase, self._since = phase, now
+            _add(self._seconds, self._phase, now - self._since)
+            if self._cpu_seconds is not None:
+                _add(self._cpu_seconds, self._phase, cpu - self._cpu_since)
+        self._phase, self._since, self._cpu_since = phase, now, cpu
 
     def describe(self) -> dict[str, float | str]:
         """Return what metrics.json says of the cost: seconds, passes, queries per second and bytes, and of the GPU.
 
-        `train/seconds` is the sum of the phases of `TRAINING`, `train/passes` that of all but the test, in passes. All
-        figures are of all processes of the run that followed one another, the memory that of the one which needed
-        most, and `train/pass_seconds` that of the last one.
+        `train/seconds` is the sum of the phases of `TRAINING`, `train/passes` that of all but the test, in passes, and
+        `train/cpu_seconds` the seconds of all processors in the phases of `COMPUTED`. All figures are of all processes
+        of the run that followed one another, the memory that of the one which needed most, and `train/pass_seconds`
+        that of the last one. Of processes that train side by side they are those of the first.
         """
         self.enter(self._phase)
         seconds = sum(self._seconds.get(phase, 0.0) for phase in TRAINING)
         return {
             "train/seconds": seconds,
             "train/queries_per_second": self._num_queries / seconds if seconds else 0.0,
+            **self._describe_processors(),
             **self._describe_passes(),
             **{f"seconds/{phase}": self._seconds[phase] for phase in PHASES if phase in self._seconds},
             "peak_rss_bytes": max(self._peak_rss_bytes, _peak_rss_bytes()),
             **self._describe_gpu(),
         }
+
+    def milliseconds_per_query(self, num_queries: int) -> float | None:
+        """Return the milliseconds of one processor that the test took for each of its queries, from the tokens on.
+
+        None where a GPU has computed, or where an earlier process of the run did not measure them.
+        """
+        self.enter(self._phase)
+        if self._gpu is not None or self._cpu_seconds is None or "test" not in self._cpu_seconds:
+            return None
+        return 1000 * self._cpu_seconds["test"] / num_queries
+
+    def _describe_processors(self) -> dict[str, float]:
+        if self._cpu_seconds is None:
+            return {}
+        return {"train/cpu_seconds": sum(self._cpu_seconds.get(phase, 0.0) for phase in COMPUTED)}
 
     def _describe_gpu(self) -> dict[str, float | str]:
         if self._gpu is None:
@@ -174,8 +204,8 @@ class RunHistory(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the queries of the batch."""
-        self._num_queries += len(batch.query_ids)
+        """Count the queries of the batch, without its label rows."""
+        self._num_queries += len(batch.query_ids) - batch.num_label_rows
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start validation."""
@@ -205,6 +235,7 @@ class RunHistory(Callback):
         self.enter(self._phase)
         return {
             "seconds": dict(self._seconds),
+            "cpu_seconds": None if self._cpu_seconds is None else dict(self._cpu_seconds),
             "num_queries": self._num_queries,
             "peak_rss_bytes": max(self._peak_rss_bytes, _peak_rss_bytes()),
             "peak_device_memory_bytes": self._peak_device_memory(),
@@ -215,12 +246,22 @@ class RunHistory(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after that cost."""
         for phase, seconds in state_dict["seconds"].items():
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+            _add(self._seconds, phase, seconds)
+        earlier = state_dict.get("cpu_seconds")  # checkpoints of version 0.1.0 have none
+        if earlier is None:
+            self._cpu_seconds = None
+        elif self._cpu_seconds is not None:
+            for phase, seconds in earlier.items():
+                _add(self._cpu_seconds, phase, seconds)
         self._passes_before, self._waited_before = state_dict.get("passes"), seconds_waited(state_dict["seconds"])
         self._num_queries += state_dict["num_queries"]
         self._peak_rss_bytes = state_dict["peak_rss_bytes"]
         self._peak_device_bytes = state_dict.get("peak_device_memory_bytes", 0)
         self.validation = dict(state_dict["validation"])
+
+
+def _add(seconds: dict[str, float], phase: str, more: float) -> None:
+    seconds[phase] = seconds.get(phase, 0.0) + more
 
 
 def seconds_waited(seconds: Mapping[str, float]) -> float:
@@ -235,7 +276,8 @@ def describe_stage(metrics: Mapping[str, Any], pass_seconds: float | None) -> di
         metrics: Content of the stage's own metrics.json.
         pass_seconds: Duration of a pass, as the run has measured it; None where it has not.
     """
-    cost = {f"classify/{name}": metrics[f"train/{name}"] for name in ("epochs", "seconds")}
+    names = [name for name in ("epochs", "seconds", "cpu_seconds") if f"train/{name}" in metrics]
+    cost = {f"classify/{name}": metrics[f"train/{name}"] for name in names}
     if pass_seconds is not None:
         cost["classify/passes"] = seconds_waited(_phases(metrics)) / pass_seconds
     return cost
