@@ -5,8 +5,8 @@ ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Two processes of one thread: some tests start others, whose waiting threads would keep each other from running. The
-# tests of a file share what it sets up, so they stay in one process.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# tests of a file share what it sets up, so they stay in one process. The files come in the order of tests/conftest.py.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-fast bench faults lint types check docs clean

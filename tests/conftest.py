@@ -4,16 +4,31 @@ import gzip
 import importlib
 import importlib.util
 import json
-from collections.abc import Callable
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
-import hostile
 import jaxtyping
 import pytest
 import toys
 from omegaconf import DictConfig
 
+collect_ignore = ["command_server.py"]  # a program
 jaxtyping.install_import_hook("prime_xmc", "beartype.beartype")  # before anything imports prime_xmc
+
+# The files that take longest begin first: otherwise one process is left with such a file when the others are done.
+LONGEST = (
+    *("docs/test_code_blocks.py", "test_train.py", "test_stages.py", "training/test_sweeps.py", "test_serve.py"),
+    *("datasets/test_carried.py", "test_predict.py", "test_classify.py", "baselines/test_running.py"),
+    *("training/test_sharded.py", "training/test_module.py", "test_packaging.py", "test_peers.py"),
+    *("test_one_vs_all_runs.py", "test_baseline.py", "benchmarks/test_run.py", "test_scoring.py"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,12 +40,77 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; within a file, and for the other files, the order stays."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., DictConfig]:
     """Composes the configuration of an entry point: compose("loss.gamma_min=0", name="train")."""
     from prime_xmc import app as configs
 
     return lambda *overrides, name="train": configs.compose(name, list(overrides))
+
+
+@pytest.fixture(scope="session")
+def command_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of a process that has imported everything and runs commands in forks of itself."""
+    folder = tmp_path_factory.mktemp("server")
+    address = folder / "socket"
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("command_server.py"), address],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        deadline = time.monotonic() + 120
+        while not address.exists():
+            assert server.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.1)
+        yield address
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def call(command_server: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command in a process: call("train", "seed=1", cwd=folder) has its status, output and errors.
+
+    The process is a fork of one that has imported everything. What depends on how Python itself starts needs another.
+    """
+
+    def run(
+        command: str, *arguments: str, cwd: Path, stdout: IO | int | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        request = {
+            "command": command,
+            "arguments": [str(argument) for argument in arguments],
+            "directory": str(cwd),
+            "environment": os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        }
+        with (
+            open(os.devnull) as nothing,
+            tempfile.TemporaryFile("w+") as output,
+            tempfile.TemporaryFile("w+") as errors,
+            socket.socket(socket.AF_UNIX) as connection,
+        ):
+            connection.settimeout(240)
+            connection.connect(str(command_server))
+            streams = [nothing, output if stdout is None else stdout, errors]
+            numbers = [stream if isinstance(stream, int) else stream.fileno() for stream in streams]
+            socket.send_fds(connection, [b"x"], numbers)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            status = int(connection.makefile().readline() or 1)
+            for file in (output, errors):
+                file.seek(0)
+            return subprocess.CompletedProcess([command, *arguments], status, output.read(), errors.read())
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -136,4 +216,6 @@ def half_written() -> Callable[[Path, int], Path]:
 @pytest.fixture
 def seal() -> Callable[[Path], None]:
     """Renews the checksums of a model folder whose files a test has changed."""
-    return hostile.seal
+    from prime_xmc.export.model_sums import seal
+
+    return seal

@@ -1,8 +1,10 @@
 """Through a real process: a clone in miniature, whose package is the app and an entry point beside a small conf/."""
 
+import errno
 import io
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -226,7 +228,77 @@ def test_a_result_that_cannot_be_printed_is_one_line(clone):
             stderr=subprocess.PIPE,
             text=True,
         )
-    assert (done.returncode, done.stderr) == (1, "the output cannot be written: No space left on device\n")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"the output, or a file in /.*outputs/.*: No space left on device; free some space there, .*\n", done.stderr
+    )
+
+
+def test_a_log_on_a_full_disk_says_so_once(monkeypatch, capsys):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    handler = logging.StreamHandler(Full())
+    handler.baseFilename = "run/train.log"
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    prime_xmc.app._follow_streams()
+    for _ in range(3):
+        logging.getLogger("prime_xmc").error("a line")
+    told = capsys.readouterr().err
+    assert told == "run/train.log: No space left on device; the log goes on without it\n"
+
+
+def test_a_log_shows_a_defect_of_a_message(monkeypatch, capsys):
+    handler = logging.StreamHandler(io.StringIO())
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    prime_xmc.app._follow_streams()
+    handler.filters.clear()
+    logging.getLogger("prime_xmc").error("%d", "no number")
+    assert "TypeError" in capsys.readouterr().err
+
+
+def test_a_run_folder_on_a_full_disk_is_named(clone):
+    """By a limit on the size of files, of 0 bytes: Hydra itself cannot write its configuration there."""
+    script = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+        "os.execv(sys.executable, [sys.executable, '-m', 'prime_xmc.train', 'hydra.run.dir=mine'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=clone,
+        env=os.environ | {"PYTHONPATH": str(clone / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"a file in mine: File too large; .*`ulimit -f`.*\n", done.stderr)
+
+
+def test_a_folder_that_has_been_removed_is_told(clone):
+    script = (
+        "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, [sys.executable, '-m', 'prime_xmc.train'])"
+    )
+    (clone / "gone").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=clone / "gone",
+        env=os.environ | {"PYTHONPATH": str(clone / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (
+        1,
+        ["the current folder has been removed: change to one that is there"],
+    )
+
+
+def test_a_value_of_another_kind_in_a_file_of_one_s_own_is_named(clone):
+    own = clone / "own" / "loss" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("gamma_min: often\ngamma_max: 0.3\n")
+    done = train(clone, "--config-dir", "own", "loss=mine")
+    assert (done.returncode, done.stderr) == (1, "loss.gamma_min=often: expected a number\n")
 
 
 def test_a_log_follows_a_stream_that_cannot_be_flushed(monkeypatch):

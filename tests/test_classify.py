@@ -2,11 +2,8 @@
 
 import itertools
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -246,11 +243,10 @@ class TestBadInput:
         message = "the model has 48 labels, toy has 49: give the data set that the model .* was trained on"
         self.refused(configure, message, f"dataset.dir={tmp_path / 'raw'}", f"run_dir={tmp_path}")
 
-    def test_several_processes(self, overrides, tmp_path):
+    def test_several_processes(self, overrides, call, tmp_path):
         """From the command line: a Trainer for several processes looks at how its own was started."""
         several = ["trainer.strategy=ddp", "trainer.devices=2", f"hydra.run.dir={tmp_path}"]
-        command = [sys.executable, "-m", "prime_xmc.classify", *overrides, *several]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = call("classify", *overrides, *several, cwd=tmp_path)
         assert done.returncode == 1
         assert "one process, got 2" in done.stderr
 
@@ -308,13 +304,10 @@ class TestFolder:
             evaluate(compose(*data, "classifiers=folder", "predictions=a.npz", name="evaluate"))
 
 
-def test_command_line(overrides, model, tmp_path):
+def test_command_line(overrides, model, call, tmp_path):
     """`model=` on the command line; the run folder is Hydra's."""
     given = [given for given in overrides if not given.startswith("model.dir=")]
-    command = [sys.executable, "-m", "prime_xmc.classify", f"model={model}", *given, "trainer.max_epochs=1"]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    done = call("classify", f"model={model}", *given, "trainer.max_epochs=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     (run_dir,) = (tmp_path / "outputs" / "classify").iterdir()
     metrics = json.loads((run_dir / "metrics.json").read_text())

@@ -1,9 +1,12 @@
+import errno
 import json
 import multiprocessing
 import os
+import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -265,3 +268,89 @@ class TestLeftovers:
 
     def test_where_nothing_is(self, tmp_path):
         assert remove_leftovers(tmp_path / "nowhere", idle_hours=0, everywhere=True) == []
+
+
+@pytest.fixture
+def small_files():
+    """Lets no file grow above 64 KiB, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_with_faiss(path):
+    faiss = pytest.importorskip("faiss")
+    index = faiss.IndexFlatIP(100)
+    index.add(np.zeros((1000, 100), dtype=np.float32))
+    faiss.write_index(index, str(path))
+
+
+def write_to_file(path):
+    with path.open("wb") as file:
+        np.zeros(100_000).tofile(file)
+
+
+WRITERS = {
+    "torch": lambda path: torch.save({"a": torch.zeros(100_000)}, path),
+    "safetensors": lambda path: save_tensors(path, {"a": torch.zeros(100_000)}),
+    "faiss": write_with_faiss,
+    "numpy": write_to_file,
+    "text": lambda path: path.write_text("a" * 100_000),
+}
+
+
+@pytest.mark.parametrize("library", WRITERS)
+class TestFullDisk:
+    """Whatever a library says of it, the error names the file as it would have been called."""
+
+    def test_of_a_file(self, tmp_path, small_files, library):
+        path = tmp_path / "a" / "file"
+        write_text(path, "old")
+        with pytest.raises(OSError, match="File too large") as error, replacing(path) as temporary:
+            WRITERS[library](temporary)
+        assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
+        assert path.read_text() == "old"
+        assert names(path.parent) == ["file"]
+
+    def test_of_a_folder(self, tmp_path, small_files, library):
+        def write():
+            with publishing(tmp_path / "model", replace=True) as temporary:
+                write_text(temporary / "config.json", "{}")
+                WRITERS[library](temporary / "file")
+
+        with pytest.raises(OSError, match="File too large") as error:
+            write()
+        assert error.value.errno == errno.EFBIG
+        assert error.value.filename in (str(tmp_path / "model"), str(tmp_path / "model" / "file"))
+        assert names(tmp_path) == []
+
+
+def test_a_defect_while_writing_stays_what_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match="a defect"), replacing(tmp_path / "a"):
+        raise RuntimeError("a defect")
+    with pytest.raises(OSError, match="elsewhere") as error, publishing(tmp_path / "b", replace=True):
+        raise FileNotFoundError(errno.ENOENT, "not here", "/elsewhere")
+    assert error.value.filename == "/elsewhere"
+
+
+def test_finding_out_the_reason_changes_no_file_that_is_linked(tmp_path):
+    write_text(tmp_path / "needed", "needed")
+
+    def fail(place, linked):
+        os.link(tmp_path / "needed", linked)
+        raise RuntimeError(f"a defect in {place}")
+
+    with pytest.raises(RuntimeError, match="defect in a"), publishing(tmp_path / "a", replace=True) as temporary:
+        fail("a", temporary / "linked")
+    with pytest.raises(RuntimeError, match="defect in b"), replacing(tmp_path / "b") as temporary:
+        fail("b", temporary)
+    assert (tmp_path / "needed").read_text() == "needed"
+    assert names(tmp_path) == ["needed"]
+
+
+def test_a_folder_that_cannot_be_made_is_called_by_its_name(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError) as error, publishing(tmp_path / "file" / "model", replace=True):
+        pass
+    assert ".model." not in str(error.value)

@@ -1,4 +1,5 @@
 import json
+import sysconfig
 
 import pytest
 import torch
@@ -48,6 +49,27 @@ def test_links_out_of_a_folder_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"part/c\.json is a link to .*own\.json, outside of its folder"):
         check_links(folder)
     check_links(folder, ["a.json", "part/b.json"])
+
+
+def test_links_of_an_installed_package_are_allowed_and_of_a_folder_that_leads_there_not(tmp_path, monkeypatch):
+    """`uv pip install --link-mode=symlink` makes them."""
+    site, cache = tmp_path / "site-packages", tmp_path / "uv"
+    for folder in (site / "encoder" / "model", cache):
+        folder.mkdir(parents=True)
+    (cache / "config.json").write_text("{}")
+    (site / "encoder" / "model" / "config.json").symlink_to(cache / "config.json")
+    with pytest.raises(ValueError, match="outside of its folder"):
+        check_links(site / "encoder" / "model")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(site))
+    check_links(site / "encoder" / "model")
+    check_links(site / "encoder" / "model", ["config.json"])
+    foreign = tmp_path / "foreign"
+    foreign.symlink_to(site / "encoder" / "model")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").symlink_to(cache / "config.json")
+    for folder in (foreign, tmp_path / "other", site / ".." / "other"):
+        with pytest.raises(ValueError, match="outside of its folder"):
+            check_links(folder)
 
 
 def test_files_of_the_hub_s_cache_are_links_to_its_blobs(tmp_path):

@@ -236,7 +236,7 @@ PARTS = ("metrics.json", "predictions.npz", *(f"predictions_{scorer}.npz" for sc
 @pytest.mark.parametrize(
     ("owner", "name", "nth", "made_again"),
     [
-        (ClassifierModule, "training_step", 8 + 5, ["train", "W", "neighbours", "lexical", "ensemble"]),
+        (ClassifierModule, "on_train_epoch_start", 2, ["train", "W", "neighbours", "lexical", "ensemble"]),
         (prime_xmc.stages, "save_classifiers", 1, ["train", "W", "neighbours", "lexical", "ensemble"]),
         (prime_xmc.scoring, "add_scorers", 1, ["W", "neighbours", "lexical", "ensemble"]),
         (prime_xmc.scoring, "load_searcher", 3, ["lexical", "ensemble"]),
@@ -247,19 +247,24 @@ def test_a_run_that_was_killed_in_a_later_stage_goes_on_there(
 ):
     """With the same files in the end, without the first stage and its test, and without what is finished."""
     original, count = getattr(owner, name), itertools.count(1)
+    steps, step = [], ClassifierModule.training_step
 
     def killed(*arguments, **keywords):
         if next(count) == nth:
             raise KilledError
         return original(*arguments, **keywords)
 
+    def counted(module, *arguments):
+        steps.append(module.global_step)
+        return step(module, *arguments)
+
+    monkeypatch.setattr(ClassifierModule, "training_step", counted)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, killed)
         with pytest.raises(KilledError):
             train(tmp_path)
-    made, steps = [], itertools.count()
+    made, before = [], len(steps)
     load_searcher, train_classifiers = prime_xmc.scoring.load_searcher, prime_xmc.stages._train_classifiers
-    step = ClassifierModule.training_step
 
     def fail(*_, **__):
         pytest.fail("the first stage is done")
@@ -272,19 +277,15 @@ def test_a_run_that_was_killed_in_a_later_stage_goes_on_there(
         made.append("train")
         return train_classifiers(*arguments, **keywords)
 
-    def counted(*arguments):
-        next(steps)
-        return step(*arguments)
-
     monkeypatch.setattr(Trainer, "test", fail)
     monkeypatch.setattr(PrimeModule, "training_step", fail)
-    monkeypatch.setattr(ClassifierModule, "training_step", counted)
     monkeypatch.setattr("prime_xmc.scoring.load_searcher", searcher)
     monkeypatch.setattr("prime_xmc.stages._train_classifiers", classifiers)
     train(tmp_path, f"ckpt_path={tmp_path}/checkpoints/last.ckpt")
     folder, _ = complete
     assert made == made_again
-    assert next(steps) == (7 if name == "training_step" else 0), "its second epoch"
+    in_second_epoch = name == "on_train_epoch_start"
+    assert steps == list(range(2 * before if in_second_epoch else before)), "no step was made twice"
     assert same(tmp_path / "metrics.json") == same(folder / "metrics.json")
     assert same(tmp_path / "classify" / "metrics.json") == same(folder / "classify" / "metrics.json")
     for path in (*PARTS[1:], "csv/metrics.csv", "classify/csv/metrics.csv", "classify/metrics.csv"):

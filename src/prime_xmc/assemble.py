@@ -383,6 +383,11 @@ def check_model(config: DictConfig) -> None:
         raise ValueError(
             f"index={config.index.kind} is for unit vectors, and one-vs-all classifiers are none: give index=exact"
         )
+    if config.sampling.clusters.first_epoch is not None:
+        raise ValueError(
+            f"sampling.clusters.first_epoch={config.sampling.clusters.first_epoch}: one-vs-all classifiers see all "
+            "labels in every step, and no clusters of queries are made for them; leave sampling=random as it is"
+        )
 
 
 def _check_mined(config: DictConfig) -> None:
@@ -397,6 +402,11 @@ def _check_mined(config: DictConfig) -> None:
         raise ValueError(
             f"sampling.mined.first_epoch={mined.first_epoch} wants labels to be searched, and nothing searches them, "
             "since callbacks.mined is null: give sampling.mined.first_epoch=null"
+        )
+    if mined.first_epoch is not None and (config.trainer.get("overfit_batches") or 0) > 0:
+        raise ValueError(
+            f"trainer.overfit_batches={config.trainer.overfit_batches} trains on the same batches in every epoch, made "
+            "before labels are searched, which they would never have: give sampling.mined.first_epoch=null"
         )
     if not mined.alone:
         return

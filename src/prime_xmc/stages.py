@@ -342,7 +342,7 @@ class FirstStage(NamedTuple):
             num_trained: Number of the queries of "train" that were trained on; they come first, are float16 in memory
                 and are kept as such.
         """
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, (ids, emb) in self.encoded.items():
             half, rest = emb.split([num_trained, len(emb) - num_trained] if name == "train" else [0, len(emb)])
             tensors |= {f"{name}.ids": torch.from_numpy(ids), f"{name}.half": half.half(), f"{name}.emb": rest}

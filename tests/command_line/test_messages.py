@@ -44,7 +44,8 @@ def test_a_defect_is_not_explained_away():
 
 def test_a_file_that_cannot_be_used_is_named(tmp_path):
     assert user_message(raised(Path("/proc/nowhere").mkdir)) == "/proc/nowhere: No such file or directory"
-    assert user_message(OSError(errno.ENOSPC, "No space left on device", "x")) == "x: No space left on device"
+    told = user_message(OSError(errno.ENOSPC, "No space left on device", "x"))
+    assert str(told).startswith("x: No space left on device; free some space there")
 
 
 def test_a_home_folder_of_nobody():

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import CONFIG, MODELS, edit, seal
+from hostile import CONFIG, MODELS, edit
 
+from prime_xmc.export.model_sums import seal
 from prime_xmc.export.predictor import Predictor
 
 

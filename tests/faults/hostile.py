@@ -41,14 +41,6 @@ class Payload:
         return os.system, (command(self.marker),)
 
 
-def seal(model: Path) -> None:
-    """Renew the checksums of a model folder, as whoever changes its files can."""
-    from prime_xmc.export.model_sums import SUMMED, sealed
-
-    path = model / CONFIG
-    path.write_text(json.dumps(sealed(json.loads(path.read_text(encoding="utf-8")), model, SUMMED)), encoding="utf-8")
-
-
 def command(marker: Path) -> str:
     """Return the command of a payload."""
     return f"touch {marker}"

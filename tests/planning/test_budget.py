@@ -169,6 +169,15 @@ class TestMemory:
         planned = phases(schedule=SCHEDULE._replace(num_indexes=1))
         assert all("index before" not in by_name(items) for items in planned.values())
 
+    def test_mined_labels_and_those_of_the_search_before(self):
+        once = phases(schedule=SCHEDULE._replace(num_minings=1), num_mined=20)
+        assert [by_name(items).get("mined labels") for items in once.values()] == [None, *[4 * 20 * 200] * 4]
+        assert "mined labels before" not in by_name(once["index"])
+        twice = phases(schedule=SCHEDULE._replace(num_minings=2, num_indexes=0), num_mined=20)
+        assert by_name(twice["index"])["mined labels before"] == 4 * 20 * 200
+        assert "mined labels before" not in by_name(twice["step"])
+        assert "index before" in by_name(twice["step"])
+
     def test_phases_that_a_run_does_not_have(self):
         planned = phases(schedule=SCHEDULE._replace(cluster_sizes=()), num_free_vectors=0, test=False)
         assert list(planned) == ["centroids", "step", "index"]
@@ -214,6 +223,10 @@ class TestDisk:
             "banks in temporary files": 0,
         }
 
+    def test_mined_labels_are_in_checkpoints(self):
+        more = disk_bytes(SIZES, LAYOUT._replace(num_mined=20), phases())["checkpoint"]
+        assert more == disk_bytes(SIZES, LAYOUT, phases())["checkpoint"] + 4 * 20 * 200
+
     def test_mapped_banks(self):
         layout = LAYOUT._replace(placement="mmap")
         planned = disk_bytes(SIZES, layout, phases(placement="mmap"))
@@ -233,6 +246,11 @@ class TestSeconds:
                 "ranking of validation and test queries": (2 * 40 + 50) * (0.5 + 0.125 * 300 / 64),
             }
         )
+
+    def test_a_search_for_mined_labels_encodes_all_labels_and_searches_for_all_queries(self):
+        planned = seconds_by_part(SIZES, LAYOUT, SCHEDULE._replace(num_minings=3), MEASURED, 2)
+        each = 300 * (0.5 / 2 + 0.25) + 160 * 0.125 * 300 / 64
+        assert planned["searches for mined labels"] == pytest.approx(3 * each)
 
     def test_queries_are_encoded_for_later_stages(self):
         planned = seconds_by_part(SIZES, LAYOUT, SCHEDULE._replace(encodes_queries=True), MEASURED, 1)

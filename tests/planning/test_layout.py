@@ -41,6 +41,13 @@ class TestSchedule:
         settings = ["dataset.num_validation=0", "dataset.batch_size=275", "sampling.clusters.first_epoch=null"]
         assert schedule(*settings) == Schedule(4, 20, (), 0, 1)
 
+    def test_searches_for_mined_labels(self, schedule):
+        assert schedule("sampling.mined={first_epoch: 1, every_n_epochs: 3}").num_minings == 2  # epochs 1 and 4
+        assert schedule("sampling.mined={first_epoch: 0, every_n_epochs: 2}").num_minings == 3
+        assert schedule("sampling.mined.first_epoch=0", "trainer.max_steps=2").num_minings == 1  # before the first step
+        assert schedule("sampling.mined.first_epoch=5").num_minings == 0  # there are five epochs
+        assert schedule().num_minings == 0
+
     @pytest.mark.parametrize(
         "setting", ["classify=true", "neighbours={k: 20, temperature: 0.05}", "lexical={pairs: true}"]
     )

@@ -93,10 +93,11 @@ class TestPlan:
         with pytest.raises(ValueError, match=f"and {setting} makes others"):
             plan(configure("probe_steps=0", override))
 
-    def test_searches_for_mined_labels_are_not_counted(self, configure):
-        for model, is_said in (("ance", True), ("dpr", False)):
-            planned = plan(configure("probe_steps=0", f"model={model}"))
-            assert any("searches for mined labels" in note for note in planned["notes"]) is is_said
+    def test_searches_for_mined_labels_are_counted(self, configure):
+        for model, is_counted in (("ance", True), ("dpr", False)):
+            planned = plan(configure("probe_steps=0", f"model={model}", "dataset.max_epochs=12"))
+            assert planned["schedule"]["num_minings"] == (3 if is_counted else 0)  # epochs 1, 6 and 11
+            assert any(item["name"] == "mined labels" for item in planned["phases"]["step"]) is is_counted
 
     def test_without_checkpoints(self, configure):
         planned = plan(configure("probe_steps=0", "callbacks.checkpoint=null", "test=false"))

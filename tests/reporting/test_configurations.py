@@ -92,7 +92,7 @@ class TestGroup:
             "method=plt, label_texts=true",
             "method=plt, label_texts=false",
             "model=dexa",
-            "fast",
+            "model=prime, fast",
             "model=prime",
         ]
 

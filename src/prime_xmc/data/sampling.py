@@ -231,7 +231,9 @@ class ClusterBatchSampler(Sampler[Drawn]):
     def state_dict(self) -> dict[str, Any]:
         """Return what a continued run needs: epoch, position, and the clusters, which stay until the next are made."""
         clusters = None if self._clusters is None else torch.tensor(self._clusters)
-        mined = {} if self._mined is None else {"mined": torch.tensor(self._mined)}
+        # Whole, since a continued run draws from them until the next search, and the embeddings that they were searched
+        # with are gone. The lists are replaced and never changed, so the state may share them.
+        mined = {} if self._mined is None else {"mined": torch.from_numpy(self._mined)}
         return {"epoch": self.epoch, "position": self.position, "clusters": clusters} | mined
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -87,7 +87,8 @@ def memory_by_phase(sizes: Sizes, layout: Layout, schedule: Schedule, measured: 
     num_rows, row = max(clustered, default=(0, "row"))
     block, prediction = _CLUSTER_BLOCK[device], _PREDICTION * min(TOP_K, num_labels)
     # the searcher keeps what it searches until it is given something else: prototypes where it has no index of its own
-    older = (layout.index_bytes or 4 * d) if schedule.num_indexes > 1 else 0
+    older = (layout.index_bytes or 4 * d) if schedule.num_indexes + schedule.num_minings > 1 else 0
+    mined = 4 * layout.num_mined if schedule.num_minings else 0
     searches_on_gpu = layout.on_gpu and bank == "device" and layout.searcher == "exact"
     num_scores = math.prod(gpu_blocks(num_labels)) if searches_on_gpu else 0
     sent = 6 * d if layout.on_gpu and bank == "device" else 0  # to Faiss on the host, or to the file of prototypes
@@ -118,6 +119,8 @@ def memory_by_phase(sizes: Sizes, layout: Layout, schedule: Schedule, measured: 
         (("centroids",), Item("block of rows", device, _CENTROID_ENTRY * d, min(_CENTROID_BLOCK, num_labels), "row")),
         (("clusters",), Item("rows to cluster", device, 2 * d + _CLUSTERED_ROW, num_rows, row)),
         (("clusters",), Item("block of rows", device, _CLUSTER_ENTRY * d, min(block, num_rows), "row")),
+        (trained, Item("mined labels", "host", mined, num_queries, "query")),
+        (("index",), Item("mined labels before", "host", mined * (schedule.num_minings > 1), num_queries, "query")),
         (indexed, Item("label prototypes", bank, 4 * d, num_labels, "label")),
         (indexed, Item("Faiss index", "host", layout.index_bytes, num_labels, "label")),
         (trained[:-1], Item("index before", "host" if layout.index_bytes else bank, older, num_labels, "label")),
@@ -152,7 +155,8 @@ def disk_bytes(sizes: Sizes, layout: Layout, phases: Phases) -> dict[str, int]:
     model += (layout.centroid_bytes * d + 8) * num_labels  # centroids and the labels' clusters
     optimiser = 8 * layout.num_trained + 2 * free_vectors
     query_rows = 2 * d * num_queries + 8 * (num_queries - layout.num_validation)  # memory and clusters
-    checkpoint = model + optimiser + query_rows + 2 * d * layout.remembers_labels * num_labels
+    mined = 4 * layout.num_mined * num_queries
+    checkpoint = model + optimiser + query_rows + 2 * d * layout.remembers_labels * num_labels + mined
     return {
         "prepared data": sum(prepared.values()),
         "cached embeddings": 2 * d * (num_labels + num_queries),
@@ -193,6 +197,9 @@ def seconds_by_part(
         "encoding and indexing labels": schedule.num_indexes * sizes.num_labels * (encode + measured.add_seconds),
         "ranking of validation and test queries": num_ranked * (encode + search),
     }
+    if schedule.num_minings:
+        each = sizes.num_labels * (encode + measured.add_seconds) + num_queries * search
+        seconds["searches for mined labels"] = schedule.num_minings * each
     if schedule.encodes_queries:
         seconds["encoding queries for later stages"] = encode * num_queries
     return seconds

@@ -28,6 +28,7 @@ class Layout(NamedTuple):
     num_links: int  # neighbours of a label in the graph of hnsw
     num_validation: int  # queries held out
     test: bool  # whether the run ends with the test split
+    num_mined: int = 0  # labels that are searched for each query, for negatives; 0 where none are
 
     @property
     def index_bytes(self) -> int:
@@ -63,6 +64,7 @@ def layout_of(config: DictConfig, module: PrimeModule) -> Layout:
         num_links=searcher.m if isinstance(searcher, FaissSearch) else 0,
         num_validation=config.dataset.num_validation,
         test=config.test,
+        num_mined=0 if config.sampling.mined.first_epoch is None else config.sampling.mined.top_k,
     )
 
 
@@ -75,6 +77,7 @@ class Schedule(NamedTuple):
     num_validations: int
     num_indexes: int  # how often all labels are encoded and indexed, for validation or at the end
     encodes_queries: bool = False  # whether training queries are encoded at the end, for other scorers
+    num_minings: int = 0  # how often all labels are encoded and indexed, and searched for all training queries
 
 
 def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
@@ -103,6 +106,8 @@ def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
         if (epoch - first) % clusters.every_n_epochs == 0 or epoch in clusters.double_at
     ]
     num_indexes = num_validations + (not ends_validated)
+    mined, begun = config.sampling.mined, range(num_epochs + (rest > 0))
+    minings = [] if mined.first_epoch is None else begun[mined.first_epoch :: mined.every_n_epochs]
     return Schedule(
         steps_per_epoch,
         min(limits),
@@ -110,6 +115,7 @@ def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
         num_validations,
         num_indexes,
         has_later_stages(config),
+        len(minings),
     )
 
 

@@ -54,8 +54,6 @@ def plan(config: DictConfig) -> dict[str, Any]:
         )
         if not layout.on_gpu and (release is None or config.probe_steps < release.every_n_steps):
             notes.append("the host's memory rises beyond what was probed until callbacks.memory gives it back")
-    if config.sampling.mined.first_epoch is not None:
-        notes.append("the searches for mined labels, each of which encodes all labels, are not counted")
     if num_processes > 1:
         notes.append(f"each of {num_processes} processes has all tables and encodes its share of a batch")
     if schedule.encodes_queries:

@@ -188,8 +188,7 @@ def _names(configurations: Sequence[Sequence[RunRecord]]) -> list[str]:
         places = [place for place, of_place in enumerate(systems) if of_place == system]
         own = [{key: value for key, value in given[place].items() if key not in _GROUPS} for place in places]
         for place, name in zip(places, _differing(own, experiments=True), strict=True):
-            is_named = bool(name) and "experiment" in given[place] and not _GROUPS & given[place].keys()
-            names[place] = ", ".join(filter(None, ["" if is_named else system, name]))
+            names[place] = ", ".join(filter(None, [system, name]))
     return _unique(names)
 
 

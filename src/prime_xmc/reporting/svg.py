@@ -24,6 +24,7 @@ _POINTED = 9.0  # radius of the area that answers to the pointer
 _LONGEST_LABEL = 44  # characters of a name beside its point
 _LABEL_CHARACTER, _LABEL_HEIGHT = 6.3, 12.0  # pixels of such a name
 _NEAR = 8.0  # pixels from a point to its name; farther off, a line leads there
+_Box = tuple[float, float, float, float]  # left, top, right and bottom, in pixels
 # What the page says of the classes of its charts, for a chart that stands alone.
 _STYLE = """
 svg { --text: #1c2026; --soft: #59616d; --line: #b9bfc8; --grid: #e6e9ee; --background: #ffffff;
@@ -272,16 +273,16 @@ def _offsets() -> list[tuple[int, float, float]]:
     return near + far
 
 
-def _box(across: float, down: float, size: float, side: int, off: float, lower: float) -> tuple[float, ...]:
+def _box(across: float, down: float, size: float, side: int, off: float, lower: float) -> _Box:
     left = across + off if side > 0 else across - off - size if side < 0 else across - size / 2
     top = down + lower - _LABEL_HEIGHT / 2
     return left, top, left + size, top + _LABEL_HEIGHT
 
 
-def _covered(box: Sequence[float], taken: Sequence[Sequence[float]], edges: Sequence[float]) -> float:
+def _covered(box: _Box, taken: Sequence[_Box], edges: _Box) -> float:
     """Return the area of a box that covers others or is outside of the edges."""
 
-    def common(other: Sequence[float]) -> float:
+    def common(other: _Box) -> float:
         wide, high = min(box[2], other[2]) - max(box[0], other[0]), min(box[3], other[3]) - max(box[1], other[1])
         return max(wide, 0.0) * max(high, 0.0)
 

@@ -20,6 +20,7 @@ from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.curves import place_in_curves
 from prime_xmc.training.equal_bits import COMPUTED_ON, computed_on, warn_of_other_bits
+from prime_xmc.training.step_log import StepLog
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ class ContinuedRun(Callback):
         """Add the origin, the means of the epoch and the place in the curves; say what is complete."""
         checkpoint[ORIGIN] = dict(self.given)
         checkpoint[COMPUTED_ON] = computed_on(trainer.strategy.root_device, trainer.world_size)
-        checkpoint[_STEP_LOG] = pl_module.step_log.state_dict()
+        checkpoint[_STEP_LOG] = _step_log(pl_module).state_dict()
         loops = checkpoint["loops"]["fit_loop"]
         epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
         epoch_goes_on = epoch["started"] > epoch["processed"]
@@ -229,7 +230,7 @@ class ContinuedRun(Callback):
         """
         warn_of_other_bits(checkpoint.get(COMPUTED_ON), computed_on(trainer.strategy.root_device, trainer.world_size))
         if _STEP_LOG in checkpoint:
-            pl_module.step_log.load_state_dict(checkpoint[_STEP_LOG], trainer.strategy.root_device)
+            _step_log(pl_module).load_state_dict(checkpoint[_STEP_LOG], trainer.strategy.root_device)
         data: PrimeDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if "position" not in checkpoint[type(data).__qualname__]["sampler"]:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
@@ -237,7 +238,7 @@ class ContinuedRun(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means of an epoch whose last step was in another process."""
-        pl_module.step_log.log_means(pl_module)
+        _step_log(pl_module).log_means(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the learning rate to that of the new schedule, and say so."""
@@ -259,6 +260,12 @@ class ContinuedRun(Callback):
                     before,
                     rates[0],
                 )
+
+
+def _step_log(module: LightningModule) -> StepLog:
+    log = module.step_log
+    assert isinstance(log, StepLog)
+    return log
 
 
 def resuming_command(run_dir: Path) -> str:

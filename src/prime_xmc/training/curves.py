@@ -28,7 +28,7 @@ def place_in_curves(trainer: Trainer, *, validates: bool, ends_epoch: bool) -> d
             only after the checkpoint, and does not do so when it continues.
     """
     pending = None
-    loop = trainer.fit_loop
+    loop: Any = trainer.fit_loop
     if ends_epoch and loop.epoch_progress.current.processed > loop.epoch_progress.current.completed:
         means = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
         pending = means | {"epoch": trainer.current_epoch, "step": loop.epoch_loop._batches_that_stepped - 1}

@@ -221,7 +221,7 @@ class SaveProgress(Callback):
         if self._can_save:
             try:
                 trainer.save_checkpoint(self.path)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # a full disk; or training has diverged
                 logger.error("training could not be saved: %s", error)
         if is_first_process():
             # those of a data-parallel run, which may wait for this one for ever

@@ -214,14 +214,14 @@ def record_changes(config: DictConfig, folder: Path) -> None:
         config: The configuration with these settings.
         folder: Folder of the run.
     """
-    known = OmegaConf.load(folder / CONFIG)
-    changed = OmegaConf.create(OmegaConf.to_container(config))
+    known: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    changed: Any = OmegaConf.to_container(config)
     for key in _OF_A_START:
-        OmegaConf.update(changed, key, OmegaConf.select(known, key), force_add=True)
+        changed[key] = known.get(key)
     if changed == known:
         return
     overrides = list(OmegaConf.load(folder / OVERRIDES))
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     overrides += [each for each in given if each.lstrip("+").partition("=")[0] not in _OF_A_START]
-    write_text(folder / CONFIG, OmegaConf.to_yaml(changed))
+    write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(changed)))
     write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)))
