@@ -18,6 +18,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,49 +164,67 @@ def run(
         os.close(reading)
         _fork(module, arguments, folder, log, writing, kill, setup, environment or {})
     os.close(writing)
-    entries: list[tuple[str, float]] = []
-    events: dict[str, int] = {}
-    modules: list[str] = []
-    seen: Counter[str] = Counter()
-    rest, due = "", None
-    timed = kill is not None and kill.event is None
-    status: int | None = None
+    listener = _Listener(pid, kill)
     with os.fdopen(reading, "rb", buffering=0) as pipe:
-        while True:
-            now = time.monotonic()
-            if now - started > timeout or (due is not None and now >= due):
-                late = due is None
-                assert kill is not None or late
-                os.kill(pid, signal.SIGKILL if late else kill.number)  # type: ignore[union-attr]
-                if late:
-                    os.waitpid(pid, 0)
-                    return Ended(None, _read(log), entries, events, modules, now - started)
-                due = None
-            wait = timeout if due is None else max(0.0, due - time.monotonic())
-            ready, _, _ = select.select([pipe], [], [], min(wait, 1.0))
+        in_time = listener.listen(pipe, started + timeout)
+    if not in_time:
+        os.kill(pid, signal.SIGKILL)
+    _, code = os.waitpid(pid, 0)
+    status = os.waitstatus_to_exitcode(code) if in_time else None
+    seconds = time.monotonic() - started
+    return Ended(status, _read(log), listener.entries, listener.events, listener.modules, seconds)
+
+
+class _Listener:
+    """Reads what a fork says through its pipe, and sends the signal that comes by time.
+
+    Attributes:
+        entries: Phases that it has entered, with the seconds since its start.
+        events: Number of events of each phase.
+        modules: What it has imported.
+    """
+
+    def __init__(self, pid: int, kill: Kill | None):
+        self.pid, self.kill = pid, kill
+        self.started = time.monotonic()
+        self.due: float | None = None  # time of the signal
+        self.entries: list[tuple[str, float]] = []
+        self.events: dict[str, int] = {}
+        self.modules: list[str] = []
+
+    def listen(self, pipe: RawIOBase, end: float) -> bool:
+        """Read until the fork closes the pipe, and return whether it has done so in time."""
+        rest = ""
+        while time.monotonic() < end:
+            if self.due is not None and time.monotonic() >= self.due:
+                assert self.kill is not None
+                os.kill(self.pid, self.kill.number)
+                self.due = None
+            wait = 1.0 if self.due is None else max(0.0, self.due - time.monotonic())
+            ready, _, _ = select.select([pipe], [], [], wait)
             if not ready:
                 continue
             piece = pipe.read(65536)
             if not piece:
-                break
+                return True
             *lines, rest = (rest + piece.decode()).split("\n")
             for line in lines:
-                kind, _, text = line.partition(" ")
-                if kind == "module":
-                    modules.append(text)
-                    continue
-                if kind == "events":
-                    name, _, count = text.rpartition(" ")
-                    events[name] = int(count)
-                    continue
-                entries.append((text, time.monotonic() - started))
-                if timed and text == kill.phase:  # type: ignore[union-attr]
-                    if seen[text] == kill.entry:  # type: ignore[union-attr]
-                        due = time.monotonic() + kill.delay  # type: ignore[union-attr]
-                    seen[text] += 1
-    _, code = os.waitpid(pid, 0)
-    status = os.waitstatus_to_exitcode(code)
-    return Ended(status, _read(log), entries, events, modules, time.monotonic() - started)
+                self._take(*line.split(" ", 1))
+        return False
+
+    def _take(self, kind: str, text: str) -> None:
+        if kind == "module":
+            self.modules.append(text)
+        elif kind == "events":
+            name, _, count = text.rpartition(" ")
+            self.events[name] = int(count)
+        elif kind == "phase":
+            self.entries.append((text, time.monotonic() - self.started))
+            kill = self.kill
+            if kill is not None and kill.event is None and kill.phase == text:
+                entered = sum(name == text for name, _ in self.entries)
+                if entered == kill.entry + 1:
+                    self.due = time.monotonic() + kill.delay
 
 
 def call(function: Callable[..., Any], *arguments: Any, timeout: float = 300) -> Any:
