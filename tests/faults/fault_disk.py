@@ -65,11 +65,11 @@ def _small_disks(what: str, settings: list[str], folder: Path, reference: Path, 
     place = folder / "small"
     for number in range(points):
         drawn = random.Random(f"{SEED} {number}")
-        size = int(needed * (0.02 + 1.1 * (number + drawn.random()) / points))
+        size = int(needed * (0.02 + 1.4 * (number + drawn.random()) / points))
         place.mkdir(exist_ok=True)
         _mount(place, size)
         try:
-            ended = run("train", begin(settings, place), place)
+            ended = run("train", begin(settings, place), place, log=folder / "small.log")
             if ended.status == 0:
                 survived_full += 1
             else:
@@ -85,7 +85,7 @@ def _small_disks(what: str, settings: list[str], folder: Path, reference: Path, 
                 lost.append(f"{size} of {needed} KB: {problem or '; '.join(found[:4])}")
         finally:
             subprocess.run(["umount", "-l", str(place)], check=True, capture_output=True)
-    note = f"{points} sizes up to what a run takes, {needed} KB; {full} ended, {survived_full} had room"
+    note = f"{points} sizes, a run leaves {needed} KB; {full} ended, {survived_full} had room"
     return Row(what, points, lost=lost, note=note)
 
 

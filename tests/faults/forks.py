@@ -141,6 +141,7 @@ def run(
     kill: Kill | None = None,
     setup: Callable[[], None] | None = None,
     environment: dict[str, str] | None = None,
+    log: Path | None = None,
     timeout: float = 120,
 ) -> Ended:
     """Run an entry point in a fork and wait for its end.
@@ -152,10 +153,11 @@ def run(
         kill: Signal that ends it; None: nothing does.
         setup: Function that the fork calls first.
         environment: Further environment variables.
+        log: File for its output; None: fork.log in the folder.
         timeout: Seconds after which it is ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "fork.log"
+    log = log or folder / "fork.log"
     reading, writing = os.pipe()
     sys.stdout.flush()
     started = time.monotonic()
