@@ -217,7 +217,7 @@ def _texts(settings: list[str], folder: Path, original: Path, short: bool) -> Ro
         "half a character": r'{"uid": "\ud800", "title": "a \udfff", "target_ind": [0]}',
         "a number of no end": '{"uid": "a", "title": "t", "target_ind": [1e999]}',
         "a label that there is not": '{"uid": "a", "title": "t", "target_ind": [10000000000000000000000]}',
-        "escapes as uid": '{"uid": 5, "title": "\\u001b[2J", "target_ind": [0]}',
+        "escapes": '{"uid": "\\u001b[31ma", "title": "\\u001b[2J", "target_ind": [0]}',
     }
     for name, line in list(cases.items())[: 2 if short else None]:
         place = folder / "texts"
@@ -229,7 +229,9 @@ def _texts(settings: list[str], folder: Path, original: Path, short: bool) -> Ro
         with gzip.open(path, "wt", encoding="utf-8") as file:
             file.write("\n".join([*lines[:6], line, *lines[7:]]) + "\n")
         ended = run("train", [*begin(settings, place), f"dataset.dir={place}/data"], place)
-        if ended.status != 1 or ended.traceback or "line 7" not in ended.output or "\x1b" in ended.output:
+        refused = ended.status == 1 and "line 7" in ended.output
+        harmless = ended.status == 0 and name == "escapes"
+        if not (refused or harmless) or ended.traceback or "\x1b" in ended.output:
             lost.append(f"raw files with {name}: exit {ended.status}: {ended.last_line[:160]!r}")
         queries = place / "q.jsonl"
         queries.write_text('{"query": "a picture of red cat"}\n' + line + "\n", encoding="utf-8")

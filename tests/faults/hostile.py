@@ -378,7 +378,12 @@ CONFIGURATIONS: Mapping[str, Case] = {
     "the bank is os.system": Case(_target("os.system", "bank"), "no part of a training"),
     "a callback is os.system": Case(_target("os.system", "callbacks"), "no part of a training"),
     "a hidden setting of the second stage": Case(
-        _appended("\nclassify_settings: ['loss._target_=os.system', 'loss._args_=[\"MARKER\"]']\n"), "classify_settings"
+        lambda run, _: _replace(
+            run / ".hydra" / "config.yaml",
+            "classify_settings:\n",
+            "classify_settings:\n- loss._target_=os.system\n",
+        ),
+        "classify_settings",
     ),
     "keys of Hydra": Case(
         _appended("\nhydra:\n  launcher:\n    _target_: os.system\n    _args_: ['MARKER']\n"), "key hydra"
@@ -388,8 +393,9 @@ CONFIGURATIONS: Mapping[str, Case] = {
     "options of Hydra": Case(_hydra_options, "options of Hydra"),
     "an object of Python": Case(_appended("\nx: !!python/object/apply:os.system ['MARKER']\n"), "YAML|tag|constructor"),
     "an expression that decodes": Case(
-        _appended("\nevil: ${oc.decode:'{_target_: os.system}'}\n"), "expression that can come to a target"
+        _appended("\nevil: \"${oc.decode:'{_target_: os.system}'}\"\n"), "expression that can come to a target"
     ),
+    "a key twice": Case(_appended("\nseed: 1\n"), "duplicate key seed"),
     "aliases that multiply": Case(_appended(f"\n{_LAUGHS}"), "alias"),
     "nested brackets": Case(_appended("\nx: " + "[" * 3000), "YAML"),
 }

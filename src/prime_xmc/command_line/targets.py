@@ -65,7 +65,8 @@ def check_file_of_run(path: Path) -> None:
         alias = next((event.anchor for event in events if isinstance(event, yaml.AliasEvent)), None)
         content = yaml.load(text, Loader=yaml.SafeLoader) if alias is None else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as YAML ({str(error) or 'nested too deeply'})") from error
+        reason = " ".join(str(error).split()) or "nested too deeply"
+        raise ValueError(f"{path}: not readable as YAML ({reason})") from error
     if alias is not None:
         raise ValueError(
             f"{path} has the alias *{alias}, which no configuration of a run has and which can make a few lines a "
