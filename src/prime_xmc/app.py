@@ -186,8 +186,11 @@ def _files_of_runs(arguments: list[str], name: str) -> Iterator[Path]:
     """Yield the configuration files of run folders that a command line names."""
     chosen = get_args_parser().parse_args(arguments)
     for folder in (chosen.config_path, chosen.config_dir):
-        if folder is not None and is_run_folder(Path(folder)):
-            yield Path(folder, f"{(chosen.config_name or name).removesuffix('.yaml')}.yaml")
+        if folder is None:
+            continue
+        path = Path(folder, f"{(chosen.config_name or name).removesuffix('.yaml')}.yaml")
+        if is_run_folder(Path(folder)) or is_run_folder(path.parent):  # --config-path <run> --config-name .hydra/config
+            yield path
 
 
 def compose(name: str, overrides: list[str]) -> DictConfig:
@@ -298,7 +301,9 @@ def _check_sources(config: DictConfig, hydra_config: DictConfig, given: list[str
         ValueError: If it names one that is no part of a training.
     """
     for source in hydra_config.runtime.config_sources:
-        if not source.path or not is_run_folder(Path(source.path)):
+        named = Path(source.path or ".", f"{hydra_config.job.config_name}.yaml")
+        of_run = named.is_file() and is_run_folder(named.parent)
+        if not source.path or not (of_run or is_run_folder(Path(source.path))):
             continue
         check_targets(config, given, config_dir(), source.path)
         for key in {"classify", "classify_settings"} - set(given):

@@ -418,6 +418,7 @@ def later_stages(
     stage.run_dir = str(run_dir / "classify")
     for key in ("seed", "test", "cache_dir"):
         stage[key] = config[key]
+    stage.verify = config.get("verify", "sampled")
     model = open_finished(stage, first.precision, first.encoded)
     metrics: dict[str, Any] = {}
     classifiers, of_classifiers = None, None

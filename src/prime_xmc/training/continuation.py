@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.curves import place_in_curves
+from prime_xmc.training.equal_bits import COMPUTED_ON, computed_on, warn_of_other_bits
 from prime_xmc.training.step_log import StepLog
 
 logger = logging.getLogger(__name__)
@@ -210,6 +211,7 @@ class ContinuedRun(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the origin, the means of the epoch and the place in the curves; say what is complete."""
         checkpoint[ORIGIN] = dict(self.given)
+        checkpoint[COMPUTED_ON] = computed_on(trainer.strategy.root_device, trainer.world_size)
         checkpoint[_STEP_LOG] = _step_log(pl_module).state_dict()
         loops = checkpoint["loops"]["fit_loop"]
         epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
@@ -238,10 +240,11 @@ class ContinuedRun(Callback):
         checkpoint[CURVES] = place_in_curves(trainer, validates=validates, ends_epoch=not epoch_goes_on)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the means of the epoch.
+        """Take over the means of the epoch, and say where the results may have other last bits.
 
         A checkpoint of version 0.1.0 does not say itself where in the epoch it was made: tell the sampler.
         """
+        warn_of_other_bits(checkpoint.get(COMPUTED_ON), computed_on(trainer.strategy.root_device, trainer.world_size))
         if _STEP_LOG in checkpoint:
             _step_log(pl_module).load_state_dict(checkpoint[_STEP_LOG], trainer.strategy.root_device)
         data: PrimeDataModule = trainer.datamodule  # type: ignore[attr-defined]
