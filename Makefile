@@ -5,11 +5,11 @@ ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Two processes of one thread: some tests start others, whose waiting threads would keep each other from running. The
-# tests of a file share what it sets up, so they stay in one process.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# tests of a file share what it sets up, so they stay in one process. The files come in the order of tests/conftest.py.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast bench lint types check docs clean
+.PHONY: help setup train test test-fast bench faults lint types check docs clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-fast: setup  ## Run the tests that need neither the real encoder nor anothe
 
 bench: setup  ## Run the benchmarks (half an hour) into outputs/bench/results.json; some with ARGS="step search".
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
+
+faults: setup  ## Inject faults (20 minutes) into outputs/faults/results.json; some with ARGS="kills disk", few with ARGS=short.
+	$(BIN)/python tests/faults/run.py $(ARGS)
 
 lint: setup  ## Check style and formatting.
 	$(BIN)/ruff check

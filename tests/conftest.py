@@ -4,18 +4,31 @@ import gzip
 import importlib
 import importlib.util
 import json
-from collections.abc import Callable
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import jaxtyping
-import numpy as np
 import pytest
+import toys
 from omegaconf import DictConfig
 
+collect_ignore = ["command_server.py"]  # a program
 jaxtyping.install_import_hook("prime_xmc", "beartype.beartype")  # before anything imports prime_xmc
 
-COLOURS = ("red", "green", "blue", "black", "white", "yellow")
-THINGS = ("cat", "house", "river", "engine", "violin", "apple", "castle", "rocket")
+# The files that take longest begin first: otherwise one process is left with such a file when the others are done.
+LONGEST = (
+    *("docs/test_code_blocks.py", "test_train.py", "test_stages.py", "training/test_sweeps.py", "test_serve.py"),
+    *("datasets/test_carried.py", "test_predict.py", "test_classify.py", "baselines/test_running.py"),
+    *("training/test_sharded.py", "training/test_module.py", "test_packaging.py", "test_peers.py"),
+    *("test_one_vs_all_runs.py", "test_baseline.py", "benchmarks/test_run.py", "test_scoring.py"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,12 +40,77 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; within a file, and for the other files, the order stays."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., DictConfig]:
     """Composes the configuration of an entry point: compose("loss.gamma_min=0", name="train")."""
     from prime_xmc import app as configs
 
     return lambda *overrides, name="train": configs.compose(name, list(overrides))
+
+
+@pytest.fixture(scope="session")
+def command_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of a process that has imported everything and runs commands in forks of itself."""
+    folder = tmp_path_factory.mktemp("server")
+    address = folder / "socket"
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("command_server.py"), address],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        deadline = time.monotonic() + 120
+        while not address.exists():
+            assert server.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.1)
+        yield address
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def call(command_server: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command in a process: call("train", "seed=1", cwd=folder) has its status, output and errors.
+
+    The process is a fork of one that has imported everything. What depends on how Python itself starts needs another.
+    """
+
+    def run(
+        command: str, *arguments: str, cwd: Path, stdout: IO | int | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        request = {
+            "command": command,
+            "arguments": [str(argument) for argument in arguments],
+            "directory": str(cwd),
+            "environment": os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        }
+        with (
+            open(os.devnull) as nothing,
+            tempfile.TemporaryFile("w+") as output,
+            tempfile.TemporaryFile("w+") as errors,
+            socket.socket(socket.AF_UNIX) as connection,
+        ):
+            connection.settimeout(240)
+            connection.connect(str(command_server))
+            streams = [nothing, output if stdout is None else stdout, errors]
+            numbers = [stream if isinstance(stream, int) else stream.fileno() for stream in streams]
+            socket.send_fds(connection, [b"x"], numbers)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            status = int(connection.makefile().readline() or 1)
+            for file in (output, errors):
+                file.seek(0)
+            return subprocess.CompletedProcess([command, *arguments], status, output.read(), errors.read())
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -63,30 +141,9 @@ def tiny_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of raw files: 240 training and 60 test queries, 48 labels, separable by their words.
-
-    A label is a colour and a thing; a query names one to three labels, which are its positives, among filler words.
-    Every tenth query also names a label that its filter excludes.
-    """
-    rng = np.random.default_rng(0)
-    labels = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
+    """A folder of raw files: 240 training and 60 test queries, 48 labels, separable by their words."""
     directory = tmp_path_factory.mktemp("toy_dataset")
-    _write(directory / "lbl.json.gz", [{"uid": f"l{i}", "title": label} for i, label in enumerate(labels)])
-    for name, split, num_queries in (("trn", "train", 240), ("tst", "test", 60)):
-        records, filtered = [], []
-        for row in range(num_queries):
-            # each label leads in turn, so that all of them occur in both splits
-            others = rng.permutation(np.delete(np.arange(len(labels)), row % len(labels)))
-            positives = [row % len(labels), *others[: rng.integers(3)].tolist()]
-            words = [labels[label] for label in positives]
-            if row % 10 == 0:
-                words.append(labels[others[-1]])
-                filtered.append((row, int(others[-1])))
-            title = " and ".join(["a picture of", *words])
-            records.append({"uid": f"{name}{row}", "title": title, "target_ind": positives})
-        _write(directory / f"{name}.json.gz", records)
-        pairs = "".join(f"{row} {label}\n" for row, label in filtered)
-        (directory / f"filter_labels_{split}.txt").write_text(pairs, encoding="utf-8")
+    toys.make_dataset(directory)
     return directory
 
 
@@ -94,13 +151,7 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_settings(tiny_encoder_dir: Path, toy_dataset: Path) -> list[str]:
     """Overrides with which prime_xmc.train trains the tiny encoder on the toy data set."""
     return [
-        "encoder=local",
-        f"encoder.source={tiny_encoder_dir}",
-        "encoder.implementation=packed",
-        "dataset=custom",
-        f"dataset.dir={toy_dataset}",
-        "dataset.num_validation=40",
-        "dataset.num_free_vectors=8",
+        *toys.toy_settings(tiny_encoder_dir, toy_dataset),
         "classify=false",  # what follows the first stage has tests of its own
         "neighbours=null",
         "lexical=null",
@@ -149,18 +200,22 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_dir: Path,
 
 
 @pytest.fixture
+def half_written() -> Callable[[Path, int], Path]:
+    """Leaves a file under the temporary name that a process of this machine, by its id, would write it under."""
+    from prime_xmc import files
+
+    def leave(path: Path, process: int) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        left = path.with_name(f".{path.name}.{files._machine()}{process:08x}{'0' * 16}")
+        left.write_bytes(b"half")
+        return left
+
+    return leave
+
+
+@pytest.fixture
 def seal() -> Callable[[Path], None]:
     """Renews the checksums of a model folder whose files a test has changed."""
-    from prime_xmc.export.model_sums import SUMMED, sealed
-    from prime_xmc.files import write_json
+    from prime_xmc.export.model_sums import seal
 
-    def renew(model: Path) -> None:
-        path = model / "prime_config.json"
-        write_json(path, sealed(json.loads(path.read_text(encoding="utf-8")), model, SUMMED))
-
-    return renew
-
-
-def _write(path: Path, records: list[dict[str, object]]) -> None:
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+    return seal

@@ -96,6 +96,14 @@ def test_fit_replaces_no_run(tmp_path):
         ({"dataset.lrr": 1}, "hint: did you mean dataset.lr="),
         ({"loss": "primee"}, "hint: did you mean loss=prime"),
         ({"seed": object()}, "expected a setting of text, number"),
+        (
+            {"classify": True, "classify_settings": ["optimizer.lr=abc"]},
+            r"^classify_settings: optimizer\.lr=abc: expected a number",
+        ),
+        (
+            {"model": "renee", "loss": "infonce"},
+            r"^loss=infonce: nothing would use it, since model=renee sets loss=null",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_value_errors(settings, tmp_path, monkeypatch, given, message):

@@ -1,8 +1,10 @@
 """Through a real process: a clone in miniature, whose package is the app and an entry point beside a small conf/."""
 
+import errno
 import io
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -57,7 +59,7 @@ def clone(tmp_path: Path) -> Path:
     package = tmp_path / "src" / "prime_xmc"
     package.mkdir(parents=True)
     original = Path(prime_xmc.app.__file__).parent
-    for name in ("app.py", "conf_files.py", "foreign.py", "printing.py"):
+    for name in ("app.py", "conf_files.py", "foreign.py", "printing.py", "run_files.py"):
         shutil.copy(original / name, package)
     shutil.copytree(original / "command_line", package / "command_line", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
@@ -226,7 +228,77 @@ def test_a_result_that_cannot_be_printed_is_one_line(clone):
             stderr=subprocess.PIPE,
             text=True,
         )
-    assert (done.returncode, done.stderr) == (1, "the output cannot be written: No space left on device\n")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"the output, or a file in /.*outputs/.*: No space left on device; free some space there, .*\n", done.stderr
+    )
+
+
+def test_a_log_on_a_full_disk_says_so_once(monkeypatch, capsys):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    handler = logging.StreamHandler(Full())
+    handler.baseFilename = "run/train.log"
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    prime_xmc.app._follow_streams()
+    for _ in range(3):
+        logging.getLogger("prime_xmc").error("a line")
+    told = capsys.readouterr().err
+    assert told == "run/train.log: No space left on device; the log goes on without it\n"
+
+
+def test_a_log_shows_a_defect_of_a_message(monkeypatch, capsys):
+    handler = logging.StreamHandler(io.StringIO())
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    prime_xmc.app._follow_streams()
+    handler.filters.clear()
+    logging.getLogger("prime_xmc").error("%d", "no number")
+    assert "TypeError" in capsys.readouterr().err
+
+
+def test_a_run_folder_on_a_full_disk_is_named(clone):
+    """By a limit on the size of files, of 0 bytes: Hydra itself cannot write its configuration there."""
+    script = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+        "os.execv(sys.executable, [sys.executable, '-m', 'prime_xmc.train', 'hydra.run.dir=mine'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=clone,
+        env=os.environ | {"PYTHONPATH": str(clone / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"a file in mine: File too large; .*`ulimit -f`.*\n", done.stderr)
+
+
+def test_a_folder_that_has_been_removed_is_told(clone):
+    script = (
+        "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, [sys.executable, '-m', 'prime_xmc.train'])"
+    )
+    (clone / "gone").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=clone / "gone",
+        env=os.environ | {"PYTHONPATH": str(clone / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (
+        1,
+        ["the current folder has been removed: change to one that is there"],
+    )
+
+
+def test_a_value_of_another_kind_in_a_file_of_one_s_own_is_named(clone):
+    own = clone / "own" / "loss" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("gamma_min: often\ngamma_max: 0.3\n")
+    done = train(clone, "--config-dir", "own", "loss=mine")
+    assert (done.returncode, done.stderr) == (1, "loss.gamma_min=often: expected a number\n")
 
 
 def test_a_log_follows_a_stream_that_cannot_be_flushed(monkeypatch):
@@ -336,7 +408,8 @@ class TestConfigurationOfARunFolder:
 
     @pytest.fixture
     def foreign(self, tmp_path):
-        return OmegaConf.create({"runtime": {"config_sources": [{"path": ""}, {"path": str(tmp_path / ".hydra")}]}})
+        sources = [{"path": ""}, {"path": str(tmp_path / ".hydra")}]
+        return OmegaConf.create({"job": {"config_name": "config"}, "runtime": {"config_sources": sources}})
 
     @pytest.mark.parametrize("part", ["loss._target_=os.system", "loss._tar${g}=os.system"])
     def test_its_second_stage_is_looked_at_as_it_will_be_composed(self, foreign, part):
@@ -346,16 +419,31 @@ class TestConfigurationOfARunFolder:
         app._check_sources(config, foreign, ["classify_settings"])  # given by the command line
 
     def test_that_of_an_own_folder_is_not(self):
-        own = OmegaConf.create({"runtime": {"config_sources": [{"path": "my_conf"}]}})
+        own = OmegaConf.create({"job": {"config_name": "train"}, "runtime": {"config_sources": [{"path": "my_conf"}]}})
         app._check_sources(OmegaConf.create({"loss": {"_target_": "my.Loss"}}), own, [])
 
+    def test_it_may_be_named_by_the_folder_around_it(self, tmp_path):
+        (tmp_path / ".hydra").mkdir()
+        (tmp_path / ".hydra" / "config.yaml").write_text("loss: {_target_: my.Loss}\n")
+        sources = [{"path": str(tmp_path)}]
+        named = OmegaConf.create({"job": {"config_name": ".hydra/config"}, "runtime": {"config_sources": sources}})
+        with pytest.raises(ValueError, match=r"loss\._target_ is 'my\.Loss'"):
+            app._check_sources(OmegaConf.create({"loss": {"_target_": "my.Loss"}}), named, [])
 
-@pytest.mark.parametrize("option", [["--config-path", "{}"], ["--config-dir", "{}"]])
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--config-path", "{}", "--config-name", "config"],
+        ["--config-dir", "{}", "--config-name", "config"],
+        ["--config-path", "{}/..", "--config-name", ".hydra/config"],
+    ],
+)
 def test_a_run_folder_that_sets_up_hydra_is_refused_before_hydra_reads_it(tmp_path, monkeypatch, capsys, option):
     folder = tmp_path / "run" / ".hydra"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("hydra:\n  callbacks:\n    x: {_target_: os.system}\n")
-    monkeypatch.setattr(sys, "argv", ["prepare", *(part.format(folder) for part in option), "--config-name", "config"])
+    monkeypatch.setattr(sys, "argv", ["prepare", *(part.format(folder) for part in option)])
     monkeypatch.setattr(app, "_end_quietly_when_interrupted", lambda: None)  # signals of the tests stay theirs
     with pytest.raises(SystemExit):
         app.run_app("prime_xmc.prepare:run", "prepare")

@@ -163,6 +163,7 @@ def test_a_gpu_that_is_not_used_is_named(small, monkeypatch, caplog, accelerator
         (["sampling.mined.top_k=5", "sampling.mined.num_drawn=6"], "top_k=5 labels that are searched .*, got 6"),
         (["callbacks.mined=null"], "first_epoch=1 wants labels to be searched, and nothing searches them"),
         (["sampling.mined.alone=true", "sampling.mined.first_epoch=null"], "alone=true, and no labels are searched"),
+        (["debug=overfit"], "overfit_batches=2 trains on the same .*: give sampling.mined.first_epoch=null"),
         (["sampling.mined.alone=true", "sampling.label_rows=true"], "give sampling.label_rows=false"),
         (
             ["sampling.mined.alone=true", "sampling.loss_positives=all", "sampling.memory_labels=9"],
@@ -173,6 +174,13 @@ def test_a_gpu_that_is_not_used_is_named(small, monkeypatch, caplog, accelerator
 def test_settings_of_mined_labels_that_would_do_nothing(custom, settings, message):
     with pytest.raises(ValueError, match=message):
         check_model(custom("model=ance", *settings))
+
+
+@pytest.mark.parametrize("model", ["renee", "elmo"])
+def test_clusters_for_one_vs_all_classifiers_are_refused(custom, model):
+    check_model(custom(f"model={model}"))
+    with pytest.raises(ValueError, match=r"sampling\.clusters\.first_epoch=0: one-vs-all .* leave sampling=random"):
+        check_model(custom(f"model={model}", "sampling.clusters.first_epoch=0"))
 
 
 def test_ance_to_the_letter(custom):

@@ -1,7 +1,7 @@
 """The second stage from end to end, on an untrained model of the toy data set: its classifiers have all to learn."""
 
+import itertools
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,6 +17,7 @@ from prime_xmc.evaluate import run as evaluate
 from prime_xmc.evaluation.metrics import METRICS
 from prime_xmc.export.scorers import SCORERS, load_classifiers, read_prototypes, save_classifiers
 from prime_xmc.stages import train_classifiers as run
+from prime_xmc.training.classifier_module import ClassifierModule
 
 PHASES = ("prepare", "initialise", "clusters", "steps", "validation", "save", "export", "test")
 TIMES = {"train/seconds", "train/cpu_seconds", "train/queries_per_second", "peak_rss_bytes"}
@@ -177,6 +178,44 @@ def test_one_seed_gives_one_result_and_embeddings_are_made_once(complete, config
     assert not list((tmp_path / "first").glob("predictions*"))
 
 
+class KilledError(BaseException):
+    """Ends a run at once, without what it does when it is asked to end."""
+
+
+@pytest.mark.parametrize("place", ["training_step", "_evaluate_scorers"])
+def test_a_training_that_was_killed_goes_on_with_the_next_step(complete, configure, tmp_path, monkeypatch, place):
+    """Within its eighth epoch, or after the last: vectors, metrics, predictions and curves are those of `complete`."""
+    chosen = ["sampling.clusters={first_epoch:0,every_n_epochs:5,initial_size:4,double_at:[]}", f"run_dir={tmp_path}"]
+    original, count = ClassifierModule.training_step, itertools.count(1)
+    steps = 7 * 7 + 4
+
+    def training_step(self, *arguments):
+        if next(count) == steps and place == "training_step":
+            raise KilledError
+        return original(self, *arguments)
+
+    def interrupted(*_):
+        raise KilledError
+
+    monkeypatch.setattr(ClassifierModule, "training_step", training_step)
+    with monkeypatch.context() as patch:
+        if place == "_evaluate_scorers":
+            patch.setattr("prime_xmc.stages._evaluate_scorers", interrupted)
+        with pytest.raises(KilledError):
+            run(configure(*chosen, "checkpoint.every_n_minutes=1e-9"))
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+    with pytest.raises(ValueError, match=r"dropout: 0\.1 in the checkpoint, 0\.2 given"):
+        run(configure(*chosen, f"++resume={tmp_path}", "dropout=0.2"))
+    metrics = run(configure(*chosen, f"++resume={tmp_path}")).metrics
+    assert next(count) - 1 == 10 * 7 + (place == "training_step"), "no step was made twice"
+    folder, expected = complete["sampled"]
+    assert results(metrics) == results(expected)
+    names = ("metrics.csv", "csv/metrics.csv", "classifiers/classifiers.safetensors", "predictions_W.npz")
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}
+
+
 def test_the_model_stays_as_it_is(complete, model, toy_bundle):
     for path in toy_bundle.rglob("*"):
         if path.is_file() and path.name != "prime_config.json":
@@ -268,13 +307,10 @@ class TestFolder:
             evaluate(compose(*data, "classifiers=folder", "predictions=a.npz", name="evaluate"))
 
 
-def test_command_line(overrides, model, tmp_path):
+def test_command_line(overrides, model, call, tmp_path):
     """`model=` on the command line; the run folder is Hydra's."""
     given = [given for given in overrides if not given.startswith("model.dir=")]
-    command = [sys.executable, "-m", "prime_xmc.classify", f"model={model}", *given, "trainer.max_epochs=1"]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    done = call("classify", f"model={model}", *given, "trainer.max_epochs=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     (run_dir,) = (tmp_path / "outputs" / "classify").iterdir()
     metrics = json.loads((run_dir / "metrics.json").read_text())

@@ -3,10 +3,7 @@
 import gzip
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -251,21 +248,18 @@ def test_neither_or_both(configure, given, word):
         run(configure(*given))
 
 
-def test_through_processes(toy_bundle, overrides, corpus, tmp_path):
+def test_through_processes(toy_bundle, overrides, corpus, call, tmp_path):
     """A model, then its own predictions as if another tool had made them."""
 
-    def call(*arguments):
-        command = [sys.executable, "-m", "prime_xmc.evaluate", *overrides, *arguments]
-        done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+    def evaluated(*arguments):
+        done = call("evaluate", *overrides, *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done
 
-    done = call(f"model={toy_bundle}", "output=model.json", "predictions_output=a.npz")
+    done = evaluated(f"model={toy_bundle}", "output=model.json", "predictions_output=a.npz")
     metrics = json.loads((tmp_path / "model.json").read_text())
     assert metrics == pytest.approx(expected(load_predictions(tmp_path / "a.npz")[0], corpus))
     assert f"{100 * metrics['test/PSP@5']:.2f}" in done.stdout
-    call("predictions=a.npz", "output=predictions.json")
+    evaluated("predictions=a.npz", "output=predictions.json")
     assert json.loads((tmp_path / "predictions.json").read_text()) == metrics
     assert {path.name for path in tmp_path.iterdir()} == {"model.json", "predictions.json", "a.npz"}

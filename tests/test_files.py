@@ -1,15 +1,19 @@
+import errno
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
+import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from prime_xmc import files
-from prime_xmc.files import locked, publishing, replacing, save_tensors, write_json, write_text
+from prime_xmc.files import locked, publishing, remove_leftovers, replacing, save_tensors, write_json, write_text
 
 
 def names(directory):
@@ -230,3 +234,125 @@ class TestPublishingAtOnce:
             publish_many((tmp_path / "cache", number, True))
         assert (tmp_path / "cache" / "a").read_text() == "2"
         assert names(tmp_path) == ["cache"]
+
+
+class TestLeftovers:
+    def test_those_of_a_process_that_was_killed(self, tmp_path, half_written):
+        process = multiprocessing.Process(target=os._exit, args=(9,))
+        process.start()
+        multiprocessing.connection.wait([process.sentinel])  # it has ended, and nobody has asked for its status
+        dead = [half_written(tmp_path / name, process.pid) for name in ("a", "within/b")]
+        alive = half_written(tmp_path / "c", os.getpid())
+        others = [tmp_path / ".c.0123", tmp_path / f"c.{'0' * 32}", tmp_path / f".c.{'g' * 32}"]
+        for path in others:
+            path.touch()
+        assert remove_leftovers(tmp_path, idle_hours=1, everywhere=False) == dead[:1]
+        process.join()
+        assert remove_leftovers(tmp_path, idle_hours=1, everywhere=True) == dead[1:]
+        assert all(path.exists() for path in (alive, *others))
+
+    def test_those_of_another_machine_when_nobody_has_touched_them_for_hours(self, tmp_path):
+        folder = tmp_path / f".model.{'a' * 32}"
+        folder.mkdir()
+        (folder / "weights").touch()
+        for path in (folder, folder / "weights"):
+            os.utime(path, (time.time() - 7200,) * 2)
+        assert not remove_leftovers(tmp_path, idle_hours=3, everywhere=False)
+        assert remove_leftovers(tmp_path, idle_hours=1, everywhere=False) == [folder]
+        assert not folder.exists()
+
+    def test_names_tell_the_process(self, tmp_path):
+        with replacing(tmp_path / "a") as temporary:
+            temporary.touch()
+            assert files._TEMPORARY.fullmatch(temporary.name)["process"] == f"{os.getpid():08x}"
+            assert not remove_leftovers(tmp_path, idle_hours=0, everywhere=True)
+            assert temporary.exists()
+
+    def test_where_nothing_is(self, tmp_path):
+        assert remove_leftovers(tmp_path / "nowhere", idle_hours=0, everywhere=True) == []
+
+
+@pytest.fixture
+def small_files():
+    """Lets no file grow above 64 KiB, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_with_faiss(path):
+    faiss = pytest.importorskip("faiss")
+    index = faiss.IndexFlatIP(100)
+    index.add(np.zeros((1000, 100), dtype=np.float32))
+    faiss.write_index(index, str(path))
+
+
+def write_to_file(path):
+    with path.open("wb") as file:
+        np.zeros(100_000).tofile(file)
+
+
+WRITERS = {
+    "torch": lambda path: torch.save({"a": torch.zeros(100_000)}, path),
+    "safetensors": lambda path: save_tensors(path, {"a": torch.zeros(100_000)}),
+    "faiss": write_with_faiss,
+    "numpy": write_to_file,
+    "text": lambda path: path.write_text("a" * 100_000),
+}
+
+
+@pytest.mark.parametrize("library", WRITERS)
+class TestFullDisk:
+    """Whatever a library says of it, the error names the file as it would have been called."""
+
+    def test_of_a_file(self, tmp_path, small_files, library):
+        path = tmp_path / "a" / "file"
+        write_text(path, "old")
+        with pytest.raises(OSError, match="File too large") as error, replacing(path) as temporary:
+            WRITERS[library](temporary)
+        assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
+        assert path.read_text() == "old"
+        assert names(path.parent) == ["file"]
+
+    def test_of_a_folder(self, tmp_path, small_files, library):
+        def write():
+            with publishing(tmp_path / "model", replace=True) as temporary:
+                write_text(temporary / "config.json", "{}")
+                WRITERS[library](temporary / "file")
+
+        with pytest.raises(OSError, match="File too large") as error:
+            write()
+        assert error.value.errno == errno.EFBIG
+        assert error.value.filename in (str(tmp_path / "model"), str(tmp_path / "model" / "file"))
+        assert names(tmp_path) == []
+
+
+def test_a_defect_while_writing_stays_what_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match="a defect"), replacing(tmp_path / "a"):
+        raise RuntimeError("a defect")
+    with pytest.raises(OSError, match="elsewhere") as error, publishing(tmp_path / "b", replace=True):
+        raise FileNotFoundError(errno.ENOENT, "not here", "/elsewhere")
+    assert error.value.filename == "/elsewhere"
+
+
+def test_finding_out_the_reason_changes_no_file_that_is_linked(tmp_path):
+    write_text(tmp_path / "needed", "needed")
+
+    def fail(place, linked):
+        os.link(tmp_path / "needed", linked)
+        raise RuntimeError(f"a defect in {place}")
+
+    with pytest.raises(RuntimeError, match="defect in a"), publishing(tmp_path / "a", replace=True) as temporary:
+        fail("a", temporary / "linked")
+    with pytest.raises(RuntimeError, match="defect in b"), replacing(tmp_path / "b") as temporary:
+        fail("b", temporary)
+    assert (tmp_path / "needed").read_text() == "needed"
+    assert names(tmp_path) == ["needed"]
+
+
+def test_a_folder_that_cannot_be_made_is_called_by_its_name(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError) as error, publishing(tmp_path / "file" / "model", replace=True):
+        pass
+    assert ".model." not in str(error.value)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -28,9 +27,9 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_add_from_the_command_line(model, files):
-    command = [sys.executable, "-m", "prime_xmc.labels", "add", "model=model", "labels=new.csv", "queries=few.csv"]
-    done = subprocess.run([*command, "output=second"], cwd=files, capture_output=True, text=True, check=True)
+def test_add_from_the_command_line(model, files, call):
+    done = call("labels", "add", "model=model", "labels=new.csv", "queries=few.csv", "output=second", cwd=files)
+    assert done.returncode == 0, done.stderr
     assert "second: version 2, 50 labels" in done.stderr
     assert done.stdout == ""
     records = [json.loads(line) for line in (files / "second" / "labels.jsonl").read_text().splitlines()]

@@ -1,8 +1,5 @@
 """The entry point, from configuration and command line."""
 
-import subprocess
-import sys
-
 from omegaconf import OmegaConf
 
 
@@ -23,9 +20,8 @@ def test_overrides_of_train_are_overrides_of_plan(compose):
     }
 
 
-def test_through_a_process(tmp_path):
-    command = [sys.executable, "-m", "prime_xmc.plan", "dataset=custom", f"dataset.dir={tmp_path}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+def test_through_a_process(call, tmp_path):
+    done = call("plan", "dataset=custom", f"dataset.dir={tmp_path}", cwd=tmp_path)
     assert done.returncode == 1
     assert "its size is unknown: give num_labels=... num_queries=... num_test_queries=..." in done.stderr
     assert "Traceback" not in done.stderr

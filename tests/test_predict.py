@@ -57,13 +57,12 @@ class TestProcess:
         assert "≠".encode() in out  # not escaped
         assert list(tmp_path.iterdir()) == []  # no log, no folder of Hydra's
 
-    def test_broken_input_ends_with_file_line_and_value(self, toy_bundle, tmp_path):
+    def test_broken_input_ends_with_file_line_and_value(self, toy_bundle, call, tmp_path):
         (tmp_path / "queries.jsonl").write_text('{"query": "red"}\n{"query": 7}\n')
-        process = start(tmp_path, f"model={toy_bundle}", "input=queries.jsonl", "output=out/found.jsonl")
-        out, err = process.communicate()
-        assert (process.returncode, out) == (1, b"")
-        assert "queries.jsonl, line 2: field 'query' is 7; expected a string there" in err.decode()
-        assert "Traceback" not in err.decode()
+        done = call("predict", f"model={toy_bundle}", "input=queries.jsonl", "output=out/found.jsonl", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "queries.jsonl, line 2: field 'query' is 7; expected a string there" in done.stderr
+        assert "Traceback" not in done.stderr
         assert list((tmp_path / "out").iterdir()) == []
 
     def test_reader_who_has_had_enough(self, toy_bundle, tmp_path):
@@ -303,7 +302,7 @@ class TestRun:
         assert [row["query"] for row in found] == [query for query in QUERIES for _ in range(3)]
 
 
-def test_a_killed_process_is_gone_on_with(toy_bundle, tmp_path):
+def test_a_killed_process_is_gone_on_with(predict, toy_bundle, call, tmp_path):
     """The output of two processes, the first of them killed within a chunk, is that of one, byte for byte."""
     lines = [
         f'{{"id": {number}, "query": "{colour} {thing} {number}"}}\n'
@@ -312,7 +311,7 @@ def test_a_killed_process_is_gone_on_with(toy_bundle, tmp_path):
         )
     ]
     (tmp_path / "queries.jsonl").write_text("".join(lines))
-    arguments = f"model={toy_bundle}", "input=queries.jsonl", "chunk=8", "device=cpu"
+    arguments = f"model={toy_bundle}", f"input={tmp_path}/queries.jsonl", "chunk=8", "device=cpu"
     partial, progress = tmp_path / ".found.csv.partial", tmp_path / ".found.csv.progress"
     with start(tmp_path, *arguments, "output=found.csv") as process:
         while not progress.exists() or progress.read_bytes().count(b"\n") < 2:
@@ -323,12 +322,10 @@ def test_a_killed_process_is_gone_on_with(toy_bundle, tmp_path):
     assert 0 < noted["queries"] < len(lines)
     with partial.open("ab") as file:
         file.write(b'{"id": 7, "qu')
-    process = start(tmp_path, *arguments, "output=found.csv", "resume=true")
-    _, err = process.communicate()
-    assert process.returncode == 0
-    assert f"going on after {noted['queries']:,} queries that are answered already" in err.decode()
-    process = start(tmp_path, *arguments, "output=whole.csv")
-    process.communicate()
+    done = call("predict", *arguments, "output=found.csv", "resume=true", "verify=full", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"going on after {noted['queries']:,} queries that are answered already" in done.stderr
+    predict(f"model.dir={toy_bundle}", *arguments[1:], f"output={tmp_path}/whole.csv")
     assert (tmp_path / "found.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert (tmp_path / "whole.csv").read_bytes().count(b"\n") == 1 + 5 * len(lines)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["found.csv", "queries.jsonl", "whole.csv"]

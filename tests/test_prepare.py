@@ -1,7 +1,6 @@
 import json
-import os
-import subprocess
-import sys
+
+import pytest
 
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.prepare import run
@@ -29,9 +28,8 @@ def test_prepares_once_and_describes(compose, tiny_encoder_dir, toy_dataset, tmp
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_through_a_process(tiny_encoder_dir, toy_dataset, tmp_path):
-    command = [sys.executable, "-m", "prime_xmc.prepare", *overrides(tiny_encoder_dir, toy_dataset, "cache")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+def test_through_a_process(tiny_encoder_dir, toy_dataset, call, tmp_path):
+    done = call("prepare", *overrides(tiny_encoder_dir, toy_dataset, "cache"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (directory,) = (tmp_path / "cache").iterdir()
     assert f"cache/{directory.name}" in done.stdout
@@ -40,10 +38,10 @@ def test_through_a_process(tiny_encoder_dir, toy_dataset, tmp_path):
     assert json.loads((directory / "manifest.json").read_text())["name"] == "custom"
 
 
-def test_missing_files_are_named_with_a_hint(tmp_path):
-    command = [sys.executable, "-m", "prime_xmc.prepare", "dataset=amazontitles131k", f"dataset.dir={tmp_path}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert f"LF-AmazonTitles-131K: trn.json, tst.json, lbl.json (or .json.gz) not found in {tmp_path}" in done.stderr
-    assert "Extreme Classification Repository" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_missing_files_are_named_with_a_hint(compose, tmp_path):
+    config = compose("dataset=amazontitles131k", f"dataset.dir={tmp_path}", f"cache_dir={tmp_path}", name="prepare")
+    with pytest.raises(FileNotFoundError, match="Extreme Classification Repository") as missing:
+        run(config)
+    assert f"LF-AmazonTitles-131K: trn.json, tst.json, lbl.json (or .json.gz) not found in {tmp_path}" in str(
+        missing.value
+    )

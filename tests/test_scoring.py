@@ -1,14 +1,18 @@
 """What follows the prototypes within a run, from end to end: an untrained model of the toy data set."""
 
 import gzip
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 
 import hydra
 import numpy as np
 import pytest
+import torch
+from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -24,6 +28,7 @@ from prime_xmc.scoring import LexicalSettings, check_ensemble, ensemble_settings
 from prime_xmc.stages import _same_debugging
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.classifier_module import ClassifierModule
+from prime_xmc.training.module import PrimeModule
 
 SCORERS = ("W", "neighbours", "lexical", "ensemble")
 QUICK = '["trainer.max_epochs=2","optimizer.lr=3e-2","callbacks.progress=null","trainer.log_every_n_steps=1"]'
@@ -221,7 +226,106 @@ def test_a_signal_in_the_second_stage_says_how_to_continue(train, tmp_path, monk
     assert ended.value.code == 143
     assert "Training is saved" in capsys.readouterr().err
     assert not (tmp_path / "metrics.json").exists()
+    assert (tmp_path / "classify" / "checkpoints" / "last.ckpt").is_file(), "saved after the step"
     assert prime_xmc.load(tmp_path / "model").scorer == "theta"
+
+
+PARTS = ("metrics.json", "predictions.npz", *(f"predictions_{scorer}.npz" for scorer in SCORERS))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "nth", "made_again"),
+    [
+        (ClassifierModule, "on_train_epoch_start", 2, ["train", "W", "neighbours", "lexical", "ensemble"]),
+        (prime_xmc.stages, "save_classifiers", 1, ["train", "W", "neighbours", "lexical", "ensemble"]),
+        (prime_xmc.scoring, "add_scorers", 1, ["W", "neighbours", "lexical", "ensemble"]),
+        (prime_xmc.scoring, "load_searcher", 3, ["lexical", "ensemble"]),
+    ],
+)
+def test_a_run_that_was_killed_in_a_later_stage_goes_on_there(
+    complete, train, tmp_path, monkeypatch, owner, name, nth, made_again
+):
+    """With the same files in the end, without the first stage and its test, and without what is finished."""
+    original, count = getattr(owner, name), itertools.count(1)
+    steps, step = [], ClassifierModule.training_step
+
+    def killed(*arguments, **keywords):
+        if next(count) == nth:
+            raise KilledError
+        return original(*arguments, **keywords)
+
+    def counted(module, *arguments):
+        steps.append(module.global_step)
+        return step(module, *arguments)
+
+    monkeypatch.setattr(ClassifierModule, "training_step", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed)
+        with pytest.raises(KilledError):
+            train(tmp_path)
+    made, before = [], len(steps)
+    load_searcher, train_classifiers = prime_xmc.scoring.load_searcher, prime_xmc.stages._train_classifiers
+
+    def fail(*_, **__):
+        pytest.fail("the first stage is done")
+
+    def searcher(*arguments, scorer, **keywords):
+        made.append(scorer)
+        return load_searcher(*arguments, scorer=scorer, **keywords)
+
+    def classifiers(*arguments, **keywords):
+        made.append("train")
+        return train_classifiers(*arguments, **keywords)
+
+    monkeypatch.setattr(Trainer, "test", fail)
+    monkeypatch.setattr(PrimeModule, "training_step", fail)
+    monkeypatch.setattr("prime_xmc.scoring.load_searcher", searcher)
+    monkeypatch.setattr("prime_xmc.stages._train_classifiers", classifiers)
+    train(tmp_path, f"ckpt_path={tmp_path}/checkpoints/last.ckpt")
+    folder, _ = complete
+    assert made == made_again
+    in_second_epoch = name == "on_train_epoch_start"
+    assert steps == list(range(2 * before if in_second_epoch else before)), "no step was made twice"
+    assert same(tmp_path / "metrics.json") == same(folder / "metrics.json")
+    assert same(tmp_path / "classify" / "metrics.json") == same(folder / "classify" / "metrics.json")
+    for path in (*PARTS[1:], "csv/metrics.csv", "classify/csv/metrics.csv", "classify/metrics.csv"):
+        assert (tmp_path / path).read_bytes() == (folder / path).read_bytes(), path
+    for path in ("classifiers/classifiers", "neighbours/neighbours", "lexical/lexical", "prototypes"):
+        found, wanted = (load_file(each / "model" / f"{path}.safetensors") for each in (tmp_path, folder))
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted), path
+    assert files(tmp_path) == files(folder)
+
+
+def same(path):
+    """Return the metrics of a run that are equal in equal runs."""
+    cost = ("seconds", "passes", "queries_per_second", "peak_rss", "git_commit")
+    return {name: value for name, value in json.loads(path.read_text()).items() if not any(c in name for c in cost)}
+
+
+def files(folder):
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    return {re.sub(r"-[0-9a-f]{8}\.banks", "-*.banks", name) for name in names if not name.startswith(".hydra")}
+
+
+class KilledError(BaseException):
+    """Ends a run at once, without what it does when it is asked to end."""
+
+
+def test_other_settings_of_the_second_stage_start_it_anew(complete, train, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prime_xmc.stages.save_classifiers", killed)
+        with pytest.raises(KilledError):
+            train(tmp_path)
+    assert (tmp_path / "classify" / "checkpoints" / "last.ckpt").is_file()
+    shorter = QUICK.replace("max_epochs=2", "max_epochs=1").replace("lr=3e-2", "lr=1e-2")
+    made = train(tmp_path, f"classify_settings={shorter}", f"ckpt_path={tmp_path}/checkpoints/last.ckpt")
+    assert made.metrics["classify/epochs"] == 1
+    assert not (tmp_path / "classify" / "checkpoints").exists()
+    assert made.metrics["test/P@1"] == complete[1].metrics["test/P@1"]
+    assert made.metrics["test/W/P@1"] == json.loads((tmp_path / "classify" / "metrics.json").read_text())["test/W/P@1"]
 
 
 def test_a_run_for_debugging_has_a_short_second_stage(train, tmp_path):

@@ -1,6 +1,7 @@
 """Runs that are continued, interrupted or in a folder that was used before: a tiny random encoder, toy data."""
 
 import gzip
+import itertools
 import json
 import os
 import signal
@@ -12,14 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from prime_xmc import stages
 from prime_xmc.app import compose as compose_config
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.stages import _same_device, classify_settings
 from prime_xmc.stages import train_prototypes as run
-from prime_xmc.training.callbacks import ExportModel
+from prime_xmc.training.callbacks import EpochTable, ExportModel, RebuildClusters
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.interruption import Interrupted
 from prime_xmc.training.module import PrimeModule
@@ -27,6 +30,7 @@ from prime_xmc.training.sharded import digest
 
 # The model's size is with its settings, which name folders and checkpoints.
 COST = ("train/seconds", "train/cpu_seconds", "train/queries_per_second", "seconds/", "predict/", "peak_rss_bytes")
+COST += ("git_commit",)  # which may change while tests are running
 COST = (*COST, "model_bytes")
 EPOCHS, STEPS = 2, 7  # 200 queries in batches of 32
 
@@ -180,8 +184,90 @@ def test_a_signal_before_anything_is_saved(train, tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit) as ended:
         train(tmp_path)
     assert ended.value.code == 143
-    assert "Nothing was saved that could be continued" in capsys.readouterr().err
+    assert "Training has not been saved yet. To start it again in its folder:" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+class KilledError(BaseException):
+    """Ends a run at once, without what it does when it is asked to end."""
+
+
+def killed_at(patch: pytest.MonkeyPatch, owner: object, name: str, nth: int = 1, *, after: bool = False) -> None:
+    """End the process of the run, as it were, at the n-th call of a function, before it or after it."""
+    original, count = getattr(owner, name), itertools.count(1)
+
+    def call(*arguments, **keywords):
+        now = next(count) == nth
+        if now and not after:
+            raise KilledError
+        result = original(*arguments, **keywords)
+        if now:
+            raise KilledError
+        return result
+
+    patch.setattr(owner, name, call)
+
+
+OFTEN = ["trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2", "checkpoint.every_n_minutes=1e-9"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(train, tmp_path_factory) -> Path:
+    """The folder of a run that validates after the second of its three epochs, and was left alone."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    train(folder, *OFTEN)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "nth", "after", "steps_again"),
+    [
+        (TextEncoder, "forward", 1, False, 3 * STEPS),  # of the first embeddings
+        (PrimeModule, "on_after_backward", STEPS + 3, False, 1),
+        (Trainer, "save_checkpoint", STEPS + 2, False, 1),
+        (RebuildClusters, "on_train_epoch_start", 3, False, 0),
+        (PrimeModule, "validation_step", 1, False, 1),
+        (EpochTable, "on_train_epoch_end", 2, True, 1),
+        (ShardedCheckpointIO, "save_checkpoint", 3 * STEPS, False, 1),
+        (stages, "save_bundle", 2, False, 0),
+        (PrimeModule, "test_step", 1, False, 0),
+        (stages, "write_json", 1, False, 0),
+    ],
+)
+def test_a_killed_run_ends_as_the_uninterrupted_one(
+    train, unbroken, tmp_path, seen, owner, name, nth, after, steps_again
+):
+    """In all its files, those with the curves included, and without the work that its checkpoint has."""
+    folder = tmp_path / "run"
+    cold = [f"cache_dir={tmp_path}/cache"] if steps_again == 3 * STEPS else []
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(patch, owner, name, nth, after=after)
+        with pytest.raises(KilledError):
+            train(folder, *OFTEN, *cold)
+    assert not (folder / "metrics.json").exists()
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    train(folder, *OFTEN, *cold, *([f"ckpt_path={checkpoint}"] if checkpoint.exists() else []))
+    if steps_again < 3 * STEPS:
+        assert sum(map(len, seen.values())) == 3 * STEPS + steps_again
+    assert results(folder) == results(unbroken)
+    for path in ("metrics.csv", "csv/metrics.csv", "predictions.npz"):
+        assert (folder / path).read_bytes() == (unbroken / path).read_bytes(), path
+    described = [json.loads((each / "model" / "prime_config.json").read_text()) for each in (folder, unbroken)]
+    assert described[0]["settings"]["config"]["ckpt_path"] is described[1]["settings"]["config"]["ckpt_path"] is None
+    assert_same_run(folder, unbroken)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in unbroken.iterdir()}
+
+
+def test_metrics_say_after_which_epoch_the_run_was_validated(unbroken):
+    metrics = results(unbroken)
+    assert (metrics["val/epoch"], metrics["train/epochs"]) == (2, 3)
+
+
+def test_a_run_that_is_continued_by_another_name_of_its_folder_keeps_its_checkpoint(train, tmp_path):
+    train(tmp_path / "run", "trainer.max_epochs=1", "test=false")
+    (tmp_path / "link").symlink_to("run")
+    metrics = train(tmp_path / "run", "test=false", f"ckpt_path={tmp_path}/link/checkpoints/last.ckpt")
+    assert metrics["train/epochs"] == EPOCHS
 
 
 def test_a_checkpoint_every_few_steps_continues_within_the_epoch(train, complete, tmp_path, seen):
@@ -293,6 +379,14 @@ def test_results_of_an_earlier_run_in_the_folder_go_when_another_begins(train, t
     assert not names & {"metrics.json", "predictions.npz", "model"}
 
 
+def test_settings_of_a_run_come_from_its_command_line_alone(train, complete, tmp_path):
+    """Nothing happens to a run whose folder is named without its settings."""
+    for folder in (tmp_path, complete):
+        with pytest.raises(ValueError, match=f"resume={complete} is for the command line: prime-xmc-train resume="):
+            train(folder, f"resume={complete}")
+    assert (complete / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_a_run_from_python_has_a_folder_and_its_configuration(overrides, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = compose_config("train", [*overrides, "trainer.max_epochs=1", "test=false"])
@@ -351,6 +445,7 @@ def test_the_printed_command_continues_the_run(quick, complete, tmp_path):
     assert process.returncode == 143
     last = ShardedCheckpointIO().load_checkpoint(folder / "checkpoints" / "last.ckpt")
     printed = errors.strip().splitlines()[-1]
+    assert " resume=" in printed
     shorter = f"{printed} trainer.max_steps={last['global_step'] + 3}"
     done = subprocess.run(shorter, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -359,10 +454,10 @@ def test_the_printed_command_continues_the_run(quick, complete, tmp_path):
 
 
 @pytest.mark.slow
-def test_output_that_cannot_be_written_costs_nothing(quick, tmp_path):
-    command = [*quick, "trainer.max_epochs=1"]
+def test_output_that_cannot_be_written_costs_nothing(quick, overrides, call, tmp_path):
+    short = ["test=false", "trainer.max_epochs=1"]
     ascii_only = subprocess.run(
-        [*command, "hydra.run.dir=ascii"],
+        [*quick, "trainer.max_epochs=1", "hydra.run.dir=ascii"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
         capture_output=True,
@@ -370,12 +465,10 @@ def test_output_that_cannot_be_written_costs_nothing(quick, tmp_path):
         check=False,
     )
     with open("/dev/full", "w") as full:
-        onto_full = subprocess.run(
-            [*command, "hydra.run.dir=full"], cwd=tmp_path, stdout=full, capture_output=False, timeout=120, check=False
-        )
+        onto_full = call("train", *overrides, *short, "hydra.run.dir=full", cwd=tmp_path, stdout=full)
     read, write = os.pipe()
     os.close(read)
-    into_pipe = subprocess.run([*command, "hydra.run.dir=pipe"], cwd=tmp_path, stdout=write, timeout=120, check=False)
+    into_pipe = call("train", *overrides, *short, "hydra.run.dir=pipe", cwd=tmp_path, stdout=write)
     os.close(write)
     assert (ascii_only.returncode, onto_full.returncode, into_pipe.returncode) == (0, 0, 0)
     assert all((tmp_path / name / "metrics.json").is_file() for name in ("ascii", "full", "pipe"))

@@ -19,14 +19,17 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from prime_xmc.command_line.arguments import UnknownOptionError, prepare, prepare_settings
-from prime_xmc.command_line.checks import OPTIONAL_GROUPS, check_groups, check_values
+from prime_xmc.command_line.checks import OPTIONAL_GROUPS, all_keys, check_groups, check_used, check_values
 from prime_xmc.command_line.messages import composition_message, dotted, option_message, user_message
 from prime_xmc.command_line.migration import add_keys, update_targets, wrap_logger
+from prime_xmc.command_line.resuming import expand_resume
+from prime_xmc.command_line.system_messages import with_place
 from prime_xmc.command_line.targets import OPTION, VARIABLE, check_file_of_run, check_targets, is_run_folder
 from prime_xmc.command_line.usage import help_of
 from prime_xmc.conf_files import config_dir, entries, groups
@@ -130,23 +133,34 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str, *, keeps_folder:
     _end_quietly_when_interrupted()
     configs = config_dir()
     _answer_at_once(name, configs)
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        sys.stderr.write("the current folder has been removed: change to one that is there\n")
+        sys.exit(1)
     if OPTION in sys.argv:
         sys.argv.remove(OPTION)
         os.environ[VARIABLE] = "1"
+    if here not in sys.path and not sys.flags.safe_path:
+        sys.path.append(here)  # where `python -m` finds modules, so that console scripts find them too
     try:
+        sys.argv[1:] = expand_resume(sys.argv[1:], name, configs)
         short_model = any(entry.key == "model.dir" for entry in entries(configs / f"{name}.yaml"))
         sys.argv[1:] = prepare(sys.argv[1:], name, configs, short_model=short_model)
     except UnknownOptionError as error:
         sys.stderr.write(f"{option_message(error, known_keys(name))}\n")
         sys.exit(2)
+    except ValueError as error:
+        if os.environ.get(FULL_ERROR) == "1":
+            raise
+        sys.stderr.write(visible(f"{error}\n"))
+        sys.exit(1)
     try:
         for path in _files_of_runs(sys.argv[1:], name):
             check_file_of_run(path)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(1)
-    if os.getcwd() not in sys.path and not sys.flags.safe_path:
-        sys.path.append(os.getcwd())  # where `python -m` finds modules, so that console scripts find them too
     complete = os.environ.get(FULL_ERROR) == "1"
     failures: list[str] = []
     job = _make_job(task, name, complete, failures, keeps_folder)
@@ -172,8 +186,11 @@ def _files_of_runs(arguments: list[str], name: str) -> Iterator[Path]:
     """Yield the configuration files of run folders that a command line names."""
     chosen = get_args_parser().parse_args(arguments)
     for folder in (chosen.config_path, chosen.config_dir):
-        if folder is not None and is_run_folder(Path(folder)):
-            yield Path(folder, f"{(chosen.config_name or name).removesuffix('.yaml')}.yaml")
+        if folder is None:
+            continue
+        path = Path(folder, f"{(chosen.config_name or name).removesuffix('.yaml')}.yaml")
+        if is_run_folder(Path(folder)) or is_run_folder(path.parent):  # --config-path <run> --config-name .hydra/config
+            yield path
 
 
 def compose(name: str, overrides: list[str]) -> DictConfig:
@@ -231,13 +248,45 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
     chosen = {str(group).partition("@")[0] for group in hydra_config.runtime.choices}
     overrides = OverridesParser.create().parse_overrides([str(each) for each in hydra_config.overrides.task])
     _check_sources(config, hydra_config, [each.key_or_group for each in overrides])
+    check_used(config, overrides, {str(group): str(option) for group, option in hydra_config.runtime.choices.items()})
+    _check_settings(config, hydra_config.job.config_name, overrides, chosen, name)
+    of_others = Path(main) != configs or any(
+        source.provider == "command-line" for source in hydra_config.runtime.config_sources
+    )
+    if of_others:  # what somebody's own files set is not on the command line
+        with own_configs():
+            defaults = hydra.compose(name, ["dataset=custom"] if "dataset" in config else [])
+        check_values(config, defaults, all_keys(config), name)
+    for key in ("classify", "classify_settings"):
+        if isinstance(config.get(key), ListConfig) and len(config[key]):
+            given = OverridesParser.create().parse_overrides([str(each) for each in config[key]])
+            second = _compose("classify", [str(each) for each in config[key]])
+            stage_groups = {group.name for group in groups(configs / "classify.yaml")}
+            try:
+                _check_settings(second, "classify", given, stage_groups, "classify")
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+
+
+def _check_settings(
+    config: DictConfig, config_name: str, overrides: list[Override], chosen: set[str], command: str
+) -> None:
+    """Check the values that a command line sets.
+
+    Args:
+        config: The composed configuration.
+        config_name: Name of its file.
+        overrides: What the command line sets and chooses.
+        chosen: Groups of which it chooses an option.
+        command: Entry point whose keys they are.
+    """
     settings = [each for each in overrides if each.key_or_group not in chosen and not each.is_delete()]
     if settings:
         choices = [str(each.input_line) for each in overrides if each.key_or_group in chosen]
-        reference = _compose(hydra_config.job.config_name, choices)
+        reference = _compose(config_name, choices)
     else:
         reference = config
-    check_values(config, reference, [each.key_or_group for each in settings])
+    check_values(config, reference, [each.key_or_group for each in settings], command)
 
 
 def _check_sources(config: DictConfig, hydra_config: DictConfig, given: list[str]) -> None:
@@ -252,7 +301,9 @@ def _check_sources(config: DictConfig, hydra_config: DictConfig, given: list[str
         ValueError: If it names one that is no part of a training.
     """
     for source in hydra_config.runtime.config_sources:
-        if not source.path or not is_run_folder(Path(source.path)):
+        named = Path(source.path or ".", f"{hydra_config.job.config_name}.yaml")
+        of_run = named.is_file() and is_run_folder(named.parent)
+        if not source.path or not (of_run or is_run_folder(Path(source.path))):
             continue
         check_targets(config, given, config_dir(), source.path)
         for key in {"classify", "classify_settings"} - set(given):
@@ -322,7 +373,7 @@ def _make_job(
                 else:
                     result = task(config)
             except Exception as error:
-                message = None if complete else user_message(error)
+                message = None if complete else user_message(with_place(error, folder.in_words()))
                 explained = message or "".join(traceback.format_exception(error)).rstrip()
                 if HydraConfig.get().mode is RunMode.MULTIRUN:
                     if message is None:
@@ -365,9 +416,28 @@ class _VisibleMessages(logging.Filter):
         return True
 
 
+def _tell_once(handler: logging.Handler) -> Callable[[logging.LogRecord], None]:
+    """Return what a handler of the log does where it cannot write: a line once, in place of a traceback each time."""
+    told = False
+
+    def handle(record: logging.LogRecord) -> None:
+        nonlocal told
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            logging.Handler.handleError(handler, record)
+        elif not told:
+            told = True
+            place = getattr(handler, "baseFilename", None) or "the output"
+            with suppress(OSError, ValueError):
+                sys.stderr.write(f"{place}: {error.strerror or error}; the log goes on without it\n")
+
+    return handle
+
+
 def _follow_streams() -> None:
-    """Let the lines of the log appear above a progress bar rather than behind it."""
+    """Let lines of the log appear above a progress bar rather than behind it, and a full disk not end in tracebacks."""
     for handler in logging.getLogger().handlers:
+        handler.handleError = _tell_once(handler)  # type: ignore[method-assign,assignment]
         for name in ("stdout", "stderr"):
             if isinstance(handler, logging.StreamHandler) and handler.stream is getattr(sys, name):
                 handler.stream = _CurrentStream(name)  # setStream would flush, which fails on a full disk
@@ -392,6 +462,10 @@ class _RunFolder:
             and not (logs.is_file() and logs.stat().st_size)
         )
 
+    def in_words(self) -> str | None:
+        """Return where a file may be of which it is only known that it cannot be written; None without a folder."""
+        return None if self.subfolder is None else f"the output, or a file in {self.path}"
+
     def log(self, message: str) -> None:
         """Write an error to the log in the folder; the terminal shows it anyway."""
         record = logging.LogRecord(PACKAGE, logging.ERROR, "", 0, message, None, None)
@@ -400,7 +474,7 @@ class _RunFolder:
 
     def remove_if_unused(self) -> None:
         """Remove the folder, and empty ones above it, if it was new and nothing has been written to it since."""
-        if not self.is_new:
+        if not self.is_new or not self.path.is_dir():  # somebody has removed it
             return
         for path in self.path.rglob("*"):
             inside = path.relative_to(self.path).parts[0]
@@ -409,7 +483,7 @@ class _RunFolder:
         for handler in self._handlers():
             logging.getLogger().removeHandler(handler)
             handler.close()
-        shutil.rmtree(self.path)
+        shutil.rmtree(self.path, ignore_errors=True)
         with suppress(OSError):  # the first one that is not empty
             for parent in self.path.parents:
                 if not parent.is_relative_to(Path.cwd()) or parent == Path.cwd():
@@ -427,7 +501,18 @@ def _explained(error: Exception, name: str) -> str:
         return composition_message(error, known_keys(name))
     if isinstance(error, HydraException):
         return str(error)
-    return user_message(error) or "".join(traceback.format_exception(error)).rstrip()
+    return (
+        user_message(with_place(error, _where_hydra_writes(error)))
+        or "".join(traceback.format_exception(error)).rstrip()
+    )
+
+
+def _where_hydra_writes(error: Exception) -> str | None:
+    """Return the place where Hydra was writing when it raised an error, None for errors of anything else."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") == "hydra.core.utils" and "output_dir" in frame.f_locals:
+            return f"a file in {frame.f_locals['output_dir']}"
+    return None
 
 
 @contextmanager

@@ -383,6 +383,11 @@ def check_model(config: DictConfig) -> None:
         raise ValueError(
             f"index={config.index.kind} is for unit vectors, and one-vs-all classifiers are none: give index=exact"
         )
+    if config.sampling.clusters.first_epoch is not None:
+        raise ValueError(
+            f"sampling.clusters.first_epoch={config.sampling.clusters.first_epoch}: one-vs-all classifiers see all "
+            "labels in every step, and no clusters of queries are made for them; leave sampling=random as it is"
+        )
 
 
 def _check_mined(config: DictConfig) -> None:
@@ -397,6 +402,11 @@ def _check_mined(config: DictConfig) -> None:
         raise ValueError(
             f"sampling.mined.first_epoch={mined.first_epoch} wants labels to be searched, and nothing searches them, "
             "since callbacks.mined is null: give sampling.mined.first_epoch=null"
+        )
+    if mined.first_epoch is not None and (config.trainer.get("overfit_batches") or 0) > 0:
+        raise ValueError(
+            f"trainer.overfit_batches={config.trainer.overfit_batches} trains on the same batches in every epoch, made "
+            "before labels are searched, which they would never have: give sampling.mined.first_epoch=null"
         )
     if not mined.alone:
         return
@@ -582,7 +592,7 @@ def make_classifier_data(config: DictConfig, predictor: Predictor) -> PrimeDataM
         FileNotFoundError: If raw files are missing.
         ValueError: If it is not the data set of the model, or the model does not say what it was trained on.
     """
-    model_corpus(config, predictor)
+    corpus = model_corpus(config, predictor)
     settings = predictor.config["settings"]
     try:
         seed, num_validation = settings["seed"], settings["config"]["dataset"]["num_validation"]
@@ -598,4 +608,5 @@ def make_classifier_data(config: DictConfig, predictor: Predictor) -> PrimeDataM
         max_length=predictor.config["max_length"],
         num_validation=num_validation,
         seed=seed,
+        corpus=corpus,
     )

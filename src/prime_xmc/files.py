@@ -2,11 +2,16 @@
 
 import ctypes
 import errno
+import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +23,8 @@ from filelock import FileLock
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield the path of a new file beside `path`, whose place it takes at the end.
 
-    The folder is made if need be. Where the block raises, the new file goes and what was at `path` stays.
+    The folder is made if need be. Where the block raises, the new file goes and what was at `path` stays. An error of
+    writing, such as that of a full disk, names `path`, whichever library has written.
 
     Args:
         path: Name of the file.
@@ -27,6 +33,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     Raises:
         IsADirectoryError: If there is a folder of that name.
+        OSError: If it cannot be written.
 
     Example:
         with replacing(path) as temporary:
@@ -34,17 +41,21 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     if path.is_dir():  # now, rather than when the file is complete
         raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a file", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _name_beside(path)
-    try:
-        yield temporary
-        if durable:
-            flush(temporary)
-        os.replace(temporary, path)
-        if durable:
-            flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with named_in_errors(temporary, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if durable:
+                flush(temporary)
+            os.replace(temporary, path)
+            if durable:
+                flush(path.parent)
+        except BaseException as error:
+            _raise_reason(error, temporary)
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -65,17 +76,21 @@ def publishing(directory: Path, *, replace: bool) -> Iterator[Path]:
             write_json(temporary / "config.json", config)
     """
     temporary = _name_beside(directory)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        _set_modes(temporary)
-        for path in (*temporary.rglob("*"), temporary):
-            if not path.is_symlink():
-                flush(path)
-        _rename_folder(temporary, directory, replace)
-        flush(directory.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with named_in_errors(temporary, directory):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            _set_modes(temporary)
+            for path in (*temporary.rglob("*"), temporary):
+                if not path.is_symlink():
+                    flush(path)
+            _rename_folder(temporary, directory, replace)
+            flush(directory.parent)
+        except BaseException as error:
+            _raise_reason(error, temporary)
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -127,9 +142,141 @@ def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     path.chmod(mode)  # safetensors lets only the owner read its files
 
 
+def remove_leftovers(folder: Path, *, idle_hours: float | int, everywhere: bool) -> list[Path]:
+    """Remove what processes that were killed have left half written: files and folders under a temporary name.
+
+    What a living process is writing stays. That of another machine, or of a version that did not put its process into
+    the name, cannot be asked for: what it has left is removed when nothing in it has changed for some hours.
+
+    Args:
+        folder: Folder to look in; it need not exist.
+        idle_hours: Hours without a change after which what cannot be asked for counts as left.
+        everywhere: Whether to look in the folders within it, too.
+
+    Returns:
+        What was removed.
+    """
+    found: list[Path] = []
+    for directory, folders, names in os.walk(folder):
+        left = [
+            name
+            for name in (*folders, *names)
+            if (match := _TEMPORARY.fullmatch(name)) and _is_left(match, directory, idle_hours)
+        ]
+        found += [Path(directory, name) for name in left]
+        folders[:] = [name for name in folders if name not in left] if everywhere else []
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+_TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})(?P<process>[0-9a-f]{8})[0-9a-f]{16}", re.DOTALL)
+
+
+@contextmanager
+def named_in_errors(temporary: Path, path: Path) -> Iterator[None]:
+    """Let errors of the block name a file or folder, or a file in it, as it would be called in the end.
+
+    Args:
+        temporary: Its name while it is written, which errors of a full disk mean that name no file.
+        path: Its name in the end.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename
+        if not isinstance(where, str | bytes | os.PathLike) and (where is not None or error.errno not in _NO_ROOM):
+            raise
+        inside = temporary if where is None else Path(os.fsdecode(where))
+        if error.errno is None or not inside.is_relative_to(temporary):
+            raise
+        reason = os.strerror(error.errno) if where is None else error.strerror  # pyarrow's is a story
+        raise OSError(error.errno, reason, str(path / inside.relative_to(temporary))) from error
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_SYSTEM_ERROR = re.compile(r"\((?:os error|errno) (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
+
+
+def _raise_reason(error: BaseException, temporary: Path) -> None:
+    """Raise the system's reason where a library has failed to write and does not hand on the reason as an OSError.
+
+    What says so in words that nobody can mend, such as torch's "unexpected pos", is told by trying to write some more.
+
+    Args:
+        error: What a block has raised that writes a file, or files in a folder.
+        temporary: The file or folder, whose content nobody needs any more.
+    """
+    if not isinstance(error, Exception) or (isinstance(error, OSError) and error.errno is not None):
+        return
+    found = _SYSTEM_ERROR.search(str(error))
+    number = int(found[1] or found[2]) if found else _refusal(temporary)
+    if number in (*_NO_ROOM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ENOMEM):
+        raise OSError(number, os.strerror(number), str(temporary)) from error
+
+
+def _refusal(temporary: Path) -> int:
+    """Return the number of the error with which the system refuses more bytes for a file, or in a folder; or 0.
+
+    They go to a file of its own, behind as many bytes as the largest one has: others may be links to what is needed.
+    """
+    written = [path for path in (temporary, *temporary.rglob("*")) if path.is_file()]
+    beside = temporary / "more" if temporary.is_dir() else _name_beside(temporary)
+    try:
+        with beside.open("xb", buffering=0) as file:
+            file.seek(max((path.stat().st_size for path in written), default=0))
+            content = memoryview(bytes(2**16))
+            while content:
+                content = content[file.write(content) or 0 :]
+    except OSError as refused:
+        return refused.errno if refused.errno in _NO_ROOM else 0
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+    return 0
+
+
 def _name_beside(path: Path) -> Path:
-    """Return a hidden name in the same folder, which no other process takes."""
-    return path.with_name(f".{path.name}.{uuid4().hex}")
+    """Return a hidden name in the same folder, which no other process takes and which tells this one."""
+    return path.with_name(f".{path.name}.{_machine()}{os.getpid():08x}{uuid4().hex[:16]}")
+
+
+@cache
+def _machine() -> str:
+    """Return what tells apart where the number of a process has a meaning: machine, its start and its container."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):  # not on Linux
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"), os.readlink("/proc/self/ns/pid")]
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=4).hexdigest()
+
+
+def _is_alive(process: int) -> bool:
+    """Return whether a process of this machine is there and has not ended."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    with suppress(OSError):  # not on Linux
+        # one that has ended stays in the list until its parent has asked for its status
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in ("Z", "X")
+    return True
+
+
+def _is_left(name: re.Match[str], directory: str, idle_hours: float | int) -> bool:
+    """Return whether nobody writes any more what has a temporary name."""
+    if name["machine"] == _machine():
+        return not _is_alive(int(name["process"], 16))
+    path = Path(directory, name.string)
+    try:
+        changed = max(each.lstat().st_mtime for each in (path, *path.rglob("*")))
+    except OSError:  # somebody is at it
+        return False
+    return time.time() - changed > 3600 * idle_hours
 
 
 def _set_modes(directory: Path) -> None:

@@ -4,8 +4,10 @@ Nothing here knows what a model or a run is. SECURITY.md says what is trusted an
 """
 
 import json
+import os
 import reprlib
 import struct
+import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,9 @@ def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
     """Refuse files that a link takes out of their folder: what is read, copied or uploaded would be the reader's own.
 
     The folder itself may be reached through links. In the cache of the Hugging Face hub, the files of a repository are
-    links to the blobs of the same repository, which are allowed; the folder may be one within the repository.
+    links to the blobs of the same repository, which are allowed; the folder may be one within the repository. So are
+    links in packages that are installed in this environment: `uv pip install --link-mode=symlink` makes them, and
+    packages are trusted.
 
     Args:
         folder: The folder.
@@ -82,6 +86,8 @@ def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
     Raises:
         ValueError: If one leads out of it.
     """
+    if _is_installed(folder):
+        return
     roots = [folder.resolve()]
     roots += [parent.parent / "blobs" for parent in roots[0].parents if parent.name == "snapshots"][:1]
     paths = folder.rglob("*") if names is None else (folder / name for name in names)
@@ -91,6 +97,13 @@ def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
                 f"{path} is a link to {path.resolve()}, outside of its folder: a folder from elsewhere could show or "
                 "copy your own files in this way. Put the file itself there if you trust it"
             )
+
+
+def _is_installed(folder: Path) -> bool:
+    """Return whether a folder is one of a package that is installed in the environment of this Python."""
+    path = Path(os.path.abspath(folder))  # by its name: a link that leads there may be anybody's
+    places = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    return any(path.is_relative_to(place) for place in places)
 
 
 def check_tensors_file(path: Path) -> dict[str, Any]:

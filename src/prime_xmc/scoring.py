@@ -35,6 +35,7 @@ from prime_xmc.index.lexical import LexicalIndex, LexicalSearch, Postings, build
 from prime_xmc.index.lexical_training import train_postings
 from prime_xmc.index.neighbours import Neighbours, VoteSearch, check_vote
 from prime_xmc.index.search import ExactSearch, FaissSearch, Search, faiss_problem
+from prime_xmc.training.kept import KeptParts, Part
 from prime_xmc.training.query_embeddings import Encoded, EncodedQueries
 
 logger = logging.getLogger(__name__)
@@ -189,7 +190,9 @@ class FinishedScorers(NamedTuple):
     milliseconds: dict[str, float]
 
 
-def finish_scorers(config: DictConfig, model: FinishedModel, scorers: Scorers, run_dir: Path) -> FinishedScorers:
+def finish_scorers(
+    config: DictConfig, model: FinishedModel, scorers: Scorers, run_dir: Path, kept: KeptParts
+) -> FinishedScorers:
     """Choose the weights of a model's scorers, add these to the model, and test them.
 
     The weights are chosen on the validation queries, which neither prototypes nor classifiers have seen, and which do
@@ -200,6 +203,7 @@ def finish_scorers(config: DictConfig, model: FinishedModel, scorers: Scorers, r
         model: The model with its data.
         scorers: The scorers to add.
         run_dir: Folder in which the predictions for the test split are saved.
+        kept: Where what took long is kept until the run is finished: lexical vectors, weights, rankings of the test.
 
     The probabilities of their scores are fitted on the validation queries too, by the same rankings.
 
@@ -211,18 +215,33 @@ def finish_scorers(config: DictConfig, model: FinishedModel, scorers: Scorers, r
     prototypes = read_prototypes(model.folder, device)
     classifiers = None if scorers.classifiers is None else scorers.classifiers.to(device)
     voters = data.sampler.query_ids
+    about = {
+        "model": model.digest,
+        "scorers": [scorers.classifier_settings, scorers.k, scorers.temperature, scorers.lexical],
+        "ensemble": OmegaConf.to_container(settings, resolve=True),
+    }
+
+    def lexical_tables(name: str, ids: Int64[np.ndarray, " query"]) -> LexicalTables:
+        assert scorers.lexical is not None
+        return _kept_tables(kept, name, {"lexical": scorers.lexical}, data, ids, scorers.lexical, device)
+
     neighbours = None
     if scorers.k is not None and scorers.temperature is not None:
         queries = _voting_queries(model, voters)
         neighbours = voting(queries, k=scorers.k, temperature=scorers.temperature, device=device)
     lexical = None
     if scorers.lexical is not None:
-        lexical = _lexical_tables(data, data.train_ids, scorers.lexical, device).scorer(len(prototypes), device)
+        lexical = lexical_tables("lexical_without_validation", data.train_ids).scorer(len(prototypes), device)
 
     if len(labelled):
         held_out = Split(train.tokens.take(ids), train.positives.take(ids), train.filtered.take(ids))
         query_emb = model.queries.of_training(ids).to(device)
-        weights = _choose(settings, query_emb, prototypes, classifiers, neighbours, lexical, held_out, data)
+
+        def choose() -> Part:
+            chosen = _choose(settings, query_emb, prototypes, classifiers, neighbours, lexical, held_out, data)
+            return Part({}, {"weights": list(chosen)})
+
+        weights = Weights(*kept.once("weights", about, choose).values["weights"])
     else:
         default = settings.default
         of_classifiers = 0.0 if classifiers is None else float(default.W)
@@ -261,9 +280,7 @@ def finish_scorers(config: DictConfig, model: FinishedModel, scorers: Scorers, r
         classifiers=scorers.classifiers,
         classifier_settings=scorers.classifier_settings,
         voters=everybody,
-        lexical=None
-        if scorers.lexical is None
-        else _lexical_tables(data, np.union1d(data.train_ids, ids), scorers.lexical, device),
+        lexical=None if scorers.lexical is None else lexical_tables("lexical", np.union1d(data.train_ids, ids)),
         index=_approximate_index(model.predictor, prototypes, classifiers, weights),
     )
     cost = {
@@ -276,8 +293,7 @@ def finish_scorers(config: DictConfig, model: FinishedModel, scorers: Scorers, r
     if config.test and len(test):
         of_test["theta"], alone = _timed(searches["theta"], model.queries.test.to(device), test)
         for name in names:  # as they were written, so that what is measured is what predicts
-            search = load_searcher(model.folder, model.predictor.config, scorer=name, index="auto", device=device)
-            of_test[name], seconds = _timed(search, model.queries.test, test)
+            of_test[name], seconds = _kept_test_ranking(kept, name, about, model, device)
             searching[name] = 1000 * (seconds - alone) / len(test)
             indices, scores = of_test[name]
             save_predictions(run_dir / f"predictions_{name}.npz", indices, scores)
@@ -342,6 +358,40 @@ def _searches(
     if lexical is not None:
         searches["lexical"] = LexicalSearch(lexical)
     return searches | {"ensemble": fuse(_exact(vectors), vectors, neighbours, lexical, weights)}
+
+
+def _kept_test_ranking(
+    kept: KeptParts, name: str, about: Mapping[str, Any], model: FinishedModel, device: str
+) -> tuple[Ranking, float]:
+    """Return the best labels of the test queries by a scorer of the model, ranked once, as `_timed` does."""
+
+    def rank() -> Part:
+        search = load_searcher(model.folder, model.predictor.config, scorer=name, index="auto", device=device)
+        (indices, scores), seconds = _timed(search, model.queries.test, model.data.corpus.test)
+        ranking = {"indices": torch.from_numpy(indices), "scores": torch.from_numpy(scores)}
+        return Part(ranking, {"cpu_seconds": seconds})
+
+    ranking, values = kept.once(f"test_{name}", about, rank)
+    return (ranking["indices"].numpy(), ranking["scores"].numpy()), values["cpu_seconds"]
+
+
+def _kept_tables(
+    kept: KeptParts,
+    name: str,
+    about: Mapping[str, Any],
+    data: PrimeDataModule,
+    ids: Int64[np.ndarray, " query"],
+    settings: LexicalSettings,
+    device: str,
+) -> LexicalTables:
+    """Return the lexical vectors of all labels from some training queries, made once."""
+
+    def make() -> Part:
+        postings, special_ids, pairs = _lexical_tables(data, ids, settings, device)
+        return Part(postings._asdict(), {"special_ids": list(special_ids), "pairs": pairs})
+
+    tensors, values = kept.once(name, about, make)
+    return LexicalTables(Postings(**tensors), values["special_ids"], values["pairs"])
 
 
 def _exact(vectors: Float[Tensor, "label d"]) -> ExactSearch:

@@ -1,6 +1,8 @@
 """The stages of a run, each from a configuration to a run folder: prototypes, then one-vs-all classifiers."""
 
 import json
+import logging
+import shutil
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -34,10 +36,11 @@ from prime_xmc.evaluation.rank import Ranking, rank_by
 from prime_xmc.export.bundle import save_bundle, update_metrics
 from prime_xmc.export.model_size import describe_size
 from prime_xmc.export.scorers import SCORERS, label_vectors, read_prototypes, save_classifiers
-from prime_xmc.files import write_json
+from prime_xmc.files import remove_leftovers, write_json
 from prime_xmc.index.search import ExactSearch
 from prime_xmc.model.classifiers import Classifiers
 from prime_xmc.printing import unfailing_output
+from prime_xmc.run_files import CHECKPOINT, METRICS
 from prime_xmc.scoring import (
     FinishedModel,
     Scorers,
@@ -47,15 +50,28 @@ from prime_xmc.scoring import (
     open_finished,
 )
 from prime_xmc.training.callbacks import ExportModel
+from prime_xmc.training.checkpoints import remove_stray_banks
 from prime_xmc.training.classifier_module import ClassifierModule
-from prime_xmc.training.continuation import ContinuedRun, check_origin, origin, read_origin
+from prime_xmc.training.continuation import (
+    SURROUNDINGS,
+    ContinuedRun,
+    binding_settings,
+    check_origin,
+    load_weights,
+    origin,
+    read_origin,
+)
+from prime_xmc.training.curves import continue_curves
 from prime_xmc.training.debugging import debugging, limits, mark_debugging
-from prime_xmc.training.interruption import SaveWhenInterrupted, how_to_continue, interruptible
+from prime_xmc.training.interruption import SaveProgress, how_to_continue, interruptible
+from prime_xmc.training.kept import FOLDER as UNFINISHED
+from prime_xmc.training.kept import KeptParts, Part
 from prime_xmc.training.module import PrimeModule
 from prime_xmc.training.one_vs_all_module import OneVsAllModule
 from prime_xmc.training.passes import PassProbe
 from prime_xmc.training.query_embeddings import Encoded
 from prime_xmc.training.record import (
+    EPOCH_VALIDATED,
     RunHistory,
     describe_run,
     describe_splits,
@@ -68,8 +84,18 @@ from prime_xmc.training.record import (
     show_scorers,
     show_stage_passes,
 )
-from prime_xmc.training.run_folder import METRICS, claimed, record_configuration, with_run_folder
+from prime_xmc.training.run_folder import (
+    claimed,
+    is_first_process,
+    record_changes,
+    record_configuration,
+    with_run_folder,
+)
 from prime_xmc.training.sharded import leave_group
+
+logger = logging.getLogger(__name__)
+
+_FIRST_STAGE = "first_stage"  # name of what is kept of it
 
 
 class TrainedPrototypes(NamedTuple):
@@ -103,21 +129,30 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
     check_settings(config)
     check_model(config)
     check_ensemble(config)
+    _check_resume(config)
     second = classify_settings(config)
     if second is not None:
         check_settings(compose("classify", second))  # hours before they are used
     config = with_run_folder(config)
     run_dir, started = Path(config.run_dir), time.time()
-    checkpoint = run_dir / "checkpoints" / "last.ckpt"
-    explain = partial(how_to_continue, run_dir, checkpoint, started=started)
+    explain = partial(how_to_continue, run_dir, started=started)
     with unfailing_output(), claimed(run_dir) as claim, interruptible(explain):
         record_configuration(config, run_dir)
         continued = None if config.ckpt_path is None else Path(config.ckpt_path).absolute()
-        recorded = None if continued is None else read_origin(continued)
-        record = RunHistory()
+        recorded, place = (None, None) if continued is None else read_origin(continued)
+        # by whatever name: the checkpoints of another run in this folder go
+        in_place = continued is not None and continued.resolve().is_relative_to(run_dir.resolve())
+        if in_place:
+            explain.keywords["started"] = 0.0  # its checkpoint is this run's
+            if is_first_process():
+                remove_stray_banks(run_dir / CHECKPOINT)
+        record, begun_with = RunHistory(), config
+        _tidy_cache(config)
         data = make_data(config)
         config = fit_to_data(config, data.corpus)
         settings, given = describe_run(config, data), origin(config, data)
+        if recorded is not None and config.get("resume") is not None:
+            given["command"] = recorded["command"]  # that which has all settings
         if continued is not None:
             check_origin(Path(config.ckpt_path), recorded, given)
         module = make_module(config, data)
@@ -128,48 +163,62 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
             config.export_every_n_epochs,
             config.get("export_after_validation", True),
         )
-        first = [record, SaveWhenInterrupted(checkpoint), ContinuedRun(given, recorded)]
+        first = [record, ContinuedRun(given, recorded)]
         if debugging(config) is None:
             first.insert(1, PassProbe(record, config.seed))
         else:
             record.no_pass = "not measured: this was a run for debugging"
-        trainer = make_trainer(config, first, [export])
-        claim.begin(continued=continued is not None and continued.is_relative_to(run_dir.absolute()))
-        for each in trainer.loggers:
-            each.log_hyperparams(settings["config"])
-        announce(config, data)
-        trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
-        if module.num_trained == 0:  # the checkpoint is of the end of training: what follows it is still to be done
-            trainer.validate(module, datamodule=data, verbose=False)
-            module.to(trainer.strategy.root_device)
-            for callback in trainer.callbacks:
-                callback.on_train_end(trainer, module)
+        trainer = make_trainer(config, first, [SaveProgress(run_dir / CHECKPOINT, _minutes(config)), export])
+        kept, done = KeptParts(run_dir / UNFINISHED), None
+        if in_place and module.keeps_queries:
+            done = kept.find(_FIRST_STAGE, _about_first_stage(config, given, place))
+        claim.begin(continued=in_place, trained=done is not None)
+        if config.get("resume") is not None and is_first_process():
+            record_changes(begun_with, run_dir)
+        if done is None:
+            if continued is not None and place is not None:
+                continue_curves(trainer.loggers, continued.parent.parent, run_dir, place)
+            for each in trainer.loggers:
+                each.log_hyperparams(settings["config"])
+            announce(config, data)
+            trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+            if not record.has_ended:  # the checkpoint is of the end of training: what follows it is still to be done
+                _finish_training(trainer, module, data, record)
 
-        metrics: dict[str, Any] = dict(record.validation)
-        if config.test and len(data.corpus.test):
-            metrics |= trainer.test(module, datamodule=data, verbose=False)[0]
-        record.enter(None)
-        metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
-        metrics |= mark_debugging(config)
-        tested = module.test_predictions is not None
-        answering = record.milliseconds_per_query(len(data.corpus.test)) if tested else None
-        if answering is not None:
-            metrics["predict/milliseconds_per_query"] = answering
-        queries = None
-        if module.keeps_queries:
-            assert isinstance(module, PrimeModule)
-            queries = _encode_queries(module, data, trainer.strategy.root_device)
-        leave_group()
+            metrics: dict[str, Any] = dict(record.validation)
+            if config.test and len(data.corpus.test):
+                metrics |= trainer.test(module, datamodule=data, verbose=False)[0]
+            record.enter(None)
+            metrics |= describe_splits(config, data) | describe_training(trainer, module, record, settings)
+            metrics |= mark_debugging(config)
+            tested = module.test_predictions is not None
+            answering = record.milliseconds_per_query(len(data.corpus.test)) if tested else None
+            if answering is not None:
+                metrics["predict/milliseconds_per_query"] = answering
+            handed = None
+            if module.keeps_queries:
+                assert isinstance(module, PrimeModule)
+                queries = _encode_queries(module, data, trainer.strategy.root_device)
+                handed = FirstStage(record.pass_seconds, answering, str(trainer.precision), *queries)
+            leave_group()
+            if trainer.is_global_zero:
+                metrics |= describe_size(run_dir / "model")
+        else:
+            logger.info("training and test are done: going on with what comes after them")
+            assert continued is not None
+            load_weights(module, continued)
+            metrics, handed = FirstStage.of(done)
         if trainer.is_global_zero:
-            metrics |= describe_size(run_dir / "model")
-            update_metrics(run_dir / "model", metrics)
             if module.test_predictions is not None:
                 save_predictions(run_dir / "predictions.npz", *module.test_predictions)
+            if handed is not None and done is None:
+                about = _about_first_stage(config, given, {"step": trainer.global_step})
+                kept.add(_FIRST_STAGE, about, handed.part(metrics, len(data.sampler.query_ids)))
+            update_metrics(run_dir / "model", metrics)
             show_prototypes(metrics, run_dir)
             ranking = module.test_predictions
-            if queries is not None:
-                handed = FirstStage(record.pass_seconds, answering, str(trainer.precision), *queries)
-                scored, weights, ranking = later_stages(config, run_dir, second, handed)
+            if handed is not None:
+                scored, weights, ranking = later_stages(config, run_dir, second, handed, kept)
                 metrics |= scored
                 update_metrics(run_dir / "model", metrics)
                 show_scorers(metrics, weights)
@@ -182,8 +231,68 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
             show_calibration(run_dir / "model")
             if ranking is not None:
                 _show_in_words(ranking, data)
+            kept.clear()
             write_json(run_dir / METRICS, metrics)  # last: it says that the run is finished
     return TrainedPrototypes(metrics, module, data, trainer)
+
+
+def _tidy_cache(config: DictConfig) -> None:
+    """Remove from the cache what killed processes have left half written there, not what others are writing."""
+    if is_first_process():
+        for path in remove_leftovers(Path(config.cache_dir).expanduser(), idle_hours=24, everywhere=False):
+            logger.info("removed %s, which a run that was killed had begun to write", path)
+
+
+def _about_first_stage(config: DictConfig, given: Mapping[str, Any], place: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return all that the results of a first stage depend on, the step of its checkpoint included."""
+    return {
+        **{name: value for name, value in given.items() if name not in ("command", "prime_xmc_version", SURROUNDINGS)},
+        "index": OmegaConf.to_container(config.index, resolve=True),
+        "test": config.test,
+        "step": None if place is None else place["step"],
+    }
+
+
+def _check_resume(config: DictConfig) -> None:
+    """Check that `resume` comes from the command line, which puts the settings of the run into the configuration.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    resume = config.get("resume")
+    if resume is None:
+        return
+    folder = Path(str(config.run_dir)).absolute()
+    starts_anew = config.task != "classify" and config.ckpt_path is None and (folder / CHECKPOINT).is_file()
+    if Path(str(resume)).absolute() != folder or starts_anew:
+        raise ValueError(f"resume={resume} is for the command line: prime-xmc-{config.task} resume={resume}")
+
+
+def _minutes(config: DictConfig) -> float | int | None:
+    """Return the minutes from one checkpoint within an epoch to the next; None: there are none."""
+    callbacks = config.get("callbacks") or {}
+    if callbacks.get("checkpoint") is None or config.trainer.get("enable_checkpointing") is False:
+        return None
+    return (config.get("checkpoint") or {}).get("every_n_minutes")
+
+
+def _finish_training(
+    trainer: Any, module: PrimeModule | OneVsAllModule, data: PrimeDataModule, record: RunHistory
+) -> None:
+    """Do what follows the last epoch, where an earlier process has trained it.
+
+    If that has validated the final weights, its metrics stay, and the queries are only ranked again for later stages.
+    """
+    validation, loggers = record.validation, trainer.loggers
+    # version 0.1.0 did not say when it was validated
+    if validation and validation.get(EPOCH_VALIDATED, trainer.current_epoch) == trainer.current_epoch:
+        trainer.loggers = []  # which have these metrics
+        trainer.validate(module, datamodule=data, verbose=False)
+        trainer.loggers = loggers
+        record.validation = validation
+    module.to(trainer.strategy.root_device)
+    for callback in trainer.callbacks:
+        callback.on_train_end(trainer, module)
 
 
 def _show_in_words(ranking: Ranking, data: PrimeDataModule) -> None:
@@ -231,6 +340,36 @@ class FirstStage(NamedTuple):
     seconds: float
     cpu_seconds: float
 
+    def part(self, metrics: Mapping[str, Any], num_trained: int) -> Part:
+        """Return all of it with the metrics of the first stage, to be kept.
+
+        Args:
+            metrics: The metrics.
+            num_trained: Number of the queries of "train" that were trained on; they come first, are float16 in memory
+                and are kept as such.
+        """
+        tensors: dict[str, Tensor] = {}
+        for name, (ids, emb) in self.encoded.items():
+            half, rest = emb.split([num_trained, len(emb) - num_trained] if name == "train" else [0, len(emb)])
+            tensors |= {f"{name}.ids": torch.from_numpy(ids), f"{name}.half": half.half(), f"{name}.emb": rest}
+        values = {name: value for name, value in self._asdict().items() if name != "encoded"}
+        return Part(tensors, values | {"metrics": dict(metrics)})
+
+    @classmethod
+    def of(cls, part: Part) -> tuple[dict[str, Any], "FirstStage"]:
+        """Return the metrics and what was handed over, from what `part` has made."""
+        names = {name.partition(".")[0] for name in part.tensors}
+        encoded = {
+            name: (
+                part.tensors[f"{name}.ids"].numpy(),
+                torch.cat([part.tensors[f"{name}.half"].float(), part.tensors[f"{name}.emb"]]),
+            )
+            for name in names
+        }
+        values = dict(part.values)
+        metrics = values.pop("metrics")
+        return metrics, cls(encoded=encoded, **values)
+
 
 def _encode_queries(
     module: PrimeModule, data: PrimeDataModule, device: torch.device
@@ -257,7 +396,7 @@ def _encode_queries(
 
 
 def later_stages(
-    config: DictConfig, run_dir: Path, settings: list[str] | None, first: FirstStage
+    config: DictConfig, run_dir: Path, settings: list[str] | None, first: FirstStage, kept: KeptParts
 ) -> tuple[dict[str, Any], str, Ranking | None]:
     """Train classifiers on the exported model of a run, and add them, further scorers and the ensemble to it.
 
@@ -266,6 +405,7 @@ def later_stages(
         run_dir: Folder of the run; the classifiers are trained in its folder classify/.
         settings: Settings of the second stage; None: there are no classifiers.
         first: What the run hands over.
+        kept: What an earlier process of the run has finished of this.
 
     Returns:
         Metrics of the scorers that are added, how many epochs the classifiers took, and their cost; a sentence on the
@@ -278,13 +418,26 @@ def later_stages(
     stage.run_dir = str(run_dir / "classify")
     for key in ("seed", "test", "cache_dir"):
         stage[key] = config[key]
+    stage.verify = config.get("verify", "sampled")
     model = open_finished(stage, first.precision, first.encoded)
     metrics: dict[str, Any] = {}
     classifiers, of_classifiers = None, None
     if settings is not None:
-        trained = _train_classifiers(stage, model)
-        metrics |= describe_stage(trained.metrics, first.pass_seconds)
-        classifiers, of_classifiers = trained.module.classifiers.vectors(), trained.settings
+        about = {
+            "model": model.digest,
+            "settings": binding_settings(stage),
+            "length": [stage.trainer.get(name) for name in ("max_epochs", "max_steps")],
+            "test": stage.test,
+        }
+        made = kept.find("classifiers", about)
+        if made is None:
+            trained = _train_classifiers(stage, model, continues=True)
+            vectors = trained.module.classifiers.vectors()
+            made = Part({"vectors": vectors}, {"metrics": trained.metrics, "settings": trained.settings})
+            kept.add("classifiers", about, made)
+        _remove_checkpoints(run_dir / "classify")
+        metrics |= describe_stage(made.values["metrics"], first.pass_seconds)
+        classifiers, of_classifiers = made.tensors["vectors"], made.values["settings"]
     vote = config.get("neighbours")
     scorers = Scorers(
         classifiers,
@@ -293,7 +446,7 @@ def later_stages(
         temperature=None if vote is None else vote.temperature,
         lexical=lexical_settings(config),
     )
-    finished = finish_scorers(config, model, scorers, run_dir)
+    finished = finish_scorers(config, model, scorers, run_dir, kept)
     metrics |= finished.metrics
     metrics["ensemble/seconds"] += first.seconds
     metrics["ensemble/cpu_seconds"] += first.cpu_seconds
@@ -379,14 +532,21 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
     """
     quiet_libraries()
     check_settings(config)
+    _check_resume(config)
     config = with_run_folder(config)
-    run_dir = Path(config.run_dir)
+    run_dir, resumes = Path(config.run_dir), config.get("resume") is not None
     record_configuration(config, run_dir)
-    explain = partial(how_to_continue, run_dir, None, started=time.time())
+    explain = partial(how_to_continue, run_dir, started=0.0 if resumes else time.time())
     with unfailing_output(), interruptible(explain):
-        trained = _train_classifiers(config)
+        trained = _train_classifiers(config, continues=resumes)
+        _remove_checkpoints(run_dir)
         show_classifiers(trained.metrics, run_dir)
     return trained
+
+
+def _remove_checkpoints(run_dir: Path) -> None:
+    """Remove the checkpoints of a second stage that is finished, which nothing continues."""
+    shutil.rmtree((run_dir / CHECKPOINT).parent, ignore_errors=True)
 
 
 def check_resolved(settings: object, model: Path) -> None:
@@ -406,11 +566,20 @@ def check_resolved(settings: object, model: Path) -> None:
         )
 
 
-def _train_classifiers(config: DictConfig, model: FinishedModel | None = None) -> TrainedClassifiers:
-    """Train classifiers in the folder of a configuration, on the model that it names or that is open already."""
+def _train_classifiers(
+    config: DictConfig, model: FinishedModel | None = None, *, continues: bool = False
+) -> TrainedClassifiers:
+    """Train classifiers in the folder of a configuration, on the model that it names or that is open already.
+
+    Args:
+        config: The configuration.
+        model: The model, where it is open.
+        continues: Whether to go on from a checkpoint of the same training in the folder, if there is one.
+    """
     run_dir = Path(config.run_dir)
     with claimed(run_dir) as claim:
         record = RunHistory()
+        _tidy_cache(config)
         model = model or open_finished(config)
         predictor, data = model.predictor, model.data
         config = fit_second_stage(config, data)
@@ -419,6 +588,9 @@ def _train_classifiers(config: DictConfig, model: FinishedModel | None = None) -
             check_resolved(of_model["encoder"], model.folder)
             config.encoder = of_model["encoder"]
         settings = describe_run(config, data) | {"model": of_model}
+        given = origin(config, data) | {"model": model.digest}
+        checkpoint = _own_checkpoint(config, run_dir, given) if continues else None
+        recorded, place = (None, None) if checkpoint is None else read_origin(checkpoint)
         record.enter("initialise")
         query_memory = model.queries.train
         record.enter("prepare")
@@ -438,9 +610,15 @@ def _train_classifiers(config: DictConfig, model: FinishedModel | None = None) -
             seed=config.seed,
             callbacks=method_callbacks(config),
         )
-        trainer = make_trainer(config, [record])
-        claim.begin(continued=False)
-        trainer.fit(module, datamodule=data)
+        save = SaveProgress(run_dir / CHECKPOINT, _minutes(config))
+        trainer = make_trainer(config, [record, ContinuedRun(given, recorded)], [save])
+        claim.begin(continued=checkpoint is not None)
+        if place is not None:
+            continue_curves(trainer.loggers, run_dir, run_dir, place)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if not record.has_ended:
+            for callback in trainer.callbacks:
+                callback.on_train_end(trainer, module)
 
         classifiers = module.classifiers.vectors()
         save_classifiers(run_dir / "classifiers", classifiers, digest=model.digest, settings=settings)
@@ -451,6 +629,28 @@ def _train_classifiers(config: DictConfig, model: FinishedModel | None = None) -
         metrics |= mark_debugging(config)
         write_json(run_dir / METRICS, metrics)
     return TrainedClassifiers(metrics, module, data, settings)
+
+
+def _own_checkpoint(config: DictConfig, run_dir: Path, given: Mapping[str, Any]) -> Path | None:
+    """Return the checkpoint of a second stage in its folder, None if there is none.
+
+    Raises:
+        ValueError: If it is of other settings, where the user has asked to continue it.
+    """
+    path = run_dir / CHECKPOINT
+    if not path.is_file():
+        return None
+    try:
+        recorded, _ = read_origin(path)
+        check_origin(path, recorded, given)
+        if recorded is None or recorded.get("model") != given["model"]:
+            raise ValueError(f"{path} is of classifiers on another model")
+    except ValueError as error:
+        if config.get("resume") is not None:
+            raise
+        logger.info("the second stage starts anew: %s", error)
+        return None
+    return path
 
 
 def _evaluate_scorers(

@@ -12,10 +12,12 @@ from prime_xmc.app import run_app
 def train(config: DictConfig) -> float | None:
     """Train by a configuration, or run it as a job of a sweep; return the validation P@1."""
     from prime_xmc.stages import train_prototypes  # here, because the help need not wait for torch
-    from prime_xmc.training.sweeps import in_sweep, run_in_a_process, run_job
+    from prime_xmc.training.sweeps import in_sweep, note_finished, run_in_a_process, run_job
 
     if not in_sweep():
-        return train_prototypes(config).metrics.get("val/P@1")
+        objective = train_prototypes(config).metrics.get("val/P@1")
+        note_finished(config)
+        return objective
     data_parallel = "ddp" in str(config.trainer.get("strategy")).lower()
     return run_job(config, run_in_a_process if data_parallel else train_prototypes)
 

@@ -1,9 +1,11 @@
 """Values that are refused before anything is done with them."""
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from prime_xmc.command_line.checks import check_groups, check_values
+from prime_xmc.app import compose
+from prime_xmc.command_line.checks import check_groups, check_used, check_values
 
 DEFAULTS = OmegaConf.create(
     {
@@ -11,11 +13,13 @@ DEFAULTS = OmegaConf.create(
         "test": True,
         "dataset": {"lr": 1e-3, "fields": ["title"], "propensity": {"a": 0.5, "b": 1.5}, "name": "custom"},
         "optimizer": {"lr": "${dataset.lr}"},
-        "trainer": {"max_epochs": 4, "devices": 1, "fast_dev_run": False, "limit_train_batches": None},
+        "trainer": {"max_epochs": 4, "max_steps": -1, "devices": 1, "fast_dev_run": False, "limit_train_batches": None},
         "loss": {"num_negatives": 100},
         "classify": False,
         "model": {"dir": "???"},
         "top_k": 5,
+        "num_resamples": 10,
+        "delimiter": None,
         "export_every_n_epochs": None,
         "made": {"_target_": "some.Class", "x": 1},
     }
@@ -48,11 +52,22 @@ def check(*settings: str) -> None:
         ("trainer.max_epochs=null", "trainer.max_epochs=null: expected a whole number of at least 1, or -1"),
         ("dataset.dir=null", "dataset.dir=null: expected the folder of the raw files"),
         ("model.dir=null", "model.dir=null: a value is needed"),
+        (
+            "trainer.accumulate_grad_batches=0",
+            "trainer.accumulate_grad_batches=0: expected a whole number of at least 1",
+        ),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1: expected a number of at least 0, or null"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1: expected a number of at least 0"),
+        ("optimizer.warmup_fraction=2", "optimizer.warmup_fraction=2: expected a number from 0 to 1"),
+        ("model.dropout=1", "model.dropout=1: expected a number of at least 0 and below 1"),
+        ("num_resamples=0", "num_resamples=0: expected a whole number of at least 1"),
+        ("delimiter=ab", "delimiter=ab: expected a single character, or null"),
         ("top_k=null", "top_k=null: expected a whole number of at least 1"),
         ("dataset.name=null", "dataset.name=null: expected a name"),
         ("dataset.propensity=null", "dataset.propensity=null: expected a value for each of a, b"),
         ("export_every_n_epochs=0", "export_every_n_epochs=0: expected a whole number of at least 1, or null"),
         ("cache_dir=null", "cache_dir=null: expected a folder for prepared data"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1: training would never end; give trainer.max_steps too"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: expected a whole number of at least 1, or -1"),
     ],
 )
@@ -76,7 +91,7 @@ def test_a_mandatory_key_without_a_value_is_no_null():
             "trainer.fast_dev_run=2",
             "trainer.limit_train_batches=0.5",
         ),
-        *("loss.num_negatives=null", "trainer.max_epochs=-1", "classify=[a=1]", "classify=null", "made=a folder"),
+        *("loss.num_negatives=null", "trainer.max_epochs=5", "classify=[a=1]", "classify=null"),
         "trainer.new=1",
     ],
 )
@@ -84,7 +99,46 @@ def test_other_values_pass(setting):
     check(setting)
 
 
+@pytest.mark.parametrize("also", ["trainer.max_steps=10", "trainer.max_time=00:01:00:00"])
+def test_epochs_without_number_end_by_something_else(also):
+    check("trainer.max_epochs=-1", also)
+
+
 def test_a_group_that_is_needed_is_named():
     check_groups(DEFAULTS, ["trainer", "logger", "callbacks", "experiment"])
     with pytest.raises(ValueError, match=r"^sampling=null: one of the options of sampling is needed"):
         check_groups(DEFAULTS, ["trainer", "sampling"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model=renee", "loss=infonce"], r"^loss=infonce: nothing would use it, since model=renee sets loss=null"),
+        (["model=elmo", "sampling.clusters.initial_size=4"], r"^sampling\.clusters\.initial_size=4: .* by model=elmo"),
+        (["callbacks.clusters=null", "sampling.clusters.first_epoch=1"], "no clusters of queries are made"),
+    ],
+)
+def test_settings_that_nothing_would_use_are_refused(settings, message):
+    overrides = OverridesParser.create().parse_overrides(settings)
+    with pytest.raises(ValueError, match=message):
+        check_used(compose("train", settings), overrides, _choices(settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["model=renee"],
+        ["model=renee", "sampling.clusters.first_epoch=null", "dataset.clusters.first_epoch=1"],
+        ["loss=infonce", "sampling.clusters.initial_size=4", "~logger"],
+        ["callbacks.clusters=null"],
+    ],
+)
+def test_settings_that_something_uses(settings):
+    check_used(compose("train", settings), OverridesParser.create().parse_overrides(settings), _choices(settings))
+
+
+def _choices(settings):
+    given = dict(setting.split("=") for setting in settings if "=" in setting)
+    return {
+        group: given.get(group, option) for group, option in (("model", "prime"), ("loss", "prime"), ("logger", "csv"))
+    }

@@ -44,7 +44,8 @@ def test_a_defect_is_not_explained_away():
 
 def test_a_file_that_cannot_be_used_is_named(tmp_path):
     assert user_message(raised(Path("/proc/nowhere").mkdir)) == "/proc/nowhere: No such file or directory"
-    assert user_message(OSError(errno.ENOSPC, "No space left on device", "x")) == "x: No space left on device"
+    told = user_message(OSError(errno.ENOSPC, "No space left on device", "x"))
+    assert str(told).startswith("x: No space left on device; free some space there")
 
 
 def test_a_home_folder_of_nobody():
@@ -115,3 +116,12 @@ def test_an_option_that_there_is_not_is_taken_for_a_setting():
 
 def test_the_nearest_keys_come_first():
     assert nearest("gamma_max", ["seed", "loss.gamma_min", "loss.gamma_max"]) == ["loss.gamma_max", "loss.gamma_min"]
+
+
+def test_a_configuration_file_that_is_no_yaml_is_told_in_one_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("seed: 1\nseed: 2\n")
+    told = user_message(raised(OmegaConf.load, path))
+    assert told is not None
+    assert f'in "{path}", line 2, column 1 found duplicate key seed' in told
+    assert "\n" not in told

@@ -62,7 +62,7 @@ def test_a_logger_of_its_own_is_one_of_several():
     config = old()
     update_config(config)
     (made,) = make_loggers(config.logger)
-    assert (type(made).__name__, made.name) == ("CSVLogger", "csv")
+    assert (type(made).__name__, made.name) == ("CSVCurves", "csv")
 
 
 def test_what_a_logger_says_of_itself_is_still_found():

@@ -18,7 +18,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,12 +36,19 @@ PAGES = [
     *sorted(page for page in (ROOT / "docs").glob("**/*.md") if not page.as_posix().endswith(REPORTS)),
 ]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
-# What makes the blocks quick: less data in the tutorial, and a smaller encoder trained for one epoch.
-LESS_DATA = ("[:1500]", "[:100]")
+# What makes the blocks quick: less data, a smaller encoder trained for one epoch, and on pages that are about the first
+# stage no more than that. The settings of a block itself win.
 QUICK_TRAINING = (
     *("encoder.num_layers=1", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1"),
     "classify_settings=['trainer.max_epochs=1','trainer.check_val_every_n_epoch=1']",
 )
+FIRST_STAGE = ("classify=false", "neighbours=null", "lexical=null")
+FIRST_STAGE_PAGES = ("ablations", "debug", "extend", "peers", "reports", "resume", "sweeps")
+REPLACED = {
+    "[:1500]": "[:100]",
+    "--queries 1500": "--queries 100",
+    '"dataset.dir=my_data"]': f'"dataset.dir=my_data", *{[*QUICK_TRAINING, *FIRST_STAGE]}]',
+}
 OTHER_PROGRAMS = ("cd", "curl", "docker", "export", "git", "source", "tensorboard", "wandb")
 
 FENCE = re.compile(
@@ -184,7 +190,9 @@ class Shell:
     programs: Path
 
     def run(self, block: Block, folder: Path) -> None:
-        text = block.text.replace(*LESS_DATA)
+        text = block.text
+        for written, quicker in REPLACED.items():
+            text = text.replace(written, quicker)
         if block.mark == "file":
             path = folder / block.value
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,9 +206,9 @@ class Shell:
             arguments = ["bash", "-eo", "pipefail", "-c", text]
         # The readers have activated the environment in which these tests run.
         path = os.pathsep.join((str(self.programs), str(Path(sys.executable).parent), os.environ["PATH"]))
-        done = subprocess.run(
-            arguments, cwd=folder, env=environment() | {"PATH": path}, capture_output=True, text=True, timeout=120
-        )
+        training = [*QUICK_TRAINING, *(FIRST_STAGE if block.page.stem in FIRST_STAGE_PAGES else ())]
+        variables = environment() | {"PATH": path, "ADDED_TO_TRAIN": json.dumps(training)}
+        done = subprocess.run(arguments, cwd=folder, env=variables, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, (
             f"{block.place} ended with {done.returncode}:\n{block.text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         )
@@ -220,8 +228,9 @@ def environment() -> dict[str, str]:
 CLIENT = """#!{python} -SI
 import json, os, socket, sys
 arguments = sys.argv[1:]
-first = next((i for i, argument in enumerate(arguments) if "=" in argument), len(arguments))
-arguments[first:first] = {added!r}  # before the block's own settings, which win
+if {command!r} == "train":
+    first = next((i for i, argument in enumerate(arguments) if "=" in argument), len(arguments))
+    arguments[first:first] = json.loads(os.environ["ADDED_TO_TRAIN"])  # before the block's own settings, which win
 request = {{"command": {command!r}, "arguments": arguments, "directory": os.getcwd(), "environment": dict(os.environ)}}
 with socket.socket(socket.AF_UNIX) as connection:
     connection.connect({address!r})
@@ -237,34 +246,16 @@ def write_clients(folder: Path, address: Path) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     names = [*(script.removeprefix("prime-xmc-") for script in scripts), "python"]
     for name in names:
-        added = list(QUICK_TRAINING) if name == "train" else []
         path = folder / ("run-python" if name == "python" else f"prime-xmc-{name}")
-        path.write_text(CLIENT.format(python=sys.executable, command=name, address=str(address), added=added))
+        path.write_text(CLIENT.format(python=sys.executable, command=name, address=str(address)))
         path.chmod(0o755)
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    folder = tmp_path_factory.mktemp("server")
-    address, programs = folder / "socket", folder / "bin"
-    programs.mkdir()
-    write_clients(programs, address)
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("command_server.py"), address],
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-        deadline = time.monotonic() + 120
-        while not address.exists():
-            assert server.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.1)
-        yield Shell(programs)
-        server.terminate()
-        server.wait()
+def shell(command_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    programs = tmp_path_factory.mktemp("programs")
+    write_clients(programs, command_server)
+    return Shell(programs)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,11 @@
 import json
+import re
 import shutil
 
 import pytest
 import torch
 
-from prime_xmc.export.model_sums import SUMMED, check_model, sealed
+from prime_xmc.export.model_sums import SUMMED, check_model, seal, sealed
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import encoder_digest, save_classifiers
 from prime_xmc.files import write_json
@@ -50,6 +51,50 @@ def test_an_edited_configuration_is_told(model, caplog):
     path.write_text(json.dumps(content))
     check_model(model)
     assert not caplog.text
+
+
+@pytest.mark.parametrize("name", ["labels.jsonl", "config.json", "prime_config.json"])
+def test_an_edited_file_is_told_how_to_become_valid(model, caplog, name):
+    path = model / name
+    before = path.read_text()
+    edited = before.replace("red cat", "ginger cat").replace(
+        '"max_position_embeddings": 64', '"max_position_embeddings":  64'
+    )
+    edited = edited.replace('"max_length": 16', '"max_length": 15') if name == "prime_config.json" else edited
+    assert edited != before
+    path.write_text(edited)
+    try:
+        check_model(model)
+        told = caplog.text
+    except ValueError as error:
+        told = str(error)
+    call = re.search(r'if you have edited it on purpose, .*: python -c "(.*)"', told)
+    assert call is not None
+    exec(call[1])  # what a user would type
+    caplog.clear()
+    check_model(model, "full")
+    assert not caplog.text
+    predicted = Predictor.load(model).predict(["a ginger cat"], top_k=48)[0].labels
+    assert ("ginger cat" in {label.text for label in predicted}) is (name == "labels.jsonl")
+
+
+def test_weights_are_not_edited(model):
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"copy or export the model again$"):
+        check_model(model)
+
+
+def test_sums_are_renewed_of_all_parts(model):
+    vectors = torch.nn.functional.normalize(torch.randn(48, 32), dim=1)
+    save_classifiers(model / "classifiers", vectors, digest=encoder_digest(model), settings={})
+    (model / "classifiers" / "classifiers.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"classifiers\.safetensors is damaged"):
+        check_model(model)
+    seal(model)
+    check_model(model, "full")
+    with pytest.raises(FileNotFoundError, match="is no exported model"):
+        seal(model / "classifiers")
 
 
 def test_a_model_of_version_0_1_0_has_none(model):

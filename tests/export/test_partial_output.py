@@ -1,5 +1,6 @@
 import json
 import logging
+import resource
 
 import pytest
 
@@ -120,6 +121,21 @@ def test_an_error_of_the_input_leaves_nothing_but_the_older_output(target):
         answer(target, 2, MADE_FROM, ValueError("line 7"))
     assert names(target.parent) == ["found.jsonl"]
     assert target.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["found.jsonl", "found.csv"])
+def test_a_full_disk_is_named_by_the_output_and_loses_no_answers(tmp_path, name):
+    target, before = tmp_path / name, resource.getrlimit(resource.RLIMIT_FSIZE)
+    interrupted(target, 4)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            finished(target, 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.filename == str(target)
+    assert not target.exists()
+    assert finished(target, 1000) >= 4, "it goes on after what was noted"
 
 
 def test_standard_input_cannot_be_read_again(target):

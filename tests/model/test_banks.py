@@ -1,4 +1,6 @@
 import json
+import resource
+import shutil
 
 import pytest
 import torch
@@ -56,6 +58,22 @@ def test_a_mapped_bank_leaves_no_file(tmp_path):
     bank = filled(placement="mmap", directory=str(tmp_path / "new"))
     assert list((tmp_path / "new").iterdir()) == []
     assert bank.take(torch.tensor([9])).tolist() == [[4.5, 4.625, 4.75, 4.875]]
+
+
+@pytest.mark.parametrize("limit", ["size of files", "room"])
+def test_a_mapped_bank_without_room_is_refused(tmp_path, monkeypatch, limit):
+    """Rather than written to, which would end the process with SIGBUS."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit == "room":
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(ValueError, match=rf"needs a file of 1,600 bytes in {tmp_path}, and .*by bank\.directory="):
+            RowBank(100, 4, placement="mmap", directory=str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_shards_hold_each_row_once(tmp_path):

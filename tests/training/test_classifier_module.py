@@ -56,6 +56,28 @@ def test_the_host_waits_for_no_result_of_a_step(made, loss, never_waits):
     assert (module.classifiers.weight != before).any(dim=1).nonzero().flatten().tolist() == [1, 3, 7, 9]
 
 
+def test_divergence_is_noticed_with_advice_for_the_second_stage(made):
+    module, _ = made
+    module.require_finite()
+    module.classifiers.weight.data[0, 0] = float("nan")
+    for check in (module.require_finite, module.on_train_end, module.on_validation_epoch_start):
+        with pytest.raises(
+            ValueError, match=r"weights are not finite after 0 steps .*classify_settings=\[optimizer\.lr"
+        ):
+            check()
+    with pytest.raises(ValueError, match="diverged"):
+        module.on_save_checkpoint({})
+
+
+def test_the_sparse_gradient_is_clipped(made):
+    module, batch = made
+    module.training_step(batch, 0).backward()
+    before = module.classifiers.weight.grad.to_dense().norm()
+    assert before > 0.01
+    module.configure_gradient_clipping(RowAdam(module.parameters()), 0.01, "norm")
+    torch.testing.assert_close(module.classifiers.weight.grad.to_dense().norm(), torch.tensor(0.01), rtol=1e-3, atol=0)
+
+
 def test_hardest_of_all_labels_are_found_without_waiting(made, never_waits):
     module, _ = made
     rows, labels = torch.tensor([0, 2, 2]), torch.tensor([1, 7, 19])

@@ -78,8 +78,9 @@ def test_another_thread_leaves_signals_alone():
 
 
 def test_a_checkpoint_of_an_earlier_run_in_the_folder_is_not_offered(tmp_path):
-    checkpoint = tmp_path / "last.ckpt"
-    checkpoint.touch()
-    assert "Training is saved" in how_to_continue(tmp_path, checkpoint, started=time.time() - 10)
-    assert "Nothing was saved" in how_to_continue(tmp_path, checkpoint, started=time.time() + 10)
-    assert "Nothing was saved" in how_to_continue(tmp_path, None, started=0.0)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    saved, not_saved = (how_to_continue(tmp_path, started=time.time() + seconds) for seconds in (-10, 10))
+    assert saved.startswith("Training is saved in ")
+    assert not_saved.startswith("Training has not been saved yet.")
+    assert all(text.endswith(f"-m prime_xmc.train resume={tmp_path}") for text in (saved, not_saved))

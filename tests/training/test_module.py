@@ -7,6 +7,7 @@ import torch
 
 from prime_xmc.assemble import make_data, make_module
 from prime_xmc.data import background, sampling
+from prime_xmc.model.finiteness import not_finite
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.callbacks import InitialisePrototypes, RebuildClusters
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
@@ -286,6 +287,42 @@ class TestOwnScript:
         module.loss.forward = fail
         with pytest.raises(ValueError, match=r"not finite at step 2 .*its terms regulariser\. .*Lower optimizer\.lr"):
             trainer_of(log_every_n_steps=5).fit(module, datamodule=data)
+
+    @pytest.mark.parametrize(("where", "name"), [("weights", "encoder.backbone"), ("tables", "centroids")])
+    def test_the_checkpoint_of_before_the_divergence_is_kept(self, script, tmp_path, where, name):
+        """Of an epoch whose last step breaks the weights, which no loss tells."""
+        path = tmp_path / "last.ckpt"
+
+        class SaveAndBreak(L.Callback):
+            def on_train_epoch_end(self, trainer, pl_module):
+                if trainer.current_epoch == 1:
+                    parameter = next(p for p in pl_module.encoder.parameters() if p.requires_grad)
+                    broken = parameter.data if where == "weights" else pl_module.prototypes.centroids.rows
+                    broken[0] = float("nan")
+                trainer.save_checkpoint(path)
+
+        _, module, data = script()
+        trainer = trainer_of(plugins=[ShardedCheckpointIO()], callbacks=[SaveAndBreak()], limit_val_batches=0)
+        with pytest.raises(ValueError, match=rf"weights are not finite after 14 steps \({name}.*Lower optimizer\.lr"):
+            trainer.fit(module, datamodule=data)
+        kept = ShardedCheckpointIO().load_checkpoint(path)
+        assert kept["global_step"] == 7
+        assert not_finite(kept["state_dict"].items()) == []
+        assert not list(tmp_path.glob("before-*")), "nothing was written after it"
+
+    def test_a_model_that_is_not_finite_is_not_indexed(self, script):
+        _, module, data = script()
+        trainer_of(max_steps=1, limit_val_batches=0).fit(module, datamodule=data)
+        module.prototypes.free_vectors.data[:] = float("inf")
+        with pytest.raises(ValueError, match=r"weights are not finite after 1 steps \(prototypes\.free_vectors\)"):
+            module.build_index()
+
+    def test_an_encoder_that_is_not_finite_fills_no_tables(self, script, tmp_path):
+        _, module, data = script(f"cache_dir={tmp_path}")
+        next(module.encoder.parameters()).data[:] = float("nan")
+        with pytest.raises(ValueError, match="makes embeddings of query and label texts that are not finite"):
+            trainer_of().fit(module, datamodule=data)
+        assert not list(tmp_path.glob("embeddings-*"))
 
 
 def test_outputs_of_frozen_layers_are_kept_and_change_nothing(script):

@@ -135,6 +135,35 @@ def test_trainers_that_do_not_fit(make, tmp_path, model, settings, trainer, mess
         made.fit(module, datamodule=data)
 
 
+@pytest.mark.parametrize(
+    ("model", "advice"),
+    [("renee", r"or clip gradients with trainer\.gradient_clip_val=1"), ("elmo", "cannot be clipped")],
+)
+def test_divergence_ends_training_with_advice_for_the_optimiser(make, tmp_path, model, advice):
+    module, data = make("optimizer.classifier_lr=1e30", model=model)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+        log_every_n_steps=5,
+        **quiet,
+    )
+    with pytest.raises(
+        ValueError, match=rf"diverged: the loss is not finite at step \d .*optimizer\.classifier_lr.*{advice}"
+    ):
+        trainer.fit(module, datamodule=data)
+
+
+@pytest.mark.parametrize("model", ["renee", "elmo"])
+def test_classifiers_that_are_not_finite_are_not_indexed(make, model):
+    module, _ = make(model=model)
+    module.classifiers.weight.data[3, 5] = float("inf")
+    with pytest.raises(ValueError, match=r"weights are not finite after 0 steps \(classifiers\.weight\)"):
+        module.build_index()
+
+
 def test_an_encoder_that_normalises(make):
     with pytest.raises(ValueError, match=r"not normalised: give encoder\.normalize=false"):
         make("encoder.normalize=true")

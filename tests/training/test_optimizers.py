@@ -171,3 +171,13 @@ def test_processes_agree_on_the_scale_of_clipped_gradients():
     parameter.grad = torch.tensor([3.0, 0.0, 4.0])
     clip_gradients([parameter], 1.0, agree=lambda scale: scale.fill_(0.5))
     assert parameter.grad.tolist() == [1.5, 0, 2]
+
+
+def test_a_dense_gradient_is_refused_by_the_one_for_rows():
+    table = torch.nn.Parameter(torch.ones(3, 2))
+    table.grad = torch.ones(3, 2)
+    with pytest.raises(
+        ValueError, match=r"of shape \(3, 2\) has a dense one: look its rows up by an embedding with sparse"
+    ):
+        RowAdam([table]).step()
+    assert torch.equal(table, torch.ones(3, 2))

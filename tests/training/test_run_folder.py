@@ -7,7 +7,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from prime_xmc.training.run_folder import claimed, new_folder, record_configuration
+from prime_xmc.training.run_folder import claimed, new_folder, record_changes, record_configuration
 
 CONF = """
 run_dir: ${hydra:runtime.output_dir}
@@ -88,15 +88,42 @@ def test_metadata_and_results_in_a_folder_are_of_one_run(start):
 
 @pytest.mark.parametrize("continued", [True, False])
 def test_a_run_that_continues_keeps_what_it_wrote_on_the_way(tmp_path, continued):
-    for name in ("model/index.faiss", "csv/metrics.csv", "classify/metrics.json"):
+    for name in ("model/index.faiss", "csv/metrics.csv", "classify/metrics.json", "checkpoints/last.ckpt"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     for name in ("metrics.json", "metrics.csv", "predictions.npz", "train.log"):
         (tmp_path / name).touch()
     with claimed(tmp_path) as claim:
         claim.begin(continued=continued)
-    kept = {"metrics.csv", "model", "csv-1"} if continued else set()
+    kept = {"metrics.csv", "model", "csv", "checkpoints"} if continued else set()
     assert {path.name for path in tmp_path.iterdir()} == kept | {"train.log", "run.lock"}
+
+
+def test_a_run_that_has_been_trained_keeps_what_came_after(tmp_path):
+    (tmp_path / "classify").mkdir()
+    (tmp_path / "predictions.npz").touch()
+    with claimed(tmp_path) as claim:
+        claim.begin(continued=True, trained=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"classify", "predictions.npz", "run.lock"}
+
+
+def test_what_a_killed_run_has_half_written_goes_when_the_folder_is_claimed(tmp_path, half_written):
+    left = half_written(tmp_path / "checkpoints" / "last.ckpt", 2**22 + 1)
+    own = half_written(tmp_path / "model" / "README.md", os.getpid())
+    with claimed(tmp_path):
+        assert not left.exists()
+        assert own.exists()
+
+
+def test_settings_with_which_a_run_is_continued_hold_from_then_on(tmp_path):
+    config = OmegaConf.create({"run_dir": "${a}", "a": 1, "resume": None, "ckpt_path": None})
+    record_configuration(config, tmp_path)
+    before = (tmp_path / ".hydra" / "config.yaml").read_text()
+    record_changes(OmegaConf.merge(config, {"resume": "x", "ckpt_path": "y"}), tmp_path)
+    assert (tmp_path / ".hydra" / "config.yaml").read_text() == before
+    record_changes(OmegaConf.merge(config, {"resume": "x", "ckpt_path": "y", "a": 2}), tmp_path)
+    written = OmegaConf.load(tmp_path / ".hydra" / "config.yaml")
+    assert OmegaConf.to_container(written) == {"run_dir": "${a}", "a": 2, "resume": None, "ckpt_path": None}
 
 
 def test_a_configuration_is_recorded_where_nobody_has_done_so(tmp_path):

@@ -1,9 +1,7 @@
 """What W&B writes offline is read back from its files; TensorBoard's from its events."""
 
 import json
-import os
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,19 +106,16 @@ class Written:
 
 
 @pytest.fixture(scope="module")
-def sweep(overrides, tmp_path_factory) -> tuple[Path, list[Written]]:
+def sweep(overrides, call, tmp_path_factory) -> tuple[Path, list[Written]]:
     """A sweep of two jobs, of which the second fails after an epoch: its folder and the W&B run of each job."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "failing.py").write_text(FAILING)
     failing = "+callbacks.failing={_target_:failing.Fail,now:${fails}}"
-    command = [sys.executable, "-m", "prime_xmc.train", "-m", *overrides, "logger=wandb", "loss.gamma_min=0.05"]
-    command += ["hydra.sweep.dir=margins", "+fails=false,true", failing]
+    settings = [*overrides, "logger=wandb", "loss.gamma_min=0.05", "hydra.sweep.dir=margins", "+fails=false,true"]
     home = folder / "home"
     home.mkdir()
     away = {"WANDB_MODE": "offline", "HOME": str(home), "XDG_CACHE_HOME": "", "XDG_DATA_HOME": ""}
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | away, capture_output=True, text=True, timeout=240, check=False
-    )
+    done = call("train", "-m", *settings, failing, cwd=folder, **away)
     jobs = [folder / "margins" / str(job) for job in range(2)]
     assert "as the test wants" in (jobs[1] / "error.txt").read_text(), done.stderr[-3000:]
     assert "wandb: " not in done.stderr
@@ -251,7 +246,7 @@ def test_several_loggers_stand_beside_each_other(compose, monkeypatch, tmp_path)
     run_dir = f"run_dir={tmp_path}"
     config = compose("logger=[csv,tensorboard,wandb]", run_dir, "logger.project=mine", "logger.name=one")
     assert [type(each).__name__ for each in make_loggers(config.logger)] == [
-        "CSVLogger",
+        "CSVCurves",
         "TensorBoardLogger",
         "WandbLogger",
     ]

@@ -118,11 +118,17 @@ class Embeddings:
     Args:
         encoder: The encoder.
         device: Where it computes; None: on a GPU where there is one.
+
+    Raises:
+        ValueError: If there is no such device here.
     """
 
     def __init__(self, encoder: TextEncoder, device: str | None = None):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.encoder = encoder.to(self.device).eval()
+        try:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.encoder = encoder.to(self.device).eval()
+        except (RuntimeError, AssertionError) as error:  # the latter where torch is built without CUDA
+            raise ValueError(f"method.features.device={device}: {error}; take cpu, cuda or cuda:<n>") from error
         precision = native_precision("cpu" if self.device.type == "cpu" else "gpu")
         self._dtype = torch.bfloat16 if precision == "bf16-mixed" else None
 

@@ -25,8 +25,9 @@ from prime_xmc.evaluation.rank import remove_filtered
 from prime_xmc.evaluation.table import print_notes, print_table
 from prime_xmc.files import write_json
 from prime_xmc.printing import unfailing_output
+from prime_xmc.run_files import METRICS
 from prime_xmc.training.record import describe_run, describe_splits, quiet_libraries
-from prime_xmc.training.run_folder import BASELINE, METRICS, claimed, record_configuration, with_run_folder
+from prime_xmc.training.run_folder import BASELINE, claimed, record_configuration, with_run_folder
 
 
 class BaselineRun(NamedTuple):

@@ -51,6 +51,9 @@ def prepare_settings(settings: Sequence[str], name: str, configs: Path, *, multi
         name: Entry point.
         configs: Folder of the configuration files.
         multirun: Whether they may be those of a sweep.
+
+    Raises:
+        ValueError: If a group that the entry point does not choose from has a value that is no option.
     """
     defaults = {group.name: group.default for group in groups(configs / f"{name}.yaml")}
     prepared = []
@@ -60,7 +63,11 @@ def prepare_settings(settings: Sequence[str], name: str, configs: Path, *, multi
             # Hydra leaves a group out by ~group alone, and only one of which something is chosen
             prepared += [] if defaults[key] == "null" else [f"~{key}"]
         elif key in defaults and (override := _parsed(setting)) and isinstance(override.value(), bool | int | float):
-            prepared.append(f"{key}={_in_quotes(value)}")  # so that Hydra takes it for an option, and lists all
+            prepared.append(f"{key}={in_quotes(value)}")  # so that Hydra takes it for an option, and lists all
+        elif key not in defaults and key and (configs / key).is_dir() and _is_no_option(setting):
+            raise ValueError(
+                f"{setting}: prime_xmc.{name} does not choose an option of {key}; its settings are {key}.<name>=<value>"
+            )
         else:
             prepared.append(quote_value(add_or_override(setting), multirun=multirun))
     return prepared
@@ -129,7 +136,13 @@ def folders_of_runs(settings: Sequence[str], name: str, configs: Path, config_pa
         return []
     given = {setting.lstrip("+").partition("=")[0] for setting in settings}
     folders = {f"hydra.{kind}.{key}": value for kind in ("run", "sweep") for key, value in own[kind].items()}
-    return [f"{key}={_in_quotes(value.replace('${task}', name))}" for key, value in folders.items() if key not in given]
+    return [f"{key}={in_quotes(value.replace('${task}', name))}" for key, value in folders.items() if key not in given]
+
+
+def _is_no_option(setting: str) -> bool:
+    """Return whether the value of a setting is none that Hydra takes for options or for a section of settings."""
+    override = _parsed(setting)
+    return override is not None and isinstance(override.value(), bool | int | float | None)
 
 
 def add_or_override(argument: str) -> str:
@@ -155,7 +168,7 @@ def quote_value(argument: str, *, multirun: bool) -> str:
         return argument
     override = _parsed(argument)
     if override is None and re.fullmatch(r"\[[^\[\]{}'\"()]*\]", value) and (key in LIST_KEYS or key not in PATH_KEYS):
-        items = ",".join(_in_quotes(item.strip()) for item in value[1:-1].split(","))
+        items = ",".join(in_quotes(item.strip()) for item in value[1:-1].split(","))
         return f"{match['sign']}{key}=[{items}]"
     if key not in PATH_KEYS:
         looks_like_text = not re.match(r"[\[{('\"]|\w+\(", value) and not (multirun and "," in value)
@@ -166,17 +179,18 @@ def quote_value(argument: str, *, multirun: bool) -> str:
         if key in LIST_KEYS and override is not None and isinstance(override.value(), list):
             return argument
         if multirun and "," in value:
-            return f"{match['sign']}{key}={','.join(_in_quotes(item) for item in value.split(','))}"
+            return f"{match['sign']}{key}={','.join(in_quotes(item) for item in value.split(','))}"
     if override is not None and override.value() == value:
         return argument
     return _quoted(match, value)
 
 
 def _quoted(match: re.Match[str], value: str) -> str:
-    return f"{match['sign']}{match['key']}={_in_quotes(value)}"
+    return f"{match['sign']}{match['key']}={in_quotes(value)}"
 
 
-def _in_quotes(value: str) -> str:
+def in_quotes(value: str) -> str:
+    """Return a value as Hydra reads it as a text on a command line."""
     return QuotedString(value, Quote.single).with_quotes()
 
 

@@ -1,14 +1,15 @@
 """Checks of a composed configuration, made before anything is done with it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-# Keys that take values of other types than their defaults: a list or "auto", true as well as settings, true or a number
-FREE_KEYS = {"trainer.devices", "trainer.fast_dev_run", "classify", "model.num_private"}
+from prime_xmc.command_line.kinds import fits, in_words, is_number, kind_of, takes_text
+
 # Groups that may be left out, by group=null or ~group.
 OPTIONAL_GROUPS = ("logger", "callbacks", "experiment", "debug")
 
@@ -18,9 +19,19 @@ def _is_whole(value: Any, least: int) -> bool:
 
 
 def _is_rate(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return is_number(value) and 0 < value < math.inf
 
 
+def _at_least(least: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: _is_whole(value, least), f"a whole number of at least {least}"
+
+
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 <= value < 1
+
+
+_NOT_NEGATIVE = (lambda value: is_number(value) and 0 <= value < math.inf, "a number of at least 0")
+_SHARE = (_is_share, "a number of at least 0 and below 1")
 # Numbers that are in no object's care before the data have been prepared: whether they are right, and what is.
 BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: _is_whole(value, 0), "a whole number of at least 0"),
@@ -31,9 +42,30 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or _is_whole(value, 1),
         "a whole number of at least 1, or null",
     ),
-    "top_k": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
-    "chunk": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
-    "dataset.max_epochs": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
+    "checkpoint.every_n_minutes": (lambda value: value is None or _is_rate(value), "a number above 0, or null"),
+    "top_k": _at_least(1),
+    "chunk": _at_least(1),
+    "num_examples": _at_least(0),
+    "optimizer.classifier_lr": (_is_rate, "a number above 0"),
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.classifier_weight_decay": _NOT_NEGATIVE,
+    "optimizer.warmup_fraction": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "encoder.dropout": _SHARE,
+    "model.dropout": _SHARE,
+    "model.num_heads": _at_least(1),
+    "model.feedforward": _at_least(1),
+    "model.free_vector_std": _NOT_NEGATIVE,
+    "callbacks.memory.every_n_steps": _at_least(1),
+    "trainer.accumulate_grad_batches": _at_least(1),
+    "trainer.log_every_n_steps": _at_least(0),
+    "trainer.num_sanity_val_steps": (lambda value: _is_whole(value, -1), "a whole number of at least 0, or -1 for all"),
+    "trainer.gradient_clip_val": (
+        lambda value: value is None or (is_number(value) and 0 <= value < math.inf),
+        "a number of at least 0, or null",
+    ),
+    "num_resamples": _at_least(1),
+    "delimiter": (lambda value: value is None or len(str(value)) == 1, "a single character, or null"),
+    "dataset.max_epochs": _at_least(1),
     "trainer.max_epochs": (
         lambda value: _is_whole(value, 1) or value == -1,
         "a whole number of at least 1, or -1 to train until trainer.max_steps",
@@ -44,7 +76,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a whole number of at least 1",
     ),
     "dataset.fields": (lambda value: not isinstance(value, ListConfig) or len(value) > 0, "at least one field"),
-    "dataset.max_length": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
+    "dataset.max_length": _at_least(1),
     "dataset.batch_size": (lambda value: value is None or _is_whole(value, 1), "a whole number of at least 1"),
     "sampling.batch_size": (lambda value: value is None or _is_whole(value, 1), "a whole number of at least 1"),
 }
@@ -71,30 +103,68 @@ def check_groups(config: DictConfig, groups: Sequence[str]) -> None:
             raise ValueError(f"{group}=null: one of the options of {group} is needed, see --help")
 
 
-def check_values(config: DictConfig, reference: DictConfig, keys: Sequence[str]) -> None:
-    """Check values that were set by hand: their types against those of the defaults, and known bounds.
+def check_values(config: DictConfig, reference: DictConfig, keys: Sequence[str], command: str = "") -> None:
+    """Check values that were set by hand: their kinds, see `kinds`, and known bounds.
+
+    A number that stands for a text is made one.
 
     Args:
         config: The configuration.
         reference: The same without those settings.
         keys: Dotted keys that were set, in their order on the command line.
+        command: Entry point that the configuration is of.
 
     Raises:
-        ValueError: If a value is of another type than the default, which is a number, true or false, or a list; or if
-            it is out of bounds, or null where nothing works without one.
+        ValueError: If a value is of another kind than its key takes, out of bounds, or null where nothing works without
+            a value.
     """
     for key in keys:
         if _is_missing(reference, key) and _value(config, key) is None:
             raise ValueError(f"{key}=null: a value is needed, see --help")
-        _check_type(key, _value(config, key), _value(reference, key))
+        if not _belongs_to_others(config, reference, key):
+            _check_kind(config, reference, key, command)
     for key, expected in NEEDED.items():
         if _has(config, key) and _value(config, key) is None:  # a mandatory key without a value counts as absent
             raise ValueError(f"{key}=null: expected {expected}")
     for key, (is_right, expected) in BOUNDS.items():
-        if _has(config, key):
+        if _has(config, key) and not _belongs_to_others(config, reference, key):
             value = _value(config, key)
             if value is not _ABSENT and not is_right(value):
                 raise ValueError(f"{key}={_shown(value)}: expected {expected}")
+    endless = all(_value(config, key) == -1 for key in ("trainer.max_epochs", "trainer.max_steps"))
+    if endless and not isinstance(_value(config, "trainer.max_time"), str | DictConfig):
+        raise ValueError("trainer.max_epochs=-1: training would never end; give trainer.max_steps too")
+
+
+def check_used(config: DictConfig, overrides: Sequence[Override], choices: Mapping[str, str]) -> None:
+    """Refuse settings of the command line that nothing would use, because of what the model is.
+
+    Args:
+        config: The configuration.
+        overrides: What the command line sets and chooses.
+        choices: Option of each group.
+
+    Raises:
+        ValueError: If there is one, with the reason.
+    """
+    because = f"model={choices.get('model')}" if choices.get("model", "null") != "null" else "another option"
+    clusters = _value(config, "callbacks.clusters")
+    for each in overrides:
+        if each.is_delete() or each.value() is None:
+            continue
+        key, value = each.key_or_group, _shown(each.value())
+        if key in choices and _has(config, key) and _value(config, key) is None:
+            raise ValueError(f"{key}={value}: nothing would use it, since {because} sets {key}=null; leave it out")
+        if key.startswith("sampling.clusters") and clusters is None:
+            raise ValueError(
+                f"{key}={value}: nothing would use it, since no clusters of queries are made (callbacks.clusters=null, "
+                f"by {because} or by hand); leave it out"
+            )
+
+
+def all_keys(config: DictConfig) -> list[str]:
+    """Return the keys at the top of a configuration, whose checks include those of all keys below."""
+    return [str(key) for key in config if not OmegaConf.is_missing(config, key)]
 
 
 _ABSENT = object()
@@ -102,14 +172,14 @@ _ABSENT = object()
 
 def _has(config: DictConfig, key: str) -> bool:
     parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
+    node = _value(config, parent) if parent else config
     return isinstance(node, DictConfig) and name in node
 
 
 def _is_missing(config: DictConfig, key: str) -> bool:
     """Say whether a key is a mandatory one without a value, which is an error of its own."""
     parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
+    node = _value(config, parent) if parent else config
     return isinstance(node, DictConfig) and OmegaConf.is_missing(node, name)
 
 
@@ -120,30 +190,46 @@ def _value(config: DictConfig, key: str) -> Any:
         return _ABSENT
 
 
-def _check_type(key: str, value: Any, default: Any) -> None:
-    if value is _ABSENT or value is None or default is _ABSENT or default is None or key in FREE_KEYS:
+def _belongs_to_others(config: DictConfig, reference: DictConfig, key: str) -> bool:
+    """Return whether a key is an argument of another object than the one that the defaults name: a user's own."""
+    parts = key.split(".")
+    for end in range(1, len(parts)):
+        target = f"{'.'.join(parts[:end])}._target_"
+        if _has(reference, target) and _value(config, target) != _value(reference, target):
+            return parts[-1] != "_target_"
+    return False
+
+
+def _check_kind(config: DictConfig, reference: DictConfig, key: str, command: str) -> None:
+    value, default = _value(config, key), _value(reference, key)
+    if value is _ABSENT or _is_missing(config, key):
         return
-    if isinstance(default, DictConfig):
-        if "_target_" in default:
-            return
-        if not isinstance(value, DictConfig):
-            names = ", ".join(f"{name}" for name in default if isinstance(name, str))
-            raise ValueError(f"{key}={_shown(value)}: expected a value for each of {names}")
+    of_bounds = key in BOUNDS and (value is None or is_number(value)) and not BOUNDS[key][0](value)
+    if of_bounds or (value is None and key in NEEDED):
+        return  # what is said of these says more than their kind
+    kind = kind_of(key, None if default is _ABSENT else default, command)
+    if kind is None:
+        return
+    if not fits(value, kind):
+        raise ValueError(f"{key}={_shown(value)}: expected {_expected(key, value, default, kind)}")
+    if takes_text(kind, value):
+        OmegaConf.update(config, key, str(value))
+    if isinstance(value, DictConfig):
         for name in value:
-            if name in default:
-                _check_type(f"{key}.{name!s}", _value(value, str(name)), _value(default, str(name)))
-        return
-    expected = ""
-    if isinstance(default, bool):
-        expected = "" if isinstance(value, bool) else "true or false"
-    elif isinstance(default, int):
-        expected = "" if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
-    elif isinstance(default, float):
-        expected = "" if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
-    elif isinstance(default, ListConfig) and not isinstance(value, ListConfig):
-        expected = f"a list, such as {key}=[{_shown(value)}]"
-    if expected:
-        raise ValueError(f"{key}={_shown(value)}: expected {expected}")
+            child = f"{key}.{name}"
+            if isinstance(name, str) and not _belongs_to_others(config, reference, child):
+                _check_kind(config, reference, child, command)
+
+
+def _expected(key: str, value: Any, default: Any, kind: str) -> str:
+    """Return what a key takes in place of a value, for people."""
+    if kind == "section" and isinstance(default, DictConfig) and len(default) and "_target_" not in default:
+        return f"a value for each of {', '.join(name for name in default if isinstance(name, str))}"
+    if kind.removesuffix("|null") in ("list", "ints", "numbers", "texts") and not isinstance(
+        value, DictConfig | ListConfig | None
+    ):
+        return f"a list, such as {key}=[{_shown(value)}]"
+    return in_words(kind)
 
 
 def _shown(value: Any) -> str:

@@ -1,13 +1,13 @@
 """What to tell the user about an error: its cause in a line or two, and what to do."""
 
 import difflib
-import errno
 import re
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import (
     HydraException,
     InstantiationException,
@@ -17,6 +17,7 @@ from hydra.errors import (
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from prime_xmc.command_line.arguments import UnknownOptionError
+from prime_xmc.command_line.system_messages import system_message
 
 _NO_HOME = "Could not determine home directory."  # what pathlib says of ~name where nobody is called so
 PACKAGE = __package__.partition(".")[0]
@@ -29,7 +30,8 @@ def user_message(error: BaseException) -> str | None:
 
     Bad input is what this package itself raises as a ValueError, FileNotFoundError or FileExistsError, or as an
     ImportError where an extra is missing; a value that an object cannot be made from, a mandatory key without a value,
-    an interpolation that leads nowhere, and a file or stream that cannot be read or written. The place where an error
+    an interpolation that leads nowhere, a file or stream that cannot be read or written, and what the system refuses,
+    such as memory. The place where an error
     was raised counts, because NumPy's compiled code raises ValueError from our lines for what is our mistake.
     """
     if isinstance(error, InstantiationException):
@@ -41,12 +43,14 @@ def user_message(error: BaseException) -> str | None:
         if not isinstance(inner, OmegaConfBaseException | None) and (message := user_message(inner)) is not None:
             return message
         return str(error).splitlines()[0] + (f" (at {error.full_key})" if error.full_key else "")
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE):
-        return f"the output cannot be written: {error.strerror}"
+    if (message := system_message(error)) is not None:
+        return message
+    if isinstance(error, ValueError) and isinstance(error.__cause__, OSError) and not _raised_by_us(error):
+        return system_message(error.__cause__)  # logging's "Unable to configure handler", for one
     if isinstance(error, HydraException):
         return str(error)
+    if isinstance(error, yaml.YAMLError):  # of a configuration file; the place in it is part of the text
+        return " ".join(str(error).split())
     if isinstance(error, RuntimeError) and str(error) == _NO_HOME:
         return "a path begins with ~ and the name of no user of this machine: write ./~... for a name that begins so"
     if type(error).__name__ == "MisconfigurationException":  # of Lightning, which is slow to import

@@ -13,6 +13,7 @@ MOVED = {
     "prime_xmc.sweeps.": "prime_xmc.training.sweeps.",
     "prime_xmc.tracking.": "prime_xmc.training.tracking.",
     "torch.optim.SparseAdam": "prime_xmc.training.optimizers.RowAdam",
+    "lightning.pytorch.loggers.CSVLogger": "prime_xmc.training.curves.CSVCurves",
     "lightning.pytorch.callbacks.RichProgressBar": "prime_xmc.training.progress_bar.EpochProgress",
 }
 # Sections that code reads key by key. Others are given to objects, which have their own defaults.

@@ -38,6 +38,7 @@ from prime_xmc.export.settings import portable
 from prime_xmc.files import publishing, save_tensors, write_json, write_text
 from prime_xmc.index.search import FaissSearch, faiss_problem
 from prime_xmc.model.encoder import TextEncoder, quiet_transformers
+from prime_xmc.model.finiteness import not_finite
 from prime_xmc.model.lora import merged
 from prime_xmc.model.prototypes import Prototypes
 
@@ -97,9 +98,14 @@ def save_bundle(
         precision: Lightning's name of the precision that the model was trained in.
 
     Raises:
-        ValueError: If the folder holds something other than an exported model.
+        ValueError: If the folder holds something other than an exported model, or the model has numbers that are not
+            finite.
     """
     directory = directory.resolve()
+    if names := not_finite([*encoder.named_parameters(), ("label vectors", label_prototypes)]):
+        raise ValueError(
+            f"the model is not exported, since it has numbers that are not finite ({', '.join(names[:3])})"
+        )
     if directory.exists() and not (directory / CONFIG).is_file() and any(directory.iterdir()):
         raise ValueError(f"{directory} exists and holds no {CONFIG}: it is not overwritten; export to another folder")
     with publishing(directory, replace=True) as temporary:

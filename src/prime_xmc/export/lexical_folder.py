@@ -107,11 +107,11 @@ def _problem(postings: Postings, num_labels: int) -> str | None:
     if len(terms) and (terms[0] < 0 or (terms.diff() <= 0).any()):
         return "codes of terms from 0 on, ascending"
     if len(bias) != num_labels:
-        return f"a bias for each of the {num_labels} labels"
+        return f"a bias for each of the {num_labels} labels, found {len(bias)}"
     if offsets[0] != 0 or offsets[-1] != len(label_ids) or (offsets.diff() < 0).any():
         return f"offsets that ascend from 0 to {len(label_ids)}, the number of label_ids"
     if len(label_ids) and not 0 <= label_ids.min() <= label_ids.max() < num_labels:
-        return f"labels from 0 to {num_labels - 1}"
+        return f"labels from 0 to {num_labels - 1}, found {int(label_ids.min())} to {int(label_ids.max())}"
     term = torch.arange(len(terms)).repeat_interleave(offsets.diff())
     if ((term * num_labels + label_ids).diff() <= 0).any():
         return "labels that ascend for each term"

@@ -13,6 +13,7 @@ import xxhash
 
 from prime_xmc.checksums import check_choice, check_file, describe
 from prime_xmc.export.folder import AGAIN, CENTROIDS, CONFIG, INDEX, LABELS, NETWORK, PROTOTYPES
+from prime_xmc.files import write_json
 from prime_xmc.foreign import parse_json, shown
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,32 @@ def sealed(content: Mapping[str, Any], folder: Path, names: Iterable[str]) -> di
     return plain | {"checksum": _checksum(plain)}
 
 
+def seal(model: Path | str) -> None:
+    """Write the checksums of a model folder anew, after files in it were edited by hand.
+
+    Nothing else is checked here: opening the model does.
+
+    Args:
+        model: Folder of the model.
+
+    Raises:
+        FileNotFoundError: If it has no description, so that it is no model.
+        ValueError: If a description is no JSON.
+    """
+    model = Path(model)
+    if not (model / CONFIG).is_file():
+        raise FileNotFoundError(f"{model.absolute()} is no exported model, {CONFIG} not found")
+    for path in (model / place for place in _DESCRIPTIONS):
+        if not path.is_file():
+            continue
+        try:
+            content = parse_json(path.read_bytes())
+            names = SUMMED if path.name == CONFIG else [n for n in content.get("files", {}) if Path(n).name == n]
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        write_json(path, sealed(content, path.parent, names))
+
+
 def check_model(model: Path, verify: str = "sampled", classifiers: Path | None = None) -> None:
     """Check a model folder against its checksums; folders of version 0.1.0 have none, and nothing is checked.
 
@@ -66,19 +93,26 @@ def check_model(model: Path, verify: str = "sampled", classifiers: Path | None =
         checksum = content.pop("checksum", None)
         if checksum is not None and checksum != _checksum(content):
             logger.warning(
-                "%s is not what was written (checksum): it is damaged, or was edited. %s; if you have edited it, "
-                "remove its key checksum",
+                "%s is not what was written (checksum): it is damaged, or was edited; %s",
                 path,
-                AGAIN.capitalize(),
+                _remedy(model, path.name),
             )
         for name, expected in files:
             if Path(name).name != name:
                 raise ValueError(f"{path} is damaged: it names the file {shown(name)}; {AGAIN}")
             try:
-                check_file(path.parent / name, expected, AGAIN, verify)
+                check_file(path.parent / name, expected, _remedy(model, name), verify)
             except FileNotFoundError as error:
                 if not name.endswith(".faiss"):  # it may be removed: the search is exact without it
                     raise ValueError(str(error)) from error
+
+
+def _remedy(model: Path, name: str) -> str:
+    """Return what to do about a file that is not what was written; those that people edit may have been edited."""
+    if not name.endswith((".json", ".jsonl")):
+        return AGAIN
+    call = f"from prime_xmc.export.model_sums import seal; seal({str(model)!r})"
+    return f'{AGAIN}; if you have edited it on purpose, write the checksums anew: python -c "{call}"'
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -136,7 +136,8 @@ def load_neighbours(
     is_known = not ids.size or 0 <= ids.min() <= ids.max() < num_labels
     if len(labels) != len(query_emb) or (labels.lengths < 0).any() or not is_known:
         expected = f"labels from 0 to {num_labels - 1} for each of {len(query_emb)} queries"
-        raise ValueError(f"{path} is damaged: expected {expected}; {AGAIN}")
+        found = f"{ids.min(initial=0)} to {ids.max(initial=0)} for {len(labels)}"
+        raise ValueError(f"{path} is damaged: expected {expected}, found {found}; {AGAIN}")
     if rows is not None and (rows.dtype != np.int64 or rows.shape != (len(query_emb),) or (rows < -1).any()):
         raise ValueError(f"{path} is damaged: expected the row of each of {len(query_emb)} queries; {AGAIN}")
     return VotingQueries(query_emb, labels, rows, _read_texts(directory, len(labels)) if with_texts else None)

@@ -14,11 +14,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from prime_xmc.export.answer_tables import write_answers
+from prime_xmc.files import named_in_errors
 from prime_xmc.printing import visible_json
 from prime_xmc.tables.line_writer import ByteStream, JsonLinesWriter
 from prime_xmc.tables.writer import open_writer, written_format
@@ -98,7 +99,7 @@ def open_partial(target: Path, made_from: Mapping[str, Any] | None, *, resume: b
     target.parent.mkdir(parents=True, exist_ok=True)
     answers = target.with_name(f".{target.name}.partial")
     progress = target.with_name(f".{target.name}.progress")
-    with ExitStack() as stack:
+    with named_in_errors(answers, target), ExitStack() as stack:
         file = stack.enter_context(answers.open("a+b"))
         _lock(file, target)
         num_done, size = 0, 0
@@ -124,10 +125,13 @@ def open_partial(target: Path, made_from: Mapping[str, Any] | None, *, resume: b
             if notes is None:
                 _remove(answers, progress)
             else:
-                output.note()
-                logger.warning(
-                    "%s: %s queries are answered; the same command goes on from there", target, f"{output.num_done:,}"
-                )
+                with suppress(OSError):  # the disk is full, for one: what was noted before counts
+                    output.note()
+                    logger.warning(
+                        "%s: %s queries are answered; the same command goes on from there",
+                        target,
+                        f"{output.num_done:,}",
+                    )
             raise
         output.note()
         _finish(answers, target)

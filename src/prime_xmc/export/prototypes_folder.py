@@ -66,7 +66,8 @@ def load_prototype_network(
             label_emb = tensors.get_tensor("label_emb")
         prototypes.centroids.put(torch.arange(num_labels), centroids)
         if label_emb.shape != (num_labels, settings["dim"]) or not label_emb.is_floating_point():
-            raise ValueError(f"label_emb in {PROTOTYPES} has the shape {tuple(label_emb.shape)}")
+            found, expected = tuple(label_emb.shape), (num_labels, settings["dim"])
+            raise ValueError(f"label_emb in {PROTOTYPES} has the shape {found}, expected {expected} in floating point")
     # the latter ones where a shape, a dtype or a name is another
     except (SafetensorError, ValueError, RuntimeError, IndexError, KeyError, TypeError, AssertionError) as error:
         raise ValueError(f"{model}: the prototype network is damaged ({error}); {AGAIN}") from error

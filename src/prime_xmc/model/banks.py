@@ -1,7 +1,9 @@
 """Tables with a row per label or query, kept where there is room for them and out of the module's state dict."""
 
+import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +44,7 @@ class RowBank(nn.Module):
             it between its stages. A large table would spend seconds on the way.
 
     Raises:
-        ValueError: If dtype or placement is not one of these.
+        ValueError: If dtype or placement is not one of these, or "mmap" finds no room for the file.
     """
 
     def __init__(
@@ -189,13 +191,40 @@ def _shard_name(number: int) -> str:
 
 
 def _mapped(num_rows: int, dim: int, dtype: torch.dtype, directory: str | None) -> Tensor:
-    """Return a tensor of zeros in a file whose name is already removed, so that nothing is left of it afterwards."""
-    if directory is not None:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix="prime_xmc-bank-", dir=directory)
-    os.close(handle)
+    """Return a tensor of zeros in a file whose name is already removed, so that nothing is left of it afterwards.
+
+    Raises:
+        ValueError: If there is no room for it. Written to later, a file without its room would end the process.
+    """
+    folder = Path(directory or tempfile.gettempdir())
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix="prime_xmc-bank-", dir=folder)
     try:
+        _take_room(handle, num_rows * dim * dtype.itemsize, folder)
         rows = torch.from_file(name, shared=True, size=num_rows * dim, dtype=dtype)
     finally:
+        os.close(handle)
         os.unlink(name)
     return rows.view(num_rows, dim)
+
+
+def _take_room(handle: int, num_bytes: int, folder: Path) -> None:
+    """Give a file as many bytes of the disk as it will need.
+
+    Raises:
+        ValueError: If there are not so many.
+    """
+    free = shutil.disk_usage(folder).free
+    reason = f"{free:,} are free" if free < num_bytes else None
+    if reason is None and num_bytes and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(handle, 0, num_bytes)
+        except OSError as error:
+            # a file system that cannot take room ahead has been asked how much is free
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                reason = f"the system says: {error.strerror}"
+    if reason is not None:
+        raise ValueError(
+            f"bank.placement=mmap needs a file of {num_bytes:,} bytes in {folder.absolute()}, and {reason}. Free some "
+            "space there, or name a folder on another disk by bank.directory="
+        )

@@ -22,6 +22,7 @@ from prime_xmc.data.sampling import cluster_size_at
 from prime_xmc.evaluation.rank import search_unfiltered
 from prime_xmc.files import replacing
 from prime_xmc.index.clustering import balanced_clusters
+from prime_xmc.model.finiteness import not_finite
 from prime_xmc.model.prototypes import fill_mean_centroids
 from prime_xmc.progress import track
 from prime_xmc.training.embedding_cache import load_embeddings, save_embeddings
@@ -81,6 +82,7 @@ class InitialisePrototypes(Callback):
             kinds: tuple[Kind, ...] = ("query", "label")
             for kind in kinds:
                 module.embed(_with_progress(loaders[kind], kind), embedded[kind], kind)
+            _require_finite((kind, bank.rows) for kind, bank in embedded.items())
             if trainer.is_global_zero:
                 save_embeddings(directory, embedded)
         if not trainer.is_global_zero:
@@ -120,6 +122,20 @@ class ExactCentroids(Callback):
             fill_mean_centroids(module.prototypes.centroids, module.query_memory, labels, *pairs)
         module.copy_tables_from_first()
         module.discard_index()
+
+
+def _require_finite(embedded: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse embeddings that are NaN or infinite, by the kind of their texts, before something is made of them.
+
+    Raises:
+        ValueError: If there are such.
+    """
+    if kinds := not_finite(embedded):
+        raise ValueError(
+            f"the encoder makes embeddings of {' and '.join(kinds)} texts that are not finite. Before the first step: "
+            "its weights are damaged, or too large for the precision (trainer.precision=32-true has the widest range). "
+            "Later: training has diverged, lower optimizer.lr"
+        )
 
 
 def _train_pairs(data: TrainingData, device: torch.device) -> list[Tensor]:
@@ -189,6 +205,7 @@ class RebuildClusters(Callback):
                 "callbacks.initialise, which embeds them before training, or make clusters later, "
                 "sampling.clusters.first_epoch=1"
             )
+        _require_finite([("query", embeddings)])
         if trainer.is_global_zero:
             clusters = balanced_clusters(embeddings, num_clusters, seed=self.seed + epoch).cpu()
         copy_from_first(clusters, device)
@@ -244,6 +261,7 @@ class MineNegatives(Callback):
                     "callbacks.initialise, which embeds them before training, or search later, "
                     "sampling.mined.first_epoch=1"
                 )
+            _require_finite([("query", query_emb)])
             of_queries = zip(iter(train.positives.take(ids)), iter(train.filtered.take(ids)), strict=True)
             known = Ragged.from_rows([np.union1d(*rows) for rows in of_queries])
             found, _ = search_unfiltered(module.searcher.search, query_emb, known, self.top_k)

@@ -20,7 +20,7 @@ from prime_xmc.evaluation.rank import search_unfiltered
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.classifiers import Classifiers, hardest_of_all, pair_similarity
 from prime_xmc.model.losses import Contrast, contrast_of
-from prime_xmc.training.optimizers import with_warmup
+from prime_xmc.training.optimizers import clip_gradients, with_warmup
 from prime_xmc.training.protocols import QueryMemory, Searcher
 from prime_xmc.training.randomness import seed_step
 from prime_xmc.training.start import check_precision, missing_callbacks
@@ -100,6 +100,10 @@ class ClassifierModule(LightningModule, QueryMemory):
         self.seed = seed
         self.callbacks = list(callbacks)
         self.step_log = StepLog()
+        self.step_log.divergence.remedy = (
+            "Lower optimizer.lr of the second stage (in a training of both, classify_settings=[optimizer.lr=3e-4]), or "
+            "clip its gradients with trainer.gradient_clip_val=1"
+        )
         self.num_trained = 0  # queries that went through training steps
 
     def configure_callbacks(self) -> list[Callback]:
@@ -189,8 +193,49 @@ class ClassifierModule(LightningModule, QueryMemory):
             torch.cat([torch.zeros_like(positives), exists], dim=1),
         )
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the sparse gradient of the classifiers as trainer.gradient_clip_val says."""
+        if gradient_clip_val:
+            clip_gradients(self.parameters(), float(gradient_clip_val), gradient_clip_algorithm or "norm")
+
+    def require_finite(self) -> None:
+        """Require that training has not diverged: that all losses so far were finite, and the classifiers are.
+
+        Raises:
+            ValueError: If it has.
+        """
+        divergence = self.step_log.divergence
+        divergence.require_finite()
+        divergence.require_finite_tensors("weights", self.named_parameters(), self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to write a checkpoint of a training that has diverged over one of before.
+
+        Raises:
+            ValueError: If it has.
+        """
+        self.require_finite()
+
+    def on_train_end(self) -> None:
+        """Refuse to go on with classifiers that are not finite.
+
+        Raises:
+            ValueError: If training has diverged.
+        """
+        self.require_finite()
+
     def on_validation_epoch_start(self) -> None:
-        """Search in the classifiers as they are now."""
+        """Search in the classifiers as they are now.
+
+        Raises:
+            ValueError: If training has diverged.
+        """
+        self.require_finite()
         self.searcher.build(self.classifiers.vectors())
 
     def validation_step(self, batch: Texts, batch_idx: int) -> None:

@@ -12,16 +12,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LambdaLR
 
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
+from prime_xmc.training.curves import place_in_curves
+from prime_xmc.training.equal_bits import COMPUTED_ON, computed_on, warn_of_other_bits
+from prime_xmc.training.step_log import StepLog
 
 logger = logging.getLogger(__name__)
 
-ORIGIN = "origin"  # key of a checkpoint under which it says which run it is of
+# keys of a checkpoint
+ORIGIN = "origin"  # which run it is of
+CURVES = "curves"  # which rows of the curves by step come before it, see `prime_xmc.training.curves`
+SURROUNDINGS = "surroundings"  # of the origin: on what the last digits of results depend
+_STEP_LOG = "step_log"  # what the steps of the epoch so far add to its means
 # What changes no result: where files are, and what people watch a run by. Sweeps take jobs that differ in nothing else
 # for the same job.
 WATCHING = (
@@ -30,9 +38,9 @@ WATCHING = (
 )
 # What else may be another when a run is continued: a key stands for all below it.
 MAY_CHANGE = (
-    *("ckpt_path", "task", "debug", "verify"),
+    *("resume", "checkpoint", "ckpt_path", "task", "debug", "verify"),
     # paths; what they hold is told apart by the data's fingerprint, and the weights come from the checkpoint
-    *("dataset.dir", "dataset.hint", "encoder.source"),
+    *("dataset.dir", "dataset.hint", "encoder.source", "model.dir"),
     # how long: the learning rate then follows the schedule of the new length, see `ContinuedRun`
     *("dataset.max_epochs", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
     # when something is measured, kept or shown
@@ -41,7 +49,7 @@ MAY_CHANGE = (
     *("trainer.enable_checkpointing", "trainer.enable_model_summary", "trainer.default_root_dir", "trainer.plugins"),
     *("callbacks.checkpoint", "callbacks.table", "callbacks.memory", "callbacks.initialise.cache_dir"),
     # where it is computed
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "bank"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "bank", "device"),
     # what is done with the trained model
     *("test", "classify", "classify_settings", "neighbours", "lexical", "ensemble", "export", "index"),
     *("export_every_n_epochs", "export_after_validation"),
@@ -61,7 +69,8 @@ _LOOKING_ON = tuple(
 
 def without_watching(config: DictConfig) -> DictConfig:
     """Return a configuration in which what changes no result is null; it stands for what others refer to."""
-    content = OmegaConf.create({str(key): value for key, value in _plain(config).items() if key != "hydra"})
+    left_out = ("hydra", "resume", "checkpoint")
+    content = OmegaConf.create({str(key): value for key, value in _plain(config).items() if key not in left_out})
     for key in WATCHING:
         OmegaConf.update(content, key, None, force_add=True)
     return content
@@ -93,11 +102,16 @@ def origin(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
         "tokenizer": data.corpus.manifest["tokenizer_hash"],
         "validation_queries": hashlib.sha256(data.validation_ids.tobytes()).hexdigest(),
         "command": continuing_command(None),
+        SURROUNDINGS: {
+            "trainer.accelerator": config.trainer.accelerator,
+            "threads of torch": torch.get_num_threads(),
+            "version of torch": str(torch.__version__),
+        },
     }
 
 
-def read_origin(path: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint says of its run, None for one of version 0.1.0, which says nothing.
+def read_origin(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Return what a checkpoint says of its run, None for one of version 0.1.0, and its place in the curves by step.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -108,7 +122,15 @@ def read_origin(path: Path) -> dict[str, Any] | None:
     content = ShardedCheckpointIO().load_checkpoint(path)
     if "loops" not in content:
         raise ValueError(f"ckpt_path={path} holds no training: expected <run>/checkpoints/last.ckpt")
-    return content.get(ORIGIN)
+    place = {"step": content.get("global_step", 0), "validates": False, "pending": None}
+    return content.get(ORIGIN), content.get(CURVES, place)
+
+
+def load_weights(module: Any, path: Path) -> None:
+    """Put what a checkpoint has of a module into it, tables included, without a Trainer."""
+    content = ShardedCheckpointIO().load_checkpoint(path)
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"])
 
 
 def check_origin(path: Path, recorded: Mapping[str, Any] | None, given: Mapping[str, Any]) -> None:
@@ -155,12 +177,24 @@ def check_origin(path: Path, recorded: Mapping[str, Any] | None, given: Mapping[
             )
         )
 
+    before, now = recorded.get(SURROUNDINGS, {}), given.get(SURROUNDINGS, {})
+    others = [f"{name} was {before[name]} and is {now[name]}" for name in before if before[name] != now.get(name)]
+    if others:
+        logger.warning(
+            "%s: sums are added up in another order, so that the last digits of results may differ from those of an "
+            "uninterrupted run",
+            "; ".join(others),
+        )
+
 
 class ContinuedRun(Callback):
     """Writes into checkpoints which run they are of, and mends what the Trainer leaves open when it continues one.
 
     - Where all steps of an epoch are done, but not yet its validation, the Trainer would continue with the next epoch.
       Checkpoints of that moment are written such that it validates first.
+    - A checkpoint between two steps of an epoch, see `SaveProgress`, says that the step before is complete and that the
+      next one has not begun, though its batch has been taken from the loader.
+    - The means of the epoch so far, and where the curves by step are, go along.
     - Where the run has become longer or shorter (`trainer.max_epochs`, `trainer.max_steps`), the learning rate follows
       the schedule of the new length from the next step on, as if the run had had this length from the start. The steps
       before it were made with the old schedule, so that the result is not that of an uninterrupted run of this length.
@@ -175,28 +209,52 @@ class ContinuedRun(Callback):
         self.recorded = recorded
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the origin."""
+        """Add the origin, the means of the epoch and the place in the curves; say what is complete."""
         checkpoint[ORIGIN] = dict(self.given)
+        checkpoint[COMPUTED_ON] = computed_on(trainer.strategy.root_device, trainer.world_size)
+        checkpoint[_STEP_LOG] = _step_log(pl_module).state_dict()
         loops = checkpoint["loops"]["fit_loop"]
         epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
         epoch_goes_on = epoch["started"] > epoch["processed"]
-        if epoch_goes_on and batch["current"]["processed"] == trainer.num_training_batches:
+        all_steps = batch["current"]["processed"] == trainer.num_training_batches
+        validates = epoch_goes_on and (all_steps or trainer.validating)
+        if validates:
             for progress in (batch["total"], batch["current"]):
                 progress["completed"] = progress["processed"]
-            batch["is_last_batch"] = True
+            batch["is_last_batch"] = all_steps
             # of a validation that has begun: it is made again, from its first batch
             loops["epoch_loop.val_loop.batch_progress"] |= {
                 "total": {"ready": 1, "started": 1, "processed": 0, "completed": 0},
                 "current": {"ready": 0, "started": 0, "processed": 0, "completed": 0},
                 "is_last_batch": False,
             }
+        elif epoch_goes_on and batch["current"]["ready"] > batch["current"]["started"]:
+            for progress in (batch["total"], batch["current"]):
+                progress["ready"] = progress["completed"]
+            batch["is_last_batch"] = False
+            position = {"position": batch["current"]["completed"]}
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            checkpoint[type(data).__qualname__]["sampler"] |= position
+            if "combined_loader" in loops["state_dict"]:
+                loops["state_dict"]["combined_loader"] = [position]
+        checkpoint[CURVES] = place_in_curves(trainer, validates=validates, ends_epoch=not epoch_goes_on)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tell the sampler where in the epoch a checkpoint of version 0.1.0 was made, which does not say so itself."""
+        """Take over the means of the epoch, and say where the results may have other last bits.
+
+        A checkpoint of version 0.1.0 does not say itself where in the epoch it was made: tell the sampler.
+        """
+        warn_of_other_bits(checkpoint.get(COMPUTED_ON), computed_on(trainer.strategy.root_device, trainer.world_size))
+        if _STEP_LOG in checkpoint:
+            _step_log(pl_module).load_state_dict(checkpoint[_STEP_LOG], trainer.strategy.root_device)
         data: PrimeDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if "position" not in checkpoint[type(data).__qualname__]["sampler"]:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             data.sampler.resume_at(progress["current"]["processed"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means of an epoch whose last step was in another process."""
+        _step_log(pl_module).log_means(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the learning rate to that of the new schedule, and say so."""
@@ -220,6 +278,20 @@ class ContinuedRun(Callback):
                 )
 
 
+def _step_log(module: LightningModule) -> StepLog:
+    log = module.step_log
+    assert isinstance(log, StepLog)
+    return log
+
+
+def resuming_command(run_dir: Path) -> str:
+    """Return the command, to be pasted into a shell, that continues a run in its folder with its own settings."""
+    command = _own_command()
+    if command is None or not command[-1].endswith(("train", "classify", "--trust-config")):
+        command = [Path(sys.executable).name, "-m", "prime_xmc.train"]
+    return shlex.join([*command, f"resume={run_dir}"])
+
+
 def continuing_command(checkpoint: Path | None, **settings: Path | str) -> str | None:
     """Return the command of this process, to be pasted into a shell, that continues from a checkpoint.
 
@@ -230,22 +302,33 @@ def continuing_command(checkpoint: Path | None, **settings: Path | str) -> str |
     Returns:
         None if this process was not started by an entry point of this package.
     """
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    script = Path(sys.argv[0]).name
-    if spec is not None and spec.name.startswith("prime_xmc."):
-        start = [sys.orig_argv[0], "-m", spec.name]
-    elif script.startswith("prime-xmc-"):
-        start = [sys.argv[0]]
-    else:
+    start = _own_command()
+    if start is None:
         return None
     chosen: dict[str, Path | str] = {key.replace("__", "."): value for key, value in settings.items()}
     if checkpoint is not None:
         chosen["ckpt_path"] = checkpoint
     replaced = {"ckpt_path", *chosen}
-    if os.environ.get("PRIME_XMC_TRUST_CONFIG") == "1":
-        start.append("--trust-config")
     kept = [argument for argument in sys.argv[1:] if argument.split("=")[0].lstrip("+") not in replaced]
     return shlex.join([*start, *kept, *(f"{key}={quoted(str(value))}" for key, value in chosen.items())])
+
+
+def _own_command() -> list[str] | None:
+    """Return how this process was started, without settings; None if by no entry point of this package."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.name.startswith("prime_xmc."):
+        start = [sys.orig_argv[0], "-m", spec.name]
+    elif Path(sys.argv[0]).name.startswith("prime-xmc-"):
+        start = [sys.argv[0]]
+    else:
+        return None
+    return [*start, "--trust-config"] if os.environ.get("PRIME_XMC_TRUST_CONFIG") == "1" else start
+
+
+def from_here(path: Path) -> Path:
+    """Return a path relative to the current folder if it lies in it."""
+    path = Path(os.path.abspath(path))
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def quoted(value: str) -> str:

@@ -1,10 +1,10 @@
 """Ending by a signal: training is saved first, the status says why it ended, and the user is told how to continue."""
 
 import logging
-import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +12,10 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
-from prime_xmc.training.continuation import continuing_command
+from prime_xmc.run_files import CHECKPOINT
+from prime_xmc.training.continuation import from_here, resuming_command
 from prime_xmc.training.run_folder import is_first_process
 
 logger = logging.getLogger(__name__)
@@ -111,38 +113,40 @@ def interruptible(explain: Callable[[], str]) -> Iterator[None]:
         _switchboard.installed = False
 
 
-def how_to_continue(run_dir: Path, checkpoint: Path | None, *, started: float) -> str:
-    """Return how to continue an interrupted run, or to start it again where nothing has been saved.
+def how_to_continue(run_dir: Path, *, started: float) -> str:
+    """Return how to continue an interrupted run, for people.
 
     Args:
         run_dir: Folder of the run, in which it stays.
-        checkpoint: Its checkpoint, if one was written; None: there is never one.
         started: Time at which the run began, in seconds as `time.time` counts; a checkpoint before it is another's.
     """
-    folder = {"hydra__run__dir": _from_here(run_dir)}
-    if checkpoint is None or not checkpoint.is_file() or checkpoint.stat().st_mtime < started:
-        command = continuing_command(None, **folder)
-        return "Nothing was saved that could be continued. Start again" + (f" by\n  {command}" if command else ".")
-    command = continuing_command(_from_here(checkpoint), **folder)
-    if command is None:
-        return f"Training is saved: ckpt_path={checkpoint} with the same settings continues it."
-    return f"Training is saved in {_from_here(checkpoint)}. To continue it:\n  {command}"
+    checkpoint, command = run_dir / CHECKPOINT, resuming_command(from_here(run_dir))
+    if not checkpoint.is_file() or checkpoint.stat().st_mtime < started:
+        return f"Training has not been saved yet. To start it again in its folder:\n  {command}"
+    return f"Training is saved in {from_here(checkpoint)}. To continue it:\n  {command}"
 
 
-class SaveWhenInterrupted(Callback):
-    """Saves training where a signal ends it, at the end of a step or in what follows the last step of an epoch.
+class SaveProgress(Callback):
+    """Saves training within an epoch: every so many minutes, and where a signal ends it.
 
     It takes the signals over from the Trainer, which ends with status 0 after SIGTERM. During a step they wait for its
     end. The processes of a data-parallel run agree on the step; where they are not in a step, none of them saves, and
     the newest checkpoint is that of the end of the epoch before.
 
+    A checkpoint within an epoch is made before the first hook of the next step: by then everything that belongs to the
+    step has been done, its row of the curves included. So the callback has to come after those whose work at the end of
+    an epoch belongs to the epoch, such as the table of epochs.
+
     Args:
         path: The checkpoint to write.
+        every_n_minutes: Minutes after which an epoch that still goes on is saved; None: it is not.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, every_n_minutes: float | int | None = None):
         self.path = path
+        self.every_n_minutes = every_n_minutes
         self._can_save = False
+        self._saved_at = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget a training before."""
@@ -151,11 +155,18 @@ class SaveWhenInterrupted(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from the Trainer."""
         _take_over()
+        self._saved_at = time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from the Trainer; from here on they need not wait."""
         _take_over()
+        self._can_save = bool(trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking)
         self._wait(False, trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let signals wait until what is left of the epoch has been noted."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            _switchboard.wait(True)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from the Trainer."""
@@ -167,32 +178,40 @@ class SaveWhenInterrupted(Callback):
         self._wait(trainer.world_size > 1, trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Let signals wait for the end of the step."""
+        """End here if there was a signal, or save if it is time; then let signals wait for the end of the step.
+
+        Gradients that are being accumulated are completed first.
+        """
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._can_save = True
+            self._end_if_asked(trainer)
+            _switchboard.wait(True)
+            if self._is_time(trainer, batch_idx):
+                trainer.save_checkpoint(self.path)
+        _switchboard.wait(True)
         self._can_save = False
-        self._wait(True, trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End here if there was a signal; gradients that are still being accumulated are completed first."""
-        is_last = batch_idx + 1 == trainer.num_training_batches
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and not is_last:
-            return
-        self._can_save = True
-        if trainer.world_size > 1:
-            if trainer.strategy.reduce_boolean_decision(_switchboard.received is not None, all=False):
-                raise Interrupted(_switchboard.received or signal.SIGTERM)
-        else:
-            self._wait(False, trainer)
+        """Let several processes agree after the last step of an epoch, since they do not in what follows it."""
+        if trainer.world_size > 1 and batch_idx + 1 == trainer.num_training_batches:
+            self._can_save = True
+            self._end_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the processes of a data-parallel run wait for each other."""
+        """Let signals wait no longer, those of several processes excepted."""
+        self._can_save = True
         self._wait(trainer.world_size > 1, trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that there is nothing to save: what follows changes the module, and the checkpoint has been written."""
         self._can_save = False
         self._wait(False, trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count the minutes from here on, whoever saves."""
+        self._saved_at = time.monotonic()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save if the signal came where training can be continued."""
@@ -202,12 +221,24 @@ class SaveWhenInterrupted(Callback):
         if self._can_save:
             try:
                 trainer.save_checkpoint(self.path)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # a full disk; or training has diverged
                 logger.error("training could not be saved: %s", error)
         if is_first_process():
             # those of a data-parallel run, which may wait for this one for ever
             for process in getattr(trainer.strategy.launcher, "procs", []):
                 process.kill()
+
+    def _end_if_asked(self, trainer: Trainer) -> None:
+        if trainer.world_size == 1:
+            _switchboard.wait(False)
+        elif trainer.strategy.reduce_boolean_decision(_switchboard.received is not None, all=False):
+            raise Interrupted(_switchboard.received or signal.SIGTERM)
+
+    def _is_time(self, trainer: Trainer, batch_idx: int) -> bool:
+        if not self.every_n_minutes or batch_idx == 0:  # the end of the epoch before is saved
+            return False
+        is_time = time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
+        return is_time if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(is_time, all=False)
 
     def _wait(self, waits: bool, trainer: Trainer) -> None:
         if not waits and trainer.world_size > 1:
@@ -218,9 +249,3 @@ class SaveWhenInterrupted(Callback):
 def _take_over() -> None:
     if _switchboard.installed and threading.current_thread() is threading.main_thread():
         _switchboard.install()
-
-
-def _from_here(path: Path) -> Path:
-    """Return a path relative to the current folder if it lies in it."""
-    path = Path(os.path.abspath(path))
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -190,7 +190,12 @@ class PrimeModule(RankingModule, PrototypeModule):
             logger.warning("callbacks.initialise=null: training starts from %s of zero", " and ".join(names))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Hand over the banks: `ShardedCheckpointIO` streams them, Lightning's own writes their rows into the file."""
+        """Hand over the banks: `ShardedCheckpointIO` streams them, Lightning's own writes their rows into the file.
+
+        Raises:
+            ValueError: If training has diverged.
+        """
+        super().on_save_checkpoint(checkpoint)
         streams = isinstance(self.trainer.strategy.checkpoint_io, ShardedCheckpointIO)
         checkpoint[BANKS] = self.banks if streams else {name: bank.rows for name, bank in self.banks.items()}
 
@@ -397,8 +402,8 @@ class PrimeModule(RankingModule, PrototypeModule):
             ValueError: If the banks were never filled, or training has diverged.
         """
         self._require_banks()
-        self.step_log.divergence.require_finite()
         if self._index is None:
+            self.require_finite()
             num_labels = self.prototypes.num_labels
             logger.info("encoding %d labels", num_labels)
             label_emb = self.make_bank(num_labels, self.encoder.dim, dtype="float16")
@@ -409,6 +414,8 @@ class PrimeModule(RankingModule, PrototypeModule):
             for ids, emb in self._encoded(loader, "label"):
                 label_emb.put(ids, emb)
                 prototypes.put(ids, self.prototypes(ids, emb))
+            made = [("label embeddings", label_emb.rows), ("prototypes", prototypes.rows)]
+            self.step_log.divergence.require_finite_tensors("vectors of labels", made, self.global_step)
             self.searcher.build(prototypes.rows)
             self._index = label_emb.rows, prototypes.rows
         text_emb, vectors = self._index

@@ -147,8 +147,8 @@ class OneVsAllModule(RankingModule, EncoderModule, LabelIndex):
         Raises:
             ValueError: If training has diverged.
         """
-        self.step_log.divergence.require_finite()
         if self._index is None:
+            self.require_finite()
             vectors = self.classifiers.vectors()
             self.searcher.build(vectors)
             self._index = None, vectors
@@ -185,5 +185,10 @@ class OneVsAllModule(RankingModule, EncoderModule, LabelIndex):
                 f"trainer.{key}={getattr(self.trainer, key)}: optimizer=elmo steps the classifiers while it computes "
                 "their gradient, which leaves none to change. Leave it out, or give optimizer=renee"
             )
+        self.step_log.divergence.remedy = (
+            "Lower optimizer.lr or optimizer.classifier_lr, or clip gradients with trainer.gradient_clip_val=1"
+            if self.fused is None
+            else "Lower optimizer.lr or optimizer.classifier_lr; gradients cannot be clipped with optimizer=elmo"
+        )
         steps = int(self.trainer.estimated_stepping_batches)
         return with_warmup(optimizer, self.scheduler, num_steps=steps, warmup_fraction=self.warmup_fraction)

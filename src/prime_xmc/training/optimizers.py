@@ -76,6 +76,9 @@ class RowAdam(Optimizer):
         betas: Decay rates of the running averages of the gradient and of its square.
         eps: Number that is added to the denominator.
 
+    Raises:
+        ValueError: By `step`, if the gradient of a table is dense.
+
     Source: Kingma and Ba 2015, with the averages of a row as they were at its last gradient.
     """
 
@@ -92,6 +95,12 @@ class RowAdam(Optimizer):
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None:
+                    if not table.grad.is_sparse:
+                        raise ValueError(
+                            f"RowAdam steps tables with sparse gradients, and one of shape {tuple(table.shape)} has a "
+                            "dense one: look its rows up by an embedding with sparse=True, or give it another "
+                            "optimiser, such as torch.optim.AdamW"
+                        )
                     self._change(table, table.grad, group)
         return loss
 

@@ -45,6 +45,11 @@ class EpochProgress(RichProgressBar):
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         ]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of an epoch that is continued within."""
+        self._start = time.perf_counter()
+        super().on_train_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bar of the epoch."""
         self._start = time.perf_counter()

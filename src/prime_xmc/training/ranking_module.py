@@ -98,6 +98,30 @@ class RankingModule(LightningModule):
         """
         self.step_log.log(self)
 
+    def require_finite(self) -> None:
+        """Require that training has not diverged: that all losses so far were finite, and weights and tables are.
+
+        Raises:
+            ValueError: If it has.
+        """
+        divergence = self.step_log.divergence
+        divergence.require_finite()
+        tables = [(name, bank.rows) for name, bank in self.banks.items()]
+        divergence.require_finite_tensors("weights", [*self.named_parameters(), *tables], self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to write a checkpoint of a training that has diverged over one of before.
+
+        Raises:
+            ValueError: If it has.
+        """
+        self.require_finite()
+
+    @property
+    def banks(self) -> dict[str, RowBank]:
+        """The tables that training changes by name."""
+        return {}
+
     @property
     def has_index(self) -> bool:
         """Whether the index is of the labels as the module is now."""

@@ -27,6 +27,7 @@ from prime_xmc.export.scorers import SCORERS, encoder_digest
 # embeddings of all texts, none where the cache has them; clustering; training steps; validation; tables, checkpoints
 # and models after an epoch; the export at the end; the test.
 PHASES = ("prepare", "probe", "initialise", "clusters", "steps", "validation", "save", "export", "test")
+EPOCH_VALIDATED = "val/epoch"
 TRAINING = ("clusters", "steps", "validation", "save", "export")  # what train/seconds counts
 COMPUTED = ("initialise", *TRAINING)  # what train/cpu_seconds counts: all that computes from the prepared texts on
 
@@ -49,9 +50,18 @@ def quiet_libraries() -> None:
 
 
 def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
-    """Return what it takes to know how a model was made, as plain JSON."""
+    """Return what it takes to know how a model was made, as plain JSON.
+
+    That a run was interrupted and went on in its folder is no part of it.
+    """
+    content: Any = OmegaConf.to_container(config, resolve=True)
+    checkpoint, folder = content.get("ckpt_path"), Path(str(content["run_dir"])).resolve()
+    if checkpoint is not None and Path(str(checkpoint)).resolve().is_relative_to(folder):
+        content["ckpt_path"] = None
+    if "resume" in content:
+        content["resume"] = None
     return {
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": content,
         "dataset": data.corpus.manifest["name"],
         "data_fingerprint": data.corpus.manifest["fingerprint"],
         "seed": config.seed,
@@ -85,13 +95,16 @@ class RunHistory(Callback):
     a process after its last checkpoint is lost with the process, and so is what it had trained.
 
     Attributes:
-        validation: Metrics of the last validation, `val/<metric>`, fractions in [0, 1].
+        validation: Metrics of the last validation, `val/<metric>`, fractions in [0, 1], and `val/epoch`: the number of
+            epochs, that one included, after which it was. The exported weights are those of `train/epochs`.
+        has_ended: Whether training has come to its end in this process.
         pass_seconds: Duration of a pass on this machine, see `PassProbe`; None where it was not measured.
         no_pass: Reason why it was not measured; None where it was, or nobody asked for it.
     """
 
     def __init__(self) -> None:
         self.validation: dict[str, float] = {}
+        self.has_ended = False
         self.pass_seconds: float | None = None
         self.no_pass: str | None = None
         self._passes_before: float | None = 0.0  # what earlier processes cost; None where they did not measure it
@@ -201,7 +214,8 @@ class RunHistory(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep its metrics."""
         metrics = trainer.callback_metrics.items()
-        self.validation = {name: float(value) for name, value in metrics if name.startswith("val/")}
+        of_validation = {name: float(value) for name, value in metrics if name.startswith("val/")}
+        self.validation = of_validation | {EPOCH_VALIDATED: trainer.current_epoch + 1} if of_validation else {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the phase in which the table of epochs, checkpoints and models are written."""
@@ -209,6 +223,7 @@ class RunHistory(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the export."""
+        self.has_ended = True
         self.enter("export")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

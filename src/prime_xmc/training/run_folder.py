@@ -1,5 +1,6 @@
 """The folder of a run: one process at a time works in it, and what lies in it is of one run."""
 
+import logging
 import os
 import shutil
 import sys
@@ -15,14 +16,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from prime_xmc.files import write_text
+from prime_xmc.files import flush, remove_leftovers, write_text
+from prime_xmc.run_files import CONFIG, METADATA, METRICS, OVERRIDES
+
+logger = logging.getLogger(__name__)
 
 LOCK = "run.lock"  # in a run folder: held by the process that works there, whose id it contains
-METADATA = Path(".hydra")  # in a run folder: what Hydra writes before a run begins
-METRICS = "metrics.json"  # in a run folder: the last that a run writes, which says that it is finished
 BASELINE = "baseline.json"  # in the run folder of a baseline: the settings, which a model folder would tell
-_MADE_AT_THE_END = (METRICS, BASELINE, "predictions*.npz", "classifiers", "classify")
-_MADE_ON_THE_WAY = ("metrics.csv", "model", "csv", "csv-*", "tensorboard")
+_MADE_AT_THE_END = (METRICS, BASELINE, "predictions*.npz", "classifiers", "classify", "unfinished")
+_MADE_ON_THE_WAY = ("metrics.csv", "model", "csv", "csv-*", "tensorboard", "checkpoints")
+# in which there can be something half written
+_FOLDERS = (".hydra", "checkpoints", "classifiers", "classify", "csv", "model", "tensorboard", "unfinished")
+_OF_A_START = ("resume", "run_dir", "ckpt_path")  # settings that `resume=` adds to those of a run
+_IDLE_HOURS = 1  # see `remove_leftovers`
 
 
 def new_folder(path: str) -> str:
@@ -103,6 +109,12 @@ class Claim:
                 "this run another folder by hydra.run.dir"
             ) from error
         (self.folder / LOCK).write_text(f"{os.getpid()}\n", encoding="utf-8")
+        # no other run writes here, but other commands may change the model
+        left = remove_leftovers(self.folder, idle_hours=_IDLE_HOURS, everywhere=False)
+        for name in _FOLDERS:
+            left += remove_leftovers(self.folder / name, idle_hours=_IDLE_HOURS, everywhere=True)
+        for path in left:
+            logger.info("removed %s, which a run that was killed had begun to write", path)
 
     def keep_metadata(self) -> None:
         """Remember what Hydra is about to overwrite, if the folder has the results that it belongs to."""
@@ -110,25 +122,23 @@ class Claim:
             files = (self.folder / METADATA).glob("*.yaml")
             self._metadata = {path: path.read_bytes() for path in files}
 
-    def begin(self, *, continued: bool) -> None:
+    def begin(self, *, continued: bool, trained: bool = False) -> None:
         """Remove the results of an earlier run in this folder, because another one begins now.
 
         Args:
-            continued: Whether it continues the run of this folder. What that has written on the way stays then; its
-                curves by step in csv/, which Lightning would delete, are renamed to csv-1/ and so on.
+            continued: Whether it continues the run of this folder. What that has written on the way stays then.
+            trained: Whether training and test are done, so that all stays that came after them.
         """
         self._metadata = {}
         if not self._lock.is_locked:  # a further process of a data-parallel run
             return
-        for pattern in _MADE_AT_THE_END if continued else (*_MADE_AT_THE_END, *_MADE_ON_THE_WAY):
+        made = (*_MADE_AT_THE_END, *([] if continued else _MADE_ON_THE_WAY))
+        for pattern in () if trained else made:
             for path in self.folder.glob(pattern):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
-        curves = self.folder / "csv"
-        if curves.is_dir():
-            curves.rename(next(name for number in count(1) if not (name := self.folder / f"csv-{number}").exists()))
 
     def release(self) -> None:
         """Give the folder back; the metadata of results that are still there are put back where they were."""
@@ -188,8 +198,30 @@ class ClaimRunFolder(Callback):
 
 
 def record_configuration(config: DictConfig, folder: Path) -> None:
-    """Write the configuration where reports look for it, unless Hydra has done so."""
-    path = folder / METADATA / "config.yaml"
-    if not path.exists():
-        write_text(path, OmegaConf.to_yaml(config))
-        write_text(folder / METADATA / "overrides.yaml", "[]\n")
+    """Write the configuration where reports look for it and a continued run takes it from, unless Hydra has done so."""
+    if not (folder / CONFIG).exists():
+        write_text(folder / CONFIG, OmegaConf.to_yaml(config))
+        write_text(folder / OVERRIDES, "[]\n")
+    for path in (folder / CONFIG, folder / OVERRIDES, folder / METADATA, folder):
+        if path.exists():
+            flush(path)
+
+
+def record_changes(config: DictConfig, folder: Path) -> None:
+    """Write down with which further settings a run is continued in its folder, so that they hold from here on.
+
+    Args:
+        config: The configuration with these settings.
+        folder: Folder of the run.
+    """
+    known: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    changed: Any = OmegaConf.to_container(config)
+    for key in _OF_A_START:
+        changed[key] = known.get(key)
+    if changed == known:
+        return
+    overrides = list(OmegaConf.load(folder / OVERRIDES))
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    overrides += [each for each in given if each.lstrip("+").partition("=")[0] not in _OF_A_START]
+    write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(changed)))
+    write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)))

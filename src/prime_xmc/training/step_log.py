@@ -27,6 +27,7 @@ class StepLog:
         """Forget the epoch before."""
         self._last: tuple[tuple[str, ...], Tensor] | None = None
         self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}
+        self._has_logged_means = False
 
     @torch.no_grad()
     def note(self, step: int, size: int, loss: Float[Tensor, ""], terms: Mapping[str, Any]) -> None:
@@ -60,12 +61,31 @@ class StepLog:
         for name, value in zip(names, values.cpu(), strict=True):
             module.log(f"train/{name}_step", value, prog_bar=name == "loss", on_step=True, on_epoch=False)
         if ends_epoch:
-            for name, mean in self._means().items():
-                # by its plain name too, which callbacks monitor
-                module.log(f"train/{name}", mean, logger=False, on_step=False, on_epoch=True, batch_size=1)
-                shown = name == "loss"
-                module.log(f"train/{name}_epoch", mean, prog_bar=shown, on_step=False, on_epoch=True, batch_size=1)
-            self.start_epoch()
+            self.log_means(module)
+
+    def log_means(self, module: Any) -> None:
+        """Log the means of the epoch, once.
+
+        A run that is continued after the last step of an epoch has them from its checkpoint, and calls this before the
+        epoch ends.
+        """
+        if self._has_logged_means:
+            return
+        for name, mean in self._means().items():
+            # by its plain name too, which callbacks monitor
+            module.log(f"train/{name}", mean, logger=False, on_step=False, on_epoch=True, batch_size=1)
+            shown = name == "loss"
+            module.log(f"train/{name}_epoch", mean, prog_bar=shown, on_step=False, on_epoch=True, batch_size=1)
+        self._has_logged_means = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of the epoch, for a checkpoint within it."""
+        return {"sums": [[list(names), sums.cpu(), count] for names, (sums, count) in self._sums.items()]}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from the sums of `state_dict`, on the device of the steps."""
+        self.start_epoch()
+        self._sums = {tuple(names): (sums.to(device), count) for names, sums, count in state["sums"]}
 
     def _means(self) -> dict[str, Tensor]:
         """Return the mean of each value over the queries of the epoch, on the CPU."""

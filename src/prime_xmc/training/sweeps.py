@@ -25,10 +25,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from prime_xmc.files import locked, write_json, write_text
-from prime_xmc.printing import unfailing_output
+from prime_xmc.printing import unfailing_output, visible
+from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, METRICS
 from prime_xmc.training.continuation import continuing_command, quoted, without_watching
 from prime_xmc.training.interruption import Interrupted, interruptible
-from prime_xmc.training.run_folder import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,16 @@ def run_job(config: DictConfig, train: Callable[[DictConfig], Any]) -> float | N
         return _metrics(folder).get(OBJECTIVE)
 
 
+def note_finished(config: DictConfig) -> None:
+    """Note that a job of a sweep is done, where it has been continued by itself."""
+    path = Path(str(config.run_dir)) / RECORD
+    if path.is_file() and (path.parent / METRICS).is_file():
+        job = {**json.loads(path.read_text(encoding="utf-8")), "status": "done", "results": "."}
+        job.pop("message", None)
+        (path.parent / ERROR).unlink(missing_ok=True)
+        write_json(path, job)
+
+
 def run_in_a_process(config: DictConfig) -> None:
     """Run a configuration by a process of its own, whose errors go to stderr.txt in the run folder.
 
@@ -191,7 +201,12 @@ def show(jobs: dict[Path, dict[str, Any]], sweep: Path) -> None:
     """Print jobs, by number: what sets each apart, how it ended, its main metrics in percent and its folder."""
     common = set.intersection(*(set(record["overrides"]) for record in jobs.values())) if len(jobs) > 1 else set()
     table = Table(
-        Column("overrides", overflow="fold"), "status", "val P@1", "test P@1", "folder", title=Text(f"Jobs of {sweep}")
+        Column("overrides", overflow="fold"),
+        "status",
+        "val P@1",
+        "test P@1",
+        "folder",
+        title=Text(visible(f"Jobs of {sweep}")),
     )
     failures = []
     for folder, record in sorted(jobs.items(), key=lambda item: item[1]["number"]):
@@ -199,15 +214,16 @@ def show(jobs: dict[Path, dict[str, Any]], sweep: Path) -> None:
         shown = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for name in (OBJECTIVE, "test/P@1")]
         apart = " ".join(override for override in record["overrides"] if override not in common)
         where = folder.name if record.get("results", ".") == "." else f"{folder.name} as {record['results']}"
-        table.add_row(Text(apart), record["status"], *shown, Text(where))
+        table.add_row(Text(visible(apart)), visible(record["status"]), *shown, Text(visible(where)))
         if record["status"] == "failed":
             failures.append(f"{folder / ERROR}: {record['message']}")
     console = Console()
     console.print(table)
     for failure in failures:
-        console.print(Text(failure))
+        console.print(Text(visible(failure)))
     if failures:
-        console.print(Text(f"The same command with hydra.sweep.dir='{sweep}' runs the unfinished jobs again."))
+        again = f"The same command with hydra.sweep.dir='{sweep}' runs the unfinished jobs again."
+        console.print(Text(visible(again)))
 
 
 def _records(sweep: Path) -> dict[Path, dict[str, Any]]:
@@ -234,8 +250,9 @@ def _finished(folder: Path, wanted: str) -> Path | None:
 
 def _continued(config: DictConfig) -> DictConfig:
     """Return a configuration that goes on from the last checkpoint in its run folder, if there is one."""
-    checkpoint = Path(config.run_dir) / "checkpoints" / "last.ckpt"
-    if not checkpoint.is_file() or config.ckpt_path is not None:
+    places = (Path(config.run_dir) / name for name in (CHECKPOINT, CHECKPOINT_BEFORE))
+    checkpoint = next((place for place in places if place.is_file()), None)
+    if checkpoint is None or config.ckpt_path is not None:
         return config
     logger.info("continuing from %s", checkpoint)
     return OmegaConf.merge(config, {"ckpt_path": str(checkpoint)})  # type: ignore[return-value]

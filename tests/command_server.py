@@ -1,7 +1,7 @@
 """Runs the package's commands and Python code in forks of one process that has imported everything already.
 
 Started as `python command_server.py <socket>`; a client sends one JSON object with the file descriptors of its standard
-streams and receives the exit status. Importing the libraries takes longer than most commands of the documentation.
+streams and receives the exit status. Importing the libraries takes longer than most commands do in the tests.
 """
 
 import importlib
@@ -15,10 +15,18 @@ import traceback
 
 from prime_xmc.command_line.usage import COMMANDS
 
+# What the commands import only when they are under way, and what takes longest of it.
+LATER = (
+    *("prime_xmc.assemble", "prime_xmc.stages", "prime_xmc.export.bundle", "prime_xmc.export.predictor", "faiss"),
+    *("lightning.pytorch", "torch._dynamo", "transformers.models.bert.modeling_bert", "torchmetrics", "sklearn"),
+)
+
 
 def serve(address: str) -> None:
     """Answer requests, each in a fork of its own, until the process is ended."""
     files = {"export": "export.__main__"}
+    for module in LATER:
+        importlib.import_module(module)
     modules = {command: importlib.import_module(f"prime_xmc.{files.get(command, command)}") for command in COMMANDS}
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks: their clients do
     listener = socket.socket(socket.AF_UNIX)

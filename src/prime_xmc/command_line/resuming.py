@@ -1,0 +1,149 @@
+"""`resume=<run folder>`: the command line that continues a run in its folder, with the settings that it has."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.utils import get_args_parser
+
+from prime_xmc.command_line.arguments import PATH_KEYS, in_quotes, split_options
+from prime_xmc.command_line.targets import check_file_of_run, is_trusted
+from prime_xmc.conf_files import groups
+from prime_xmc.foreign import shown
+from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, CONFIG, METADATA, METRICS, OVERRIDES
+
+KEY = "resume"
+_COMMANDS = ("train", "classify")  # which have runs to continue
+_PLACES = ("run_dir", "ckpt_path", "hydra.run.dir", "hydra.sweep.dir")  # which are those of the run
+
+
+def expand_resume(arguments: Sequence[str], name: str, configs: Path) -> list[str]:
+    """Return a command line with what `resume=<run folder>` stands for; others come back as they are.
+
+    The process goes to the folder that the run was started in, if it is there, since settings may name files from
+    there; paths on this command line keep their meaning.
+
+    Args:
+        arguments: The command line, without the program.
+        name: Entry point.
+        configs: Folder of the configuration files.
+
+    Raises:
+        ValueError: If there is no run of this entry point to continue, or the command line asks for another run.
+        SystemExit: With status 0 if the run is finished.
+    """
+    options, settings = split_options(arguments)
+    chosen = [setting for setting in settings if setting.startswith(f"{KEY}=")]
+    if not chosen or chosen[-1] == f"{KEY}=null" or name not in _COMMANDS:
+        return list(arguments)
+    others = [setting for setting in settings if not setting.startswith(f"{KEY}=")]
+    parsed = get_args_parser().parse_args(options)
+    if parsed.multirun:
+        raise ValueError(
+            f"{chosen[-1]} continues one run: leave -m out. A sweep goes on by its own command, with "
+            "hydra.sweep.dir=<folder of the sweep>"
+        )
+    if parsed.config_path is not None or parsed.config_name is not None:
+        raise ValueError(f"{chosen[-1]} takes the configuration of the run: leave --config-path and --config-name out")
+    folder = Path(os.path.abspath(Path(_unquoted(chosen[-1].partition("=")[2])).expanduser()))
+    _check_run(folder, name)
+    _check_settings(others, configs / f"{name}.yaml")
+    if (folder / METRICS).is_file():
+        sys.stdout.write(f"The run in {folder} is finished, there is nothing to do.\n")
+        if others:
+            sys.stdout.write(
+                f"To train on from its end with other settings: ckpt_path={folder / CHECKPOINT}, with the command that "
+                "began it.\n"
+            )
+        sys.exit(0)
+    checkpoint = next((path for path in (folder / CHECKPOINT, folder / CHECKPOINT_BEFORE) if path.is_file()), None)
+    here = in_quotes(str(folder))
+    settings = [*map(_absolute, others), f"++{KEY}={here}", f"++run_dir={here}", f"hydra.run.dir={here}"]
+    if checkpoint is not None and name == "train":
+        settings.append(f"++ckpt_path={in_quotes(str(checkpoint))}")
+    _go_to(folder)
+    return [
+        *options,
+        *("--config-path", str(folder / METADATA), "--config-name", CONFIG.stem),
+        *settings,
+        "hydra.output_subdir=null",  # its files say how the run was begun
+    ]
+
+
+def _check_run(folder: Path, name: str) -> None:
+    """Check that a folder has a run of an entry point.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not folder.exists():
+        raise ValueError(f"{KEY}={folder}: there is no such folder; expected that of a run")
+    if (folder / "multirun.yaml").is_file():
+        raise ValueError(
+            f"{KEY}={folder} is the folder of a sweep: run its command again with hydra.sweep.dir={folder}, and "
+            f"unfinished jobs go on; {KEY}=<folder of a job> continues one of them"
+        )
+    if not (folder / CONFIG).is_file() or not (folder / OVERRIDES).is_file():
+        raise ValueError(
+            f"{KEY}={folder}: it has no complete {METADATA}/ with the settings of a run. Expected the folder of a run; "
+            "one that ended before they were written is begun again by its own command"
+        )
+    check_file_of_run(folder / CONFIG)
+    task = _read(folder / CONFIG).get("task")
+    if task != name and (name, task) != ("train", "reproduce"):
+        hint = f": continue it by prime_xmc.{task}" if task in _COMMANDS else ", of which no run can be continued"
+        raise ValueError(f"{KEY}={folder} is a run of {shown(task)}{hint}")
+
+
+def _check_settings(settings: Sequence[str], config: Path) -> None:
+    """Check that further settings are values of keys.
+
+    Raises:
+        ValueError: If one chooses an option of a group, of which the configuration of a run has none, or a folder.
+    """
+    names = {group.name for group in groups(config)}
+    for setting in settings:
+        key = setting.partition("=")[0].lstrip("+~")
+        if key.partition("@")[0] in names or "/" in key or setting.startswith("~"):
+            raise ValueError(
+                f"{setting} chooses among options, and a run that is continued has its settings: give the values that "
+                f"are to be others by their keys, such as {key.partition('@')[0]}.<key>=<value>"
+            )
+        if key in _PLACES:
+            raise ValueError(f"{setting}: {KEY}= continues a run in its own folder, from its newest checkpoint")
+
+
+def _absolute(setting: str) -> str:
+    """Return a setting whose path, if it names one that is there, does not depend on the current folder."""
+    key, _, value = setting.partition("=")
+    if key.lstrip("+") in PATH_KEYS and value and Path(_unquoted(value)).expanduser().exists():
+        return f"{key}={in_quotes(str(Path(_unquoted(value)).expanduser().absolute()))}"
+    return setting
+
+
+def _go_to(folder: Path) -> None:
+    """Go to the folder that a run was started in, if it is there."""
+    path = folder / METADATA / "hydra.yaml"
+    hydra = _read(path).get("hydra") if path.is_file() else None
+    runtime = hydra.get("runtime") if isinstance(hydra, dict) else None
+    started_in = runtime.get("cwd") if isinstance(runtime, dict) else None
+    if isinstance(started_in, str) and Path(started_in).is_dir() and Path(started_in).resolve() != Path.cwd():
+        sys.stderr.write(f"continuing in {started_in}, where the run was begun\n")
+        os.chdir(started_in)
+        if is_trusted() and not sys.flags.safe_path:
+            sys.path.append(started_in)  # for code of the user's own that the configuration names
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not readable as YAML ({str(error) or 'nested too deeply'})") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
