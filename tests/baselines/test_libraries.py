@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 from importlib.util import find_spec
@@ -39,6 +40,7 @@ def test_trees_find_the_labels(words, asked, expected, library, parameters, beam
     assert cost.model_bytes > 100
 
 
+NETWORK = {"rnn_dim": 32, "linear_size": [16], "embed_dropout": 0.0, "encoder_dropout": 0.0}
 IN_ENVIRONMENTS = {
     "xr_linear": [],
     "xr_transformer": [
@@ -46,6 +48,18 @@ IN_ENVIRONMENTS = {
         "method.parameters.first_tree={nr_splits: 2, max_leaf_size: 4}",
         "method.parameters.tree={nr_splits: 2, max_leaf_size: 4}",
         "method.parameters.matcher.num_train_epochs=1",
+    ],
+    "attentionxml": [
+        "method.parameters.dim=16",
+        "method.parameters.num_validation=20",
+        *(
+            f"method.parameters.trainer.{setting}"
+            for setting in (
+                *("max_seq_length=8", "cluster_size=4", "beam_width=3", "epochs=40", "learning_rate=1e-2"),
+                *("val_metric=nDCG@1", "patience=40"),  # there are four clusters
+            )
+        ),
+        f"method.parameters.trainer.network_config={json.dumps(NETWORK)}".replace('"', ""),
     ],
 }
 

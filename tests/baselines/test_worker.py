@@ -3,10 +3,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
 from prime_xmc.baselines.worker import (
     as_arrays,
     peak_memory,
+    read_word_vectors,
     rows_of,
     size_of,
     update,
@@ -49,6 +51,17 @@ def test_peak_memory_counts_what_was_used():
     held = np.ones(2**24)
     assert peak_memory() >= before
     assert peak_memory() > held.nbytes
+
+
+def test_word_vectors_are_those_of_the_file_where_it_has_the_word(tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_text("the 0.5 -1\ncat 2 3e-1\n", encoding="utf-8")
+    start = torch.ones(3, 2)
+    found = read_word_vectors(path, ["dog", "cat", "the"], start)
+    assert found.tolist() == [[1, 1], [2, pytest.approx(0.3)], [0.5, -1]]
+    assert start.tolist() == [[1, 1]] * 3
+    with pytest.raises(SystemExit, match="cat has 2 numbers, expected dim=3"):
+        read_word_vectors(path, ["cat"], torch.ones(1, 3))
 
 
 def test_a_parameter_that_the_library_does_not_have_is_named():

@@ -133,13 +133,94 @@ def run_xr_transformer(folder, settings, train, labels, queries):
         yield [list(zip(*row, strict=True)) for row in rows_of(found)]
 
 
+def run_attentionxml(folder, settings, train, labels, queries):
+    """Yield the size of the model, then a ranking for each matrix of queries."""
+    import torch
+    from libmultilabel.common_utils import AttributeDict
+    from libmultilabel.nn import attentionxml
+    from libmultilabel.nn.data_utils import PAD, UNK, tokenize
+    from lightning import Trainer, seed_everything
+
+    found = []
+
+    class RecordedModel(attentionxml.PLTModel):
+        """Keeps what it predicts: the library writes scores with four digits, and stumbles over labels of padding."""
+
+        def predict_step(self, *arguments, **options):
+            found.append(super().predict_step(*arguments, **options))
+            return found[-1]
+
+    class UntestedTrainer(Trainer):
+        """Computes no metrics, for which the library would score all labels of all queries."""
+
+        def test(self, *arguments, **options):
+            return []
+
+    attentionxml.PLTModel, attentionxml.Trainer = RecordedModel, UntestedTrainer
+    seed_everything(settings["seed"])
+    torch.set_num_threads(settings["threads"])
+    given, num_labels = settings["parameters"], labels.shape[1]
+    num_clusters = 2 ** max(0, int(np.ceil(np.log2(num_labels / given["trainer"]["cluster_size"]))))
+    beam_width = min(given["trainer"]["beam_width"], num_clusters)
+    held_out = np.random.default_rng(settings["seed"]).permutation(labels.shape[0])[: given["num_validation"]]
+    rows = zip(read_texts(folder, "train"), rows_of(labels), strict=True)
+    with TRAINING.running():
+        items = [{"text": tokenize(text), "label": [str(label) for label in ids]} for text, (ids, _) in rows]
+        words = [PAD, UNK, *sorted({word for item in items for word in item["text"]} - {PAD, UNK})]
+        vectors = torch.randn(len(words), given["dim"]) * 0.1
+        if given["word_vectors"] is not None:
+            vectors = read_word_vectors(Path(given["word_vectors"]), words, vectors)
+        vectors[0] = 0  # padding
+        config = AttributeDict(
+            {
+                **dict.fromkeys(("momentum", "lr_scheduler", "scheduler_config")),
+                **{"multiclass": False, "silent": True, "shuffle": True, "data_workers": 0, "metric_threshold": 0.5},
+                **{f"limit_{stage}_batches": 1.0 for stage in ("train", "val", "test")},
+                **given["trainer"],
+                "beam_width": beam_width,
+                "early_stopping_metric": given["trainer"]["val_metric"],
+                "cpu": not torch.cuda.is_available(),
+                "loss_function": "binary_cross_entropy_with_logits",
+                "monitor_metrics": [given["trainer"]["val_metric"]],
+                "checkpoint_dir": str(folder / "model"),
+                # Clusters have equal sizes, up to one label: no query has fewer labels to choose from.
+                "save_k_predictions": min(settings["k"], beam_width * (num_labels // num_clusters)),
+                "log_path": str(folder / "log" / "log.json"),
+                "predict_out_path": str(folder / "predicted.txt"),
+            }
+        )
+        trainer = attentionxml.PLTTrainer(
+            config,
+            [str(label) for label in range(num_labels)],
+            vectors,
+            dict(zip(words, range(len(words)), strict=True)),
+        )
+        chosen = set(held_out.tolist())
+        trainer.fit(
+            {
+                "train": [item for row, item in enumerate(items) if row not in chosen],
+                "val": [items[row] for row in held_out.tolist()],
+            }
+        )
+    yield size_of(folder / "model")
+    torch.set_num_threads(1)
+    for name in settings["queries"]:
+        found.clear()
+        asked = [{"text": tokenize(text), "label": []} for text in read_texts(folder, f"queries_{name}")]
+        with RANKING.running():
+            trainer.test(asked)
+        pairs = [zip(*rows, strict=True) for part in found for rows in zip(*part.values(), strict=True)]
+        yield [[(int(label), float(score)) for label, score in row if np.isfinite(score)] for row in pairs]
+
+
 LIBRARIES = {
     "omikuji": run_omikuji,
     "napkinxc": run_napkinxc,
     "xr_linear": run_xr_linear,
     "xr_transformer": run_xr_transformer,
+    "attentionxml": run_attentionxml,
 }
-TEXT_LIBRARIES = ("xr_transformer",)
+TEXT_LIBRARIES = ("xr_transformer", "attentionxml")
 TRAINING, RANKING = BlockTimes(), BlockTimes()
 
 
@@ -154,6 +235,22 @@ def update(parameters, given):
 def read_texts(folder, name):
     """Return the texts that a file of the folder has."""
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def read_word_vectors(path, words, vectors):
+    """Return vectors of words, those of a file in GloVe's format where it has the word."""
+    import torch
+
+    places, vectors = {word: row for row, word in enumerate(words)}, vectors.clone()
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            word, _, numbers = line.rstrip().partition(" ")
+            if word in places:
+                vector = [float(number) for number in numbers.split(" ")]
+                if len(vector) != vectors.shape[1]:
+                    raise SystemExit(f"{path}: {word} has {len(vector)} numbers, expected dim={vectors.shape[1]}")
+                vectors[places[word]] = torch.tensor(vector)
+    return vectors
 
 
 def write_svm(path, matrix, labels):
