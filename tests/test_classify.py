@@ -4,6 +4,8 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -243,10 +245,11 @@ class TestBadInput:
         message = "the model has 48 labels, toy has 49: give the data set that the model .* was trained on"
         self.refused(configure, message, f"dataset.dir={tmp_path / 'raw'}", f"run_dir={tmp_path}")
 
-    def test_several_processes(self, overrides, call, tmp_path):
+    def test_several_processes(self, overrides, tmp_path):
         """From the command line: a Trainer for several processes looks at how its own was started."""
         several = ["trainer.strategy=ddp", "trainer.devices=2", f"hydra.run.dir={tmp_path}"]
-        done = call("classify", *overrides, *several, cwd=tmp_path)
+        command = [sys.executable, "-m", "prime_xmc.classify", *overrides, *several]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert "one process, got 2" in done.stderr
 

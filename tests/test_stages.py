@@ -30,6 +30,7 @@ from prime_xmc.training.sharded import digest
 
 # The model's size is with its settings, which name folders and checkpoints.
 COST = ("train/seconds", "train/cpu_seconds", "train/queries_per_second", "seconds/", "predict/", "peak_rss_bytes")
+COST += ("git_commit",)  # which may change while tests are running
 COST = (*COST, "model_bytes")
 EPOCHS, STEPS = 2, 7  # 200 queries in batches of 32
 
@@ -224,14 +225,12 @@ def unbroken(train, tmp_path_factory) -> Path:
         (TextEncoder, "forward", 1, False, 3 * STEPS),  # of the first embeddings
         (PrimeModule, "on_after_backward", STEPS + 3, False, 1),
         (Trainer, "save_checkpoint", STEPS + 2, False, 1),
-        (Trainer, "save_checkpoint", 2 * STEPS, True, 0),  # of the second epoch
         (RebuildClusters, "on_train_epoch_start", 3, False, 0),
         (PrimeModule, "validation_step", 1, False, 1),
         (EpochTable, "on_train_epoch_end", 2, True, 1),
         (ShardedCheckpointIO, "save_checkpoint", 3 * STEPS, False, 1),
         (stages, "save_bundle", 2, False, 0),
         (PrimeModule, "test_step", 1, False, 0),
-        (stages, "update_metrics", 1, False, 0),
         (stages, "write_json", 1, False, 0),
     ],
 )
@@ -262,6 +261,13 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(
 def test_metrics_say_after_which_epoch_the_run_was_validated(unbroken):
     metrics = results(unbroken)
     assert (metrics["val/epoch"], metrics["train/epochs"]) == (2, 3)
+
+
+def test_a_run_that_is_continued_by_another_name_of_its_folder_keeps_its_checkpoint(train, tmp_path):
+    train(tmp_path / "run", "trainer.max_epochs=1", "test=false")
+    (tmp_path / "link").symlink_to("run")
+    metrics = train(tmp_path / "run", "test=false", f"ckpt_path={tmp_path}/link/checkpoints/last.ckpt")
+    assert metrics["train/epochs"] == EPOCHS
 
 
 def test_a_checkpoint_every_few_steps_continues_within_the_epoch(train, complete, tmp_path, seen):
@@ -373,6 +379,14 @@ def test_results_of_an_earlier_run_in_the_folder_go_when_another_begins(train, t
     assert not names & {"metrics.json", "predictions.npz", "model"}
 
 
+def test_settings_of_a_run_come_from_its_command_line_alone(train, complete, tmp_path):
+    """Nothing happens to a run whose folder is named without its settings."""
+    for folder in (tmp_path, complete):
+        with pytest.raises(ValueError, match=f"resume={complete} is for the command line: prime-xmc-train resume="):
+            train(folder, f"resume={complete}")
+    assert (complete / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_a_run_from_python_has_a_folder_and_its_configuration(overrides, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = compose_config("train", [*overrides, "trainer.max_epochs=1", "test=false"])
@@ -440,10 +454,10 @@ def test_the_printed_command_continues_the_run(quick, complete, tmp_path):
 
 
 @pytest.mark.slow
-def test_output_that_cannot_be_written_costs_nothing(quick, tmp_path):
-    command = [*quick, "trainer.max_epochs=1"]
+def test_output_that_cannot_be_written_costs_nothing(quick, overrides, call, tmp_path):
+    short = ["test=false", "trainer.max_epochs=1"]
     ascii_only = subprocess.run(
-        [*command, "hydra.run.dir=ascii"],
+        [*quick, "trainer.max_epochs=1", "hydra.run.dir=ascii"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
         capture_output=True,
@@ -451,12 +465,10 @@ def test_output_that_cannot_be_written_costs_nothing(quick, tmp_path):
         check=False,
     )
     with open("/dev/full", "w") as full:
-        onto_full = subprocess.run(
-            [*command, "hydra.run.dir=full"], cwd=tmp_path, stdout=full, capture_output=False, timeout=120, check=False
-        )
+        onto_full = call("train", *overrides, *short, "hydra.run.dir=full", cwd=tmp_path, stdout=full)
     read, write = os.pipe()
     os.close(read)
-    into_pipe = subprocess.run([*command, "hydra.run.dir=pipe"], cwd=tmp_path, stdout=write, timeout=120, check=False)
+    into_pipe = call("train", *overrides, *short, "hydra.run.dir=pipe", cwd=tmp_path, stdout=write)
     os.close(write)
     assert (ascii_only.returncode, onto_full.returncode, into_pipe.returncode) == (0, 0, 0)
     assert all((tmp_path / name / "metrics.json").is_file() for name in ("ascii", "full", "pipe"))

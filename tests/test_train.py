@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,20 @@ def overrides(toy_settings, tmp_path_factory) -> list[str]:
     ]
 
 
+@pytest.fixture
+def called(call) -> Callable[..., str]:
+    """Runs the entry point in a process and returns what it has printed: called(overrides, "seed=1", cwd=folder)."""
+
+    def run(overrides: list[str], *more: str, cwd: Path) -> str:
+        done = call("train", *overrides, *more, cwd=cwd)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
+
+
 def command_line(overrides: list[str], *more: str, cwd: Path) -> str:
-    """Run the entry point in a process of its own and return what it printed."""
+    """Run the entry point as Python's main module, which the processes of a data-parallel run start again."""
     command = [sys.executable, "-m", "prime_xmc.train", *overrides, *more]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -183,12 +196,12 @@ def test_where_the_banks_are_changes_nothing(complete, overrides, compose, tmp_p
     assert {name: placed[name] for name in same} == {name: metrics[name] for name in same}
 
 
-def test_classifiers_are_trained_on_the_model_of_the_run(complete, overrides, tmp_path):
+def test_classifiers_are_trained_on_the_model_of_the_run(complete, overrides, called, tmp_path):
     run_dir, alone = complete
     quick = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "callbacks.progress=null", "negatives=all"]
     trained = f"ckpt_path='{run_dir / 'checkpoints' / 'last.ckpt'}'"
     run_again = [trained, f"classify={json.dumps(quick)}", f"hydra.run.dir='{tmp_path}'"]
-    printed = command_line(overrides, *run_again, cwd=tmp_path)  # where Hydra is in the middle of something else
+    printed = called(overrides, *run_again, cwd=tmp_path)  # where Hydra is in the middle of something else
     assert "test, ensemble" in printed
     metrics, second = read_metrics(tmp_path), read_metrics(tmp_path / "classify")
     assert (tmp_path / "classify" / "classifiers").is_dir()
@@ -361,30 +374,30 @@ def test_exact_centroids_are_the_means_of_the_trained_embeddings(overrides, comp
 
 
 @pytest.mark.slow
-def test_the_configuration_of_a_run_runs_again(overrides, tmp_path):
+def test_the_configuration_of_a_run_runs_again(overrides, called, tmp_path):
     """Also the later stages, whose own configuration is not in the run folder."""
     later = ["classify=true", "classify_settings=[trainer.max_epochs=1]", "lexical={pairs:true}"]
-    command_line(overrides, *later, "hydra.run.dir=first", cwd=tmp_path)
+    called(overrides, *later, "hydra.run.dir=first", cwd=tmp_path)
     again = ["--config-path", str(tmp_path / "first" / ".hydra"), "--config-name", "config", "hydra.run.dir=second"]
-    command_line(again, cwd=tmp_path)
+    called(again, cwd=tmp_path)
     first, second = (read_metrics(tmp_path / name) for name in ("first", "second"))
     assert first == second
 
 
 @pytest.mark.slow
-def test_a_sweep_leaves_a_folder_for_each_job(overrides, tmp_path):
+def test_a_sweep_leaves_a_folder_for_each_job(overrides, called, tmp_path):
     quick = ["trainer.max_epochs=1", "dataset.num_positives=2", "hydra.sweep.dir=sweep"]
-    command_line(["-m", *overrides, *quick], "model=prime,prime_lite", "seed=1,2", cwd=tmp_path)
+    called(["-m", *overrides, *quick], "model=prime,prime_lite", "seed=1,2", cwd=tmp_path)
     found = [read_metrics(tmp_path / "sweep" / str(job)) for job in range(4)]
     assert [metrics["seed"] for metrics in found] == [1, 2, 1, 2]
     assert len({metrics["test/R@10"] for metrics in found}) > 1
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(overrides, tmp_path):
+def test_two_processes_train_what_one_does(overrides, compose, tmp_path):
     """DDP over gloo: same losses and metrics as one process with the same global batch, up to rounding."""
-    quick = ["trainer.max_epochs=2", "model.dropout=0"]
-    command_line(overrides, *quick, "hydra.run.dir=one", cwd=tmp_path)
+    quick = ["trainer.max_epochs=2", "model.dropout=0.0"]
+    run(compose(*overrides, *quick, f"run_dir={tmp_path / 'one'}"))
     command_line(overrides, *quick, "trainer=ddp", "trainer.devices=2", "hydra.run.dir=two", cwd=tmp_path)
     one, two = (read_table(tmp_path / name) for name in ("one", "two"))
     assert [row["step"] for row in one] == [row["step"] for row in two]
@@ -393,21 +406,21 @@ def test_two_processes_train_what_one_does(overrides, tmp_path):
         assert [float(row[name]) for row in two] == pytest.approx(expected, rel=2e-3)
     first, second = (read_metrics(tmp_path / name) for name in ("one", "two"))
     assert second["test/P@5"] == pytest.approx(first["test/P@5"], abs=0.03)
-    assert files(tmp_path / "two") == files(tmp_path / "one") | {"train_ddp_process_1.log"}
+    of_hydra = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "train.log"}
+    assert files(tmp_path / "two") == files(tmp_path / "one") | of_hydra | {"train_ddp_process_1.log"}
 
 
 @pytest.mark.slow
 def test_a_data_parallel_run_can_be_a_job_of_a_sweep(overrides, tmp_path):
     """Its processes start the job, not the sweep; what one job says goes to its folder."""
-    sweep = ["-m", *overrides, "trainer=ddp", "trainer.devices=2", "trainer.max_epochs=1", "hydra.sweep.dir=sweep"]
-    printed = command_line(sweep, cwd=tmp_path)
+    several = ["trainer=ddp", "trainer.devices=2", "trainer.max_epochs=1", "dataset.max_length=32,65"]
+    command = [sys.executable, "-m", "prime_xmc.train", "-m", *overrides, *several, "hydra.sweep.dir=sweep"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 1, done.stderr[-3000:]
     assert read_metrics(tmp_path / "sweep" / "0")["train/epochs"] == 1
     assert (tmp_path / "sweep" / "0" / "train_ddp_process_1.log").is_file()
-    assert "done" in printed
-    failing = [sys.executable, "-m", "prime_xmc.train", *sweep, "dataset.max_length=65", "hydra.sweep.dir=failing"]
-    done = subprocess.run(failing, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
-    assert "dataset.max_length=65 is above the 64" in (tmp_path / "failing" / "0" / "error.txt").read_text()
+    assert "done" in done.stdout
+    assert "dataset.max_length=65 is above the 64" in (tmp_path / "sweep" / "1" / "error.txt").read_text()
 
 
 @pytest.mark.slow

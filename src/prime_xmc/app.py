@@ -437,7 +437,7 @@ def _tell_once(handler: logging.Handler) -> Callable[[logging.LogRecord], None]:
 def _follow_streams() -> None:
     """Let lines of the log appear above a progress bar rather than behind it, and a full disk not end in tracebacks."""
     for handler in logging.getLogger().handlers:
-        handler.handleError = _tell_once(handler)  # type: ignore[method-assign]
+        handler.handleError = _tell_once(handler)  # type: ignore[method-assign,assignment]
         for name in ("stdout", "stderr"):
             if isinstance(handler, logging.StreamHandler) and handler.stream is getattr(sys, name):
                 handler.stream = _CurrentStream(name)  # setStream would flush, which fails on a full disk
@@ -474,7 +474,7 @@ class _RunFolder:
 
     def remove_if_unused(self) -> None:
         """Remove the folder, and empty ones above it, if it was new and nothing has been written to it since."""
-        if not self.is_new:
+        if not self.is_new or not self.path.is_dir():  # somebody has removed it
             return
         for path in self.path.rglob("*"):
             inside = path.relative_to(self.path).parts[0]
@@ -483,7 +483,7 @@ class _RunFolder:
         for handler in self._handlers():
             logging.getLogger().removeHandler(handler)
             handler.close()
-        shutil.rmtree(self.path)
+        shutil.rmtree(self.path, ignore_errors=True)
         with suppress(OSError):  # the first one that is not empty
             for parent in self.path.parents:
                 if not parent.is_relative_to(Path.cwd()) or parent == Path.cwd():
