@@ -104,5 +104,5 @@ def test_a_size_that_is_no_number_is_a_damaged_checksum(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"a")
     expected = describe(path)
-    with pytest.raises(ValueError, match="the checksum of .* is damaged"):
+    with pytest.raises(ValueError, match=r"the checksum of .* is damaged"):
         check_file(path, {"bytfs": 1, "xxh3": expected["xxh3"]}, "")
