@@ -121,7 +121,7 @@ ALLOWED = {
     "sklearn": {"baselines/features.py"},  # of an extra, as the next ones
     "omikuji": {"baselines/worker.py"},
     "napkinxc": {"baselines/worker.py"},
-    "pecos": {"baselines/worker.py"},  # in an environment of its own
+    "pecos": {"baselines/worker.py"},  # in environments of their own
     "pickle": {"training/checkpoints.py"},  # the name of the error with which torch refuses one
 }
 
