@@ -29,7 +29,7 @@ LOWEST_TESTS := -m 'not slow' -W ignore $(addprefix tests/,test_api.py export/te
 	serving/test_application.py baselines/test_simple.py training/test_tracking.py reporting/test_page.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast bench lint types check docs lock lowest audit licences dist clean
+.PHONY: help setup train test test-fast bench faults lint types check docs lock lowest audit licences dist clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ test-fast: setup  ## Run the tests that need neither the real encoder nor anothe
 
 bench: setup  ## Run the benchmarks (half an hour) into outputs/bench/results.json; some with ARGS="step search".
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
+
+faults: setup  ## Inject faults (20 minutes) into outputs/faults/results.json; some with ARGS="kills disk", few with ARGS=short.
+	$(BIN)/python tests/faults/run.py $(ARGS)
 
 lint: setup  ## Check style and formatting.
 	$(BIN)/ruff check

@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import IO
 
 import jaxtyping
-import numpy as np
 import pytest
+import toys
 from omegaconf import DictConfig
 
 collect_ignore = ["command_server.py"]  # a program
 jaxtyping.install_import_hook("prime_xmc", "beartype.beartype")  # before anything imports prime_xmc
 
-COLOURS = ("red", "green", "blue", "black", "white", "yellow")
-THINGS = ("cat", "house", "river", "engine", "violin", "apple", "castle", "rocket")
 # The files that take longest begin first: otherwise one process is left with such a file when the others are done.
 LONGEST = (
     *("docs/test_code_blocks.py", "test_train.py", "test_stages.py", "training/test_sweeps.py", "test_serve.py"),
@@ -145,30 +143,9 @@ def tiny_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of raw files: 240 training and 60 test queries, 48 labels, separable by their words.
-
-    A label is a colour and a thing; a query names one to three labels, which are its positives, among filler words.
-    Every tenth query also names a label that its filter excludes.
-    """
-    rng = np.random.default_rng(0)
-    labels = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
+    """A folder of raw files: 240 training and 60 test queries, 48 labels, separable by their words."""
     directory = tmp_path_factory.mktemp("toy_dataset")
-    _write(directory / "lbl.json.gz", [{"uid": f"l{i}", "title": label} for i, label in enumerate(labels)])
-    for name, split, num_queries in (("trn", "train", 240), ("tst", "test", 60)):
-        records, filtered = [], []
-        for row in range(num_queries):
-            # each label leads in turn, so that all of them occur in both splits
-            others = rng.permutation(np.delete(np.arange(len(labels)), row % len(labels)))
-            positives = [row % len(labels), *others[: rng.integers(3)].tolist()]
-            words = [labels[label] for label in positives]
-            if row % 10 == 0:
-                words.append(labels[others[-1]])
-                filtered.append((row, int(others[-1])))
-            title = " and ".join(["a picture of", *words])
-            records.append({"uid": f"{name}{row}", "title": title, "target_ind": positives})
-        _write(directory / f"{name}.json.gz", records)
-        pairs = "".join(f"{row} {label}\n" for row, label in filtered)
-        (directory / f"filter_labels_{split}.txt").write_text(pairs, encoding="utf-8")
+    toys.make_dataset(directory)
     return directory
 
 
@@ -176,13 +153,7 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_settings(tiny_encoder_dir: Path, toy_dataset: Path) -> list[str]:
     """Overrides with which prime_xmc.train trains the tiny encoder on the toy data set."""
     return [
-        "encoder=local",
-        f"encoder.source={tiny_encoder_dir}",
-        "encoder.implementation=packed",
-        "dataset=custom",
-        f"dataset.dir={toy_dataset}",
-        "dataset.num_validation=40",
-        "dataset.num_free_vectors=8",
+        *toys.toy_settings(tiny_encoder_dir, toy_dataset),
         "classify=false",  # what follows the first stage has tests of its own
         "neighbours=null",
         "lexical=null",
@@ -250,8 +221,3 @@ def seal() -> Callable[[Path], None]:
     from prime_xmc.export.model_sums import seal
 
     return seal
-
-
-def _write(path: Path, records: list[dict[str, object]]) -> None:
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)

@@ -59,7 +59,7 @@ def clone(tmp_path: Path) -> Path:
     package = tmp_path / "src" / "prime_xmc"
     package.mkdir(parents=True)
     original = Path(prime_xmc.app.__file__).parent
-    for name in ("app.py", "conf_files.py", "foreign.py", "printing.py"):
+    for name in ("app.py", "conf_files.py", "foreign.py", "printing.py", "run_files.py"):
         shutil.copy(original / name, package)
     shutil.copytree(original / "command_line", package / "command_line", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
@@ -408,7 +408,8 @@ class TestConfigurationOfARunFolder:
 
     @pytest.fixture
     def foreign(self, tmp_path):
-        return OmegaConf.create({"runtime": {"config_sources": [{"path": ""}, {"path": str(tmp_path / ".hydra")}]}})
+        sources = [{"path": ""}, {"path": str(tmp_path / ".hydra")}]
+        return OmegaConf.create({"job": {"config_name": "config"}, "runtime": {"config_sources": sources}})
 
     @pytest.mark.parametrize("part", ["loss._target_=os.system", "loss._tar${g}=os.system"])
     def test_its_second_stage_is_looked_at_as_it_will_be_composed(self, foreign, part):
@@ -418,16 +419,31 @@ class TestConfigurationOfARunFolder:
         app._check_sources(config, foreign, ["classify_settings"])  # given by the command line
 
     def test_that_of_an_own_folder_is_not(self):
-        own = OmegaConf.create({"runtime": {"config_sources": [{"path": "my_conf"}]}})
+        own = OmegaConf.create({"job": {"config_name": "train"}, "runtime": {"config_sources": [{"path": "my_conf"}]}})
         app._check_sources(OmegaConf.create({"loss": {"_target_": "my.Loss"}}), own, [])
 
+    def test_it_may_be_named_by_the_folder_around_it(self, tmp_path):
+        (tmp_path / ".hydra").mkdir()
+        (tmp_path / ".hydra" / "config.yaml").write_text("loss: {_target_: my.Loss}\n")
+        sources = [{"path": str(tmp_path)}]
+        named = OmegaConf.create({"job": {"config_name": ".hydra/config"}, "runtime": {"config_sources": sources}})
+        with pytest.raises(ValueError, match=r"loss\._target_ is 'my\.Loss'"):
+            app._check_sources(OmegaConf.create({"loss": {"_target_": "my.Loss"}}), named, [])
 
-@pytest.mark.parametrize("option", [["--config-path", "{}"], ["--config-dir", "{}"]])
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--config-path", "{}", "--config-name", "config"],
+        ["--config-dir", "{}", "--config-name", "config"],
+        ["--config-path", "{}/..", "--config-name", ".hydra/config"],
+    ],
+)
 def test_a_run_folder_that_sets_up_hydra_is_refused_before_hydra_reads_it(tmp_path, monkeypatch, capsys, option):
     folder = tmp_path / "run" / ".hydra"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("hydra:\n  callbacks:\n    x: {_target_: os.system}\n")
-    monkeypatch.setattr(sys, "argv", ["prepare", *(part.format(folder) for part in option), "--config-name", "config"])
+    monkeypatch.setattr(sys, "argv", ["prepare", *(part.format(folder) for part in option)])
     monkeypatch.setattr(app, "_end_quietly_when_interrupted", lambda: None)  # signals of the tests stay theirs
     with pytest.raises(SystemExit):
         app.run_app("prime_xmc.prepare:run", "prepare")

@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "index": {"files"},
     "model": {"files", "foreign", "checksums"},
     "app": {"conf_files", "command_line", "printing", "data", "model"},
-    "evaluation": {"files", "foreign", "progress", "data", "index"},
+    "evaluation": {"files", "foreign", "printing", "progress", "data", "index"},
     "export": {"files", "foreign", "checksums", "printing", "progress", "tables", "data", "index", "model"},
     "training": {
         *("files", "checksums", "run_files", "printing", "progress", "data", "index", "model", "evaluation", "export"),
@@ -51,9 +51,11 @@ ROOMS: dict[str, set[str]] = {
     "baselines": {
         *("files", "run_files", "printing", "progress", "data", "model", "evaluation", "training", "assemble"),
     },
-    "planning": {"data", "index", "model", "evaluation", "training", "assemble"},
+    "planning": {"printing", "data", "index", "model", "evaluation", "training", "assemble"},
     "reporting": {"files", "foreign", "data", "evaluation"},
-    "reproducing": {"app", "conf_files", "run_files", "data", "training", "assemble", "stages", "reporting"},
+    "reproducing": {
+        *("app", "conf_files", "run_files", "printing", "data", "training", "assemble", "stages", "reporting"),
+    },
     "auditing": {"files", "progress", "data", "reporting"},
     "serving": {"export"},
     "interchange": {"files", "data", "index", "model", "evaluation", "export"},

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from prime_xmc import checksums
@@ -74,3 +76,25 @@ def test_damaged_checksums(path, expected):
 def test_an_unknown_choice(path):
     with pytest.raises(ValueError, match="expected verify sampled or full, got 'some'"):
         check_file(path, describe(path), "copy it", verify="some")
+
+
+def test_a_whole_file_is_compared_once_until_it_is_written_again(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1000))
+    expected, read = describe(path), []
+    original = checksums._blocks
+    monkeypatch.setattr(checksums, "_blocks", lambda *of: (read.append(of), original(*of))[1])
+    check_file(path, expected, "", verify="full")
+    check_file(path, expected, "", verify="full")  # it has been written just now, and may be again
+    assert len(read) == 2
+    os.utime(path, ns=(0, 0))
+    for _ in range(3):
+        check_file(path, expected, "", verify="full")
+    assert len(read) == 3
+    check_file(path, expected, "", verify="sampled")
+    assert len(read) == 4
+    with pytest.raises(ValueError, match="is damaged"):
+        check_file(path, expected | {"xxh3": ["0" * 16]}, "", verify="full")
+    path.write_bytes(bytes(999) + b"x")
+    with pytest.raises(ValueError, match="is damaged"):
+        check_file(path, expected, "", verify="full")

@@ -1,6 +1,7 @@
 import errno
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import time
@@ -239,13 +240,14 @@ class TestLeftovers:
     def test_those_of_a_process_that_was_killed(self, tmp_path, half_written):
         process = multiprocessing.Process(target=os._exit, args=(9,))
         process.start()
-        process.join()
+        multiprocessing.connection.wait([process.sentinel])  # it has ended, and nobody has asked for its status
         dead = [half_written(tmp_path / name, process.pid) for name in ("a", "within/b")]
         alive = half_written(tmp_path / "c", os.getpid())
         others = [tmp_path / ".c.0123", tmp_path / f"c.{'0' * 32}", tmp_path / f".c.{'g' * 32}"]
         for path in others:
             path.touch()
         assert remove_leftovers(tmp_path, idle_hours=1, everywhere=False) == dead[:1]
+        process.join()
         assert remove_leftovers(tmp_path, idle_hours=1, everywhere=True) == dead[1:]
         assert all(path.exists() for path in (alive, *others))
 

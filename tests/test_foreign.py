@@ -1,9 +1,9 @@
 import json
-import struct
 import sysconfig
 
 import pytest
 import torch
+from hostile import ENCODERS, TENSORS, make_encoder, make_tensors
 from safetensors.torch import save_file
 
 from prime_xmc.foreign import (
@@ -92,44 +92,15 @@ def test_the_header_of_tensors_is_read(tmp_path):
     assert check_tensors_file(tmp_path / "a.safetensors")["rows"]["shape"] == [3, 2]
 
 
-@pytest.mark.parametrize(
-    ("header", "length", "message"),
-    [
-        (b"{}", 2**40, "says that its header has 1099511627776"),
-        (b"[1]", None, "is not one of safetensors"),
-        (b"[" * 5000, None, "is not one of safetensors"),
-        (b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', None, "more than its"),
-        (b'{"a":{"dtype":"F32","shape":[0,1000000000000],"data_offsets":[0,0]}}', None, "longer than the file"),
-        (b'{"a":{"dtype":"F32"}}', None, "is not one of safetensors"),
-    ],
-)
+@pytest.mark.parametrize(("header", "length", "message"), TENSORS)
 def test_tensors_that_cannot_be_there_are_refused(tmp_path, header, length, message):
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header)
     with pytest.raises(ValueError, match=message):
-        check_tensors_file(path)
+        check_tensors_file(make_tensors(tmp_path, header, length))
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("config.json", {"attn_implementation": "stranger/kernel"}, "code that would be downloaded"),
-        ("config.json", {"text_config": {"_attn_implementation": "a/b:run"}}, "code that would be downloaded"),
-        ("config.json", {"_experts_implementation": "a/b"}, "code that would be downloaded"),
-        ("config.json", {"quantization_config": {"quant_method": "mxfp4"}}, "plain weights"),
-        ("config.json", {"vocab_size": 10**15}, "more than the weights have bytes"),
-        ("config.json", {"num_hidden_layers": 10**6}, "more layers than its 1 tensors"),
-        ("tokenizer_config.json", {"vocab_file": "../own.txt"}, "a file in another folder"),
-        ("model.safetensors.index.json", {"weight_map": {"a": "../own.safetensors"}}, "expected files beside it"),
-        ("config.json", [[]] * 2, None),
-    ],
-)
+@pytest.mark.parametrize(("file", "content", "message"), ENCODERS)
 def test_an_encoder_names_neither_code_nor_other_files(tmp_path, file, content, message):
-    folder = tmp_path / "encoder"
-    folder.mkdir()
-    (tmp_path / "own.txt").write_text("secret")
-    save_file({"rows": torch.zeros(3, 2)}, folder / "model.safetensors")
-    (folder / file).write_text(json.dumps(content))
+    folder = make_encoder(tmp_path, file, content)
     if message is None:
         check_encoder_files(folder)
     else:

@@ -322,7 +322,7 @@ def test_a_killed_process_is_gone_on_with(predict, toy_bundle, call, tmp_path):
     assert 0 < noted["queries"] < len(lines)
     with partial.open("ab") as file:
         file.write(b'{"id": 7, "qu')
-    done = call("predict", *arguments, "output=found.csv", "resume=true", cwd=tmp_path)
+    done = call("predict", *arguments, "output=found.csv", "resume=true", "verify=full", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"going on after {noted['queries']:,} queries that are answered already" in done.stderr
     predict(f"model.dir={toy_bundle}", *arguments[1:], f"output={tmp_path}/whole.csv")

@@ -30,6 +30,7 @@ from prime_xmc.training.sharded import digest
 
 # The model's size is with its settings, which name folders and checkpoints.
 COST = ("train/seconds", "train/cpu_seconds", "train/queries_per_second", "seconds/", "predict/", "peak_rss_bytes")
+COST += ("git_commit",)  # which may change while tests are running
 COST = (*COST, "model_bytes")
 EPOCHS, STEPS = 2, 7  # 200 queries in batches of 32
 
@@ -224,14 +225,12 @@ def unbroken(train, tmp_path_factory) -> Path:
         (TextEncoder, "forward", 1, False, 3 * STEPS),  # of the first embeddings
         (PrimeModule, "on_after_backward", STEPS + 3, False, 1),
         (Trainer, "save_checkpoint", STEPS + 2, False, 1),
-        (Trainer, "save_checkpoint", 2 * STEPS, True, 0),  # of the second epoch
         (RebuildClusters, "on_train_epoch_start", 3, False, 0),
         (PrimeModule, "validation_step", 1, False, 1),
         (EpochTable, "on_train_epoch_end", 2, True, 1),
         (ShardedCheckpointIO, "save_checkpoint", 3 * STEPS, False, 1),
         (stages, "save_bundle", 2, False, 0),
         (PrimeModule, "test_step", 1, False, 0),
-        (stages, "update_metrics", 1, False, 0),
         (stages, "write_json", 1, False, 0),
     ],
 )
@@ -262,6 +261,13 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(
 def test_metrics_say_after_which_epoch_the_run_was_validated(unbroken):
     metrics = results(unbroken)
     assert (metrics["val/epoch"], metrics["train/epochs"]) == (2, 3)
+
+
+def test_a_run_that_is_continued_by_another_name_of_its_folder_keeps_its_checkpoint(train, tmp_path):
+    train(tmp_path / "run", "trainer.max_epochs=1", "test=false")
+    (tmp_path / "link").symlink_to("run")
+    metrics = train(tmp_path / "run", "test=false", f"ckpt_path={tmp_path}/link/checkpoints/last.ckpt")
+    assert metrics["train/epochs"] == EPOCHS
 
 
 def test_a_checkpoint_every_few_steps_continues_within_the_epoch(train, complete, tmp_path, seen):
@@ -371,6 +377,14 @@ def test_results_of_an_earlier_run_in_the_folder_go_when_another_begins(train, t
         train(tmp_path, "seed=1", "export_after_validation=false")
     names = {path.name for path in tmp_path.iterdir()}
     assert not names & {"metrics.json", "predictions.npz", "model"}
+
+
+def test_settings_of_a_run_come_from_its_command_line_alone(train, complete, tmp_path):
+    """Nothing happens to a run whose folder is named without its settings."""
+    for folder in (tmp_path, complete):
+        with pytest.raises(ValueError, match=f"resume={complete} is for the command line: prime-xmc-train resume="):
+            train(folder, f"resume={complete}")
+    assert (complete / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_a_run_from_python_has_a_folder_and_its_configuration(overrides, tmp_path, monkeypatch):

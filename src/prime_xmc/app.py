@@ -186,8 +186,11 @@ def _files_of_runs(arguments: list[str], name: str) -> Iterator[Path]:
     """Yield the configuration files of run folders that a command line names."""
     chosen = get_args_parser().parse_args(arguments)
     for folder in (chosen.config_path, chosen.config_dir):
-        if folder is not None and is_run_folder(Path(folder)):
-            yield Path(folder, f"{(chosen.config_name or name).removesuffix('.yaml')}.yaml")
+        if folder is None:
+            continue
+        path = Path(folder, f"{(chosen.config_name or name).removesuffix('.yaml')}.yaml")
+        if is_run_folder(Path(folder)) or is_run_folder(path.parent):  # --config-path <run> --config-name .hydra/config
+            yield path
 
 
 def compose(name: str, overrides: list[str]) -> DictConfig:
@@ -298,7 +301,9 @@ def _check_sources(config: DictConfig, hydra_config: DictConfig, given: list[str
         ValueError: If it names one that is no part of a training.
     """
     for source in hydra_config.runtime.config_sources:
-        if not source.path or not is_run_folder(Path(source.path)):
+        named = Path(source.path or ".", f"{hydra_config.job.config_name}.yaml")
+        of_run = named.is_file() and is_run_folder(named.parent)
+        if not source.path or not (of_run or is_run_folder(Path(source.path))):
             continue
         check_targets(config, given, config_dir(), source.path)
         for key in {"classify", "classify_settings"} - set(given):
@@ -432,7 +437,7 @@ def _tell_once(handler: logging.Handler) -> Callable[[logging.LogRecord], None]:
 def _follow_streams() -> None:
     """Let lines of the log appear above a progress bar rather than behind it, and a full disk not end in tracebacks."""
     for handler in logging.getLogger().handlers:
-        handler.handleError = _tell_once(handler)  # type: ignore[method-assign]
+        handler.handleError = _tell_once(handler)  # type: ignore[method-assign,assignment]
         for name in ("stdout", "stderr"):
             if isinstance(handler, logging.StreamHandler) and handler.stream is getattr(sys, name):
                 handler.stream = _CurrentStream(name)  # setStream would flush, which fails on a full disk
@@ -469,7 +474,7 @@ class _RunFolder:
 
     def remove_if_unused(self) -> None:
         """Remove the folder, and empty ones above it, if it was new and nothing has been written to it since."""
-        if not self.is_new:
+        if not self.is_new or not self.path.is_dir():  # somebody has removed it
             return
         for path in self.path.rglob("*"):
             inside = path.relative_to(self.path).parts[0]
@@ -478,7 +483,7 @@ class _RunFolder:
         for handler in self._handlers():
             logging.getLogger().removeHandler(handler)
             handler.close()
-        shutil.rmtree(self.path)
+        shutil.rmtree(self.path, ignore_errors=True)
         with suppress(OSError):  # the first one that is not empty
             for parent in self.path.parents:
                 if not parent.is_relative_to(Path.cwd()) or parent == Path.cwd():

@@ -592,7 +592,7 @@ def make_classifier_data(config: DictConfig, predictor: Predictor) -> PrimeDataM
         FileNotFoundError: If raw files are missing.
         ValueError: If it is not the data set of the model, or the model does not say what it was trained on.
     """
-    model_corpus(config, predictor)
+    corpus = model_corpus(config, predictor)
     settings = predictor.config["settings"]
     try:
         seed, num_validation = settings["seed"], settings["config"]["dataset"]["num_validation"]
@@ -608,4 +608,5 @@ def make_classifier_data(config: DictConfig, predictor: Predictor) -> PrimeDataM
         max_length=predictor.config["max_length"],
         num_validation=num_validation,
         seed=seed,
+        corpus=corpus,
     )

@@ -5,7 +5,8 @@ checked. They tell damage, by a disk or a copy, and not forgery: who can write t
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ BLOCK_BYTES = 2**24
 _PIECE_BYTES = 2**16  # read at once, so that a block is never in memory
 SAMPLED_BLOCKS = 16  # of a larger file, which takes a tenth of a second
 Verify = Literal["sampled", "full"]
+_TICK = 2.0  # seconds, above the resolution of the times of all file systems
+_checked: set[tuple[tuple[int, ...], Hashable]] = set()  # states of files that were read as a whole, with their sums
 
 
 def checksums(path: Path) -> list[str]:
@@ -54,6 +57,8 @@ def check_file(path: Path, expected: object, remedy: str, verify: str = "sampled
         raise ValueError(f"{path} is damaged: it has {size:,} bytes, and had {expected.get('bytes'):,}; {remedy}")
     if len(sums) != -(-size // BLOCK_BYTES):
         raise ValueError(f"the checksum of {path} is damaged; {remedy}")
+    if verify == "full" and was_checked(path, tuple(map(str, sums))):
+        return
     for number, found in _blocks(path, _chosen(len(sums), verify)):
         if found != sums[number]:
             first, end = number * BLOCK_BYTES, min(size, (number + 1) * BLOCK_BYTES)
@@ -61,6 +66,30 @@ def check_file(path: Path, expected: object, remedy: str, verify: str = "sampled
                 f"{path} is damaged: its bytes {first:,} to {end:,} are not those that were written (checksum {found} "
                 f"instead of {sums[number]}); {remedy}"
             )
+    if verify == "full":
+        note_check(path, tuple(map(str, sums)))
+
+
+def was_checked(path: Path, expected: Hashable) -> bool:
+    """Return whether `note_check` has been called with these arguments, and the file has not been written since.
+
+    Continuing a run reads its checkpoint, and with it large tables, several times: they are checked once.
+    """
+    return (_state(path), expected) in _checked
+
+
+def note_check(path: Path, expected: Hashable) -> None:
+    """Note that all of a file has been compared with what is expected of it.
+
+    One that was written just now is not noted: written again in the same tick of the clock, it would look the same.
+    """
+    if time.time() - path.stat().st_mtime > _TICK:
+        _checked.add((_state(path), expected))
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    state = path.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def check_choice(verify: str) -> None:

@@ -253,16 +253,24 @@ def _machine() -> str:
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=4).hexdigest()
 
 
+def _is_alive(process: int) -> bool:
+    """Return whether a process of this machine is there and has not ended."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    with suppress(OSError):  # not on Linux
+        # one that has ended stays in the list until its parent has asked for its status
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in ("Z", "X")
+    return True
+
+
 def _is_left(name: re.Match[str], directory: str, idle_hours: float | int) -> bool:
     """Return whether nobody writes any more what has a temporary name."""
     if name["machine"] == _machine():
-        try:
-            os.kill(int(name["process"], 16), 0)
-        except (ProcessLookupError, OverflowError):
-            return True
-        except PermissionError:
-            pass
-        return False
+        return not _is_alive(int(name["process"], 16))
     path = Path(directory, name.string)
     try:
         changed = max(each.lstat().st_mtime for each in (path, *path.rglob("*")))

@@ -50,7 +50,7 @@ def run(config: DictConfig) -> None:
         explain=config.explain,
     )
     fields = text_fields(predictor.config, given)
-    settings = {str(key): value for key, value in config.items() if key not in ("output", "resume")}
+    settings = {str(key): value for key, value in config.items() if key not in ("output", "resume", "verify")}
     made_from = None if source is None else what_made(settings | {"model": config.model.dir})
     try:
         with (

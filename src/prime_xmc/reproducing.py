@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from prime_xmc.app import compose
 from prime_xmc.assemble import raw_files
 from prime_xmc.conf_files import config_dir, entries
+from prime_xmc.printing import visible
 from prime_xmc.reporting.published import PAPER, PublishedResult, find_result, read_published
 from prime_xmc.reporting.run_folders import RunRecord, read_runs
 from prime_xmc.run_files import METRICS
@@ -162,15 +164,22 @@ def show(reproductions: list[Reproduction], notes: list[str]) -> None:
     """Print a table for each scorer, in percent, and the notes."""
     console = Console()
     for each in reproductions:
-        console.print(f"{each.published.method} on {each.published.dataset}, test split, percent", markup=False)
+        title = f"{each.published.method} on {each.published.dataset}, test split, percent"
+        console.print(visible(title), markup=False)
         table = Table()
         for name in ("metric", "paper", "ours", "difference", "from"):
             table.add_column(name, justify="left" if name in ("metric", "from") else "right")
         for metric, value, ours in each.rows():
             difference = f"{round(100 * (ours - value), 2) + 0.0:+.2f}"  # + 0.0: without it, −0 would be shown
-            table.add_row(metric, f"{100 * value:.2f}", f"{100 * ours:.2f}", difference, each.published.sources[metric])
+            table.add_row(
+                metric,
+                f"{100 * value:.2f}",
+                f"{100 * ours:.2f}",
+                difference,
+                Text(visible(each.published.sources[metric])),
+            )
         console.print(table)
     if reproductions:
         notes = [*notes, "The paper gives no intervals, and ours is a single run."]
     for note in notes:
-        console.print(note, highlight=False, markup=False)
+        console.print(visible(note), highlight=False, markup=False)

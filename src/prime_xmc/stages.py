@@ -53,6 +53,7 @@ from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.checkpoints import remove_stray_banks
 from prime_xmc.training.classifier_module import ClassifierModule
 from prime_xmc.training.continuation import (
+    SURROUNDINGS,
     ContinuedRun,
     binding_settings,
     check_origin,
@@ -139,7 +140,8 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         record_configuration(config, run_dir)
         continued = None if config.ckpt_path is None else Path(config.ckpt_path).absolute()
         recorded, place = (None, None) if continued is None else read_origin(continued)
-        in_place = continued is not None and continued.is_relative_to(run_dir.absolute())
+        # by whatever name: the checkpoints of another run in this folder go
+        in_place = continued is not None and continued.resolve().is_relative_to(run_dir.resolve())
         if in_place:
             explain.keywords["started"] = 0.0  # its checkpoint is this run's
             if is_first_process():
@@ -171,7 +173,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         if in_place and module.keeps_queries:
             done = kept.find(_FIRST_STAGE, _about_first_stage(config, given, place))
         claim.begin(continued=in_place, trained=done is not None)
-        if config.get("resume") is not None:
+        if config.get("resume") is not None and is_first_process():
             record_changes(begun_with, run_dir)
         if done is None:
             if continued is not None and place is not None:
@@ -244,7 +246,7 @@ def _tidy_cache(config: DictConfig) -> None:
 def _about_first_stage(config: DictConfig, given: Mapping[str, Any], place: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return all that the results of a first stage depend on, the step of its checkpoint included."""
     return {
-        **{name: value for name, value in given.items() if name not in ("command", "prime_xmc_version")},
+        **{name: value for name, value in given.items() if name not in ("command", "prime_xmc_version", SURROUNDINGS)},
         "index": OmegaConf.to_container(config.index, resolve=True),
         "test": config.test,
         "step": None if place is None else place["step"],
@@ -258,7 +260,11 @@ def _check_resume(config: DictConfig) -> None:
         ValueError: If it does not.
     """
     resume = config.get("resume")
-    if resume is not None and Path(str(resume)).absolute() != Path(str(config.run_dir)).absolute():
+    if resume is None:
+        return
+    folder = Path(str(config.run_dir)).absolute()
+    starts_anew = config.task != "classify" and config.ckpt_path is None and (folder / CHECKPOINT).is_file()
+    if Path(str(resume)).absolute() != folder or starts_anew:
         raise ValueError(f"resume={resume} is for the command line: prime-xmc-{config.task} resume={resume}")
 
 
@@ -412,6 +418,7 @@ def later_stages(
     stage.run_dir = str(run_dir / "classify")
     for key in ("seed", "test", "cache_dir"):
         stage[key] = config[key]
+    stage.verify = config.get("verify", "sampled")
     model = open_finished(stage, first.precision, first.encoded)
     metrics: dict[str, Any] = {}
     classifiers, of_classifiers = None, None

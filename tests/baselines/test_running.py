@@ -158,5 +158,4 @@ def test_report_compares_a_baseline_with_a_training(settings, tmp_path, toy_sett
     assert 0 <= comparison.p <= 1
     (cost,) = [each for each in make_tables(study) if each.name == "cost"]
     assert cost.header[-3:] == ("CPU s", "model MB", "ms a query")
-    assert cost.rows[0][-1].text == "–"
-    assert float(cost.rows[1][-1].text) > 0
+    assert all(float(row[-1].text) > 0 for row in cost.rows)

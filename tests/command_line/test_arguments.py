@@ -73,7 +73,8 @@ def test_every_key_that_names_a_path_is_known():
         for entry in entries(path)
         if re.match(r"(folder|\S* ?file|run folders|<run>)\b", entry.comment)
     }
-    assert named - {"task"} <= PATH_KEYS  # of the task, it is the name of a folder
+    # of the task, it is the name of a folder; resume= is taken out before, by `expand_resume`
+    assert named - {"task", "resume"} <= PATH_KEYS
 
 
 @pytest.mark.parametrize(
@@ -150,3 +151,12 @@ def test_a_glob_that_matches_nothing_says_what_there_is(options):
     ) as error:
         expand_globs(["experiment=glob(table7/*)"], options)
     assert str(error.value).splitlines()[1:] == ["\talone", "\ttable6/a", "\ttable6/b", "\ttable9/deep/c"]
+
+
+@pytest.mark.parametrize("setting", ["loss=5", "loss=true", "optimizer=null"])
+def test_a_group_of_another_command_has_no_such_options(setting):
+    with pytest.raises(
+        ValueError, match=rf"^{setting}: prime_xmc.classify does not choose an option of \w+; its settings"
+    ):
+        prepare_settings([setting], "classify", config_dir())
+    assert prepare_settings(["loss.temperature=0.1", "loss={temperature: 0.1}"], "classify", config_dir())

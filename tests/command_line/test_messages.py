@@ -116,3 +116,12 @@ def test_an_option_that_there_is_not_is_taken_for_a_setting():
 
 def test_the_nearest_keys_come_first():
     assert nearest("gamma_max", ["seed", "loss.gamma_min", "loss.gamma_max"]) == ["loss.gamma_max", "loss.gamma_min"]
+
+
+def test_a_configuration_file_that_is_no_yaml_is_told_in_one_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("seed: 1\nseed: 2\n")
+    told = user_message(raised(OmegaConf.load, path))
+    assert told is not None
+    assert f'in "{path}", line 2, column 1 found duplicate key seed' in told
+    assert "\n" not in told

@@ -69,6 +69,7 @@ def no_memory():
         MemoryError("Unable to allocate 8.00 EiB for an array"),
         MemoryError(),
         RuntimeError("can't start new thread"),
+        RuntimeError("could not create a primitive"),
         RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB\nwith much more"),
         ImportError("libx.so: failed to map segment from shared object"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),

@@ -167,3 +167,12 @@ def test_options_of_hydra_beside_it_are_refused(tmp_path):
     (tmp_path / "hydra" / "launcher").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"hydra: no run has options of Hydra.*--trust-config"):
         check_file_of_run(tmp_path / "config.yaml")
+
+
+def test_aliases_in_a_file_of_a_run_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "config.yaml"
+    path.write_text("a: &a [1]\nb: *a\n")
+    with pytest.raises(ValueError, match=r"config\.yaml has the alias \*a.*--trust-config"):
+        check_file_of_run(path)
+    monkeypatch.setenv(VARIABLE, "1")
+    check_file_of_run(path)

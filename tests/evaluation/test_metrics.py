@@ -339,3 +339,7 @@ class TestFormatTable:
     def test_one_method_is_plain_and_none_is_an_empty_table(self):
         assert [cell.style for cell in format_table({"a": {"P@1": 0.2}}).columns[1].cells] == [""]
         assert format_table({}).row_count == 0
+
+    def test_escapes_in_a_name_are_shown(self):
+        (cell,) = format_table({"a\x1b[31m": {"P@1": 0.2}}).columns[0].cells
+        assert cell.plain == "a\\x1b[31m"

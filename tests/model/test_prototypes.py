@@ -415,6 +415,12 @@ class TestPrivateVectors:
             make(num_private=number)
 
 
+@pytest.mark.parametrize("number", [0, 3])
+def test_heads_that_do_not_divide_the_dimensions(number):
+    with pytest.raises(ValueError, match=rf"expected model\.num_heads to divide the {DIM} dimensions .*, got {number}"):
+        make(num_heads=number)
+
+
 class TestMoreSources:
     @pytest.mark.parametrize("source", [Table(NUM_LABELS, DIM), Table])
     def test_a_module_or_its_maker(self, source):

@@ -63,7 +63,7 @@ def test_a_run_that_diverges_leaves_no_model(settings, compose, tmp_path):
 
 
 def test_a_second_stage_that_diverges_leaves_the_model_of_the_first(settings, compose, tmp_path):
-    stage = "classify_settings=[optimizer.lr=1e38,trainer.max_epochs=2]"
+    stage = "classify_settings=[optimizer.lr=1e39,trainer.max_epochs=2]"
     with pytest.raises(ValueError, match=r"^training diverged: .*second stage \(.*classify_settings=\[optimizer\.lr"):
         train_prototypes(compose(*settings, "classify=true", stage))
     assert not (tmp_path / "run" / "metrics.json").exists()

@@ -11,7 +11,7 @@ import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from prime_xmc.training.sweeps import fingerprint, note_finished, run_job
+from prime_xmc.training.sweeps import fingerprint, note_finished, run_job, show
 
 CONF = """
 seed: 0
@@ -80,6 +80,15 @@ def test_every_job_has_a_row_with_what_sets_it_apart(sweep):
     assert folders == [("0", None), ("1", None)]
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
     assert rows == [["seed=1", "done", "30.0", "10.0", "0"], ["seed=2", "done", "30.0", "20.0", "1"]]
+
+
+def test_escapes_in_a_sweep_of_somebody_else_are_shown(tmp_path, capsys):
+    job = {"number": 0, "overrides": ["seed=\x1b[31m1"], "status": "failed", "message": "\x1b]0;owned\x07"}
+    show({tmp_path / "0": job}, tmp_path)
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "seed=\\x1b[31m1" in printed
+    assert "\\x1b]0;owned\\x07" in printed.replace("\n", "")
 
 
 def test_a_failed_job_leaves_its_traceback_and_only_it_runs_again(sweep):

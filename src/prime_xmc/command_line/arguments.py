@@ -51,6 +51,9 @@ def prepare_settings(settings: Sequence[str], name: str, configs: Path, *, multi
         name: Entry point.
         configs: Folder of the configuration files.
         multirun: Whether they may be those of a sweep.
+
+    Raises:
+        ValueError: If a group that the entry point does not choose from has a value that is no option.
     """
     defaults = {group.name: group.default for group in groups(configs / f"{name}.yaml")}
     prepared = []
@@ -61,6 +64,10 @@ def prepare_settings(settings: Sequence[str], name: str, configs: Path, *, multi
             prepared += [] if defaults[key] == "null" else [f"~{key}"]
         elif key in defaults and (override := _parsed(setting)) and isinstance(override.value(), bool | int | float):
             prepared.append(f"{key}={in_quotes(value)}")  # so that Hydra takes it for an option, and lists all
+        elif key not in defaults and key and (configs / key).is_dir() and _is_no_option(setting):
+            raise ValueError(
+                f"{setting}: prime_xmc.{name} does not choose an option of {key}; its settings are {key}.<name>=<value>"
+            )
         else:
             prepared.append(quote_value(add_or_override(setting), multirun=multirun))
     return prepared
@@ -130,6 +137,12 @@ def folders_of_runs(settings: Sequence[str], name: str, configs: Path, config_pa
     given = {setting.lstrip("+").partition("=")[0] for setting in settings}
     folders = {f"hydra.{kind}.{key}": value for kind in ("run", "sweep") for key, value in own[kind].items()}
     return [f"{key}={in_quotes(value.replace('${task}', name))}" for key, value in folders.items() if key not in given]
+
+
+def _is_no_option(setting: str) -> bool:
+    """Return whether the value of a setting is none that Hydra takes for options or for a section of settings."""
+    override = _parsed(setting)
+    return override is not None and isinstance(override.value(), bool | int | float | None)
 
 
 def add_or_override(argument: str) -> str:

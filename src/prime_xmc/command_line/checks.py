@@ -22,6 +22,16 @@ def _is_rate(value: Any) -> bool:
     return is_number(value) and 0 < value < math.inf
 
 
+def _at_least(least: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: _is_whole(value, least), f"a whole number of at least {least}"
+
+
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 <= value < 1
+
+
+_NOT_NEGATIVE = (lambda value: is_number(value) and 0 <= value < math.inf, "a number of at least 0")
+_SHARE = (_is_share, "a number of at least 0 and below 1")
 # Numbers that are in no object's care before the data have been prepared: whether they are right, and what is.
 BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: _is_whole(value, 0), "a whole number of at least 0"),
@@ -33,9 +43,29 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a whole number of at least 1, or null",
     ),
     "checkpoint.every_n_minutes": (lambda value: value is None or _is_rate(value), "a number above 0, or null"),
-    "top_k": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
-    "chunk": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
-    "dataset.max_epochs": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
+    "top_k": _at_least(1),
+    "chunk": _at_least(1),
+    "num_examples": _at_least(0),
+    "optimizer.classifier_lr": (_is_rate, "a number above 0"),
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.classifier_weight_decay": _NOT_NEGATIVE,
+    "optimizer.warmup_fraction": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "encoder.dropout": _SHARE,
+    "model.dropout": _SHARE,
+    "model.num_heads": _at_least(1),
+    "model.feedforward": _at_least(1),
+    "model.free_vector_std": _NOT_NEGATIVE,
+    "callbacks.memory.every_n_steps": _at_least(1),
+    "trainer.accumulate_grad_batches": _at_least(1),
+    "trainer.log_every_n_steps": _at_least(0),
+    "trainer.num_sanity_val_steps": (lambda value: _is_whole(value, -1), "a whole number of at least 0, or -1 for all"),
+    "trainer.gradient_clip_val": (
+        lambda value: value is None or (is_number(value) and 0 <= value < math.inf),
+        "a number of at least 0, or null",
+    ),
+    "num_resamples": _at_least(1),
+    "delimiter": (lambda value: value is None or len(str(value)) == 1, "a single character, or null"),
+    "dataset.max_epochs": _at_least(1),
     "trainer.max_epochs": (
         lambda value: _is_whole(value, 1) or value == -1,
         "a whole number of at least 1, or -1 to train until trainer.max_steps",
@@ -46,7 +76,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a whole number of at least 1",
     ),
     "dataset.fields": (lambda value: not isinstance(value, ListConfig) or len(value) > 0, "at least one field"),
-    "dataset.max_length": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
+    "dataset.max_length": _at_least(1),
     "dataset.batch_size": (lambda value: value is None or _is_whole(value, 1), "a whole number of at least 1"),
     "sampling.batch_size": (lambda value: value is None or _is_whole(value, 1), "a whole number of at least 1"),
 }
@@ -97,7 +127,7 @@ def check_values(config: DictConfig, reference: DictConfig, keys: Sequence[str],
         if _has(config, key) and _value(config, key) is None:  # a mandatory key without a value counts as absent
             raise ValueError(f"{key}=null: expected {expected}")
     for key, (is_right, expected) in BOUNDS.items():
-        if _has(config, key):
+        if _has(config, key) and not _belongs_to_others(config, reference, key):
             value = _value(config, key)
             if value is not _ABSENT and not is_right(value):
                 raise ValueError(f"{key}={_shown(value)}: expected {expected}")
@@ -194,7 +224,7 @@ def _check_kind(config: DictConfig, reference: DictConfig, key: str, command: st
 def _expected(key: str, value: Any, default: Any, kind: str) -> str:
     """Return what a key takes in place of a value, for people."""
     if kind == "section" and isinstance(default, DictConfig) and len(default) and "_target_" not in default:
-        return f"a value for each of {', '.join(str(name) for name in default)}"
+        return f"a value for each of {', '.join(name for name in default if isinstance(name, str))}"
     if kind.removesuffix("|null") in ("list", "ints", "numbers", "texts") and not isinstance(
         value, DictConfig | ListConfig | None
     ):

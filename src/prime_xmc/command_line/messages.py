@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import (
     HydraException,
     InstantiationException,
@@ -48,6 +49,8 @@ def user_message(error: BaseException) -> str | None:
         return system_message(error.__cause__)  # logging's "Unable to configure handler", for one
     if isinstance(error, HydraException):
         return str(error)
+    if isinstance(error, yaml.YAMLError):  # of a configuration file; the place in it is part of the text
+        return " ".join(str(error).split())
     if isinstance(error, RuntimeError) and str(error) == _NO_HOME:
         return "a path begins with ~ and the name of no user of this machine: write ./~... for a name that begins so"
     if type(error).__name__ == "MisconfigurationException":  # of Lightning, which is slow to import

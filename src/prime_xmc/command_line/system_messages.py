@@ -26,6 +26,7 @@ _MORE_MEMORY = (
 _NO_MEMORY = (
     *("can't allocate memory", "cannot allocate memory", "unable to allocate", "out of memory", "bad_alloc"),
     *("can't start new thread", "failed to map segment", "mmap failed"),
+    *("could not create a primitive", "could not create a memory"),  # oneDNN's words
 )
 
 

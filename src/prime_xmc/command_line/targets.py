@@ -61,9 +61,17 @@ def check_file_of_run(path: Path) -> None:
         return
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=yaml.SafeLoader)
+        events = yaml.parse(text, Loader=yaml.SafeLoader)
+        alias = next((event.anchor for event in events if isinstance(event, yaml.AliasEvent)), None)
+        content = yaml.load(text, Loader=yaml.SafeLoader) if alias is None else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as YAML ({str(error) or 'nested too deeply'})") from error
+        reason = " ".join(str(error).split()) or "nested too deeply"
+        raise ValueError(f"{path}: not readable as YAML ({reason})") from error
+    if alias is not None:
+        raise ValueError(
+            f"{path} has the alias *{alias}, which no configuration of a run has and which can make a few lines a "
+            f"million times as large. {_remedy()}"
+        )
     if header := next((line for line in text.splitlines() if _HEADER.match(line)), None):
         raise ValueError(
             f"{path} has the line {shown(header)}, which no configuration of a run has and which can make Hydra run "

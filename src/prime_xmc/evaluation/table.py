@@ -9,6 +9,7 @@ from rich.text import Text
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.evaluation.metrics import SHOWN
+from prime_xmc.printing import visible
 
 _TABLE_WIDTH = 100  # characters that a line of the table of results needs
 
@@ -33,7 +34,7 @@ def format_table(methods: Mapping[str, Mapping[str, float]]) -> Table:
             else Text("–")
             for name in SHOWN
         ]
-        table.add_row(Text(method), *cells)
+        table.add_row(Text(visible(method)), *cells)
     return table
 
 
@@ -48,7 +49,7 @@ def print_notes(notes: Iterable[str | None]) -> None:
     """Print sentences that belong to a table of results, a line each; None stands for none."""
     for note in notes:
         if note is not None:
-            Console().print(note, highlight=False, markup=False)
+            Console().print(visible(note), highlight=False, markup=False)
 
 
 def describe_unlabelled(positives: Ragged, queries: str) -> str | None:

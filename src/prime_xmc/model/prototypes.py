@@ -111,6 +111,8 @@ class Prototypes(nn.Module):
             raise ValueError(
                 f"expected model.num_free_vectors between 1 and the {num_labels} labels, got {num_free_vectors}"
             )
+        if combine == "network" and (num_heads < 1 or dim % num_heads):
+            raise ValueError(f"expected model.num_heads to divide the {dim} dimensions of embeddings, got {num_heads}")
         if not 0 <= momentum < 1:
             raise ValueError(f"expected model.momentum in [0, 1), got {momentum}")
         if centroid_update not in ("mean", "one", "frozen"):

@@ -11,6 +11,7 @@ from prime_xmc.planning.budget import PLACES, bytes_each, disk_bytes, memory_by_
 from prime_xmc.planning.layout import count_processes, layout_of, schedule_of
 from prime_xmc.planning.probe import probe
 from prime_xmc.planning.sizes import find_sizes
+from prime_xmc.printing import visible
 
 TABLE_WIDTH = 110  # characters of the table of memory
 _SHOWN = 0.01  # share of the peak from which on an item is shown
@@ -124,7 +125,7 @@ def show(planned: dict[str, Any], console: Console) -> None:
         table.add_row("time in all", _duration(sum(seconds.values())), style="bold")
     console.print(table)
     for note in planned["notes"]:
-        console.print(f"- {note}", highlight=False)
+        console.print(visible(f"- {note}"), highlight=False, markup=False)
 
 
 def _memory_table(phases: dict[str, list[dict[str, Any]]]) -> Table:

@@ -13,11 +13,13 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
+from prime_xmc.checksums import note_check, was_checked
 from prime_xmc.files import flush, replacing
 from prime_xmc.model.banks import BANKS, check_bank
 
 logger = logging.getLogger(__name__)
 
+_ARCHIVE = "archive"  # what a checkpoint is compared with: the checksums that it has itself
 BEFORE = "before-"  # name of the checkpoint that was the last one: before-last.ckpt
 
 
@@ -87,9 +89,11 @@ def _load(path: Path, map_location: Any | None) -> dict[str, Any]:
     torch writes a checksum of each tensor, CRC-32, and does not look at it when it reads them.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"{path} is damaged: {damaged} in it is not what was written (checksum)")
+        if not was_checked(path, _ARCHIVE):
+            with zipfile.ZipFile(path) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"{path} is damaged: {damaged} in it is not what was written (checksum)")
+            note_check(path, _ARCHIVE)
     except (zipfile.BadZipFile, EOFError, OverflowError, NotImplementedError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged ({error})") from error
     try:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LambdaLR
@@ -19,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.curves import place_in_curves
+from prime_xmc.training.equal_bits import COMPUTED_ON, computed_on, warn_of_other_bits
 from prime_xmc.training.step_log import StepLog
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 # keys of a checkpoint
 ORIGIN = "origin"  # which run it is of
 CURVES = "curves"  # which rows of the curves by step come before it, see `prime_xmc.training.curves`
+SURROUNDINGS = "surroundings"  # of the origin: on what the last digits of results depend
 _STEP_LOG = "step_log"  # what the steps of the epoch so far add to its means
 # What changes no result: where files are, and what people watch a run by. Sweeps take jobs that differ in nothing else
 # for the same job.
@@ -99,6 +102,11 @@ def origin(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
         "tokenizer": data.corpus.manifest["tokenizer_hash"],
         "validation_queries": hashlib.sha256(data.validation_ids.tobytes()).hexdigest(),
         "command": continuing_command(None),
+        SURROUNDINGS: {
+            "trainer.accelerator": config.trainer.accelerator,
+            "threads of torch": torch.get_num_threads(),
+            "version of torch": str(torch.__version__),
+        },
     }
 
 
@@ -169,6 +177,15 @@ def check_origin(path: Path, recorded: Mapping[str, Any] | None, given: Mapping[
             )
         )
 
+    before, now = recorded.get(SURROUNDINGS, {}), given.get(SURROUNDINGS, {})
+    others = [f"{name} was {before[name]} and is {now[name]}" for name in before if before[name] != now.get(name)]
+    if others:
+        logger.warning(
+            "%s: sums are added up in another order, so that the last digits of results may differ from those of an "
+            "uninterrupted run",
+            "; ".join(others),
+        )
+
 
 class ContinuedRun(Callback):
     """Writes into checkpoints which run they are of, and mends what the Trainer leaves open when it continues one.
@@ -194,6 +211,7 @@ class ContinuedRun(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the origin, the means of the epoch and the place in the curves; say what is complete."""
         checkpoint[ORIGIN] = dict(self.given)
+        checkpoint[COMPUTED_ON] = computed_on(trainer.strategy.root_device, trainer.world_size)
         checkpoint[_STEP_LOG] = _step_log(pl_module).state_dict()
         loops = checkpoint["loops"]["fit_loop"]
         epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
@@ -217,15 +235,16 @@ class ContinuedRun(Callback):
             position = {"position": batch["current"]["completed"]}
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             checkpoint[type(data).__qualname__]["sampler"] |= position
-            if "combined_loader" in loops:
-                loops["combined_loader"] = [position]
+            if "combined_loader" in loops["state_dict"]:
+                loops["state_dict"]["combined_loader"] = [position]
         checkpoint[CURVES] = place_in_curves(trainer, validates=validates, ends_epoch=not epoch_goes_on)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the means of the epoch.
+        """Take over the means of the epoch, and say where the results may have other last bits.
 
         A checkpoint of version 0.1.0 does not say itself where in the epoch it was made: tell the sampler.
         """
+        warn_of_other_bits(checkpoint.get(COMPUTED_ON), computed_on(trainer.strategy.root_device, trainer.world_size))
         if _STEP_LOG in checkpoint:
             _step_log(pl_module).load_state_dict(checkpoint[_STEP_LOG], trainer.strategy.root_device)
         data: PrimeDataModule = trainer.datamodule  # type: ignore[attr-defined]

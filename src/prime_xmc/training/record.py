@@ -55,8 +55,8 @@ def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
     That a run was interrupted and went on in its folder is no part of it.
     """
     content: Any = OmegaConf.to_container(config, resolve=True)
-    checkpoint, folder = content.get("ckpt_path"), Path(str(content["run_dir"])).absolute()
-    if checkpoint is not None and Path(str(checkpoint)).absolute().is_relative_to(folder):
+    checkpoint, folder = content.get("ckpt_path"), Path(str(content["run_dir"])).resolve()
+    if checkpoint is not None and Path(str(checkpoint)).resolve().is_relative_to(folder):
         content["ckpt_path"] = None
     if "resume" in content:
         content["resume"] = None

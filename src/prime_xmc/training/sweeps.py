@@ -25,7 +25,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from prime_xmc.files import locked, write_json, write_text
-from prime_xmc.printing import unfailing_output
+from prime_xmc.printing import unfailing_output, visible
 from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, METRICS
 from prime_xmc.training.continuation import continuing_command, quoted, without_watching
 from prime_xmc.training.interruption import Interrupted, interruptible
@@ -201,7 +201,12 @@ def show(jobs: dict[Path, dict[str, Any]], sweep: Path) -> None:
     """Print jobs, by number: what sets each apart, how it ended, its main metrics in percent and its folder."""
     common = set.intersection(*(set(record["overrides"]) for record in jobs.values())) if len(jobs) > 1 else set()
     table = Table(
-        Column("overrides", overflow="fold"), "status", "val P@1", "test P@1", "folder", title=Text(f"Jobs of {sweep}")
+        Column("overrides", overflow="fold"),
+        "status",
+        "val P@1",
+        "test P@1",
+        "folder",
+        title=Text(visible(f"Jobs of {sweep}")),
     )
     failures = []
     for folder, record in sorted(jobs.items(), key=lambda item: item[1]["number"]):
@@ -209,15 +214,16 @@ def show(jobs: dict[Path, dict[str, Any]], sweep: Path) -> None:
         shown = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for name in (OBJECTIVE, "test/P@1")]
         apart = " ".join(override for override in record["overrides"] if override not in common)
         where = folder.name if record.get("results", ".") == "." else f"{folder.name} as {record['results']}"
-        table.add_row(Text(apart), record["status"], *shown, Text(where))
+        table.add_row(Text(visible(apart)), visible(record["status"]), *shown, Text(visible(where)))
         if record["status"] == "failed":
             failures.append(f"{folder / ERROR}: {record['message']}")
     console = Console()
     console.print(table)
     for failure in failures:
-        console.print(Text(failure))
+        console.print(Text(visible(failure)))
     if failures:
-        console.print(Text(f"The same command with hydra.sweep.dir='{sweep}' runs the unfinished jobs again."))
+        again = f"The same command with hydra.sweep.dir='{sweep}' runs the unfinished jobs again."
+        console.print(Text(visible(again)))
 
 
 def _records(sweep: Path) -> dict[Path, dict[str, Any]]:
