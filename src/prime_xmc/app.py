@@ -309,7 +309,7 @@ def _check_sources(config: DictConfig, hydra_config: DictConfig, given: list[str
         check_targets(config, given, config_dir(), source.path)
         for key in {"classify", "classify_settings"} - set(given):
             if isinstance(config.get(key), ListConfig):
-                second = _compose("classify", [str(setting) for setting in config[key]])
+                second = compose("classify", [str(setting) for setting in config[key]])
                 check_targets(second, [], config_dir(), f"{source.path}, {key}")
 
 
