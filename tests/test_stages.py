@@ -379,6 +379,18 @@ def test_results_of_an_earlier_run_in_the_folder_go_when_another_begins(train, t
     assert not names & {"metrics.json", "predictions.npz", "model"}
 
 
+def test_checkpoints_on_another_disk_are_those_of_the_run(train, complete, tmp_path):
+    run_dir, disk = tmp_path / "run", tmp_path / "disk"
+    train(run_dir, "trainer.max_epochs=1")
+    (run_dir / "checkpoints").rename(disk)
+    (run_dir / "checkpoints").symlink_to(disk)
+    (run_dir / "csv" / "own.txt").touch()
+    train(run_dir, f"ckpt_path={run_dir}/checkpoints/last.ckpt")
+    assert (run_dir / "checkpoints").is_symlink()
+    assert ShardedCheckpointIO().load_checkpoint(disk / "last.ckpt")["epoch"] == EPOCHS - 1
+    assert (run_dir / "csv" / "own.txt").is_file(), "the run went on"
+
+
 def test_settings_of_a_run_come_from_its_command_line_alone(train, complete, tmp_path):
     """Nothing happens to a run whose folder is named without its settings."""
     for folder in (tmp_path, complete):

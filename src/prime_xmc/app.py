@@ -259,8 +259,9 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
         check_values(config, defaults, all_keys(config), name)
     for key in ("classify", "classify_settings"):
         if isinstance(config.get(key), ListConfig) and len(config[key]):
-            given = OverridesParser.create().parse_overrides([str(each) for each in config[key]])
-            second = _compose("classify", [str(each) for each in config[key]])
+            settings = prepare_settings([str(each) for each in config[key]], "classify", configs)
+            given = OverridesParser.create().parse_overrides(settings)
+            second = _compose("classify", settings)
             stage_groups = {group.name for group in groups(configs / "classify.yaml")}
             try:
                 _check_settings(second, "classify", given, stage_groups, "classify")
@@ -308,7 +309,7 @@ def _check_sources(config: DictConfig, hydra_config: DictConfig, given: list[str
         check_targets(config, given, config_dir(), source.path)
         for key in {"classify", "classify_settings"} - set(given):
             if isinstance(config.get(key), ListConfig):
-                second = _compose("classify", [str(setting) for setting in config[key]])
+                second = compose("classify", [str(setting) for setting in config[key]])
                 check_targets(second, [], config_dir(), f"{source.path}, {key}")
 
 

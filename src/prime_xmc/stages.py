@@ -53,7 +53,6 @@ from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.checkpoints import remove_stray_banks
 from prime_xmc.training.classifier_module import ClassifierModule
 from prime_xmc.training.continuation import (
-    SURROUNDINGS,
     ContinuedRun,
     binding_settings,
     check_origin,
@@ -140,8 +139,9 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         record_configuration(config, run_dir)
         continued = None if config.ckpt_path is None else Path(config.ckpt_path).absolute()
         recorded, place = (None, None) if continued is None else read_origin(continued)
-        # by whatever name: the checkpoints of another run in this folder go
-        in_place = continued is not None and continued.resolve().is_relative_to(run_dir.resolve())
+        # by whatever name: the checkpoints of another run in this folder go; theirs may be a link to a larger disk
+        places = [place.resolve() for place in (run_dir, (run_dir / CHECKPOINT).parent)]
+        in_place = continued is not None and any(continued.resolve().is_relative_to(place) for place in places)
         if in_place:
             explain.keywords["started"] = 0.0  # its checkpoint is this run's
             if is_first_process():
@@ -172,7 +172,8 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         kept, done = KeptParts(run_dir / UNFINISHED), None
         if in_place and module.keeps_queries:
             done = kept.find(_FIRST_STAGE, _about_first_stage(config, given, place))
-        claim.begin(continued=in_place, trained=done is not None)
+        reads = [given for given in (config.ckpt_path, config.encoder.get("source")) if given is not None]
+        claim.begin(continued=in_place, trained=done is not None, reads=reads)
         if config.get("resume") is not None and is_first_process():
             record_changes(begun_with, run_dir)
         if done is None:
@@ -246,7 +247,7 @@ def _tidy_cache(config: DictConfig) -> None:
 def _about_first_stage(config: DictConfig, given: Mapping[str, Any], place: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return all that the results of a first stage depend on, the step of its checkpoint included."""
     return {
-        **{name: value for name, value in given.items() if name not in ("command", "prime_xmc_version", SURROUNDINGS)},
+        **{name: value for name, value in given.items() if name not in ("command", "prime_xmc_version")},
         "index": OmegaConf.to_container(config.index, resolve=True),
         "test": config.test,
         "step": None if place is None else place["step"],
@@ -612,7 +613,7 @@ def _train_classifiers(
         )
         save = SaveProgress(run_dir / CHECKPOINT, _minutes(config))
         trainer = make_trainer(config, [record, ContinuedRun(given, recorded)], [save])
-        claim.begin(continued=checkpoint is not None)
+        claim.begin(continued=checkpoint is not None, reads=[model.folder])
         if place is not None:
             continue_curves(trainer.loggers, run_dir, run_dir, place)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

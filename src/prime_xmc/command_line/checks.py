@@ -34,7 +34,10 @@ _NOT_NEGATIVE = (lambda value: is_number(value) and 0 <= value < math.inf, "a nu
 _SHARE = (_is_share, "a number of at least 0 and below 1")
 # Numbers that are in no object's care before the data have been prepared: whether they are right, and what is.
 BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "seed": (lambda value: _is_whole(value, 0), "a whole number of at least 0"),
+    "seed": (
+        lambda value: _is_whole(value, 0) and value < 2**63,
+        "a whole number of at least 0 and below 2^63",
+    ),
     "dataset.lr": (_is_rate, "a number above 0"),
     "optimizer.lr": (_is_rate, "a number above 0"),
     "optimizer.make.lr": (_is_rate, "a number above 0"),
