@@ -22,7 +22,8 @@ extensions = [
     "plain_docstrings",
 ]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build", "**/index.html"]
+# The summary of a report is a part of another page.
+exclude_patterns = ["_build", "**/index.html", "**/summary.md"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4

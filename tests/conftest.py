@@ -43,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; within a file, and for the other files, the order stays."""
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    if missing := [str(path) for path in place if not path.exists()]:
+        raise pytest.UsageError(f"LONGEST names files that there are not: {', '.join(missing)}")
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
 

@@ -355,7 +355,7 @@ def test_a_module_that_is_missing_is_named(clone):
 
 
 def test_an_argument_that_an_object_does_not_take_is_named(clone):
-    done = train(clone, "+dataset.fields=1")
+    done = train(clone, "+dataset.fields=[title]")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "prime_xmc.train.Dataset takes no such argument. Remove the key" in line

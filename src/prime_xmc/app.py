@@ -259,9 +259,9 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
         check_values(config, defaults, all_keys(config), name)
     for key in ("classify", "classify_settings"):
         if isinstance(config.get(key), ListConfig) and len(config[key]):
-            prepared = prepare_settings([str(each) for each in config[key]], "classify", configs)
-            given = OverridesParser.create().parse_overrides(prepared)
-            second = _compose("classify", prepared)
+            settings = prepare_settings([str(each) for each in config[key]], "classify", configs)
+            given = OverridesParser.create().parse_overrides(settings)
+            second = _compose("classify", settings)
             stage_groups = {group.name for group in groups(configs / "classify.yaml")}
             try:
                 _check_settings(second, "classify", given, stage_groups, "classify")

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from prime_xmc.carried_encoder import check_carried_encoder
+
 DEEPEST = 100  # brackets within one another that a JSON file may have; records and configurations have a handful
 LARGEST_HEADER = 2**24  # bytes of the header of a safetensors file: 100,000 tensors have 10 MB
 # Ways of transformers to compute attention that are part of it or of an installed package. A name with a slash would be
@@ -136,14 +138,16 @@ def check_encoder_files(folder: Path) -> None:
     """Refuse the folder of a transformer that names code, other files, or sizes that its weights do not have.
 
     transformers reads more than it was asked for: kernels of the hub that config.json names, adapters of another model,
-    shards and files of the vocabulary under any path.
+    shards and files of the vocabulary under any path. The folder of the carried encoder has to be as it was published.
 
     Args:
         folder: Folder that `save_pretrained` wrote, or one that claims to be.
 
     Raises:
+        FileNotFoundError: If the carried encoder lacks a file.
         ValueError: With the file and what it says.
     """
+    check_carried_encoder(folder)
     weights = folder / "model.safetensors"
     tensors = len(check_tensors_file(weights)) if weights.is_file() else 10_000
     size = max(_ANY_SIZE, weights.stat().st_size) if weights.is_file() else None

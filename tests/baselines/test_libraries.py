@@ -39,13 +39,21 @@ def test_trees_find_the_labels(words, asked, expected, library, parameters, beam
     assert cost.model_bytes > 100
 
 
-IN_ENVIRONMENTS: dict[str, list[str]] = {"xr_linear": []}
+IN_ENVIRONMENTS = {
+    "xr_linear": [],
+    "xr_transformer": [
+        "method.parameters.max_length=8",
+        "method.parameters.first_tree={nr_splits: 2, max_leaf_size: 4}",
+        "method.parameters.tree={nr_splits: 2, max_leaf_size: 4}",
+        "method.parameters.matcher.num_train_epochs=1",
+    ],
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IN_ENVIRONMENTS)
 def test_methods_in_environments_find_the_labels(words, asked, expected, name):
-    """The environments are made in a folder that is kept: that takes a package index."""
+    """The environments are made in a folder that is kept: they take a gigabyte, and a package index."""
     folder = os.environ.get("PRIME_XMC_TEST_ENVS")
     if folder is None:
         pytest.skip("the environment variable PRIME_XMC_TEST_ENVS names no folder to make environments in")

@@ -1,7 +1,17 @@
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 import scipy.sparse as sp
 
-from prime_xmc.baselines.worker import as_arrays, peak_memory, rows_of, size_of, write_svm
+from prime_xmc.baselines.worker import (
+    as_arrays,
+    peak_memory,
+    rows_of,
+    size_of,
+    update,
+    write_svm,
+)
 
 
 def test_svm_file_has_the_rows_with_labels(tmp_path):
@@ -39,3 +49,11 @@ def test_peak_memory_counts_what_was_used():
     held = np.ones(2**24)
     assert peak_memory() >= before
     assert peak_memory() > held.nbytes
+
+
+def test_a_parameter_that_the_library_does_not_have_is_named():
+    parameters = SimpleNamespace(threads=1)
+    update(parameters, {"threads": 2})
+    assert parameters.threads == 2
+    with pytest.raises(SystemExit, match="SimpleNamespace of PECOS has no parameter thread"):
+        update(parameters, {"thread": 2})

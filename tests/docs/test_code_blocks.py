@@ -31,7 +31,8 @@ from hydra.core.override_parser.types import IntervalSweep
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
-REPORTS = ("classifiers/report.md", "paper/report.md", "choices/report.md")  # written by prime-xmc-report
+# Written by prime-xmc-report.
+REPORTS = tuple(f"{name}/report.md" for name in ("classifiers", "comparison", "paper", "choices"))
 PAGES = [
     ROOT / "README.md",
     *sorted(page for page in (ROOT / "docs").glob("**/*.md") if not page.as_posix().endswith(REPORTS)),

@@ -16,9 +16,11 @@ def report(study):
 
 def test_page_markdown_and_tables_are_written(report, tmp_path):
     assert write_report(report, tmp_path / "report") == tmp_path / "report" / "index.html"
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["evil", "index.html", "report.md"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        *("evil", "index.html", "report.md", "summary.md")
+    ]
     names = {path.name for path in (tmp_path / "report" / "evil").iterdir()}
-    assert {"results.csv", "results.tex", "results.md", "bins_PSP5.csv", "runs.csv", "examples.csv"} <= names
+    assert {"results.csv", "results.tex", "bins_PSP5.csv", "runs.csv", "examples.csv"} <= names
 
 
 def test_markdown_says_what_the_page_says(report, tmp_path):
@@ -29,9 +31,14 @@ def test_markdown_says_what_the_page_says(report, tmp_path):
     assert "```\npython -m prime_xmc.report\n```" in markdown
     assert "## evil\n\n“batch\\_size=128” has the highest P@1" in markdown
     assert "with 300 resamples" in markdown
-    table = (tmp_path / "evil" / "results.md").read_text(encoding="utf-8")
-    assert f"### Test metrics\n\n{table}" in markdown
-    assert table.startswith("Percent on the test split")
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert summary.startswith("## evil\n\n“batch\\_size=128” has the highest P@1")
+    assert [line for line in summary.splitlines() if line.startswith("#")] == [
+        "## evil",
+        "### Test metrics",
+        "### Cost",
+    ]
+    assert summary.partition("### Test metrics")[2].partition("###")[0] in markdown
 
 
 def renamed(report, name):
@@ -40,7 +47,7 @@ def renamed(report, name):
     return replace(report, chapters=[replace(chapter, study=study)])
 
 
-@pytest.mark.parametrize("name", ["..", ".", "../..", "index.html", "report.md", "/etc", "a/../../b"])
+@pytest.mark.parametrize("name", ["..", ".", "../..", "index.html", "report.md", "summary.md", "/etc", "a/../../b"])
 def test_nothing_is_written_outside_of_the_folder(report, tmp_path, name):
     report = renamed(report, name)
     folder = tmp_path / "deep" / "report"

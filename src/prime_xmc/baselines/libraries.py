@@ -25,10 +25,10 @@ _LINES = 8  # of what a process that failed has said
 
 
 class ExternalMethod:
-    """A method of a library, on tf-idf vectors.
+    """A method of a library, on tf-idf vectors, and on the texts themselves where it reads them.
 
     Args:
-        library: Name of the function of `worker` that calls it: omikuji, napkinxc or xr_linear.
+        library: Name of the function of `worker` that calls it: omikuji, napkinxc, xr_linear, ...
         parameters: What the library calls its settings; others have the library's own defaults.
         tfidf: Vectors of texts.
         environment: Environment that has the library; None: it is installed beside this package.
@@ -96,6 +96,10 @@ class ExternalMethod:
             sp.save_npz(folder / "labels.npz", labels_matrix(texts), compressed=False)
             for query_name, matrix in asked.items():
                 sp.save_npz(folder / f"queries_{query_name}.npz", matrix, compressed=False)
+            if self.library in worker.TEXT_LIBRARIES:
+                write_json(folder / "train.json", list(texts.queries.strings))
+                for query_name, each in queries.items():
+                    write_json(folder / f"queries_{query_name}.json", list(each.strings))
             logger.info("%s: training in a process of its own", self.library)
             run_worker(python, folder, self.threads)
             cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
@@ -126,7 +130,7 @@ def run_worker(python: Path, folder: Path, threads: int) -> None:
     """
     # -I: neither the current folder nor PYTHONPATH puts another package in the place of the library's
     command = [str(python), "-I", str(Path(worker.__file__)), str(folder)]
-    environment = {"OMP_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin"}
+    environment = {"OMP_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
     with (folder / "said.txt").open("w+", encoding="utf-8") as said:
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment)
         try:

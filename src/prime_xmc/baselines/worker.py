@@ -4,7 +4,8 @@ It is run as a script, `python worker.py <folder>`, by the Python of whatever en
 nothing of this package, and a library only in the function that needs it.
 
 The folder has `settings.json`, `train.npz` (CSR matrix, float32), `labels.npz` (CSR matrix [query, label]) and
-`queries_<name>.npz` for each name of queries. It gets `ranking_<name>.npz` (`ids`, `scores`) and `cost.json`.
+`queries_<name>.npz` for each name of queries; for `TEXT_LIBRARIES` also lists of texts, `train.json` and
+`queries_<name>.json`. It gets `ranking_<name>.npz` (`ids`, `scores`) and `cost.json`.
 """
 
 import json
@@ -89,8 +90,70 @@ def run_xr_linear(folder, settings, train, labels, queries):
         yield [list(zip(*row, strict=True)) for row in rows_of(found)]
 
 
-LIBRARIES = {"omikuji": run_omikuji, "napkinxc": run_napkinxc, "xr_linear": run_xr_linear}
+def run_xr_transformer(folder, settings, train, labels, queries):
+    """Yield the size of the model, then a ranking for each matrix of queries."""
+    import torch
+    from pecos.xmc.xtransformer.model import XTransformer
+    from pecos.xmc.xtransformer.module import MLProblemWithText
+
+    threads = settings["threads"]
+    torch.set_num_threads(threads)
+    torch.manual_seed(settings["seed"])
+    given = settings["parameters"]
+    training = XTransformer.TrainParams.from_dict({}, recursive=True)
+    predicting = XTransformer.PredParams.from_dict({}, recursive=True)
+    for tree, name in ((training.preliminary_indexer_params, "first_tree"), (training.refined_indexer_params, "tree")):
+        update(tree, given[name] | {"seed": settings["seed"], "threads": threads})
+    update(training.matcher_params_chain, given["matcher"])
+    predicting.matcher_params_chain.truncate_length = given["max_length"]
+    predicting.ranker_params.hlm_args.model_chain.only_topk = settings["beam_size"]
+    texts = read_texts(folder, "train")
+    with TRAINING.running():
+        model = XTransformer.train(
+            MLProblemWithText(texts, labels, X_feat=train),
+            train_params=training,
+            pred_params=predicting,
+            beam_size=settings["beam_size"],
+            threads=threads,
+        )
+    model.save(str(folder / "model"))
+    yield size_of(folder / "model")
+    torch.set_num_threads(1)
+    for name, matrix in zip(settings["queries"], queries, strict=True):
+        with RANKING.running():
+            found = model.predict(
+                read_texts(folder, f"queries_{name}"),
+                X_feat=matrix,
+                beam_size=settings["beam_size"],
+                only_topk=settings["k"],
+                batch_size=given["matcher"]["batch_size"],
+                batch_gen_workers=1,
+                threads=1,
+            )
+        yield [list(zip(*row, strict=True)) for row in rows_of(found)]
+
+
+LIBRARIES = {
+    "omikuji": run_omikuji,
+    "napkinxc": run_napkinxc,
+    "xr_linear": run_xr_linear,
+    "xr_transformer": run_xr_transformer,
+}
+TEXT_LIBRARIES = ("xr_transformer",)
 TRAINING, RANKING = BlockTimes(), BlockTimes()
+
+
+def update(parameters, given):
+    """Set parameters of PECOS; a name that it does not have is an error."""
+    for name, value in given.items():
+        if not hasattr(parameters, name):
+            raise SystemExit(f"{type(parameters).__qualname__} of PECOS has no parameter {name}")
+        setattr(parameters, name, value)
+
+
+def read_texts(folder, name):
+    """Return the texts that a file of the folder has."""
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def write_svm(path, matrix, labels):

@@ -1,14 +1,18 @@
-"""Writing a report: the page, the same content as Markdown, each table as CSV, LaTeX and Markdown, and figures."""
+"""Writing a report: the page, the same content as Markdown, each table as CSV and as LaTeX, and figures."""
 
 import re
 from pathlib import Path
 
 from prime_xmc.files import write_text
-from prime_xmc.reporting.contents import Report
+from prime_xmc.reporting.contents import Chapter, Report
 from prime_xmc.reporting.figures import against_cost
 from prime_xmc.reporting.formats import to_csv, to_latex, to_markdown, verbatim
 from prime_xmc.reporting.page import render
 from prime_xmc.reporting.svg import draw_alone
+from prime_xmc.reporting.tables import Table
+
+_FILES = ("index.html", "report.md", "summary.md")
+_SUMMARISED = ("results", "cost")  # tables of the summary
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -16,12 +20,12 @@ def write_report(report: Report, folder: Path) -> Path:
     page = folder / "index.html"
     write_text(page, render(report))
     write_text(folder / "report.md", _markdown(report))
+    write_text(folder / "summary.md", _summary(report))
     for chapter in report.chapters:
         tables = folder / _folder_name(chapter.study.runs.name)
         for table in chapter.tables:
             write_text(tables / f"{table.name}.csv", to_csv(table))
             write_text(tables / f"{table.name}.tex", to_latex(table))
-            write_text(tables / f"{table.name}.md", to_markdown(table))
         for chart in against_cost(chapter.study):
             write_text(tables / f"{chart.file}.svg", draw_alone(chart))
     return page
@@ -30,7 +34,7 @@ def write_report(report: Report, folder: Path) -> Path:
 def _folder_name(dataset: str) -> str:
     """Return a name for the folder of a data set that leads neither out of the report nor onto its files."""
     name = re.sub(r"[^\w.-]+", "_", dataset).strip(".")
-    return f"{name or 'dataset'}_" if name in ("", "index.html", "report.md") else name
+    return f"{name or 'dataset'}_" if name in ("", *_FILES) else name
 
 
 def _markdown(report: Report) -> str:
@@ -41,8 +45,24 @@ def _markdown(report: Report) -> str:
     for chapter in report.chapters:
         paragraphs = [" ".join(chapter.headline), *chapter.study.notes]
         parts += [f"## {verbatim(chapter.study.runs.name)}\n", *(f"{verbatim(text)}\n" for text in paragraphs)]
-        folder = _folder_name(chapter.study.runs.name)
-        charts = against_cost(chapter.study)
-        parts += [f"![{verbatim(chart.title)}]({folder}/{chart.file}.svg)\n" for chart in charts]
-        parts += [f"### {verbatim(table.title)}\n\n{to_markdown(table)}" for table in chapter.tables]
+        parts += [*_figures(chapter), *map(_titled, chapter.tables)]
     return "\n".join([*parts, "## How to read this\n", *(f"{paragraph}\n" for paragraph in report.method)])
+
+
+def _summary(report: Report) -> str:
+    """Return what came out on each data set, its figures, metrics and cost: Markdown to be a part of another page."""
+    parts = []
+    for chapter in report.chapters:
+        tables = [table for table in chapter.tables if table.name in _SUMMARISED]
+        parts += [f"## {verbatim(chapter.study.runs.name)}\n", f"{verbatim(' '.join(chapter.headline))}\n"]
+        parts += [*_figures(chapter), *map(_titled, tables)]
+    return "\n".join(parts)
+
+
+def _figures(chapter: Chapter) -> list[str]:
+    folder = _folder_name(chapter.study.runs.name)
+    return [f"![{verbatim(chart.title)}]({folder}/{chart.file}.svg)\n" for chart in against_cost(chapter.study)]
+
+
+def _titled(table: Table) -> str:
+    return f"### {verbatim(table.title)}\n\n{to_markdown(table)}"
