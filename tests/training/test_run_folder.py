@@ -111,9 +111,16 @@ def test_what_is_no_result_of_a_run_is_not_removed(tmp_path):
     """Such as the code of a project in whose folder a run is started."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "network.py").touch()
-    with claimed(tmp_path) as claim, pytest.raises(ValueError, match=r"not the folder of a run and has model, which"):
+    for _ in range(2):
+        with claimed(tmp_path) as claim, pytest.raises(ValueError, match=r"not the folder of a run and has model, wh"):
+            claim.begin(continued=False)
+        (tmp_path / ".hydra").mkdir(exist_ok=True)  # as Hydra does before a run begins
+        assert (tmp_path / "model" / "network.py").is_file()
+    with claimed(tmp_path) as claim:
+        claim.begin(continued=True)
+    with claimed(tmp_path) as claim:
         claim.begin(continued=False)
-    assert (tmp_path / "model" / "network.py").is_file()
+    assert not (tmp_path / "model").exists(), "a run has been there"
 
 
 def test_a_result_that_the_next_run_reads_is_not_removed(tmp_path):

@@ -22,6 +22,7 @@ from prime_xmc.run_files import CONFIG, METADATA, METRICS, OVERRIDES
 logger = logging.getLogger(__name__)
 
 LOCK = "run.lock"  # in a run folder: held by the process that works there, whose id it contains
+_NO_RUN = "what was here is of no run"  # second line of that file, until a run begins there
 BASELINE = "baseline.json"  # in the run folder of a baseline: the settings, which a model folder would tell
 _MADE_AT_THE_END = (METRICS, BASELINE, "predictions*.npz", "classifiers", "classify", "unfinished")
 _MADE_ON_THE_WAY = ("metrics.csv", "model", "csv", "csv-*", "tensorboard", "checkpoints")
@@ -102,17 +103,22 @@ class Claim:
             ValueError: If another process has it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        was_used = any((self.folder / name).exists() for name in (LOCK, METADATA))
+        lock = self.folder / LOCK
+        if lock.is_file():
+            was_used = _NO_RUN not in lock.read_text(encoding="utf-8", errors="replace")
+        else:
+            was_used = (self.folder / METADATA).exists()
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            holder = (self.folder / LOCK).read_text(encoding="utf-8").strip() or "unknown"
+            holder = lock.read_text(encoding="utf-8").partition("\n")[0].strip() or "unknown"
             raise ValueError(
                 f"another process (pid {holder}) is working in the run folder {self.folder}: wait for its end, or give "
                 "this run another folder by hydra.run.dir"
             ) from error
-        (self.folder / LOCK).write_text(f"{os.getpid()}\n", encoding="utf-8")
         self._foreign = [] if was_used else sorted(path.name for path in self._results(_MADE))
+        # the next process has to know, too, when there are the metadata of this one
+        lock.write_text(f"{os.getpid()}\n" + (f"{_NO_RUN}\n" if self._foreign else ""), encoding="utf-8")
         # no other run writes here, but other commands may change the model
         left = remove_leftovers(self.folder, idle_hours=_IDLE_HOURS, everywhere=False)
         for name in _FOLDERS:
@@ -153,6 +159,7 @@ class Claim:
                 f"{self.folder} is not the folder of a run and has {', '.join(self._foreign)}, which a run there would "
                 "remove: give this run a folder of its own by hydra.run.dir"
             )
+        (self.folder / LOCK).write_text(f"{os.getpid()}\n", encoding="utf-8")
         self._metadata = {}
         for path in results:
             if path.is_dir() and not path.is_symlink():
