@@ -218,9 +218,8 @@ def _check_kind(config: DictConfig, reference: DictConfig, key: str, command: st
     if takes_text(kind, value):
         OmegaConf.update(config, key, str(value))
     if isinstance(value, DictConfig):
-        for name in value:
-            child = f"{key}.{name}"
-            if isinstance(name, str) and not _belongs_to_others(config, reference, child):
+        for child in (f"{key}.{name}" for name in value if isinstance(name, str)):
+            if not _belongs_to_others(config, reference, child):
                 _check_kind(config, reference, child, command)
 
 
