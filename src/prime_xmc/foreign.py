@@ -94,9 +94,10 @@ def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
     roots += [parent.parent / "blobs" for parent in roots[0].parents if parent.name == "snapshots"][:1]
     paths = folder.rglob("*") if names is None else (folder / name for name in names)
     for path in paths:
-        if not any(path.resolve().is_relative_to(root) for root in roots):
+        target = Path(os.path.realpath(path))  # resolve() raises where links lead to one another
+        if not any(target.is_relative_to(root) for root in roots):
             raise ValueError(
-                f"{path} is a link to {path.resolve()}, outside of its folder: a folder from elsewhere could show or "
+                f"{path} is a link to {target}, outside of its folder: a folder from elsewhere could show or "
                 "copy your own files in this way. Put the file itself there if you trust it"
             )
 

@@ -128,7 +128,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
     check_settings(config)
     check_model(config)
     check_ensemble(config)
-    _check_resume(config)
+    _check_resume(config, "train")
     second = classify_settings(config)
     if second is not None:
         check_settings(compose("classify", second))  # hours before they are used
@@ -254,8 +254,12 @@ def _about_first_stage(config: DictConfig, given: Mapping[str, Any], place: Mapp
     }
 
 
-def _check_resume(config: DictConfig) -> None:
+def _check_resume(config: DictConfig, command: str) -> None:
     """Check that `resume` comes from the command line, which puts the settings of the run into the configuration.
+
+    Args:
+        config: The configuration.
+        command: Entry point that it is of.
 
     Raises:
         ValueError: If it does not.
@@ -264,9 +268,9 @@ def _check_resume(config: DictConfig) -> None:
     if resume is None:
         return
     folder = Path(str(config.run_dir)).absolute()
-    starts_anew = config.task != "classify" and config.ckpt_path is None and (folder / CHECKPOINT).is_file()
+    starts_anew = command == "train" and config.ckpt_path is None and (folder / CHECKPOINT).is_file()
     if Path(str(resume)).absolute() != folder or starts_anew:
-        raise ValueError(f"resume={resume} is for the command line: prime-xmc-{config.task} resume={resume}")
+        raise ValueError(f"resume={resume} is for the command line: prime-xmc-{command} resume={resume}")
 
 
 def _minutes(config: DictConfig) -> float | int | None:
@@ -533,7 +537,7 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
     """
     quiet_libraries()
     check_settings(config)
-    _check_resume(config)
+    _check_resume(config, "classify")
     config = with_run_folder(config)
     run_dir, resumes = Path(config.run_dir), config.get("resume") is not None
     record_configuration(config, run_dir)

@@ -87,6 +87,17 @@ def test_the_folder_of_a_sweep_and_a_run_of_another_command(run):
         expand("resume=my run")
 
 
+@pytest.mark.parametrize("name", ["train", "classify"])
+def test_a_run_may_have_another_name_of_its_folder(run, name):
+    """As `debug=fast` gives it one."""
+    own = "ckpt_path: null\nmodel: {num_free_vectors: 4}\n" if name == "train" else "model: {dir: m}\n"
+    (run / ".hydra" / "config.yaml").write_text(f"task: debug\n{own}")
+    assert f"++run_dir='{run}'" in expand("resume=my run", name=name)
+    (run / ".hydra" / "config.yaml").write_text("task: baseline\nmethod: {}\n")
+    with pytest.raises(ValueError, match="a run of 'baseline', of which no run can be continued"):
+        expand("resume=my run", name=name)
+
+
 def test_a_configuration_that_sets_up_hydra_is_refused(run):
     (run / ".hydra" / "config.yaml").write_text("task: train\nhydra: {}\n")
     with pytest.raises(ValueError, match="has the key hydra, which no configuration of a run has"):

@@ -14,6 +14,7 @@ from prime_xmc.training.continuation import (
     continuing_command,
     quoted,
     read_origin,
+    resuming_command,
 )
 
 ORIGIN = {
@@ -146,3 +147,13 @@ def test_a_checkpoint_that_is_missing_or_none(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "weights.ckpt")
     with pytest.raises(ValueError, match="holds no training"):
         read_origin(tmp_path / "weights.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [("prime-xmc-train", "/bin/prime-xmc-train --trust-config"), ("prime-xmc-reproduce", "-m prime_xmc.train")],
+)
+def test_the_command_that_continues_a_run_is_one_that_can(monkeypatch, program, command):
+    monkeypatch.setattr(sys, "argv", [f"/bin/{program}", "seed=1"])
+    monkeypatch.setenv("PRIME_XMC_TRUST_CONFIG", "1")
+    assert resuming_command(Path("run")).endswith(f"{command} resume=run")

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,21 @@ def _check_run(folder: Path, name: str) -> None:
         )
     _check_links(folder)
     check_file_of_run(folder / CONFIG)
-    task = _read(folder / CONFIG).get("task")
-    if task != name and (name, task) != ("train", "reproduce"):
-        hint = f": continue it by prime_xmc.{task}" if task in _COMMANDS else ", of which no run can be continued"
-        raise ValueError(f"{KEY}={folder} is a run of {shown(task)}{hint}")
+    command = _command_of(_read(folder / CONFIG))
+    if command != name:
+        hint = f": continue it by prime_xmc.{command}" if command in _COMMANDS else ", of which no run can be continued"
+        raise ValueError(f"{KEY}={folder} is a run of {shown(command)}{hint}")
+
+
+def _command_of(config: Mapping[Any, Any]) -> Any:
+    """Return the entry point that continues the run of a configuration.
+
+    Its key `task` is the name of a folder, and may be any: with debug=fast, it is debug.
+    """
+    model = config.get("model")
+    if isinstance(model, dict) and "dir" in model:
+        return "classify"
+    return "train" if "ckpt_path" in config else config.get("task")
 
 
 def _check_links(folder: Path) -> None:

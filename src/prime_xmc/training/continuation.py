@@ -272,7 +272,7 @@ def _step_log(module: LightningModule) -> StepLog:
 def resuming_command(run_dir: Path) -> str:
     """Return the command, to be pasted into a shell, that continues a run in its folder with its own settings."""
     command = _own_command()
-    if command is None or not command[-1].endswith(("train", "classify", "--trust-config")):
+    if command is None or not any(part.endswith(("train", "classify")) for part in command):
         command = [Path(sys.executable).name, "-m", "prime_xmc.train"]
     return shlex.join([*command, f"resume={run_dir}"])
 
