@@ -147,19 +147,15 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str, *, keeps_folder:
         sys.argv[1:] = expand_resume(sys.argv[1:], name, configs)
         short_model = any(entry.key == "model.dir" for entry in entries(configs / f"{name}.yaml"))
         sys.argv[1:] = prepare(sys.argv[1:], name, configs, short_model=short_model)
+        for path in _files_of_runs(sys.argv[1:], name):
+            check_file_of_run(path)
     except UnknownOptionError as error:
         sys.stderr.write(f"{option_message(error, known_keys(name))}\n")
         sys.exit(2)
-    except ValueError as error:
+    except (ValueError, OSError, RuntimeError) as error:  # the latter two of folders that cannot be read, or found
         if os.environ.get(FULL_ERROR) == "1":
             raise
-        sys.stderr.write(visible(f"{error}\n"))
-        sys.exit(1)
-    try:
-        for path in _files_of_runs(sys.argv[1:], name):
-            check_file_of_run(path)
-    except ValueError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(visible(f"{user_message(error) or error}\n"))
         sys.exit(1)
     complete = os.environ.get(FULL_ERROR) == "1"
     failures: list[str] = []
