@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prime_xmc.command_line.kinds import fits, in_words, is_number, kind_of, takes_text
+from prime_xmc.command_line.kinds import fits, in_words, is_number, kind_of, takes_text, takes_whole
 
 # Groups that may be left out, by group=null or ~group.
 OPTIONAL_GROUPS = ("logger", "callbacks", "experiment", "debug")
@@ -213,7 +213,9 @@ def _check_kind(config: DictConfig, reference: DictConfig, key: str, command: st
     kind = kind_of(key, None if default is _ABSENT else default, command)
     if kind is None:
         return
-    if not fits(value, kind):
+    if takes_whole(kind, value):
+        OmegaConf.update(config, key, int(value))
+    elif not fits(value, kind):
         raise ValueError(f"{key}={_shown(value)}: expected {_expected(key, value, default, kind)}")
     if takes_text(kind, value):
         OmegaConf.update(config, key, str(value))
