@@ -457,7 +457,7 @@ def test_the_printed_command_continues_the_run(quick, complete, tmp_path):
     assert process.returncode == 143
     last = ShardedCheckpointIO().load_checkpoint(folder / "checkpoints" / "last.ckpt")
     printed = errors.strip().splitlines()[-1]
-    assert " resume=" in printed
+    assert "resume=" in printed
     shorter = f"{printed} trainer.max_steps={last['global_step'] + 3}"
     done = subprocess.run(shorter, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
