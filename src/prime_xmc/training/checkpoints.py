@@ -1,5 +1,6 @@
 """Checkpoints whose large tables are streamed into shards beside the file."""
 
+import errno
 import logging
 import os
 import pickle
@@ -22,6 +23,8 @@ from prime_xmc.model.banks import BANKS, check_bank
 logger = logging.getLogger(__name__)
 
 _ARCHIVE = "archive"  # what a checkpoint is compared with: the checksums that it has itself
+# What reading a damaged archive ends with.
+_NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowError, RuntimeError, ValueError, OSError)
 BEFORE = "before-"  # name of the checkpoint that was the last one: before-last.ckpt
 
 
@@ -95,7 +98,9 @@ def _load(path: Path, map_location: Any | None) -> dict[str, Any]:
         if not was_checked(path, _ARCHIVE):
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowError, RuntimeError, ValueError) as error:
+    except _NO_ARCHIVE as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # as for a place before the file's beginning
+            raise
         raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged ({error})") from error
     if damaged is not None:
         raise ValueError(f"{path} is damaged: {damaged} in it is not what was written (checksum)")
