@@ -57,7 +57,7 @@ test-fast: setup  ## Run the tests that need neither the real encoder nor anothe
 bench: setup  ## Run the benchmarks (half an hour) into outputs/bench/results.json; some with ARGS="step search".
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
-faults: setup  ## Inject faults (20 minutes) into outputs/faults/results.json; some with ARGS="kills disk", few with ARGS=short.
+faults: setup  ## Inject faults (ten minutes) into outputs/faults/results.json; some with ARGS="kills disk", few with ARGS=short.
 	$(BIN)/python tests/faults/run.py $(ARGS)
 
 lint: setup  ## Check style and formatting.
