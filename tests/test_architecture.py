@@ -18,7 +18,8 @@ FILES = sorted(path.as_posix() for path in PATHS if path.parts[0] != "datasets")
 ROOMS: dict[str, set[str]] = {
     "environment": set(),
     "files": set(),
-    "foreign": set(),
+    "carried_encoder": set(),
+    "foreign": {"carried_encoder"},
     "checksums": {"foreign"},
     "printing": set(),
     "progress": set(),

@@ -13,6 +13,7 @@ from prime_xmc.assemble import (
     fit_to_data,
     fit_to_size,
     make_data,
+    make_trainer,
     raw_files,
     raw_test_queries,
 )
@@ -185,3 +186,11 @@ def test_clusters_for_one_vs_all_classifiers_are_refused(custom, model):
 
 def test_ance_to_the_letter(custom):
     check_model(custom("model=ance", "loss=two_way", "sampling.mined.alone=true"))
+
+
+@pytest.mark.parametrize("name", ["train", "classify"])
+def test_a_trainer_without_checkpoints_has_no_callback_for_them(custom, name, tmp_path):
+    """In version 0.1.0, that was the default of the second stage."""
+    given = [f"run_dir={tmp_path}", "logger=null", *(["model.dir=m"] if name == "classify" else [])]
+    assert make_trainer(custom(*given, name=name)).checkpoint_callbacks
+    assert not make_trainer(custom(*given, "trainer.enable_checkpointing=false", name=name)).checkpoint_callbacks

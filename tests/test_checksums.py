@@ -98,3 +98,11 @@ def test_a_whole_file_is_compared_once_until_it_is_written_again(tmp_path, monke
     path.write_bytes(bytes(999) + b"x")
     with pytest.raises(ValueError, match="is damaged"):
         check_file(path, expected, "", verify="full")
+
+
+def test_a_size_that_is_no_number_is_a_damaged_checksum(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"a")
+    expected = describe(path)
+    with pytest.raises(ValueError, match=r"the checksum of .* is damaged"):
+        check_file(path, {"bytfs": 1, "xxh3": expected["xxh3"]}, "")

@@ -88,6 +88,8 @@ def test_what_libgomp_makes_of_it(code, environment, expected):
 
 def test_the_tests_themselves_set_it_before_torch_is_imported():
     """Whatever the order in which tests import it, and in the processes of xdist, which inherit it."""
-    code = f"sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport conftest\nfrom unittest.mock import Mock\n"
+    tests = Path(__file__).parent
+    folders = [str(tests), str(tests / "faults")]  # as pyproject.toml has it for pytest
+    code = f"sys.path[:0] = {folders!r}\nimport conftest\nfrom unittest.mock import Mock\n"
     done = run(f"{code}conftest.pytest_configure(Mock())\n{STATE}")
     assert done.stdout == "PASSIVE None False\n"

@@ -1,7 +1,6 @@
 import errno
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import resource
 import time
@@ -240,7 +239,7 @@ class TestLeftovers:
     def test_those_of_a_process_that_was_killed(self, tmp_path, half_written):
         process = multiprocessing.Process(target=os._exit, args=(9,))
         process.start()
-        multiprocessing.connection.wait([process.sentinel])  # it has ended, and nobody has asked for its status
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked for its status
         dead = [half_written(tmp_path / name, process.pid) for name in ("a", "within/b")]
         alive = half_written(tmp_path / "c", os.getpid())
         others = [tmp_path / ".c.0123", tmp_path / f"c.{'0' * 32}", tmp_path / f".c.{'g' * 32}"]

@@ -44,6 +44,7 @@ def test_links_out_of_a_folder_are_refused(tmp_path):
     (folder / "part").mkdir(parents=True)
     (folder / "a.json").write_text("{}")
     (folder / "part" / "b.json").symlink_to("../a.json")  # within the folder
+    (folder / "part" / "loop").symlink_to("loop")  # leads nowhere
     check_links(folder)
     (folder / "part" / "c.json").symlink_to(tmp_path / "own.json")
     with pytest.raises(ValueError, match=r"part/c\.json is a link to .*own\.json, outside of its folder"):

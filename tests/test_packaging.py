@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,33 +13,56 @@ from urllib.request import Request, urlopen
 import pytest
 
 ROOT = Path(__file__).parents[1]
+EPOCH = "1700000000"
 pytestmark = pytest.mark.slow
 
 
-def call(*command: str | Path, cwd: Path) -> str:
+def call(*command: str | Path, cwd: Path, **more: str) -> str:
     """Run a command without the clone on Python's path; return its standard output."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | more
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+def build(sources: Path, folder: Path) -> dict[str, Path]:
+    """Build the wheel and the sources as `make dist` does; return them by the end of their names."""
+    call(sys.executable, "-m", "hatchling", "build", "--directory", folder, cwd=sources, SOURCE_DATE_EPOCH=EPOCH)
+    return {path.suffix: path for path in folder.iterdir()}
+
+
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return build(ROOT, tmp_path_factory.mktemp("wheels"))
+
+
+def test_two_builds_have_the_same_bytes(built, tmp_path):
+    """The second one in another folder, of files with other times and permissions."""
+    listed = call("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, tmp_path / "clone" / name)
+            (tmp_path / "clone" / name).chmod(0o600 | (ROOT / name).stat().st_mode & 0o100)
+    again = build(tmp_path / "clone", tmp_path / "built")
+    assert sorted(built) == sorted(again) == [".gz", ".whl"]
+    for end, path in built.items():
+        assert again[end].name == path.name
+        assert again[end].read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.fixture(scope="module")
+def environment(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment that holds only the wheel, and borrows the dependencies of this one instead of downloading them.
 
     Python adds the folder that a .pth file names but does not read the .pth files in there, so the editable
     installation of the clone, which is one, stays out.
     """
-    wheels = tmp_path_factory.mktemp("wheels")
-    call(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", wheels, cwd=ROOT)
-    (wheel,) = wheels.iterdir()
-
     environment = tmp_path_factory.mktemp("environment")
-    call(sys.executable, "-m", "venv", "--without-pip", environment, cwd=wheels)
-    python = environment / "bin" / "python"
-    call(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=wheels)
-    own = Path(call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=wheels).strip())
+    call(sys.executable, "-m", "venv", "--without-pip", environment, cwd=environment)
+    python, wheel = environment / "bin" / "python", built[".whl"]
+    call(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=environment)
+    own = Path(call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=environment).strip())
     borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (own / "dependencies.pth").write_text("\n".join(sorted(borrowed)))
     return environment

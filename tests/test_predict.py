@@ -27,8 +27,8 @@ def predict(compose):
     return lambda *overrides: run(compose("device=cpu", *overrides, name="predict"))
 
 
-def start(folder, *overrides, **streams):
-    command = [sys.executable, "-m", "prime_xmc.predict", *overrides]
+def start(folder, *overrides, program=("-m", "prime_xmc.predict"), **streams):
+    command = [sys.executable, *program, *overrides]
     streams = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")} | streams
     return subprocess.Popen(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, **streams)
 
@@ -313,7 +313,12 @@ def test_a_killed_process_is_gone_on_with(predict, toy_bundle, call, tmp_path):
     (tmp_path / "queries.jsonl").write_text("".join(lines))
     arguments = f"model={toy_bundle}", f"input={tmp_path}/queries.jsonl", "chunk=8", "device=cpu"
     partial, progress = tmp_path / ".found.csv.partial", tmp_path / ".found.csv.progress"
-    with start(tmp_path, *arguments, "output=found.csv") as process:
+    often = (
+        "import prime_xmc.predict, prime_xmc.export.partial_output as output\n"
+        "output._SECONDS = 0  # a line of the progress after each chunk, however fast the machine is\n"
+        "prime_xmc.predict.main()"
+    )
+    with start(tmp_path, *arguments, "output=found.csv", program=("-c", often)) as process:
         while not progress.exists() or progress.read_bytes().count(b"\n") < 2:
             assert process.poll() is None, process.stderr.read().decode()
             time.sleep(0.01)

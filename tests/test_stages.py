@@ -379,6 +379,18 @@ def test_results_of_an_earlier_run_in_the_folder_go_when_another_begins(train, t
     assert not names & {"metrics.json", "predictions.npz", "model"}
 
 
+def test_checkpoints_on_another_disk_are_those_of_the_run(train, complete, tmp_path):
+    run_dir, disk = tmp_path / "run", tmp_path / "disk"
+    train(run_dir, "trainer.max_epochs=1")
+    (run_dir / "checkpoints").rename(disk)
+    (run_dir / "checkpoints").symlink_to(disk)
+    (run_dir / "csv" / "own.txt").touch()
+    train(run_dir, f"ckpt_path={run_dir}/checkpoints/last.ckpt")
+    assert (run_dir / "checkpoints").is_symlink()
+    assert ShardedCheckpointIO().load_checkpoint(disk / "last.ckpt")["epoch"] == EPOCHS - 1
+    assert (run_dir / "csv" / "own.txt").is_file(), "the run went on"
+
+
 def test_settings_of_a_run_come_from_its_command_line_alone(train, complete, tmp_path):
     """Nothing happens to a run whose folder is named without its settings."""
     for folder in (tmp_path, complete):
@@ -445,7 +457,7 @@ def test_the_printed_command_continues_the_run(quick, complete, tmp_path):
     assert process.returncode == 143
     last = ShardedCheckpointIO().load_checkpoint(folder / "checkpoints" / "last.ckpt")
     printed = errors.strip().splitlines()[-1]
-    assert " resume=" in printed
+    assert "resume=" in printed
     shorter = f"{printed} trainer.max_steps={last['global_step'] + 3}"
     done = subprocess.run(shorter, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

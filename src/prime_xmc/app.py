@@ -147,19 +147,15 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str, *, keeps_folder:
         sys.argv[1:] = expand_resume(sys.argv[1:], name, configs)
         short_model = any(entry.key == "model.dir" for entry in entries(configs / f"{name}.yaml"))
         sys.argv[1:] = prepare(sys.argv[1:], name, configs, short_model=short_model)
+        for path in _files_of_runs(sys.argv[1:], name):
+            check_file_of_run(path)
     except UnknownOptionError as error:
         sys.stderr.write(f"{option_message(error, known_keys(name))}\n")
         sys.exit(2)
-    except ValueError as error:
+    except (ValueError, OSError, RuntimeError) as error:  # the latter two of folders that cannot be read, or found
         if os.environ.get(FULL_ERROR) == "1":
             raise
-        sys.stderr.write(visible(f"{error}\n"))
-        sys.exit(1)
-    try:
-        for path in _files_of_runs(sys.argv[1:], name):
-            check_file_of_run(path)
-    except ValueError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(visible(f"{user_message(error) or error}\n"))
         sys.exit(1)
     complete = os.environ.get(FULL_ERROR) == "1"
     failures: list[str] = []
@@ -259,8 +255,9 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
         check_values(config, defaults, all_keys(config), name)
     for key in ("classify", "classify_settings"):
         if isinstance(config.get(key), ListConfig) and len(config[key]):
-            given = OverridesParser.create().parse_overrides([str(each) for each in config[key]])
-            second = _compose("classify", [str(each) for each in config[key]])
+            settings = prepare_settings([str(each) for each in config[key]], "classify", configs)
+            given = OverridesParser.create().parse_overrides(settings)
+            second = _compose("classify", settings)
             stage_groups = {group.name for group in groups(configs / "classify.yaml")}
             try:
                 _check_settings(second, "classify", given, stage_groups, "classify")
@@ -308,7 +305,7 @@ def _check_sources(config: DictConfig, hydra_config: DictConfig, given: list[str
         check_targets(config, given, config_dir(), source.path)
         for key in {"classify", "classify_settings"} - set(given):
             if isinstance(config.get(key), ListConfig):
-                second = _compose("classify", [str(setting) for setting in config[key]])
+                second = compose("classify", [str(setting) for setting in config[key]])
                 check_targets(second, [], config_dir(), f"{source.path}, {key}")
 
 

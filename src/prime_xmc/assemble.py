@@ -444,17 +444,18 @@ def make_trainer(config: DictConfig, first: Sequence[Any] = (), last: Sequence[A
     needless: list[type] = []
     if config.trainer.get("enable_progress_bar") is False:
         needless.append(ProgressBar)
+    if config.trainer.get("enable_checkpointing") is False:
+        needless.append(ModelCheckpoint)
     if not loggers:
         needless.append(LearningRateMonitor)
     configured = [callback for callback in configured if not isinstance(callback, tuple(needless))]
-    checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in configured)
     return instantiate(
         config.trainer,
         callbacks=[*first, OneHostThread(), *configured, *last],
         logger=loggers or False,
         # otherwise Lightning adds a bar and a checkpoint of its own where callbacks.progress or checkpoint is null
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in configured),
-        enable_checkpointing=checkpoints and config.trainer.get("enable_checkpointing") is not False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in configured),
         profiler=make_profiler(config.trainer.get("profiler"), Path(config.run_dir)),
         default_root_dir=str(config.run_dir),
         _convert_="all",

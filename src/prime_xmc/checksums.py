@@ -4,6 +4,7 @@ A file is summed in blocks, so that of one that is too large to be read as a who
 checked. They tell damage, by a disk or a copy, and not forgery: who can write the file can write its sums.
 """
 
+import json
 import random
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -26,6 +27,12 @@ def checksums(path: Path) -> list[str]:
     """Return the sum of each block of a file, XXH3 with 64 bits in hexadecimal digits; none for an empty file."""
     number = -(-path.stat().st_size // BLOCK_BYTES)
     return [found for _, found in _blocks(path, range(number))]
+
+
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """Return the sum of plain JSON, whatever the order of its keys and the blanks between them."""
+    read_again = json.loads(json.dumps(content))  # keys that are no texts have another order, or none, before that
+    return xxhash.xxh3_64_hexdigest(json.dumps(read_again, sort_keys=True).encode())
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -52,9 +59,11 @@ def check_file(path: Path, expected: object, remedy: str, verify: str = "sampled
         raise FileNotFoundError(f"{path}: not found; {remedy}")
     if not isinstance(expected, Mapping) or not isinstance(sums := expected.get("xxh3"), list):
         raise ValueError(f"the checksum of {path} is damaged ({shown(expected)}); {remedy}")
-    size = path.stat().st_size
-    if size != expected.get("bytes"):
-        raise ValueError(f"{path} is damaged: it has {size:,} bytes, and had {expected.get('bytes'):,}; {remedy}")
+    size, written = path.stat().st_size, expected.get("bytes")
+    if not isinstance(written, int):
+        raise ValueError(f"the checksum of {path} is damaged ({shown(expected)}); {remedy}")
+    if size != written:
+        raise ValueError(f"{path} is damaged: it has {size:,} bytes, and had {written:,}; {remedy}")
     if len(sums) != -(-size // BLOCK_BYTES):
         raise ValueError(f"the checksum of {path} is damaged; {remedy}")
     if verify == "full" and was_checked(path, tuple(map(str, sums))):

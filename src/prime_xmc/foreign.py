@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from prime_xmc.carried_encoder import check_carried_encoder
+
 DEEPEST = 100  # brackets within one another that a JSON file may have; records and configurations have a handful
 LARGEST_HEADER = 2**24  # bytes of the header of a safetensors file: 100,000 tensors have 10 MB
 # Ways of transformers to compute attention that are part of it or of an installed package. A name with a slash would be
@@ -92,9 +94,10 @@ def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
     roots += [parent.parent / "blobs" for parent in roots[0].parents if parent.name == "snapshots"][:1]
     paths = folder.rglob("*") if names is None else (folder / name for name in names)
     for path in paths:
-        if not any(path.resolve().is_relative_to(root) for root in roots):
+        target = Path(os.path.realpath(path))  # resolve() raises where links lead to one another
+        if not any(target.is_relative_to(root) for root in roots):
             raise ValueError(
-                f"{path} is a link to {path.resolve()}, outside of its folder: a folder from elsewhere could show or "
+                f"{path} is a link to {target}, outside of its folder: a folder from elsewhere could show or "
                 "copy your own files in this way. Put the file itself there if you trust it"
             )
 
@@ -136,14 +139,16 @@ def check_encoder_files(folder: Path) -> None:
     """Refuse the folder of a transformer that names code, other files, or sizes that its weights do not have.
 
     transformers reads more than it was asked for: kernels of the hub that config.json names, adapters of another model,
-    shards and files of the vocabulary under any path.
+    shards and files of the vocabulary under any path. The folder of the carried encoder has to be as it was published.
 
     Args:
         folder: Folder that `save_pretrained` wrote, or one that claims to be.
 
     Raises:
+        FileNotFoundError: If the carried encoder lacks a file.
         ValueError: With the file and what it says.
     """
+    check_carried_encoder(folder)
     weights = folder / "model.safetensors"
     tensors = len(check_tensors_file(weights)) if weights.is_file() else 10_000
     size = max(_ANY_SIZE, weights.stat().st_size) if weights.is_file() else None

@@ -53,7 +53,6 @@ from prime_xmc.training.callbacks import ExportModel
 from prime_xmc.training.checkpoints import remove_stray_banks
 from prime_xmc.training.classifier_module import ClassifierModule
 from prime_xmc.training.continuation import (
-    SURROUNDINGS,
     ContinuedRun,
     binding_settings,
     check_origin,
@@ -129,7 +128,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
     check_settings(config)
     check_model(config)
     check_ensemble(config)
-    _check_resume(config)
+    _check_resume(config, "train")
     second = classify_settings(config)
     if second is not None:
         check_settings(compose("classify", second))  # hours before they are used
@@ -140,8 +139,9 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         record_configuration(config, run_dir)
         continued = None if config.ckpt_path is None else Path(config.ckpt_path).absolute()
         recorded, place = (None, None) if continued is None else read_origin(continued)
-        # by whatever name: the checkpoints of another run in this folder go
-        in_place = continued is not None and continued.resolve().is_relative_to(run_dir.resolve())
+        # by whatever name: the checkpoints of another run in this folder go; theirs may be a link to a larger disk
+        places = [place.resolve() for place in (run_dir, (run_dir / CHECKPOINT).parent)]
+        in_place = continued is not None and any(continued.resolve().is_relative_to(place) for place in places)
         if in_place:
             explain.keywords["started"] = 0.0  # its checkpoint is this run's
             if is_first_process():
@@ -172,7 +172,8 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         kept, done = KeptParts(run_dir / UNFINISHED), None
         if in_place and module.keeps_queries:
             done = kept.find(_FIRST_STAGE, _about_first_stage(config, given, place))
-        claim.begin(continued=in_place, trained=done is not None)
+        reads = [given for given in (config.ckpt_path, config.encoder.get("source")) if given is not None]
+        claim.begin(continued=in_place, trained=done is not None, reads=reads)
         if config.get("resume") is not None and is_first_process():
             record_changes(begun_with, run_dir)
         if done is None:
@@ -246,15 +247,19 @@ def _tidy_cache(config: DictConfig) -> None:
 def _about_first_stage(config: DictConfig, given: Mapping[str, Any], place: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return all that the results of a first stage depend on, the step of its checkpoint included."""
     return {
-        **{name: value for name, value in given.items() if name not in ("command", "prime_xmc_version", SURROUNDINGS)},
+        **{name: value for name, value in given.items() if name not in ("command", "prime_xmc_version")},
         "index": OmegaConf.to_container(config.index, resolve=True),
         "test": config.test,
         "step": None if place is None else place["step"],
     }
 
 
-def _check_resume(config: DictConfig) -> None:
+def _check_resume(config: DictConfig, command: str) -> None:
     """Check that `resume` comes from the command line, which puts the settings of the run into the configuration.
+
+    Args:
+        config: The configuration.
+        command: Entry point that it is of.
 
     Raises:
         ValueError: If it does not.
@@ -263,9 +268,9 @@ def _check_resume(config: DictConfig) -> None:
     if resume is None:
         return
     folder = Path(str(config.run_dir)).absolute()
-    starts_anew = config.task != "classify" and config.ckpt_path is None and (folder / CHECKPOINT).is_file()
+    starts_anew = command == "train" and config.ckpt_path is None and (folder / CHECKPOINT).is_file()
     if Path(str(resume)).absolute() != folder or starts_anew:
-        raise ValueError(f"resume={resume} is for the command line: prime-xmc-{config.task} resume={resume}")
+        raise ValueError(f"resume={resume} is for the command line: prime-xmc-{command} resume={resume}")
 
 
 def _minutes(config: DictConfig) -> float | int | None:
@@ -532,7 +537,7 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
     """
     quiet_libraries()
     check_settings(config)
-    _check_resume(config)
+    _check_resume(config, "classify")
     config = with_run_folder(config)
     run_dir, resumes = Path(config.run_dir), config.get("resume") is not None
     record_configuration(config, run_dir)
@@ -612,7 +617,7 @@ def _train_classifiers(
         )
         save = SaveProgress(run_dir / CHECKPOINT, _minutes(config))
         trainer = make_trainer(config, [record, ContinuedRun(given, recorded)], [save])
-        claim.begin(continued=checkpoint is not None)
+        claim.begin(continued=checkpoint is not None, reads=[model.folder])
         if place is not None:
             continue_curves(trainer.loggers, run_dir, run_dir, place)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -38,6 +38,10 @@ def check(*settings: str) -> None:
         ("seed=1.5", "seed=1.5: expected a whole number"),
         ("seed=true", "seed=true: expected a whole number"),
         ("seed=-1", "seed=-1: expected a whole number of at least 0"),
+        (
+            "seed=9223372036854775808",
+            r"seed=9223372036854775808: expected a whole number of at least 0 and below 2\^63",
+        ),
         ("test=1", "test=1: expected true or false"),
         ("test=yes please", "test=yes please: expected true or false"),
         ("dataset.lr=abc", "dataset.lr=abc: expected a number"),

@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prime_xmc.app import compose
 from prime_xmc.command_line.checks import all_keys, check_values
-from prime_xmc.command_line.kinds import KINDS, fits, in_words, kind_of, takes_text
+from prime_xmc.command_line.kinds import KINDS, fits, in_words, kind_of, takes_text, takes_whole
 from prime_xmc.command_line.usage import COMMANDS
 from prime_xmc.conf_files import all_entries, config_dir, groups
 
@@ -165,3 +165,13 @@ def test_arguments_of_a_user_s_own_class_are_not_known():
     own.callbacks.memory._target_ = "ours.Class"
     with pytest.raises(ValueError, match=r"^callbacks\.memory\.every_n_steps=often: expected a whole number"):
         check_values(own, defaults, all_keys(own))
+
+
+def test_a_number_without_a_fraction_is_taken_for_a_whole_one():
+    assert takes_whole("int|null", 1e6)
+    assert not takes_whole("int|null", 0.5)
+    assert not takes_whole("number|int", 1e6)
+    given = OmegaConf.create({"num_labels": 1e6})
+    check_values(given, OmegaConf.create({"num_labels": None}), ["num_labels"], "plan")
+    assert given.num_labels == 10**6
+    assert isinstance(given.num_labels, int)

@@ -123,5 +123,5 @@ def test_a_configuration_file_that_is_no_yaml_is_told_in_one_line(tmp_path):
     path.write_text("seed: 1\nseed: 2\n")
     told = user_message(raised(OmegaConf.load, path))
     assert told is not None
-    assert f'in "{path}", line 2, column 1 found duplicate key seed' in told
+    assert f'found duplicate key seed in "{path}", line 2, column 1' in told
     assert "\n" not in told

@@ -1,10 +1,12 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from prime_xmc.command_line.resuming import expand_resume
+from prime_xmc.command_line.targets import VARIABLE
 from prime_xmc.conf_files import config_dir
 
 
@@ -85,18 +87,52 @@ def test_the_folder_of_a_sweep_and_a_run_of_another_command(run):
         expand("resume=my run")
 
 
+@pytest.mark.parametrize("name", ["train", "classify"])
+def test_a_run_may_have_another_name_of_its_folder(run, name):
+    """As `debug=fast` gives it one."""
+    own = "ckpt_path: null\nmodel: {num_free_vectors: 4}\n" if name == "train" else "model: {dir: m}\n"
+    (run / ".hydra" / "config.yaml").write_text(f"task: debug\n{own}")
+    assert f"++run_dir='{run}'" in expand("resume=my run", name=name)
+    (run / ".hydra" / "config.yaml").write_text("task: baseline\nmethod: {}\n")
+    with pytest.raises(ValueError, match="a run of 'baseline', of which no run can be continued"):
+        expand("resume=my run", name=name)
+
+
 def test_a_configuration_that_sets_up_hydra_is_refused(run):
     (run / ".hydra" / "config.yaml").write_text("task: train\nhydra: {}\n")
     with pytest.raises(ValueError, match="has the key hydra, which no configuration of a run has"):
         expand("resume=my run")
 
 
+@pytest.mark.parametrize("name", ["train.log", "checkpoints", "checkpoints/last.ckpt", "run.lock", "wandb"])
+def test_a_link_out_of_the_folder_is_refused(run, tmp_path, monkeypatch, name):
+    """The run would write there."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(tmp_path / "own")
+    with pytest.raises(ValueError, match=rf"my run: .*{name} is a link to .*own, outside .*or add --trust-config"):
+        expand("resume=my run")
+    monkeypatch.setenv(VARIABLE, "1")
+    assert f"++run_dir='{run}'" in expand("resume=my run")
+
+
+def test_links_within_the_folder_and_those_of_wandb_stay(run, tmp_path):
+    (run / "wandb").mkdir()
+    (run / "wandb" / "debug-core.log").symlink_to(tmp_path / "own")
+    (run / "latest").symlink_to("wandb")
+    assert f"++run_dir='{run}'" in expand("resume=my run")
+
+
 def test_settings_mean_what_they_did_where_the_run_was_started(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "elsewhere" / "data").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
     path = list(sys.path)
     assert f"dataset.dir='{tmp_path}/elsewhere/data'" in expand("resume=../my run", "dataset.dir=data")
     assert Path.cwd() == tmp_path
     assert sys.path == path, "nothing is imported from there"
+    (tmp_path / "marker.py").touch()
+    for command in (["-c", "import marker"], ["-m", "marker"]):  # as the other processes of a data-parallel run
+        assert subprocess.run([sys.executable, *command], stderr=subprocess.DEVNULL).returncode == 1
     assert f"continuing in {tmp_path}" in capsys.readouterr().err
     assert os.path.isdir("my run")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prime_xmc.checksums import checksum_of
 from prime_xmc.data.corpus import FORMAT_VERSION, LABELS, MANIFEST, Corpus, Ragged, RaggedWriter
 
 ROWS = [[5, 2], [], [7], [1, 2, 3]]
@@ -170,6 +171,15 @@ class TestCorpus:
     def test_damaged_manifest_is_named(self, folder):
         (folder / MANIFEST).write_text('{"format_ver')
         with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+            Corpus.open(folder)
+
+    def test_a_flipped_bit_in_the_manifest_is_noticed(self, folder):
+        manifest = json.loads((folder / MANIFEST).read_text()) | {"max_length": 16, "checksums": {}}
+        manifest["checksums"] = {MANIFEST: checksum_of(manifest)}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        assert Corpus.open(folder).manifest["max_length"] == 16
+        (folder / MANIFEST).write_text(json.dumps(manifest | {"max_length": 17}))
+        with pytest.raises(ValueError, match=r"manifest\.json is damaged; delete .* \(checksum\)"):
             Corpus.open(folder)
 
     def test_what_version_0_1_0_prepared_opens(self, folder):

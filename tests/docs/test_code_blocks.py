@@ -2,8 +2,8 @@
 
 A block in `bash` or `python` is run as it stands. Before a block there can be a comment that says otherwise:
 
-    <!-- composed: needs a GPU -->      it is not run; its commands compose, so that the keys that they set exist;
-                                         Python compiles
+    <!-- composed: needs a GPU -->      it is not run; its commands compose, so that the keys that they set exist,
+                                         and their values are checked; Python compiles
     <!-- file: my_conf/loss/a.yaml -->  it is written to this file, which later blocks of the page use
 
 Blocks in `json` and `yaml` are parsed, and blocks in `text` are not code. A block in anything else is an error. The
@@ -23,10 +23,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hydra
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
 # Written by prime-xmc-report.
@@ -156,6 +158,7 @@ def combinations(overrides: list[str]) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("block", COMPOSED, ids=lambda block: block.place)
 def test_block_that_is_not_run_composes(block, compose):
+    from prime_xmc.app import check_config, own_configs
     from prime_xmc.command_line.arguments import prepare
     from prime_xmc.conf_files import all_entries, config_dir
 
@@ -178,7 +181,10 @@ def test_block_that_is_not_run_composes(block, compose):
             jobs = list(combinations(arguments))
             assert jobs
             for overrides in jobs:
-                compose(*overrides, name=name)
+                with own_configs():
+                    whole = hydra.compose(name, overrides, return_hydra_config=True)
+                    config = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+                    check_config(config, whole.hydra, name)
         else:
             assert program in OTHER_PROGRAMS, f"{block.place}: {program} is neither run nor checked"
 

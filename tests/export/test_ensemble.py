@@ -185,10 +185,12 @@ def test_a_model_is_one_of_prototypes_until_all_is_written(model, add, last, mon
         raise KeyboardInterrupt
 
     target = "write_json" if last == "ensemble.json" else f"save_{last}"
+    (model / "calibration.json").write_text("of the older one")
     with monkeypatch.context() as patch:
         patch.setattr(f"prime_xmc.export.ensemble.{target}", fail)
         with pytest.raises(KeyboardInterrupt):
             add()
+    assert not (model / "calibration.json").exists()
     predictor = prime_xmc.load(model)
     assert predictor.scorer == "theta"
     assert torch.equal(scores(predictor), expected)

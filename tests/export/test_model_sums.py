@@ -50,6 +50,11 @@ def test_an_edited_configuration_is_told(model, caplog):
     del content["checksum"]
     path.write_text(json.dumps(content))
     check_model(model)
+    assert "prime_config.json is not what was written" in caplog.text  # it still names checksums of files
+    caplog.clear()
+    del content["files"]
+    path.write_text(json.dumps(content))
+    check_model(model)
     assert not caplog.text
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.export.bundle import save_bundle
 from prime_xmc.export.calibration import Calibration, ScorerCalibration, save_calibration
+from prime_xmc.export.model_sums import seal
 from prime_xmc.export.predictor import Prediction, Predictor, checked_texts
 from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.index.search import ExactSearch, FaissSearch
@@ -171,6 +172,7 @@ class TestPrediction:
     def test_precision_is_that_of_the_training(self, copy, monkeypatch, caplog, trained, native, expected, said):
         monkeypatch.setattr("prime_xmc.export.predictor.native_precision", lambda device: native)
         edit(copy / "prime_config.json", precision=trained)
+        seal(copy)
         with caplog.at_level(logging.INFO, logger="prime_xmc"):
             assert Predictor.load(copy).precision == expected
         assert len(caplog.messages) == len(said)

@@ -12,6 +12,7 @@ from typing import Any
 _OF_THE_CLOCK = re.compile(r"seconds|_per_second|passes|pass_seconds|peak_|git_commit|time$|elapsed|memory")
 _OF_THE_PROCESS = ("run.lock", "train.log", "fork.log", "classify.log", ".hydra/")
 _BANKS = re.compile(r"last-[0-9a-f]{8}\.banks")
+_PLACES = ("ckpt_path:", "resume:", "cache_dir:")  # lines of YAML
 _BEFORE = "before-last.ckpt"  # of an interrupted run, it may be of the moment of the interruption
 _ID = re.compile(r"^\.(.+)\.[0-9a-f]{32}$")  # name of a file or folder that is being written
 
@@ -81,7 +82,7 @@ def _common_text(path: Path, run: Path) -> str:
     """Return a text without what tells runs apart: the names of their folders, and how they were continued."""
     text = _in_common(path.read_text(encoding="utf-8"), run)
     if path.suffix == ".yaml":
-        return "\n".join(line for line in text.splitlines() if not line.startswith(("ckpt_path:", "resume:")))
+        return "\n".join(line for line in text.splitlines() if not line.strip().startswith(_PLACES))
     return text
 
 
@@ -142,5 +143,5 @@ def _differences(expected: Any, found: Any, place: str) -> Iterator[str]:
 
 # How a result was come to, not what it is.
 _NOT_RESULTS = frozenset(
-    {"command", "ckpt_path", "resume", "run_dir", "banks", "files", "checksum", "train/passes_note"}
+    {"command", "ckpt_path", "resume", "run_dir", "cache_dir", "banks", "files", "checksum", "train/passes_note"}
 )

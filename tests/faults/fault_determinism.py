@@ -1,7 +1,8 @@
 """Trains the same under other circumstances: the results have to be equal to the bit.
 
-Loaders with processes of their own, other seeds of Python's hashes (in new processes, since a process has one), another
-folder and current folder, prepared data from the cache or not. What is not promised, such as another number of threads,
+Other seeds of Python's hashes (in new processes, since a process has one), another folder and current folder, prepared
+data and embeddings from the cache or not. Batches are made by the training process itself, so that there are no other
+numbers of processes that load data. What is not promised, such as another number of threads,
 has to be said when a run is continued under it.
 """
 
@@ -10,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import toys
 from comparing import differences
@@ -29,33 +29,20 @@ def rows(short: bool, folder: Path) -> Iterator[Row]:
         yield Row("a run to compare with", lost=[f"it ends with {whole.status}: {whole.last_line}"])
         return
     lost, tried = [], []
-    for name, directory, cache, setup in (
-        ("loaders with two processes", folder / "workers", None, _two_workers),
-        ("another folder", folder / "another" / "folder of a longer name", None, None),
-        ("data and embeddings from the cache", folder / "cached", place / "cache", None),
+    for name, directory, cache in (
+        ("another folder", folder / "another" / "folder of a longer name", None),
+        ("data and embeddings from the cache", folder / "cached", place / "cache"),
     )[: 1 if short else None]:
         arguments = begin(settings, directory)
         if cache is not None:
             arguments = [*arguments[:-1], f"cache_dir={cache}"]
-        ended = run("train", arguments, directory, setup=setup)
+        ended = run("train", arguments, directory)
         tried.append(name)
         lost += _unequal(name, ended.status, ended.last_line, place, directory)
-    yield Row("other workers and folders", inputs=len(tried), lost=lost, note=", ".join(tried))
+    yield Row("other folders and a filled cache", inputs=len(tried), lost=lost, note=", ".join(tried))
     if not short:
         yield _hash_seeds(settings, folder, place)
     yield _another_environment(settings, folder)
-
-
-def _two_workers() -> None:
-    """Let loaders have two processes: the package's own have none, those of a script with its data module may."""
-    from torch.utils.data import DataLoader
-
-    original = DataLoader.__init__
-
-    def made(self: DataLoader, *arguments: Any, **options: Any) -> None:
-        original(self, *arguments, **options | {"num_workers": 2})
-
-    DataLoader.__init__ = made  # type: ignore[method-assign]
 
 
 def _unequal(name: str, status: int | None, last_line: str, expected: Path, found: Path) -> list[str]:

@@ -83,6 +83,9 @@ def _small_disks(what: str, settings: list[str], folder: Path, reference: Path, 
             found += [f"{path.relative_to(place)} is left over" for path in leftovers(place)]
             if problem or found:
                 lost.append(f"{size} of {needed} KB: {problem or '; '.join(found[:4])}")
+            print(
+                f"{size} of {needed} KB: {ended.last_line[:120]}; {'LOST' if problem or found else 'right'}", flush=True
+            )
         finally:
             subprocess.run(["umount", "-l", str(place)], check=True, capture_output=True)
     note = f"{points} sizes, a run leaves {needed} KB; {full} ended, {survived_full} had room"
@@ -110,6 +113,9 @@ def _small_files(settings: list[str], folder: Path, reference: Path, sizes: int)
         found += [f"{path.relative_to(place)} is left over" for path in leftovers(place)]
         if problem or found:
             lost.append(f"files up to {limit} bytes: {problem or '; '.join(found[:4])}")
+        print(
+            f"files up to {limit} bytes: {ended.last_line[:120]}; {'LOST' if problem or found else 'right'}", flush=True
+        )
     return Row("files that cannot grow", sizes, lost=lost, note=f"bounds up to {largest // 1024} KB")
 
 

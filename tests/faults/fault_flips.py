@@ -163,16 +163,18 @@ def _sampled(directory: Path, read: Callable[[Path], None], number: tuple[int, i
 
 def _seal_again(folder: Path) -> list[Path]:
     """Write checksums of small blocks into descriptions, and return the files that have them."""
-    from prime_xmc.checksums import describe
+    from prime_xmc.checksums import checksum_of, describe
     from prime_xmc.export.model_sums import _DESCRIPTIONS, sealed
 
     files = []
     manifest = folder / "manifest.json"
     if manifest.is_file():
         content = json.loads(manifest.read_text(encoding="utf-8"))
-        content["checksums"] = {name: describe(folder / name) for name in content["checksums"]}
+        names = [name for name in content["checksums"] if name != manifest.name]
+        content["checksums"] = {name: describe(folder / name) for name in names}
+        content["checksums"][manifest.name] = checksum_of(content)
         manifest.write_text(json.dumps(content), encoding="utf-8")
-        return [folder / name for name in content["checksums"]]
+        return [folder / name for name in names]
     for path in (folder / name for name in _DESCRIPTIONS):
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))

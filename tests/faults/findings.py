@@ -10,6 +10,7 @@ A part is a file fault_<part>.py in this folder with
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -38,6 +39,7 @@ class Row(NamedTuple):
         note: Circumstances, for people.
         skipped: Whether the machine does not allow it, as `note` says.
         seconds: Duration.
+        cpu_seconds: Seconds of a processor, which do not depend on what else the machine does.
     """
 
     what: str
@@ -47,6 +49,7 @@ class Row(NamedTuple):
     note: str = ""
     skipped: bool = False
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     @property
     def survived(self) -> int:
@@ -79,14 +82,19 @@ def summary(rows: Sequence[Row]) -> str:
 def make_table(rows: Sequence[Row], title: str | None = None) -> Table:
     """Return rows as a table for people."""
     table = Table(title=title)
-    for column in ("what", "faults", "survived", "inputs", "", "how", "s"):
-        table.add_column(
-            column, justify="right" if column in ("faults", "survived", "inputs", "s") else "left", overflow="fold"
-        )
+    for column in ("what", "faults", "survived", "inputs", "", "how", "s", "CPU s"):
+        table.add_column(column, justify="left" if column in ("what", "", "how") else "right", overflow="fold")
     for row in rows:
         style = "" if row.skipped else "bold red" if row.lost else "green"
         numbers = (f"{number:,}" if number else "" for number in (row.faults, row.survived, row.inputs))
-        table.add_row(Text(row.what), *numbers, Text(row.verdict, style), Text(row.note), f"{row.seconds:.0f}")
+        table.add_row(
+            Text(row.what),
+            *numbers,
+            Text(row.verdict, style),
+            Text(row.note),
+            f"{row.seconds:.0f}",
+            f"{row.cpu_seconds:.0f}",
+        )
     return table
 
 
@@ -120,10 +128,11 @@ def main(description: str | None, rows: Callable[[bool, Path], Iterator[Row]]) -
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="prime_xmc-faults-")) if arguments.keep is None else arguments.keep.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    found, begun = [], time.monotonic()
+    found, begun, used = [], time.monotonic(), 0.0
     try:
         for row in rows(arguments.short, folder):
-            found.append(row._replace(seconds=time.monotonic() - begun))
+            used_before, used = used, sum(os.times()[:4])  # of this process and of those that it has waited for
+            found.append(row._replace(seconds=time.monotonic() - begun, cpu_seconds=used - used_before))
             begun = time.monotonic()
             print(f"{found[-1].what}: {found[-1].verdict}", flush=True)
             for line in row.lost:

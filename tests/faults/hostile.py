@@ -393,7 +393,8 @@ CONFIGURATIONS: Mapping[str, Case] = {
     "options of Hydra": Case(_hydra_options, "options of Hydra"),
     "an object of Python": Case(_appended("\nx: !!python/object/apply:os.system ['MARKER']\n"), "YAML|tag|constructor"),
     "an expression that decodes": Case(
-        _appended("\nevil: \"${oc.decode:'{_target_: os.system}'}\"\n"), "expression that can come to a target"
+        _appended("\nevil: \"${oc.decode:'{_target_: os.system}'}\"\n"),
+        "expression that can come to a target|no part of a training",
     ),
     "a key twice": Case(_appended("\nseed: 1\n"), "duplicate key seed"),
     "aliases that multiply": Case(_appended(f"\n{_LAUGHS}"), "alias"),

@@ -2,7 +2,7 @@
 
     python tests/faults/run.py              # all
     python tests/faults/run.py kills disk   # some
-    python tests/faults/run.py short        # few of each, in a minute and a half
+    python tests/faults/run.py short        # few of each, in under two minutes
 
 The file is an object with `summary` and the `rows` of all parts: `part`, `what`, the numbers of `faults`, `survived`
 and `inputs`, what was `lost` with how to repeat it, `note`, `skipped` where the machine does not allow it, and

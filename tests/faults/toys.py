@@ -11,9 +11,9 @@ THINGS = ("cat", "house", "river", "engine", "violin", "apple", "castle", "rocke
 
 def make_encoder(directory: Path) -> None:
     """Write a random BERT (2 layers, 2 heads, d = 32), whose tokenizer knows the words of the data set, to a folder."""
-    import torch  # not before the environment of a process is set
+    # not before the environment of a process is set
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     words = [*special, *COLOURS, *THINGS, "a", "picture", "of", "and"]
@@ -24,10 +24,18 @@ def make_encoder(directory: Path) -> None:
     )
     names = {f"{name.strip('[]').lower()}_token": name for name in special}
     PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(directory)
+    make_bert(directory, len(words))
+
+
+def make_bert(directory: Path, vocab_size: int) -> None:
+    """Write a random BERT (2 layers, 2 heads, d = 32) to a folder, the same one every time."""
+    import torch
+    from transformers import BertConfig, BertModel
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = BertConfig(
-            vocab_size=len(words),
+            vocab_size=vocab_size,
             hidden_size=32,
             num_hidden_layers=2,
             num_attention_heads=2,

@@ -127,6 +127,22 @@ def test_zeros_in_a_bank_are_noticed(two, caplog):
         ShardedCheckpointIO().load_checkpoint(two)
 
 
+def test_a_flipped_bit_in_the_directory_of_the_archive_is_damage(two):
+    """Whatever Python's reader of archives ends with, a seek to a place before the beginning included."""
+    two.with_name("before-last.ckpt").unlink()
+    io, size = ShardedCheckpointIO(), two.stat().st_size
+    messages = []
+    for place in range(size - 300, size):
+        flip(two, place, 1)
+        try:
+            io.load_checkpoint(two)
+        except ValueError as error:
+            messages.append(str(error))
+        flip(two, place, 1)
+    assert len(messages) > 100
+    assert all(str(two) in message for message in messages)
+
+
 def test_no_flipped_bit_changes_what_is_loaded(two):
     """Each is noticed, or is in a place that holds nothing, such as the padding between tensors."""
     two.with_name("before-last.ckpt").unlink()

@@ -91,7 +91,7 @@ def test_a_run_that_continues_keeps_what_it_wrote_on_the_way(tmp_path, continued
     for name in ("model/index.faiss", "csv/metrics.csv", "classify/metrics.json", "checkpoints/last.ckpt"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    for name in ("metrics.json", "metrics.csv", "predictions.npz", "train.log"):
+    for name in ("metrics.json", "metrics.csv", "predictions.npz", "train.log", "run.lock"):
         (tmp_path / name).touch()
     with claimed(tmp_path) as claim:
         claim.begin(continued=continued)
@@ -105,6 +105,31 @@ def test_a_run_that_has_been_trained_keeps_what_came_after(tmp_path):
     with claimed(tmp_path) as claim:
         claim.begin(continued=True, trained=True)
     assert {path.name for path in tmp_path.iterdir()} == {"classify", "predictions.npz", "run.lock"}
+
+
+def test_what_is_no_result_of_a_run_is_not_removed(tmp_path):
+    """Such as the code of a project in whose folder a run is started."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "network.py").touch()
+    for _ in range(2):
+        with claimed(tmp_path) as claim, pytest.raises(ValueError, match=r"not the folder of a run and has model, wh"):
+            claim.begin(continued=False)
+        (tmp_path / ".hydra").mkdir(exist_ok=True)  # as Hydra does before a run begins
+        assert (tmp_path / "model" / "network.py").is_file()
+    with claimed(tmp_path) as claim:
+        claim.begin(continued=True)
+    with claimed(tmp_path) as claim:
+        claim.begin(continued=False)
+    assert not (tmp_path / "model").exists(), "a run has been there"
+
+
+def test_a_result_that_the_next_run_reads_is_not_removed(tmp_path):
+    for name in ("run.lock", "metrics.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "model").mkdir()
+    with claimed(tmp_path) as claim, pytest.raises(ValueError, match=r"model is a result of an earlier run in "):
+        claim.begin(continued=False, reads=[tmp_path / "model"])
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "metrics.json", "run.lock"}
 
 
 def test_what_a_killed_run_has_half_written_goes_when_the_folder_is_claimed(tmp_path, half_written):

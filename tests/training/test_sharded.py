@@ -129,8 +129,8 @@ class Reshuffle(L.Callback):
             sampler.set_clusters(sampler.state_dict()["clusters"].flip(0).numpy())
 
 
-def run_processes(directory: Path, what: str, argument: str) -> list:
-    """Run this file in processes of different thread counts and return what each has written."""
+def run_processes(directory: Path, encoder_dir: str, settings: str) -> dict[str, list]:
+    """Run this file in processes of different thread counts and return what each has written, by the function."""
     with socket.socket() as server:
         server.bind(("localhost", 0))
         address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1])}
@@ -138,7 +138,7 @@ def run_processes(directory: Path, what: str, argument: str) -> list:
     for rank in range(WORLD_SIZE):
         place = {"WORLD_SIZE": str(WORLD_SIZE), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
         threads = {"OMP_NUM_THREADS": str(1 + rank), "MKL_DYNAMIC": "false"}
-        command = [sys.executable, __file__, what, directory, argument, str(rank)]
+        command = [sys.executable, __file__, directory, encoder_dir, settings, str(rank)]
         environment = os.environ | address | place | threads
         processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
     try:
@@ -147,21 +147,31 @@ def run_processes(directory: Path, what: str, argument: str) -> list:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0] * WORLD_SIZE, "\n".join(errors)
-    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]
+    return {
+        what: [torch.load(directory / what / f"{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]
+        for what in ("encode", "train")
+    }
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, tiny_encoder_dir):
-    return run_processes(tmp_path_factory.mktemp("sharded"), "encode", str(tiny_encoder_dir))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, toy_settings):
-    directory = tmp_path_factory.mktemp("trained")
+def written(tmp_path_factory, tiny_encoder_dir, toy_settings):
+    directory = tmp_path_factory.mktemp("sharded")
+    for what in ("encode", "train"):
+        (directory / what).mkdir()
     clusters = "dataset.clusters={first_epoch:0,every_n_epochs:2,initial_size:4,double_at:[]}"
     paths = [f"cache_dir={directory}/cache", f"run_dir={directory}/run"]
     settings = [*toy_settings, clusters, "dataset.batch_size=32", *paths]
-    return run_processes(directory, "train", json.dumps(settings))
+    return run_processes(directory, str(tiny_encoder_dir), json.dumps(settings))
+
+
+@pytest.fixture(scope="module")
+def results(written):
+    return written["encode"]
+
+
+@pytest.fixture(scope="module")
+def trained(written):
+    return written["train"]
 
 
 @pytest.fixture(scope="module")
@@ -229,4 +239,6 @@ def test_processes_with_other_batches_stop(trained):
 
 
 if __name__ == "__main__":
-    {"encode": worker, "train": train}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    folder, encoder, overrides, number = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+    worker(folder / "encode", encoder, number)
+    train(folder / "train", overrides, number)

@@ -201,6 +201,7 @@ def test_a_failed_trial_does_not_end_a_study(sweep):
         ("cache_dir=b", False),
         ("callbacks.progress.x=1", False),
         ("logger.name=b", False),
+        ("verify=full", False),
     ],
 )
 def test_a_fingerprint_is_of_what_changes_the_result(override, changes):
@@ -215,6 +216,14 @@ def test_the_fingerprint_of_a_configuration_is_that_of_version_0_1_0():
     """Otherwise a sweep that was begun with it would run finished jobs again."""
     config = OmegaConf.create({"seed": 0, "run_dir": "a", "logger": None, "callbacks": {"progress": {"x": 1}}})
     assert fingerprint(config) == "fe712fbb76e52c2c"
+
+
+@pytest.mark.parametrize(("typed", "kept"), [(32, "32"), (-0.5, "-0.5"), (1e-05, "1e-05")])
+def test_a_number_that_is_made_a_text_is_of_the_same_job(typed, kept):
+    """The folder of a job is named before the check of its configuration makes it one, and found again then."""
+    before, after = ({"trainer": {"precision": value}, "run_dir": "r"} for value in (typed, kept))
+    assert fingerprint(OmegaConf.create(before)) == fingerprint(OmegaConf.create(after))
+    assert fingerprint(OmegaConf.create(before)) != fingerprint(OmegaConf.create({"trainer": {"precision": "32-true"}}))
 
 
 def test_values_that_do_not_resolve_have_a_fingerprint():

@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prime_xmc.command_line.kinds import fits, in_words, is_number, kind_of, takes_text
+from prime_xmc.command_line.kinds import fits, in_words, is_number, kind_of, takes_text, takes_whole
 
 # Groups that may be left out, by group=null or ~group.
 OPTIONAL_GROUPS = ("logger", "callbacks", "experiment", "debug")
@@ -34,7 +34,10 @@ _NOT_NEGATIVE = (lambda value: is_number(value) and 0 <= value < math.inf, "a nu
 _SHARE = (_is_share, "a number of at least 0 and below 1")
 # Numbers that are in no object's care before the data have been prepared: whether they are right, and what is.
 BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "seed": (lambda value: _is_whole(value, 0), "a whole number of at least 0"),
+    "seed": (
+        lambda value: _is_whole(value, 0) and value < 2**63,
+        "a whole number of at least 0 and below 2^63",
+    ),
     "dataset.lr": (_is_rate, "a number above 0"),
     "optimizer.lr": (_is_rate, "a number above 0"),
     "optimizer.make.lr": (_is_rate, "a number above 0"),
@@ -210,14 +213,15 @@ def _check_kind(config: DictConfig, reference: DictConfig, key: str, command: st
     kind = kind_of(key, None if default is _ABSENT else default, command)
     if kind is None:
         return
-    if not fits(value, kind):
+    if takes_whole(kind, value):
+        OmegaConf.update(config, key, int(value))
+    elif not fits(value, kind):
         raise ValueError(f"{key}={_shown(value)}: expected {_expected(key, value, default, kind)}")
     if takes_text(kind, value):
         OmegaConf.update(config, key, str(value))
     if isinstance(value, DictConfig):
-        for name in value:
-            child = f"{key}.{name}"
-            if isinstance(name, str) and not _belongs_to_others(config, reference, child):
+        for child in (f"{key}.{name}" for name in value if isinstance(name, str)):
+            if not _belongs_to_others(config, reference, child):
                 _check_kind(config, reference, child, command)
 
 

@@ -203,6 +203,11 @@ def takes_text(kind: str, value: Any) -> bool:
     return "text" in words and is_number(value) and not (others and fits(value, "|".join(others)))
 
 
+def takes_whole(kind: str, value: Any) -> bool:
+    """Return whether a number is taken for the whole number that it is equal to: `num_labels=1e6`."""
+    return isinstance(value, float) and value.is_integer() and not fits(value, kind) and fits(int(value), kind)
+
+
 def is_number(value: Any) -> bool:
     """Return whether a value is a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import yaml
 from hydra._internal.utils import get_args_parser
 
 from prime_xmc.command_line.arguments import PATH_KEYS, in_quotes, split_options
-from prime_xmc.command_line.targets import check_file_of_run, is_trusted
+from prime_xmc.command_line.targets import OPTION, check_file_of_run, is_trusted
 from prime_xmc.conf_files import groups
-from prime_xmc.foreign import shown
+from prime_xmc.foreign import check_links, shown
 from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, CONFIG, METADATA, METRICS, OVERRIDES
 
 KEY = "resume"
@@ -91,11 +91,40 @@ def _check_run(folder: Path, name: str) -> None:
             f"{KEY}={folder}: it has no complete {METADATA}/ with the settings of a run. Expected the folder of a run; "
             "one that ended before they were written is begun again by its own command"
         )
+    _check_links(folder)
     check_file_of_run(folder / CONFIG)
-    task = _read(folder / CONFIG).get("task")
-    if task != name and (name, task) != ("train", "reproduce"):
-        hint = f": continue it by prime_xmc.{task}" if task in _COMMANDS else ", of which no run can be continued"
-        raise ValueError(f"{KEY}={folder} is a run of {shown(task)}{hint}")
+    command = _command_of(_read(folder / CONFIG))
+    if command != name:
+        hint = f": continue it by prime_xmc.{command}" if command in _COMMANDS else ", of which no run can be continued"
+        raise ValueError(f"{KEY}={folder} is a run of {shown(command)}{hint}")
+
+
+def _command_of(config: Mapping[Any, Any]) -> Any:
+    """Return the entry point that continues the run of a configuration.
+
+    Its key `task` is the name of a folder, and may be any: with debug=fast, it is debug.
+    """
+    model = config.get("model")
+    if isinstance(model, dict) and "dir" in model:
+        return "classify"
+    return "train" if "ckpt_path" in config else config.get("task")
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse a run folder with links that lead out of it: a run that goes on writes its log and checkpoints there.
+
+    Those within wandb/ stay: that library keeps its own log elsewhere, and a run that goes on makes a new folder there.
+
+    Raises:
+        ValueError: If there is such a link.
+    """
+    if is_trusted():
+        return
+    inside = (path.relative_to(folder) for path in folder.rglob("*"))
+    try:
+        check_links(folder, [str(path) for path in inside if path.parts[0] != "wandb" or len(path.parts) == 1])
+    except ValueError as error:
+        raise ValueError(f"{KEY}={folder}: {error}, or add {OPTION} if you have made the link") from error
 
 
 def _check_settings(settings: Sequence[str], config: Path) -> None:
@@ -133,7 +162,9 @@ def _go_to(folder: Path) -> None:
     if isinstance(started_in, str) and Path(started_in).is_dir() and Path(started_in).resolve() != Path.cwd():
         sys.stderr.write(f"continuing in {started_in}, where the run was begun\n")
         os.chdir(started_in)
-        if is_trusted() and not sys.flags.safe_path:
+        if not is_trusted():
+            os.environ["PYTHONSAFEPATH"] = "1"  # or processes that the run starts would import what lies there
+        elif not sys.flags.safe_path:
             sys.path.append(started_in)  # for code of the user's own that the configuration names
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 from numpy.typing import DTypeLike
 
-from prime_xmc.checksums import check_file
+from prime_xmc.checksums import check_file, checksum_of
 from prime_xmc.foreign import parse_json, shown
 
 FORMAT_VERSION = 3  # of what is written; version 2 took labels with a relevance of 0 for positives
@@ -284,7 +284,11 @@ def _read_manifest(directory: Path, verify: str) -> dict[str, Any]:
             raise FileNotFoundError(f"{file}: not found; {directory} {damaged}")
         if file.stat().st_size != size:
             raise ValueError(f"{file} {damaged} ({file.stat().st_size} bytes instead of {size})")
-    for name, expected in manifest.get("checksums", {}).items():
+    sums = dict(manifest.get("checksums", {}))  # version 0.1.0 wrote none
+    own = sums.pop(MANIFEST, None)
+    if own is not None and own != checksum_of(manifest | {"checksums": sums}):
+        raise ValueError(f"{path} {damaged} (checksum)")
+    for name, expected in sums.items():
         check_file(directory / name, expected, f"delete {directory} and prepare the data set again", verify)
     return manifest
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
+from prime_xmc.checksums import checksum_of
 from prime_xmc.checksums import describe as describe_sums
 from prime_xmc.data.corpus import (
     FORMAT_VERSION,
@@ -127,6 +128,7 @@ def prepare(
             manifest |= _Build(paths, manifest, tokenizer, temporary, progress).run()
             manifest["files"] = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
             manifest["checksums"] = {name: describe_sums(temporary / name) for name in manifest["files"]}
+            manifest["checksums"][MANIFEST] = checksum_of(manifest)
             write_json(temporary / MANIFEST, manifest)
     for warning in manifest["warnings"]:
         logger.warning("%s", sentence(warning))

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from prime_xmc.export import ensemble as ensembles
+from prime_xmc.export.folder import CALIBRATION as CONFIG
 from prime_xmc.files import write_json
 from prime_xmc.foreign import parse_json
 from prime_xmc.index.crowd import crowd, probabilities
 
 FORMAT_VERSION = 1
-CONFIG = "calibration.json"
 REFIT = (
     "probabilities (calibrate=true) stay as they were fitted for the labels before; prime-xmc-calibrate model=%s "
     "input=<queries with their labels> fits them to these"

@@ -10,6 +10,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from prime_xmc.export.folder import CALIBRATION
 from prime_xmc.export.lexical_folder import FOLDER as LEXICAL
 from prime_xmc.export.lexical_folder import LexicalTables, save_lexical
 from prime_xmc.export.model_sums import sealed
@@ -70,7 +71,8 @@ def add_scorers(
     """Add scorers and their ensemble to an exported model.
 
     The file that makes them an ensemble goes first, if there is an older one, and comes last: without it the model is
-    one of prototypes, whatever part has been written when the process ends.
+    one of prototypes, whatever part has been written when the process ends. A calibration is of the scores before, and
+    goes before all else.
 
     Args:
         model: Folder of the model.
@@ -82,6 +84,7 @@ def add_scorers(
         lexical: Lexical vectors of the labels; None: there are none.
         index: Approximate index of the linear part; None: it is searched exactly.
     """
+    (model / CALIBRATION).unlink(missing_ok=True)
     (model / CONFIG).unlink(missing_ok=True)
     if classifiers is not None:
         save_classifiers(model / CLASSIFIERS, classifiers, digest=digest, settings=classifier_settings or {})

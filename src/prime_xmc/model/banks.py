@@ -150,6 +150,8 @@ def check_bank(directory: Path) -> tuple[int, int, int]:
         raise ValueError(f"{path} is damaged ({error})") from error
     try:
         num_rows, dim, num_shards = (int(index[key]) for key in ("num_rows", "dim", "num_shards"))
+        if unknown := set(index) - {"num_rows", "dim", "num_shards", "shards"}:
+            raise ValueError(f"no bank has {sorted(unknown)}")
         sums = index.get("shards")
         if sums is not None and len(sums) != num_shards:
             raise ValueError("as many checksums as shards")

@@ -1,10 +1,13 @@
 """Checkpoints whose large tables are streamed into shards beside the file."""
 
+import errno
 import logging
 import os
 import pickle
 import shutil
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,6 +23,8 @@ from prime_xmc.model.banks import BANKS, check_bank
 logger = logging.getLogger(__name__)
 
 _ARCHIVE = "archive"  # what a checkpoint is compared with: the checksums that it has itself
+# What reading a damaged archive ends with.
+_NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowError, RuntimeError, ValueError, OSError)
 BEFORE = "before-"  # name of the checkpoint that was the last one: before-last.ckpt
 
 
@@ -89,13 +94,17 @@ def _load(path: Path, map_location: Any | None) -> dict[str, Any]:
     torch writes a checksum of each tensor, CRC-32, and does not look at it when it reads them.
     """
     try:
+        damaged = None
         if not was_checked(path, _ARCHIVE):
             with zipfile.ZipFile(path) as archive:
-                if (damaged := archive.testzip()) is not None:
-                    raise ValueError(f"{path} is damaged: {damaged} in it is not what was written (checksum)")
-            note_check(path, _ARCHIVE)
-    except (zipfile.BadZipFile, EOFError, OverflowError, NotImplementedError) as error:
+                damaged = archive.testzip()
+    except _NO_ARCHIVE as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # as for a place before the file's beginning
+            raise
         raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged ({error})") from error
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged: {damaged} in it is not what was written (checksum)")
+    note_check(path, _ARCHIVE)
     try:
         content = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         banks = {name: path.parent / place for name, place in content.get(BANKS, {}).items()}

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,7 +27,6 @@ logger = logging.getLogger(__name__)
 # keys of a checkpoint
 ORIGIN = "origin"  # which run it is of
 CURVES = "curves"  # which rows of the curves by step come before it, see `prime_xmc.training.curves`
-SURROUNDINGS = "surroundings"  # of the origin: on what the last digits of results depend
 _STEP_LOG = "step_log"  # what the steps of the epoch so far add to its means
 # What changes no result: where files are, and what people watch a run by. Sweeps take jobs that differ in nothing else
 # for the same job.
@@ -57,6 +55,7 @@ MAY_CHANGE = (
 # What settings of older checkpoints are called now, and those that they had none of. Both mean what they did.
 _RENAMED = {"torch.optim.SparseAdam": "prime_xmc.training.optimizers.RowAdam"}
 _ABSENT = {"sampling.leave_one_out": 0, "sampling.without_centroid": 0}
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.ASCII)
 # Callbacks of Lightning that look on, by their `_target_`: whatever the name of their key is, they change no result.
 _LOOKING_ON = tuple(
     f"lightning.pytorch.callbacks.{name}"
@@ -69,7 +68,7 @@ _LOOKING_ON = tuple(
 
 def without_watching(config: DictConfig) -> DictConfig:
     """Return a configuration in which what changes no result is null; it stands for what others refer to."""
-    left_out = ("hydra", "resume", "checkpoint")
+    left_out = ("hydra", "resume", "checkpoint", "verify")
     content = OmegaConf.create({str(key): value for key, value in _plain(config).items() if key not in left_out})
     for key in WATCHING:
         OmegaConf.update(content, key, None, force_add=True)
@@ -102,11 +101,6 @@ def origin(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
         "tokenizer": data.corpus.manifest["tokenizer_hash"],
         "validation_queries": hashlib.sha256(data.validation_ids.tobytes()).hexdigest(),
         "command": continuing_command(None),
-        SURROUNDINGS: {
-            "trainer.accelerator": config.trainer.accelerator,
-            "threads of torch": torch.get_num_threads(),
-            "version of torch": str(torch.__version__),
-        },
     }
 
 
@@ -175,15 +169,6 @@ def check_origin(path: Path, recorded: Mapping[str, Any] | None, given: Mapping[
                     *([f"The command that continues its run:\n  {command}"] if command else []),
                 ]
             )
-        )
-
-    before, now = recorded.get(SURROUNDINGS, {}), given.get(SURROUNDINGS, {})
-    others = [f"{name} was {before[name]} and is {now[name]}" for name in before if before[name] != now.get(name)]
-    if others:
-        logger.warning(
-            "%s: sums are added up in another order, so that the last digits of results may differ from those of an "
-            "uninterrupted run",
-            "; ".join(others),
         )
 
 
@@ -287,7 +272,7 @@ def _step_log(module: LightningModule) -> StepLog:
 def resuming_command(run_dir: Path) -> str:
     """Return the command, to be pasted into a shell, that continues a run in its folder with its own settings."""
     command = _own_command()
-    if command is None or not command[-1].endswith(("train", "classify", "--trust-config")):
+    if command is None or not any(part.endswith(("train", "classify")) for part in command):
         command = [Path(sys.executable).name, "-m", "prime_xmc.train"]
     return shlex.join([*command, f"resume={run_dir}"])
 
@@ -352,9 +337,24 @@ def _different_settings(recorded: Mapping[str, Any], given: Mapping[str, Any]) -
     keys = sorted(recorded.keys() | given.keys(), key=lambda key: (not key.startswith("dataset."), key.count("."), key))
     for key in keys:
         before, now = (None if _may_change(key) else settings.get(key) for settings in (recorded, given))
-        if before != now:
+        if as_number(before) != as_number(now):
             keys_of.setdefault(f"{json.dumps(before)} in the checkpoint, {json.dumps(now)} given", []).append(key)
     return [f"{', '.join(keys)}: {values}" for values, keys in keys_of.items()]
+
+
+def as_number(value: Any) -> Any:
+    """Return the number that a text spells, other values as they are, and so for values in lists and dictionaries.
+
+    A number that stands for a text, such as `trainer.precision=32`, is kept as either of them: as a text only once the
+    configuration has been checked.
+    """
+    if isinstance(value, dict):
+        return {key: as_number(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [as_number(child) for child in value]
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return int(value) if value.lstrip("-").isdecimal() else float(value)
+    return value
 
 
 def _may_change(key: str) -> bool:

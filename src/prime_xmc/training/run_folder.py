@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import count
@@ -22,9 +22,11 @@ from prime_xmc.run_files import CONFIG, METADATA, METRICS, OVERRIDES
 logger = logging.getLogger(__name__)
 
 LOCK = "run.lock"  # in a run folder: held by the process that works there, whose id it contains
+_NO_RUN = "what was here is of no run"  # second line of that file, until a run begins there
 BASELINE = "baseline.json"  # in the run folder of a baseline: the settings, which a model folder would tell
 _MADE_AT_THE_END = (METRICS, BASELINE, "predictions*.npz", "classifiers", "classify", "unfinished")
 _MADE_ON_THE_WAY = ("metrics.csv", "model", "csv", "csv-*", "tensorboard", "checkpoints")
+_MADE = (*_MADE_AT_THE_END, *_MADE_ON_THE_WAY)
 # in which there can be something half written
 _FOLDERS = (".hydra", "checkpoints", "classifiers", "classify", "csv", "model", "tensorboard", "unfinished")
 _OF_A_START = ("resume", "run_dir", "ckpt_path")  # settings that `resume=` adds to those of a run
@@ -92,6 +94,7 @@ class Claim:
         self._lock = FileLock(folder / LOCK)
         # the metadata of a run that is finished, until its results have gone
         self._metadata: dict[Path, bytes] = {}
+        self._foreign: list[str] = []  # what looks like results, in a folder that was no run's when it was claimed
 
     def acquire(self) -> None:
         """Take the lock.
@@ -100,15 +103,22 @@ class Claim:
             ValueError: If another process has it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        lock = self.folder / LOCK
+        if lock.is_file():
+            was_used = _NO_RUN not in lock.read_text(encoding="utf-8", errors="replace")
+        else:
+            was_used = (self.folder / METADATA).exists()
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            holder = (self.folder / LOCK).read_text(encoding="utf-8").strip() or "unknown"
+            holder = lock.read_text(encoding="utf-8").partition("\n")[0].strip() or "unknown"
             raise ValueError(
                 f"another process (pid {holder}) is working in the run folder {self.folder}: wait for its end, or give "
                 "this run another folder by hydra.run.dir"
             ) from error
-        (self.folder / LOCK).write_text(f"{os.getpid()}\n", encoding="utf-8")
+        self._foreign = [] if was_used else sorted(path.name for path in self._results(_MADE))
+        # the next process has to know, too, when there are the metadata of this one
+        lock.write_text(f"{os.getpid()}\n" + (f"{_NO_RUN}\n" if self._foreign else ""), encoding="utf-8")
         # no other run writes here, but other commands may change the model
         left = remove_leftovers(self.folder, idle_hours=_IDLE_HOURS, everywhere=False)
         for name in _FOLDERS:
@@ -122,23 +132,43 @@ class Claim:
             files = (self.folder / METADATA).glob("*.yaml")
             self._metadata = {path: path.read_bytes() for path in files}
 
-    def begin(self, *, continued: bool, trained: bool = False) -> None:
+    def begin(self, *, continued: bool, trained: bool = False, reads: Sequence[str | Path] = ()) -> None:
         """Remove the results of an earlier run in this folder, because another one begins now.
 
         Args:
             continued: Whether it continues the run of this folder. What that has written on the way stays then.
             trained: Whether training and test are done, so that all stays that came after them.
+            reads: Files or folders that the run was given, which must not go.
+
+        Raises:
+            ValueError: If one of these is among the results, or results are of no run: the folder had no traces of one
+                when it was claimed.
         """
-        self._metadata = {}
         if not self._lock.is_locked:  # a further process of a data-parallel run
+            self._metadata = {}
             return
-        made = (*_MADE_AT_THE_END, *([] if continued else _MADE_ON_THE_WAY))
-        for pattern in () if trained else made:
-            for path in self.folder.glob(pattern):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+        results = [] if trained else self._results(_MADE_AT_THE_END if continued else _MADE)
+        for given in reads:
+            if any(Path(given).resolve().is_relative_to(path.resolve()) for path in results):
+                raise ValueError(
+                    f"{given} is a result of an earlier run in {self.folder}, which this run would remove: give it "
+                    "another folder by hydra.run.dir"
+                )
+        if self._foreign and not continued:
+            raise ValueError(
+                f"{self.folder} is not the folder of a run and has {', '.join(self._foreign)}, which a run there would "
+                "remove: give this run a folder of its own by hydra.run.dir"
+            )
+        (self.folder / LOCK).write_text(f"{os.getpid()}\n", encoding="utf-8")
+        self._metadata = {}
+        for path in results:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _results(self, patterns: Iterable[str]) -> list[Path]:
+        return [path for pattern in patterns for path in self.folder.glob(pattern)]
 
     def release(self) -> None:
         """Give the folder back; the metadata of results that are still there are put back where they were."""

@@ -27,7 +27,7 @@ from rich.text import Text
 from prime_xmc.files import locked, write_json, write_text
 from prime_xmc.printing import unfailing_output, visible
 from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, METRICS
-from prime_xmc.training.continuation import continuing_command, quoted, without_watching
+from prime_xmc.training.continuation import as_number, continuing_command, quoted, without_watching
 from prime_xmc.training.interruption import Interrupted, interruptible
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def fingerprint(config: DictConfig) -> str:
         plain = OmegaConf.to_container(content, resolve=True)
     except OmegaConfBaseException:
         plain = OmegaConf.to_container(content)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(as_number(plain), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def job_folder(*, _root_: DictConfig) -> str:
