@@ -202,7 +202,10 @@ def run_attentionxml(folder, settings, train, labels, queries):
                 "val": [items[row] for row in held_out.tolist()],
             }
         )
-    yield size_of(folder / "model")
+    # Without what the optimiser keeps, which the library's files hold, too.
+    saved = [torch.load(trainer.get_best_model_path(level), weights_only=False) for level in (0, 1)]
+    sizes = [tensor.nbytes for checkpoint in saved for tensor in checkpoint["state_dict"].values()]
+    yield sum(sizes) + trainer.get_cluster_path().stat().st_size
     torch.set_num_threads(1)
     for name in settings["queries"]:
         found.clear()
