@@ -74,7 +74,8 @@ def main() -> int:
             found[part] = done.result()
             for row in found[part]:
                 style = "" if row.skipped else "red" if row.lost else "green"
-                console.print(Text(f"{row.verdict}  {part}: {row.what} ({row.note})", style))
+                note = f" ({row.note})" if row.note else ""
+                console.print(Text(f"{row.verdict}  {part}: {row.what}{note}", style))
                 for line in row.lost:
                     console.print(Text(f"    LOST {line}", "red"))
             progress.update(task, advance=1, description=", ".join(running.values()))
