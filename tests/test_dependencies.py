@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OF_TORCH = {"triton"}  # PyTorch's builds for CUDA bring the version that they need, and nothing is missing elsewhere
-ELSEWHERE = {"pecos"}  # in environments that `prime_xmc.baseline` makes, by conf/method
+ELSEWHERE = {"libmultilabel", "pecos"}  # in environments that `prime_xmc.baseline` makes, by conf/method
 UNTESTED = {"faiss-gpu"}  # owns the same module as faiss-cpu, so that only one of them can be installed
 
 

@@ -141,7 +141,7 @@ def run_attentionxml(folder, settings, train, labels, queries):
     from libmultilabel.nn.data_utils import PAD, UNK, tokenize
     from lightning import Trainer, seed_everything
 
-    found = []
+    found, sizes = [], []
 
     class RecordedModel(attentionxml.PLTModel):
         """Keeps what it predicts: the library writes scores with four digits, and stumbles over labels of padding."""
@@ -151,7 +151,11 @@ def run_attentionxml(folder, settings, train, labels, queries):
             return found[-1]
 
     class UntestedTrainer(Trainer):
-        """Computes no metrics, for which the library would score all labels of all queries."""
+        """Computes no metrics, for which the library would score all labels of all queries; notes sizes of networks."""
+
+        def predict(self, model=None, *arguments, **options):
+            sizes.append(sum(tensor.nbytes for tensor in model.state_dict().values()))
+            return super().predict(model, *arguments, **options)
 
         def test(self, *arguments, **options):
             return []
@@ -202,9 +206,8 @@ def run_attentionxml(folder, settings, train, labels, queries):
                 "val": [items[row] for row in held_out.tolist()],
             }
         )
-    # Without what the optimiser keeps, which the library's files hold, too.
-    saved = [torch.load(trainer.get_best_model_path(level), weights_only=False) for level in (0, 1)]
-    sizes = [tensor.nbytes for checkpoint in saved for tensor in checkpoint["state_dict"].values()]
+    trainer.test(items[:1])
+    # Both networks, of which the library's files hold what the optimiser keeps, too.
     yield sum(sizes) + trainer.get_cluster_path().stat().st_size
     torch.set_num_threads(1)
     for name in settings["queries"]:
