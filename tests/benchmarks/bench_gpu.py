@@ -107,13 +107,15 @@ def rows(scale: float) -> Iterator[Row]:
 def small_rows(scale: float, targets: Sequence[Target]) -> Iterator[Row]:
     """Measure the default configuration: bare steps, and steps of a run."""
     step_target, encoder_target, trainer_target, idle_target = targets
-    config = compose_on_gpu(f"sampling.batch_size={max(round(512 * scale), 8)}", "sampling.clusters.first_epoch=null")
+    overrides = [f"sampling.batch_size={max(round(512 * scale), 8)}", "sampling.clusters.first_epoch=null"]
+    config = compose_on_gpu(*overrides)
     data = make_data(config)
     step_ms, bare_ms, note, _ = time_steps(training_of(fit_to_data(config, data.corpus), data), scale)
     middle = statistics.median(step_ms)
     yield step_target.row(middle, note)
     yield encoder_target.row(ratio(step_ms, bare_ms), f"{statistics.median(bare_ms):.2f} ms the encoder")
-    run_ms, busy_ms, num_steps = run_steps(config, data)
+    # of its own: where the profiler has run once, launches may take longer until the process ends
+    (run_ms, busy_ms, num_steps), _ = fresh_process(run_steps, overrides)
     yield trainer_target.row(run_ms / middle, f"mean of {num_steps} steps; {run_ms:.2f} ms")
     yield idle_target.row(100 * (1 - busy_ms / run_ms), f"{busy_ms:.2f} ms of kernels and copies in {run_ms:.2f} ms")
 
@@ -298,7 +300,8 @@ class StepWatch(Callback):
     """Times the steps of each epoch together, but for the first ones, without the host waiting in between.
 
     Args:
-        profiled: Whether the steps of the second epoch are profiled, and only those of later epochs timed.
+        profiled: Whether the steps of the last epoch are profiled, and those of the epochs between it and the first one
+            timed: launches may take longer where the profiler has run.
     """
 
     def __init__(self, profiled: bool):
@@ -309,7 +312,7 @@ class StepWatch(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Begin or end a measurement."""
-        profiles = self.profiled and trainer.current_epoch == 1
+        profiles = self.profiled and trainer.current_epoch == trainer.max_epochs - 1
         if self.profiled and trainer.current_epoch == 0:
             return
         if batch_idx == LEFT_OUT - 1:
@@ -338,14 +341,15 @@ def busy_seconds(profiled: profile) -> float:
     return busy / 1e6
 
 
-def run_steps(config: DictConfig, data: PrimeDataModule) -> tuple[float, float, int]:
-    """Train for some epochs without validation.
+def run_steps(overrides: list[str]) -> tuple[float, float, int]:
+    """Train for some epochs without validation, as configured.
 
     Returns:
         Milliseconds of a step, those of its work on the GPU, and the number of steps that were timed.
     """
+    config = compose_on_gpu(*overrides)
     watch = StepWatch(profiled=True)
-    train(config, data, watch, max_epochs=EPOCHS)
+    train(config, make_data(config), watch, max_epochs=EPOCHS)
     return 1e3 * watch.seconds / watch.num_steps, watch.busy_ms, watch.num_steps
 
 
