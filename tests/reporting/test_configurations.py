@@ -30,6 +30,13 @@ class TestGroup:
         assert [run.status for run in group.unfinished] == ["failed: ValueError: <no>"]
         assert negative_pool(group.configurations[1]) == 256
 
+    def test_where_no_labels_are_drawn_there_is_no_pool(self, tmp_path, write_run, cache_dir):
+        """Of one-vs-all classifiers, whose steps see all labels; a logarithmic axis has no place for 0."""
+        write_run(tmp_path / "run", sampling__num_positives=0)
+        (group,) = grouped(tmp_path, cache_dir)
+        assert group.configurations[0].settings["sampling.num_positives"] == 0
+        assert negative_pool(group.configurations[0]) is None
+
     def test_prepared_data_are_found_by_the_configuration_of_a_run(self, tmp_path, write_run, cache_dir):
         write_run(tmp_path / "run", cache_dir=str(cache_dir))
         (group,) = grouped(tmp_path)

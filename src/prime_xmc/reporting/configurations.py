@@ -130,10 +130,13 @@ def find_configuration(configurations: Sequence[Configuration], name: str) -> Co
 
 
 def negative_pool(configuration: Configuration) -> int | None:
-    """Return how many labels a batch draws: the pool of a query's negatives, as in Table 5 of the paper."""
+    """Return how many labels a batch draws: the pool of a query's negatives, as in Table 5 of the paper.
+
+    None where the settings do not say it, or no labels are drawn, since a step sees all of them.
+    """
     settings = configuration.settings
     try:
-        return int(settings["sampling.batch_size"]) * int(settings["sampling.num_positives"])
+        return int(settings["sampling.batch_size"]) * int(settings["sampling.num_positives"]) or None
     except (KeyError, TypeError, ValueError):
         return None
 
