@@ -13,6 +13,7 @@ from prime_xmc.reporting.study import BINNED, COVERAGE_K, Study
 
 _LEARNING = ("train/loss", "val/P@1", "val/P@5", "val/PSP@1", "val/PSP@5", "val/R@100")
 _AGAINST_COST = ("P@1", "PSP@5")
+_LEAST_COST = 0.1  # CPU seconds, or passes
 _SHARES = ("train/violators", "train/clipped_margins")  # between 0 and 1 for every loss, so they share a scale
 _OTHER_SCALE = 10.0  # configurations whose losses differ by more than this factor get charts of their own
 _WIDE_RANGE = 50.0  # an axis is logarithmic if the largest value is more than so many times the smallest
@@ -138,7 +139,8 @@ def against_cost(study: Study) -> list[Chart]:
     """Return accuracy against what training cost, with the name of each configuration, on a logarithmic axis.
 
     The cost is that in seconds of all processors, where at least two configurations have measured it, and in passes of
-    the encoder, where at least two have. Of configurations that a GPU has trained, only the passes say something.
+    the encoder, where at least two have. What costs less than a tenth of either is left out: it would push all others
+    into a corner of the axis. Of configurations that a GPU has trained, only the passes say something.
     """
     kinds = (
         ("train/cpu_seconds", "cpu", "CPU seconds of training", "CPU seconds"),
@@ -151,7 +153,7 @@ def against_cost(study: Study) -> list[Chart]:
             for place, configuration in enumerate(study.runs.configurations):
                 values, costs = configuration.final(f"test/{metric}"), configuration.final(key)
                 on_gpu = key == "train/cpu_seconds" and configuration.final("peak_device_memory_bytes")
-                if values and costs and not on_gpu and (spent := summary(costs)[0]) > 0:
+                if values and costs and not on_gpu and (spent := summary(costs)[0]) >= _LEAST_COST:
                     series.append(_at(place, configuration, values, spent, unit, radius=4.5))
             if len(series) > 1:
                 charts.append(

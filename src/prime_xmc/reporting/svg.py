@@ -16,6 +16,7 @@ _FILLINGS = (1.0, 0.55, 0.3, 0.12)  # opacity of bars
 
 WIDTH, HEIGHT = 340.0, 232.0
 NAMED_WIDTH, NAMED_HEIGHT = 720.0, 450.0  # of a chart whose points have names beside them
+_NAMES, _MORE_FOR_A_NAME = 12, 16.0  # names for which that is high enough, and pixels for each further one
 _ROW = 22.0  # height of a row in a chart of rows
 _TOP, _RIGHT, _BOTTOM, _BOTTOM_WITH_TITLE = 10.0, 14.0, 24.0, 40.0
 _CHARACTER = 6.4  # width in pixels that a character of a tick is given
@@ -113,6 +114,8 @@ def draw_alone(chart: Chart) -> str:
 def _drawn(chart: Chart) -> Element:
     rows = len(chart.series) if chart.kind == "rows" else 0
     width, height = (NAMED_WIDTH, NAMED_HEIGHT) if chart.named else (WIDTH, HEIGHT)
+    if chart.named:
+        height += _MORE_FOR_A_NAME * max(0, len(chart.series) - _NAMES)
     height = _TOP + rows * _ROW + _BOTTOM if rows else height
     root = Element("svg", viewBox=f"0 0 {width:g} {height:g}", role="img")
     root.set("aria-label", chart.title)
