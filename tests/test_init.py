@@ -19,9 +19,9 @@ print(next(flags for start, end, flags in mappings if int(start, 16) <= middle <
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SWITCH.is_file() or "[never]" in SWITCH.read_text(), reason="the system has no huge pages")
-def test_large_tensors_are_on_huge_pages():
+def test_large_tensors_ask_for_huge_pages():
     flags = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout.split()
-    assert "hg" in flags  # the system is asked for them; how many it has depends on what else is in its memory
+    assert "hg" in flags  # how many the system has for them depends on what else is in its memory
 
 
 def test_the_package_is_imported_without_its_libraries():

@@ -212,9 +212,9 @@ def run_attentionxml(folder, settings, train, labels, queries):
     torch.set_num_threads(1)
     for name in settings["queries"]:
         found.clear()
-        asked = [{"text": tokenize(text), "label": []} for text in read_texts(folder, f"queries_{name}")]
+        texts = read_texts(folder, f"queries_{name}")
         with RANKING.running():
-            trainer.test(asked)
+            trainer.test([{"text": tokenize(text), "label": []} for text in texts])
         pairs = [zip(*rows, strict=True) for part in found for rows in zip(*part.values(), strict=True)]
         yield [[(int(label), float(score)) for label, score in row if np.isfinite(score)] for row in pairs]
 
