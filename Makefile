@@ -82,11 +82,13 @@ lock:  ## Lock all packages and their hashes, from pyproject.toml and constraint
 	sed -i -e '/$(TORCH_CPU)/d' -e 's/^torch==$(TORCH_CPU_VERSION) .*/&\n    --hash=$(TORCH_CPU) \\/' supply/lock.txt
 	echo torch | $(LOCK) - --constraint supply/lock.txt --output-file supply/cuda.txt
 
-lowest: setup  ## Test the lowest versions that pyproject.toml allows, in an environment of their own.
+# It has uv from constraints.txt, as `make lock` has, and so needs nothing of `make setup`: there may be no room for both.
+lowest:  ## Test the lowest versions that pyproject.toml allows, in an environment of their own.
 	rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python $(PIP_INSTALL) --quiet "$$(grep '^uv==' constraints.txt)"
 	grep -E '^(beartype|editables|hatchling|html5lib|httpx2|hypothesis|pytest|statsmodels)==' constraints.txt \
 		> $(LOWEST)/tools.txt
-	printf '%s\n' $(CUDA) | $(BIN)/uv $(COMPILE) --resolution lowest-direct pyproject.toml $(LOWEST)/tools.txt \
+	printf '%s\n' $(CUDA) | $(LOWEST)/bin/uv $(COMPILE) --resolution lowest-direct pyproject.toml $(LOWEST)/tools.txt \
 		$(addprefix --extra ,$(subst $(comma), ,$(EXTRAS))) --excludes /dev/stdin --output-file $(LOWEST)/versions.txt
 	$(LOWEST)/bin/python $(PIP_INSTALL) --quiet --requirement $(LOWEST)/versions.txt
 	$(LOWEST)/bin/python $(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
