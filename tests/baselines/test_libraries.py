@@ -93,6 +93,11 @@ def test_an_unknown_library_is_refused():
         ExternalMethod("fasttext", {}, TfIdf())
 
 
+def test_a_library_that_takes_vectors_wants_what_makes_them():
+    with pytest.raises(ValueError, match=r"method\.tfidf=null: omikuji takes vectors of texts"):
+        ExternalMethod("omikuji", {}, None)
+
+
 def test_a_process_that_fails_is_quoted(tmp_path):
     with pytest.raises(RuntimeError, match=r"ended with status 1:\n(.*\n)*.*settings\.json"):
         run_worker(Path(sys.executable), tmp_path, 1)

@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,7 +7,9 @@ import scipy.sparse as sp
 import torch
 
 from prime_xmc.baselines.worker import (
+    LIBRARIES,
     as_arrays,
+    main,
     peak_memory,
     read_word_vectors,
     rows_of,
@@ -70,3 +73,22 @@ def test_a_parameter_that_the_library_does_not_have_is_named():
     assert parameters.threads == 2
     with pytest.raises(SystemExit, match="SimpleNamespace of PECOS has no parameter thread"):
         update(parameters, {"thread": 2})
+
+
+def test_a_library_that_reads_the_texts_alone_gets_no_vectors(tmp_path, monkeypatch):
+    def library(folder, settings, train, labels, queries):
+        assert train is None
+        assert queries is None
+        assert labels.toarray().tolist() == [[0, 1], [1, 0]]
+        yield 7
+        yield [[(1, 0.5), (0, 0.25)]]
+
+    monkeypatch.setitem(LIBRARIES, "attentionxml", library)
+    settings = {"library": "attentionxml", "queries": ["test"], "k": 2}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    sp.save_npz(tmp_path / "labels.npz", sp.csr_matrix(np.array([[0, 1.0], [1, 0]], dtype=np.float32)))
+    main(tmp_path)
+    with np.load(tmp_path / "ranking_test.npz") as archive:
+        assert archive["ids"].tolist() == [[1, 0]]
+        assert archive["scores"].tolist() == [[0.5, 0.25]]
+    assert json.loads((tmp_path / "cost.json").read_text())["model_bytes"] == 7

@@ -25,12 +25,12 @@ _LINES = 8  # of what a process that failed has said
 
 
 class ExternalMethod:
-    """A method of a library, on tf-idf vectors, and on the texts themselves where it reads them.
+    """A method of a library, on tf-idf vectors or on the texts themselves, or on both.
 
     Args:
         library: Name of the function of `worker` that calls it: omikuji, napkinxc, xr_linear, ...
         parameters: What the library calls its settings; others have the library's own defaults.
-        tfidf: Vectors of texts.
+        tfidf: Vectors of texts; None: for a library that reads the texts alone.
         environment: Environment that has the library; None: it is installed beside this package.
         label_texts: Whether label texts are training queries, too.
         beam_size: Nodes of a tree that are followed at once; None: the library has no such setting.
@@ -38,14 +38,14 @@ class ExternalMethod:
         threads: Threads to train with; None: as many as there are processors.
 
     Raises:
-        ValueError: If the library is to be installed beside this package and is not.
+        ValueError: If the library is to be installed beside this package and is not, or takes vectors and has none.
     """
 
     def __init__(
         self,
         library: str,
         parameters: Mapping[str, Any],
-        tfidf: TfIdf,
+        tfidf: TfIdf | None,
         environment: LibraryEnvironment | None = None,
         label_texts: bool = True,
         beam_size: int | None = None,
@@ -54,6 +54,8 @@ class ExternalMethod:
     ):
         if library not in worker.LIBRARIES:
             raise ValueError(f"method.library={library}: expected one of {', '.join(worker.LIBRARIES)}")
+        if tfidf is None and library in worker.VECTOR_LIBRARIES:
+            raise ValueError(f"method.tfidf=null: {library} takes vectors of texts, which method.tfidf makes")
         if environment is None and find_spec(library) is None:
             raise ValueError(f"this method needs {library}: pip install '.[baselines]' in the clone")
         self.library = library
@@ -73,13 +75,16 @@ class ExternalMethod:
             RuntimeError: If the process fails, with what it said last.
         """
         python = Path(sys.executable) if self.environment is None else self.environment.python()
+        texts = training.with_label_texts() if self.label_texts else training
         making, transforming = Stopwatch(), Stopwatch()
-        with making.running():
-            vectoriser = self.tfidf.learn(training)
-            texts = training.with_label_texts() if self.label_texts else training
-            rows = vectoriser.rows(texts.queries)
-        with transforming.running():
-            asked = {name: vectoriser.rows(each) for name, each in queries.items()}
+        rows, vectoriser_bytes = {}, 0
+        if self.tfidf is not None:
+            with making.running():
+                vectoriser = self.tfidf.learn(training)
+                rows["train"] = vectoriser.rows(texts.queries)
+            with transforming.running():
+                rows |= {f"queries_{name}": vectoriser.rows(each) for name, each in queries.items()}
+            vectoriser_bytes = vectoriser.model_bytes
         settings = {
             "library": self.library,
             "parameters": self.parameters,
@@ -92,10 +97,8 @@ class ExternalMethod:
         with tempfile.TemporaryDirectory(prefix="prime_xmc-") as name:
             folder = Path(name)
             write_json(folder / "settings.json", settings)
-            sp.save_npz(folder / "train.npz", rows, compressed=False)
-            sp.save_npz(folder / "labels.npz", labels_matrix(texts), compressed=False)
-            for query_name, matrix in asked.items():
-                sp.save_npz(folder / f"queries_{query_name}.npz", matrix, compressed=False)
+            for matrix_name, matrix in {"labels": labels_matrix(texts), **rows}.items():
+                sp.save_npz(folder / f"{matrix_name}.npz", matrix, compressed=False)
             if self.library in worker.TEXT_LIBRARIES:
                 write_json(folder / "train.json", list(texts.queries.strings))
                 for query_name, each in queries.items():
@@ -111,7 +114,7 @@ class ExternalMethod:
                 making.seconds + cost["train_seconds"],
                 making.cpu_seconds + cost["train_cpu_seconds"],
                 cost["peak_rss_bytes"],
-                vectoriser.model_bytes + cost["model_bytes"],
+                vectoriser_bytes + cost["model_bytes"],
                 1000 * (transforming.cpu_seconds + cost["predict_cpu_seconds"]) / num_queries,
             ),
         )

@@ -3,9 +3,9 @@
 It is run as a script, `python worker.py <folder>`, by the Python of whatever environment has the library, so it imports
 nothing of this package, and a library only in the function that needs it.
 
-The folder has `settings.json`, `train.npz` (CSR matrix, float32), `labels.npz` (CSR matrix [query, label]) and
-`queries_<name>.npz` for each name of queries; for `TEXT_LIBRARIES` also lists of texts, `train.json` and
-`queries_<name>.json`. It gets `ranking_<name>.npz` (`ids`, `scores`) and `cost.json`.
+The folder has `settings.json` and `labels.npz` (CSR matrix [query, label]); for `VECTOR_LIBRARIES` `train.npz` (CSR
+matrix, float32) and `queries_<name>.npz` for each name of queries; for `TEXT_LIBRARIES` lists of texts, `train.json`
+and `queries_<name>.json`. It gets `ranking_<name>.npz` (`ids`, `scores`) and `cost.json`.
 """
 
 import json
@@ -227,6 +227,7 @@ LIBRARIES = {
     "attentionxml": run_attentionxml,
 }
 TEXT_LIBRARIES = ("xr_transformer", "attentionxml")
+VECTOR_LIBRARIES = ("omikuji", "napkinxc", "xr_linear", "xr_transformer")
 TRAINING, RANKING = BlockTimes(), BlockTimes()
 
 
@@ -301,9 +302,12 @@ def peak_memory():
 def main(folder):
     """Run the library that the settings name."""
     settings = json.loads((folder / "settings.json").read_text())
-    train, labels = (sp.csr_matrix(sp.load_npz(folder / f"{name}.npz")) for name in ("train", "labels"))
-    matrices = [sp.csr_matrix(sp.load_npz(folder / f"queries_{name}.npz")) for name in settings["queries"]]
-    results = LIBRARIES[settings["library"]](folder, settings, train, labels, matrices)
+    names = ["labels"]
+    if settings["library"] in VECTOR_LIBRARIES:
+        names += ["train", *(f"queries_{name}" for name in settings["queries"])]
+    labels, *matrices = (sp.csr_matrix(sp.load_npz(folder / f"{name}.npz")) for name in names)
+    train, queries = (matrices[0], matrices[1:]) if matrices else (None, None)
+    results = LIBRARIES[settings["library"]](folder, settings, train, labels, queries)
     model_bytes = next(results)
     for name, answers in zip(settings["queries"], results, strict=True):
         ids, scores = as_arrays(answers, settings["k"])
