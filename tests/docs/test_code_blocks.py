@@ -32,7 +32,13 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
 # Written by prime-xmc-report.
-REPORTS = tuple(f"{name}/report.md" for name in ("classifiers", "comparison", "paper", "choices"))
+REPORTED = (
+    "classifiers",
+    "paper",
+    "choices",
+    *(f"comparison/{name}" for name in ("debian18k", "go15k", "metamath22k")),
+)
+REPORTS = tuple(f"/{name}/report.md" for name in REPORTED)
 PAGES = [
     ROOT / "README.md",
     *sorted(page for page in (ROOT / "docs").glob("**/*.md") if not page.as_posix().endswith(REPORTS)),

@@ -99,6 +99,7 @@ KINDS: dict[str, str] = {
     "dataset.label_fields": "texts|null",
     "dataset.hint": _TEXT,
     **{f"dataset.{name}": _INT for name in ("num_test", "num_validation", "num_free_vectors", "batch_size")},
+    **{f"{group}.memory_labels": _INT for group in ("dataset", "sampling")},
     **dict.fromkeys(("dataset.validate_every", "trainer.check_val_every_n_epoch"), _INT),
     "dataset.propensity.a": "number",
     "dataset.propensity.b": "number",
@@ -141,6 +142,7 @@ KINDS: dict[str, str] = {
     **{f"trainer.limit_{stage}_batches": _NUMBER for stage in ("train", "val", "test")},
     **{f"trainer.enable_{what}": "bool|null" for what in ("progress_bar", "model_summary", "checkpointing")},
     # of methods to compare with
+    "method.tfidf": _SECTION,
     "tfidf.min_df": "number",
     "method.power": "number",
     "method.parameters.*": _ANY,

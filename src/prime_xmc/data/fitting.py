@@ -10,6 +10,7 @@ _LARGEST_BATCH, _SMALLEST_BATCH = 512, 16
 _STEPS_PER_EPOCH = 16  # to aim at where the data are too few for the largest batch
 _LARGEST_CLUSTER = 4
 _CLUSTERS_PER_BATCH = 16
+_MEMORY_LABELS, _DENSE = 4096, 8  # labels that a batch remembers, and labels of a query above which it remembers none
 _LEAST_QUERIES = 3  # below that the logarithm in the inverse propensity makes it negative
 
 
@@ -30,20 +31,22 @@ class Setting(NamedTuple):
         return f"{self.key}={self.value} ({self.reason})"
 
 
-def fit(num_queries: int, num_labels: int, given: Mapping[str, int | None]) -> list[Setting]:
+def fit(num_queries: int, num_labels: int, num_pairs: int, given: Mapping[str, int | None]) -> list[Setting]:
     """Return a setting for each key of `dataset` that is None.
 
     Args:
         num_queries: Number of training queries, those to be held out included.
         num_labels: L.
-        given: Values of `num_validation`, `num_free_vectors`, `batch_size` and `initial_size`; None: to be found.
+        num_pairs: Pairs of a training query and a label.
+        given: Values of `num_validation`, `num_free_vectors`, `batch_size`, `initial_size` and `memory_labels`; None:
+            to be found.
 
     Example:
-        >>> keys = ("num_validation", "num_free_vectors", "batch_size", "initial_size")
-        >>> [setting.value for setting in fit(1200, 3451, dict.fromkeys(keys))]
-        [120, 512, 64, 4]
-        >>> [setting.value for setting in fit(20, 3, dict.fromkeys(keys))]
-        [0, 1, 16, 1]
+        >>> keys = ("num_validation", "num_free_vectors", "batch_size", "initial_size", "memory_labels")
+        >>> [setting.value for setting in fit(1200, 3451, 2500, dict.fromkeys(keys))]
+        [120, 512, 64, 4, 4096]
+        >>> [setting.value for setting in fit(20, 3, 240, dict.fromkeys(keys))]
+        [0, 1, 16, 1, 0]
     """
     settings = []
     num_validation, batch_size = given["num_validation"], given["batch_size"]
@@ -67,6 +70,11 @@ def fit(num_queries: int, num_labels: int, given: Mapping[str, int | None]) -> l
         size = _power_of_two(batch_size // _CLUSTERS_PER_BATCH, 1, _LARGEST_CLUSTER)
         reason = f"a batch of {batch_size:,} has at least {batch_size // size:,} clusters"
         settings.append(Setting("dataset.clusters.initial_size", size, reason))
+    if given["memory_labels"] is None:
+        mean = num_pairs / max(1, num_queries)
+        compared = "more" if mean > _DENSE else "not more"
+        reason = f"queries have {mean:.1f} labels on average, {compared} than {_DENSE}"
+        settings.append(Setting("dataset.memory_labels", 0 if mean > _DENSE else _MEMORY_LABELS, reason))
     return settings
 
 
