@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prime_xmc.assemble import make_data, make_module
-from prime_xmc.training.callbacks import EpochTable, ExportModel, MineNegatives, ReleaseMemory
+from prime_xmc.training.callbacks import EpochTable, ExportModel, MineNegatives, ReleaseMemory, WarnOfCollapse
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +148,60 @@ class TestMineNegatives:
     def test_numbers_out_of_range(self, wrong):
         with pytest.raises(ValueError, match="at least 1"):
             MineNegatives(**({"first_epoch": 1, "every_n_epochs": 5, "top_k": 9} | wrong))
+
+
+class Violators(L.LightningModule):
+    """Logs a share of violators in each epoch."""
+
+    def __init__(self, shares):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.shares = shares
+
+    def training_step(self, batch, batch_idx):
+        share = self.shares[self.current_epoch]
+        if share is not None:
+            self.log("train/violators", share, on_step=True, on_epoch=True, batch_size=len(batch))
+        return (self.weight * batch).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class TestWarnOfCollapse:
+    @pytest.mark.parametrize(
+        ("shares", "epochs"),
+        [
+            ([1.0, 0.99, 1.0], [1, 3]),  # the first time and at the end
+            ([1.0, 0.99, 0.5], [1]),
+            ([0.2, 0.99, 0.1], [2]),
+            ([0.97, 0.9, 0.97], []),
+            ([None, None, None], []),  # another loss
+        ],
+    )
+    def test_when_it_is_said(self, caplog, shares, epochs):
+        loader = torch.utils.data.DataLoader(torch.zeros(8, 1), batch_size=4)
+        self.trainer(len(shares)).fit(Violators(shares), loader)
+        said = [record.args[0] for record in caplog.records if record.name == "prime_xmc.training.callbacks"]
+        assert said == epochs
+
+    def test_a_training_whose_triplets_cannot_have_their_margin_says_it(self, toy_settings, compose, tmp_path, caplog):
+        paths = [f"{key}={tmp_path}" for key in ("cache_dir", "run_dir")]
+        config = compose(*toy_settings, *paths, "loss.gamma_min=2.0", "loss.gamma_max=2.0")
+        data = make_data(config)
+        self.trainer(1).fit(make_module(config, data), datamodule=data)
+        assert "epoch 1: in 100.0 % of the triplets the negative is closer than the margin allows" in caplog.text
+
+    @staticmethod
+    def trainer(max_epochs):
+        return L.Trainer(
+            accelerator="cpu",
+            max_epochs=max_epochs,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+            log_every_n_steps=1,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[WarnOfCollapse(0.98)],
+        )

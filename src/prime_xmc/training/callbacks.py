@@ -302,6 +302,37 @@ class ReleaseMemory(Callback):
             self._malloc_trim(0)
 
 
+class WarnOfCollapse(Callback):
+    """Says where the embeddings have probably collapsed: nearly all are the same, so that no triplet has its margin.
+
+    The loss is then that of a margin of nothing, which looks like any other number. Losses that log no
+    `train/violators` have no such state: their gradient grows with the similarity of negatives.
+
+    Args:
+        violators: Mean share of triplets with a loss, over an epoch, from which on it is said.
+    """
+
+    def __init__(self, violators: float):
+        self.violators = violators
+        self._said = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so the first time, and after the last epoch."""
+        metrics = trainer.callback_metrics
+        share = metrics.get("train/violators_epoch", metrics.get("train/violators"))
+        is_last = trainer.current_epoch + 1 == trainer.max_epochs
+        if share is None or share < self.violators or (self._said and not is_last) or not trainer.is_global_zero:
+            return
+        self._said = True
+        logger.warning(
+            "epoch %d: in %.1f %% of the triplets the negative is closer than the margin allows. Unless this falls in "
+            "the epochs to come, the embeddings have collapsed, nearly all to the same: give sampling.memory_labels=0, "
+            "loss.num_negatives=null or loss=decoupled_softmax, or a smaller dataset.lr",
+            trainer.current_epoch + 1,
+            100 * float(share),
+        )
+
+
 class EpochTable(Callback):
     """Writes metrics.csv: one row an epoch, with what was logged, averaged over the epoch.
 
