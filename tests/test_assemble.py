@@ -78,6 +78,29 @@ class TestFit:
         fitted = fit_to_size(compose("dataset=synthetic"), 33_000, 20_000, 165_000)
         assert numbers(fitted) == [1000, 4096, 512, 8]
 
+    @pytest.mark.parametrize(
+        ("given", "pairs", "expected"),
+        [
+            ([], 2400, (4096, 100)),
+            ([], 24_000, (0, None)),
+            (["sampling.memory_labels=7", "loss.num_negatives=9"], 24_000, (7, 9)),
+            (["dataset.memory_labels=7", "dataset.num_negatives=null"], 2400, (7, None)),
+            (["model=ngame"], 24_000, (0, 10)),
+        ],
+    )
+    def test_dense_data(self, custom, given, pairs, expected):
+        fitted = fit_to_size(custom(*given), 1200, 30, pairs)
+        assert (fitted.sampling.memory_labels, fitted.loss.num_negatives) == expected
+
+    @pytest.mark.parametrize(("dataset", "expected"), [("go15k", (4096, 100)), ("metamath22k", (0, None))])
+    def test_dense_data_of_the_package(self, compose, dataset, expected):
+        config = compose(f"dataset={dataset}")
+        assert (config.sampling.memory_labels, config.loss.num_negatives) == expected
+
+    def test_null_where_the_data_set_says_nothing(self, compose):
+        fitted = fit_to_size(compose("dataset=go15k", "sampling.memory_labels=null"), 20_000, 20_000, 180_000)
+        assert fitted.sampling.memory_labels == 0
+
     def test_the_key_that_was_given_is_named(self, custom):
         for group in ("dataset", "model"):
             with pytest.raises(ValueError, match=rf"^expected {group}\.num_free_vectors between 1 and the 30 labels"):

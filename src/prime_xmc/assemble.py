@@ -149,7 +149,7 @@ def fitted_settings(config: DictConfig, num_queries: int, num_labels: int, num_p
             given[shared.rpartition(".")[2]] = value
     if "memory_labels" not in config.dataset:  # not in the data sets of version 0.1.0
         given["memory_labels"] = OmegaConf.select(config, "sampling.memory_labels")
-    return fit(num_queries, num_labels, num_pairs, given)
+    return fit(num_queries, num_labels, num_pairs, given, OmegaConf.select(config, "loss.num_negatives"))
 
 
 def _shared(config: DictConfig) -> list[tuple[str, str]]:

@@ -50,13 +50,17 @@ def test_each_comes_with_its_reason():
     assert "too few to hold some out" in str(fit(20, 3, 40, NOTHING)[0])
 
 
-def test_queries_with_many_labels_have_none_remembered():
-    """Remembered labels are the more often positives the more labels a query has, and training collapses."""
-    sparse, dense = (fit(100, 30, pairs, dict.fromkeys(KEYS, 1) | {"memory_labels": None}) for pairs in (800, 801))
+def test_queries_with_many_labels():
+    """Remembered labels would be most of the positives, and the most similar negatives are too hard: it collapses."""
+    given = dict.fromkeys(KEYS, 1) | {"memory_labels": None}
+    sparse, dense = (fit(1000, 30, pairs, given, "auto") for pairs in (8000, 16_040))
     assert [str(setting) for setting in sparse + dense] == [
         "dataset.memory_labels=4096 (queries have 8.0 labels on average, not more than 8)",
-        "dataset.memory_labels=0 (queries have 8.0 labels on average, more than 8)",
+        "loss.num_negatives=100 (queries have 8.0 labels on average, not more than 8)",
+        "dataset.memory_labels=0 (queries have 16.0 labels on average, more than 8)",
+        "loss.num_negatives=null (queries have 16.0 labels on average, more than 8)",
     ]
+    assert fit(1000, 30, 16_040, dict.fromkeys(KEYS, 1), None) == [], "null is all of the batch"
 
 
 def test_rules_by_hand():

@@ -66,7 +66,7 @@ KINDS: dict[str, str] = {
     "classify/loss": "section",
     "loss.contrast": "section",
     "loss.gamma_max": "number",
-    "loss.num_negatives": _INT,
+    **dict.fromkeys(("dataset.num_negatives", "loss.num_negatives"), "int|auto|null"),
     "callbacks": _SECTION,
     "callbacks.*": _SECTION,
     "callbacks.table.path": "text",
