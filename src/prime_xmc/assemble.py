@@ -93,10 +93,10 @@ def fit_to_data(config: DictConfig, corpus: Corpus) -> DictConfig:
 
     See `fit_to_size`.
     """
-    return fit_to_size(config, len(corpus.train), corpus.num_labels, corpus.manifest["counts"]["train"]["positives"])
+    return fit_to_size(config, len(corpus.train), corpus.num_labels)
 
 
-def fit_to_size(config: DictConfig, num_queries: int, num_labels: int, num_pairs: int) -> DictConfig:
+def fit_to_size(config: DictConfig, num_queries: int, num_labels: int) -> DictConfig:
     """Return a copy of a configuration in which what follows the size of the data has its number.
 
     What follows the size of the data is null in `dataset`, from where the other groups take it. A configuration
@@ -106,14 +106,13 @@ def fit_to_size(config: DictConfig, num_queries: int, num_labels: int, num_pairs
         config: The configuration of a training.
         num_queries: Training queries, those to be held out included.
         num_labels: Labels.
-        num_pairs: Pairs of a training query and a label.
 
     Raises:
         ValueError: If given settings cannot work with so much data; it names them all.
     """
     fitted = copy.deepcopy(config)
-    for setting in fitted_settings(config, num_queries, num_labels, num_pairs):
-        OmegaConf.update(fitted, setting.key, setting.value, force_add=True)  # most data sets leave the last one out
+    for setting in fitted_settings(config, num_queries, num_labels):
+        OmegaConf.update(fitted, setting.key, setting.value)
     if OmegaConf.select(fitted, "model.num_private") == "all":
         fitted.model.num_private = num_labels
     for own, shared in _shared(config):
@@ -140,16 +139,14 @@ def fit_to_size(config: DictConfig, num_queries: int, num_labels: int, num_pairs
     return fitted
 
 
-def fitted_settings(config: DictConfig, num_queries: int, num_labels: int, num_pairs: int) -> list[Setting]:
+def fitted_settings(config: DictConfig, num_queries: int, num_labels: int) -> list[Setting]:
     """Return the settings that a configuration leaves to the size of the data, with their reasons."""
-    names = ("num_free_vectors", "batch_size", "clusters.initial_size", "memory_labels")
+    names = ("num_free_vectors", "batch_size", "clusters.initial_size")
     given = {name.rpartition(".")[2]: OmegaConf.select(config.dataset, name) for name in ("num_validation", *names)}
     for own, shared in _shared(config):
         if (value := OmegaConf.select(config, own)) not in (None, "half"):
             given[shared.rpartition(".")[2]] = value
-    if "memory_labels" not in config.dataset:  # not in the data sets of version 0.1.0
-        given["memory_labels"] = OmegaConf.select(config, "sampling.memory_labels")
-    return fit(num_queries, num_labels, num_pairs, given, OmegaConf.select(config, "loss.num_negatives"))
+    return fit(num_queries, num_labels, given)
 
 
 def _shared(config: DictConfig) -> list[tuple[str, str]]:
@@ -160,8 +157,6 @@ def _shared(config: DictConfig) -> list[tuple[str, str]]:
     ]
     if "num_free_vectors" in config.model:  # not in the configuration of the second stage
         pairs.append(("model.num_free_vectors", "dataset.num_free_vectors"))
-    if "memory_labels" in config.dataset or OmegaConf.select(config, "sampling.memory_labels") is None:
-        pairs.append(("sampling.memory_labels", "dataset.memory_labels"))
     return pairs
 
 
@@ -248,7 +243,7 @@ def make_data(config: DictConfig) -> PrimeDataModule:
     if faults := find_faults(counts["train"]["positives"], corpus.num_labels):
         raise ValueError(f"{config.dataset.name}: {'; '.join(faults)}. `python -m prime_xmc.audit` shows more")
     fitted = fit_to_data(config, corpus)
-    if settings := fitted_settings(config, len(corpus.train), corpus.num_labels, counts["train"]["positives"]):
+    if settings := fitted_settings(config, len(corpus.train), corpus.num_labels):
         logger.info("following the size of the data: %s", "; ".join(map(str, settings)))
     for doubt in find_doubts(len(corpus.train), fitted.dataset.num_validation):
         logger.warning("%s", doubt)

@@ -235,7 +235,7 @@ def made_up(config: DictConfig, num_batches: int) -> tuple[DictConfig, PrimeData
     """Make up data of the size that a configuration is for, of which there are queries for some batches."""
     size = config.dataset.size
     sizes = Sizes(size.num_labels, size.num_queries, size.num_test_queries, size.labels_per_query, TOKENS, TOKENS)
-    config = fit_to_size(config, sizes.num_queries, sizes.num_labels, sizes.num_pairs)
+    config = fit_to_size(config, sizes.num_queries, sizes.num_labels)
     config.dataset.dir, config.dataset.num_validation = "", 0
     corpus = make_up_corpus(config, sizes, num_queries=num_batches * config.sampling.batch_size)
     config.model.num_free_vectors = min(config.model.num_free_vectors, corpus.num_labels)

@@ -3,12 +3,12 @@ import pytest
 from prime_xmc.data import fitting
 from prime_xmc.data.fitting import find_doubts, find_problems, fit, free_vectors, hold_out
 
-KEYS = ("num_validation", "num_free_vectors", "batch_size", "initial_size", "memory_labels")
+KEYS = ("num_validation", "num_free_vectors", "batch_size", "initial_size")
 NOTHING = dict.fromkeys(KEYS)
 
 
 def values(num_queries, num_labels, **given):
-    return {setting.key: setting.value for setting in fit(num_queries, num_labels, 2 * num_queries, NOTHING | given)}
+    return {setting.key: setting.value for setting in fit(num_queries, num_labels, NOTHING | given)}
 
 
 @pytest.mark.parametrize("num_queries", [3, 20, 49, 50, 120, 1200, 15_000, 10**6])
@@ -29,7 +29,6 @@ def test_large_data_get_what_lf_debian_18k_has():
         "dataset.num_free_vectors": 4096,
         "dataset.batch_size": 512,
         "dataset.clusters.initial_size": 4,
-        "dataset.memory_labels": 4096,
     }
 
 
@@ -37,30 +36,16 @@ def test_what_is_given_stays_and_counts_for_the_rest():
     assert values(1200, 30, num_validation=0, batch_size=32) == {
         "dataset.num_free_vectors": 4,
         "dataset.clusters.initial_size": 2,
-        "dataset.memory_labels": 4096,
     }
     assert values(1200, 30, num_validation=1000)["dataset.batch_size"] == 16, "200 are left to train on"
-    assert fit(1200, 30, 2400, dict.fromkeys(KEYS, 1)) == []
+    assert fit(1200, 30, dict.fromkeys(KEYS, 1)) == []
 
 
 def test_each_comes_with_its_reason():
-    shown = [str(setting) for setting in fit(1200, 30, 2400, NOTHING)]
+    shown = [str(setting) for setting in fit(1200, 30, NOTHING)]
     assert shown[0] == "dataset.num_validation=120 (a tenth of the 1,200 training queries, at most 1,000)"
     assert shown[2] == "dataset.batch_size=64 (17 steps an epoch from 1,080 queries)"
-    assert "too few to hold some out" in str(fit(20, 3, 40, NOTHING)[0])
-
-
-def test_queries_with_many_labels():
-    """Remembered labels would be most of the positives, and the most similar negatives are too hard: it collapses."""
-    given = dict.fromkeys(KEYS, 1) | {"memory_labels": None}
-    sparse, dense = (fit(1000, 30, pairs, given, "auto") for pairs in (8000, 16_040))
-    assert [str(setting) for setting in sparse + dense] == [
-        "dataset.memory_labels=4096 (queries have 8.0 labels on average, not more than 8)",
-        "loss.num_negatives=100 (queries have 8.0 labels on average, not more than 8)",
-        "dataset.memory_labels=0 (queries have 16.0 labels on average, more than 8)",
-        "loss.num_negatives=null (queries have 16.0 labels on average, more than 8)",
-    ]
-    assert fit(1000, 30, 16_040, dict.fromkeys(KEYS, 1), None) == [], "null is all of the batch"
+    assert "too few to hold some out" in str(fit(20, 3, NOTHING)[0])
 
 
 def test_rules_by_hand():

@@ -36,7 +36,7 @@ REPORTED = (
     "classifiers",
     "paper",
     "choices",
-    *(f"comparison/{name}" for name in ("debian18k", "go15k", "metamath22k")),
+    *(f"comparison/{name}" for name in ("debian18k", "go15k")),
 )
 REPORTS = tuple(f"/{name}/report.md" for name in REPORTED)
 PAGES = [

@@ -1,7 +1,7 @@
 """Settings that follow the size of the data: what they are, why, and which given ones cannot work."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 _LARGEST_HOLD_OUT = 1000  # enough for a standard error of P@1 below 1.6 points
 _SMALLEST_HOLD_OUT = 5  # below that, validation says nothing
@@ -10,9 +10,6 @@ _LARGEST_BATCH, _SMALLEST_BATCH = 512, 16
 _STEPS_PER_EPOCH = 16  # to aim at where the data are too few for the largest batch
 _LARGEST_CLUSTER = 4
 _CLUSTERS_PER_BATCH = 16
-_DENSE = 8  # mean number of labels of a query from which on the next two are another's: none, and all
-_MEMORY_LABELS = 4096
-_NEGATIVES = 100
 _LEAST_QUERIES = 3  # below that the logarithm in the inverse propensity makes it negative
 
 
@@ -26,36 +23,27 @@ class Setting(NamedTuple):
     """
 
     key: str
-    value: int | None
+    value: int
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.key}={'null' if self.value is None else self.value} ({self.reason})"
+        return f"{self.key}={self.value} ({self.reason})"
 
 
-def fit(
-    num_queries: int,
-    num_labels: int,
-    num_pairs: int,
-    given: Mapping[str, int | None],
-    num_negatives: int | Literal["auto"] | None = None,
-) -> list[Setting]:
-    """Return a setting for each key of `dataset` that is None, and for `loss.num_negatives` where that is "auto".
+def fit(num_queries: int, num_labels: int, given: Mapping[str, int | None]) -> list[Setting]:
+    """Return a setting for each key of `dataset` that is None.
 
     Args:
         num_queries: Number of training queries, those to be held out included.
         num_labels: L.
-        num_pairs: Pairs of a training query and a label.
-        given: Values of `num_validation`, `num_free_vectors`, `batch_size`, `initial_size` and `memory_labels`; None:
-            to be found.
-        num_negatives: Value of `loss.num_negatives`; None is all of the batch.
+        given: Values of `num_validation`, `num_free_vectors`, `batch_size` and `initial_size`; None: to be found.
 
     Example:
-        >>> keys = ("num_validation", "num_free_vectors", "batch_size", "initial_size", "memory_labels")
-        >>> [setting.value for setting in fit(1200, 3451, 2500, dict.fromkeys(keys))]
-        [120, 512, 64, 4, 4096]
-        >>> [setting.value for setting in fit(20, 3, 240, dict.fromkeys(keys))]
-        [0, 1, 16, 1, 0]
+        >>> keys = ("num_validation", "num_free_vectors", "batch_size", "initial_size")
+        >>> [setting.value for setting in fit(1200, 3451, dict.fromkeys(keys))]
+        [120, 512, 64, 4]
+        >>> [setting.value for setting in fit(20, 3, dict.fromkeys(keys))]
+        [0, 1, 16, 1]
     """
     settings = []
     num_validation, batch_size = given["num_validation"], given["batch_size"]
@@ -79,13 +67,6 @@ def fit(
         size = _power_of_two(batch_size // _CLUSTERS_PER_BATCH, 1, _LARGEST_CLUSTER)
         reason = f"a batch of {batch_size:,} has at least {batch_size // size:,} clusters"
         settings.append(Setting("dataset.clusters.initial_size", size, reason))
-    mean = num_pairs / max(1, num_queries)
-    is_dense = mean > _DENSE
-    reason = f"queries have {mean:.1f} labels on average, {'more' if is_dense else 'not more'} than {_DENSE}"
-    if given["memory_labels"] is None:
-        settings.append(Setting("dataset.memory_labels", 0 if is_dense else _MEMORY_LABELS, reason))
-    if num_negatives == "auto":
-        settings.append(Setting("loss.num_negatives", None if is_dense else _NEGATIVES, reason))
     return settings
 
 

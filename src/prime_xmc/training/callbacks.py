@@ -303,7 +303,7 @@ class ReleaseMemory(Callback):
 
 
 class WarnOfCollapse(Callback):
-    """Says where the embeddings have probably collapsed: nearly all are the same, so that no triplet has its margin.
+    """Says where the embeddings have probably collapsed: they are so alike that nearly no triplet has its margin.
 
     The loss is then that of a margin of nothing, which looks like any other number. Losses that log no
     `train/violators` have no such state: their gradient grows with the similarity of negatives.
@@ -325,9 +325,9 @@ class WarnOfCollapse(Callback):
             return
         self._said = True
         logger.warning(
-            "epoch %d: in %.1f %% of the triplets the negative is closer than the margin allows. Unless this falls in "
-            "the epochs to come, the embeddings have collapsed, nearly all to the same: give sampling.memory_labels=0, "
-            "loss.num_negatives=null or loss=decoupled_softmax, or a smaller dataset.lr",
+            "epoch %d: in %.1f %% of the triplets the negative is closer than the margin allows: the embeddings have "
+            "probably collapsed to nearly the same. If later epochs do not mend it, try sampling.memory_labels=0, "
+            "loss.num_negatives=null, loss=decoupled_softmax or a smaller dataset.lr",
             trainer.current_epoch + 1,
             100 * float(share),
         )

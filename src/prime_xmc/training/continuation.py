@@ -32,7 +32,7 @@ _STEP_LOG = "step_log"  # what the steps of the epoch so far add to its means
 # for the same job.
 WATCHING = (
     *("run_dir", "cache_dir", "logger"),
-    *(f"callbacks.{name}" for name in ("progress", "learning_rate", "wandb", "predictions", "histograms")),
+    *(f"callbacks.{name}" for name in ("progress", "learning_rate", "collapse", "wandb", "predictions", "histograms")),
 )
 # What else may be another when a run is continued: a key stands for all below it.
 MAY_CHANGE = (
