@@ -200,6 +200,7 @@ def test_a_failed_trial_does_not_end_a_study(sweep):
         ("run_dir=b", False),
         ("cache_dir=b", False),
         ("callbacks.progress.x=1", False),
+        ("callbacks.collapse.violators=0.5", False),
         ("logger.name=b", False),
         ("verify=full", False),
     ],
