@@ -63,6 +63,7 @@ def check(*settings: str) -> None:
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1: expected a number of at least 0, or null"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1: expected a number of at least 0"),
         ("optimizer.warmup_fraction=2", "optimizer.warmup_fraction=2: expected a number from 0 to 1"),
+        ("callbacks.collapse.violators=98", "callbacks.collapse.violators=98: expected a number from 0 to 1"),
         ("model.dropout=1", "model.dropout=1: expected a number of at least 0 and below 1"),
         ("num_resamples=0", "num_resamples=0: expected a whole number of at least 1"),
         ("delimiter=ab", "delimiter=ab: expected a single character, or null"),

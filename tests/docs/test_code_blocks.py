@@ -32,12 +32,7 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
 # Written by prime-xmc-report.
-REPORTED = (
-    "classifiers",
-    "paper",
-    "choices",
-    *(f"comparison/{name}" for name in ("debian18k", "go15k")),
-)
+REPORTED = ("choices", "classifiers", "comparison/debian18k", "comparison/go15k", "paper")
 REPORTS = tuple(f"/{name}/report.md" for name in REPORTED)
 PAGES = [
     ROOT / "README.md",

@@ -32,6 +32,7 @@ def _is_share(value: Any) -> bool:
 
 _NOT_NEGATIVE = (lambda value: is_number(value) and 0 <= value < math.inf, "a number of at least 0")
 _SHARE = (_is_share, "a number of at least 0 and below 1")
+_FRACTION = (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
 # Numbers that are in no object's care before the data have been prepared: whether they are right, and what is.
 BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (
@@ -52,13 +53,14 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.classifier_lr": (_is_rate, "a number above 0"),
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "optimizer.classifier_weight_decay": _NOT_NEGATIVE,
-    "optimizer.warmup_fraction": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "optimizer.warmup_fraction": _FRACTION,
     "encoder.dropout": _SHARE,
     "model.dropout": _SHARE,
     "model.num_heads": _at_least(1),
     "model.feedforward": _at_least(1),
     "model.free_vector_std": _NOT_NEGATIVE,
     "callbacks.memory.every_n_steps": _at_least(1),
+    "callbacks.collapse.violators": _FRACTION,
     "trainer.accumulate_grad_batches": _at_least(1),
     "trainer.log_every_n_steps": _at_least(0),
     "trainer.num_sanity_val_steps": (lambda value: _is_whole(value, -1), "a whole number of at least 0, or -1 for all"),

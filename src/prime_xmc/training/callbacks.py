@@ -305,8 +305,8 @@ class ReleaseMemory(Callback):
 class WarnOfCollapse(Callback):
     """Says where the embeddings have probably collapsed: they are so alike that nearly no triplet has its margin.
 
-    The loss is then that of a margin of nothing, which looks like any other number. Losses that log no
-    `train/violators` have no such state: their gradient grows with the similarity of negatives.
+    The loss is then about the least margin, a number that looks like any other. What is watched is `train/violators`,
+    which triplet losses log of their first term, queries and prototypes; where nothing logs it, nothing is said.
 
     Args:
         violators: Mean share of triplets with a loss, over an epoch, from which on it is said.
@@ -318,8 +318,7 @@ class WarnOfCollapse(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so the first time, and after the last epoch."""
-        metrics = trainer.callback_metrics
-        share = metrics.get("train/violators_epoch", metrics.get("train/violators"))
+        share = trainer.callback_metrics.get("train/violators")
         is_last = trainer.current_epoch + 1 == trainer.max_epochs
         if share is None or share < self.violators or (self._said and not is_last) or not trainer.is_global_zero:
             return
