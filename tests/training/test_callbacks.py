@@ -9,6 +9,12 @@ from prime_xmc.assemble import make_data, make_module
 from prime_xmc.training.callbacks import EpochTable, ExportModel, MineNegatives, ReleaseMemory, WarnOfCollapse
 
 
+def trainer_of(callbacks=(), **settings):
+    """Returns a Trainer that computes on the CPU, keeps nothing and shows nothing."""
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return L.Trainer(accelerator="cpu", log_every_n_steps=1, callbacks=list(callbacks), **quiet, **settings)
+
+
 @pytest.fixture(scope="module")
 def exported_at(toy_settings, compose, tmp_path_factory):
     """Returns the steps of exports: there are five steps an epoch, and every second epoch validates."""
@@ -19,16 +25,7 @@ def exported_at(toy_settings, compose, tmp_path_factory):
     def exported_at(max_epochs, **settings):
         steps = []
         export = ExportModel(lambda module, label_emb, prototypes: steps.append(module.global_step), **settings)
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_epochs=max_epochs,
-            check_val_every_n_epoch=2,
-            enable_checkpointing=False,
-            log_every_n_steps=1,
-            callbacks=[export],
-            **quiet,
-        )
+        trainer = trainer_of([export], max_epochs=max_epochs, check_val_every_n_epoch=2)
         trainer.fit(make_module(config, data), datamodule=data)
         return steps
 
@@ -54,14 +51,14 @@ def test_every_n_epochs(exported_at):
 def test_a_run_continued_after_its_end_has_the_table_in_its_new_folder(tmp_path):
     table = EpochTable(str(tmp_path / "metrics.csv"))
     table.load_state_dict({"rows": [{"epoch": 0, "step": 5, "lr": 0.25}]})
-    table.on_train_end(L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), L.LightningModule())
+    table.on_train_end(trainer_of(), L.LightningModule())
     assert (tmp_path / "metrics.csv").read_text() == "epoch,step,lr\n0,5,0.25\n"
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cpu", [1, 3]), ("meta", [])])
 def test_memory_is_released_every_n_steps_of_the_cpu_alone(device, expected, monkeypatch):
     callback, module, released = ReleaseMemory(every_n_steps=2), L.LightningModule().to(device), []
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer = trainer_of()
     for step in range(5):
         monkeypatch.setattr(callback, "release", lambda step=step: released.append(step))
         callback.on_train_batch_end(trainer, module, None, None, step)
@@ -87,17 +84,7 @@ def mined(toy_settings, compose, tmp_path_factory):
                 expected[trainer.current_epoch] = module.query_memory.take(ids).float() @ vectors.T
 
     module = make_module(config, data)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=5,
-        limit_val_batches=0,
-        enable_checkpointing=False,
-        log_every_n_steps=1,
-        callbacks=[*module.callbacks, Watch()],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = trainer_of([*module.callbacks, Watch()], max_epochs=5, limit_val_batches=0)
     trainer.fit(module, datamodule=data)
     return seen, expected, data
 
@@ -132,15 +119,7 @@ class TestMineNegatives:
         )
         data = make_data(config)
         module = make_module(config, data)
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_epochs=1,
-            limit_val_batches=0,
-            enable_checkpointing=False,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        trainer = trainer_of(max_epochs=1, limit_val_batches=0)
         with pytest.raises(ValueError, match="labels to search in epoch 0, and no query has an embedding yet"):
             trainer.fit(module, datamodule=data)
 
@@ -181,7 +160,7 @@ class TestWarnOfCollapse:
     )
     def test_when_it_is_said(self, caplog, shares, epochs):
         loader = torch.utils.data.DataLoader(torch.zeros(8, 1), batch_size=4)
-        self.trainer(len(shares)).fit(Violators(shares), loader)
+        trainer_of([WarnOfCollapse(0.98)], max_epochs=len(shares), limit_val_batches=0).fit(Violators(shares), loader)
         said = [record.args[0] for record in caplog.records if record.name == "prime_xmc.training.callbacks"]
         assert said == epochs
 
@@ -189,19 +168,6 @@ class TestWarnOfCollapse:
         paths = [f"{key}={tmp_path}" for key in ("cache_dir", "run_dir")]
         config = compose(*toy_settings, *paths, "loss.gamma_min=2.0", "loss.gamma_max=2.0")
         data = make_data(config)
-        self.trainer(1).fit(make_module(config, data), datamodule=data)
+        trainer = trainer_of([WarnOfCollapse(0.98)], max_epochs=1, limit_val_batches=0)
+        trainer.fit(make_module(config, data), datamodule=data)
         assert "epoch 1: in 100.0 % of the triplets the negative is closer than the margin allows" in caplog.text
-
-    @staticmethod
-    def trainer(max_epochs):
-        return L.Trainer(
-            accelerator="cpu",
-            max_epochs=max_epochs,
-            limit_val_batches=0,
-            enable_checkpointing=False,
-            log_every_n_steps=1,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[WarnOfCollapse(0.98)],
-        )
