@@ -94,8 +94,8 @@ def test_an_unknown_library_is_refused():
 
 
 def test_a_library_that_takes_vectors_wants_what_makes_them():
-    with pytest.raises(ValueError, match=r"method\.tfidf=null: omikuji takes vectors of texts"):
-        ExternalMethod("omikuji", {}, None)
+    with pytest.raises(ValueError, match=r"omikuji takes vectors of texts: expected method\.tfidf"):
+        ExternalMethod("omikuji", {})
 
 
 def test_a_process_that_fails_is_quoted(tmp_path):

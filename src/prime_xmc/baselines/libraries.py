@@ -45,7 +45,7 @@ class ExternalMethod:
         self,
         library: str,
         parameters: Mapping[str, Any],
-        tfidf: TfIdf | None,
+        tfidf: TfIdf | None = None,
         environment: LibraryEnvironment | None = None,
         label_texts: bool = True,
         beam_size: int | None = None,
@@ -55,7 +55,7 @@ class ExternalMethod:
         if library not in worker.LIBRARIES:
             raise ValueError(f"method.library={library}: expected one of {', '.join(worker.LIBRARIES)}")
         if tfidf is None and library in worker.VECTOR_LIBRARIES:
-            raise ValueError(f"method.tfidf=null: {library} takes vectors of texts, which method.tfidf makes")
+            raise ValueError(f"{library} takes vectors of texts: expected method.tfidf, which makes them")
         if environment is None and find_spec(library) is None:
             raise ValueError(f"this method needs {library}: pip install '.[baselines]' in the clone")
         self.library = library

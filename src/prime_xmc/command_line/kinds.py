@@ -141,7 +141,6 @@ KINDS: dict[str, str] = {
     **{f"trainer.limit_{stage}_batches": _NUMBER for stage in ("train", "val", "test")},
     **{f"trainer.enable_{what}": "bool|null" for what in ("progress_bar", "model_summary", "checkpointing")},
     # of methods to compare with
-    "method.tfidf": _SECTION,
     "tfidf.min_df": "number",
     "method.power": "number",
     "method.parameters.*": _ANY,
