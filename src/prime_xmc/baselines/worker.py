@@ -100,6 +100,7 @@ def run_xr_transformer(folder, settings, train, labels, queries):
     torch.set_num_threads(threads)
     torch.manual_seed(settings["seed"])
     given = settings["parameters"]
+    torch.set_float32_matmul_precision(given["matmul_precision"])
     training = XTransformer.TrainParams.from_dict({}, recursive=True)
     predicting = XTransformer.PredParams.from_dict({}, recursive=True)
     for tree, name in ((training.preliminary_indexer_params, "first_tree"), (training.refined_indexer_params, "tree")):
