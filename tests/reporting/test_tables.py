@@ -8,7 +8,7 @@ import pytest
 from prime_xmc.reporting.formats import to_csv
 from prime_xmc.reporting.published import PublishedResult
 from prime_xmc.reporting.statistics import summary
-from prime_xmc.reporting.tables import Cell, Table, make_tables
+from prime_xmc.reporting.tables import Cell, Table, across, make_tables
 
 
 @pytest.fixture
@@ -42,6 +42,40 @@ def test_results_are_means_and_deviations_over_seeds(tables, study):
     assert float(record["mean"]) == pytest.approx(mean)
     assert float(record["sd"]) == pytest.approx(deviation)
     assert tables["results"].rows[0][0].text == "batch_size=64 (baseline)"
+
+
+def test_data_sets_stand_side_by_side(study, tables):
+    """The second data set has the second configuration of the first, with the same values, and one of its own."""
+    shared, own = study.runs.configurations[1], replace(study.runs.configurations[0], name="own")
+    other = replace(study, comparisons={}, runs=replace(study.runs, name="other", configurations=(shared, own)))
+    table = across([study, other])
+    assert table.header == (
+        *("configuration", "evil: P@1", "evil: PSP@5", "evil: R@100"),
+        *("other: P@1", "other: PSP@5", "other: R@100"),
+    )
+    rows = {row[0].text: row[1:] for row in table.rows}
+    assert list(rows) == ["batch_size=64 (baseline)", "batch_size=128", "own"]
+    results = {row[0].text: dict(zip(tables["results"].header, row, strict=True)) for row in tables["results"].rows}
+    assert rows["batch_size=128"][:3] == tuple(results["batch_size=128"][name] for name in ("P@1", "PSP@5", "R@100"))
+    assert [cell.mark for cell in rows["batch_size=128"]][3:] == ["", "", ""], "there, nothing was compared"
+    assert rows["batch_size=128"][3].text == rows["batch_size=128"][0].text
+    assert rows["batch_size=64 (baseline)"][3:] == rows["own"][:3] == (Cell("–"), Cell("–"), Cell("–"))
+    assert rows["own"][3].text == rows["batch_size=64 (baseline)"][0].text
+    assert "than those of “batch_size=64” on the same data set" in table.caption
+    assert len(records(table)) == 4 * 3
+    mean, _ = summary([run.metrics["test/PSP@5"] for run in shared.runs])
+    found = [r for r in records(table) if (r["configuration"], r["metric"]) == (shared.name, "PSP@5")]
+    assert [(r["dataset"], float(r["mean"]), r["seeds"]) for r in found] == [
+        ("evil", pytest.approx(mean), "3"),
+        ("other", pytest.approx(mean), "3"),
+    ]
+
+
+def test_data_sets_without_a_common_configuration_are_not_put_side_by_side(study):
+    runs = replace(study.runs, name="other", configurations=(replace(study.runs.configurations[0], name="own"),))
+    assert across([study]) is None
+    assert across([study, replace(study, runs=runs)]) is None
+    assert across([]) is None
 
 
 def test_published_results_stand_below_those_of_the_runs(study, tables):

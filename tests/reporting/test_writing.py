@@ -41,13 +41,30 @@ def test_markdown_says_what_the_page_says(report, tmp_path):
     assert summary.partition("### Test metrics")[2].partition("###")[0] in markdown
 
 
+def test_several_data_sets_have_a_table_across_them(study, tmp_path):
+    now = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+    other = replace(study, runs=replace(study.runs, name="other"))
+    report = make_report([study, other], title=None, command=None, num_resamples=300, now=now)
+    write_report(report, tmp_path)
+    assert (tmp_path / "across.csv").read_text(encoding="utf-8").count("\n") == 1 + 2 * 2 * 3
+    assert r"\label{tab:across}" in (tmp_path / "across.tex").read_text(encoding="utf-8")
+    for name in ("report.md", "summary.md"):
+        headings = [line for line in (tmp_path / name).read_text(encoding="utf-8").splitlines() if line[:3] == "## "]
+        assert headings[:3] == ["## Across data sets", "## evil", "## other"]
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert '<a href="#across">Across data sets</a>' in page
+    assert "other: PSP@5" in page
+
+
 def renamed(report, name):
     (chapter,) = report.chapters
     study = replace(chapter.study, runs=replace(chapter.study.runs, name=name))
     return replace(report, chapters=[replace(chapter, study=study)])
 
 
-@pytest.mark.parametrize("name", ["..", ".", "../..", "index.html", "report.md", "summary.md", "/etc", "a/../../b"])
+@pytest.mark.parametrize(
+    "name", ["..", ".", "../..", "index.html", "report.md", "summary.md", "across.csv", "/etc", "a/../../b"]
+)
 def test_nothing_is_written_outside_of_the_folder(report, tmp_path, name):
     report = renamed(report, name)
     folder = tmp_path / "deep" / "report"

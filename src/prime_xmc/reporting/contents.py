@@ -9,7 +9,7 @@ from prime_xmc import __version__
 from prime_xmc.reporting import wording
 from prime_xmc.reporting.published import PublishedResult
 from prime_xmc.reporting.study import Study
-from prime_xmc.reporting.tables import Table, make_tables
+from prime_xmc.reporting.tables import Table, across, make_tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,7 @@ class Report:
         command: Command that made it; None if it was made from Python.
         chapters: One chapter for each data set.
         method: Paragraphs on how to read it.
+        across: Table of what several data sets have in common; None if nothing is.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Report:
     command: str | None
     chapters: list[Chapter]
     method: list[str]
+    across: Table | None = None
 
 
 def make_report(
@@ -77,4 +79,5 @@ def make_report(
         command=command,
         chapters=[Chapter(study, wording.headline(study), make_tables(study, published)) for study in studies],
         method=[paragraph.format(num_resamples=num_resamples) for paragraph in wording.METHOD],
+        across=across(studies),
     )

@@ -14,6 +14,7 @@ from prime_xmc.reporting.statistics import bin_names, summary
 from prime_xmc.reporting.study import BINNED, COVERAGE_K, MACRO_K, Study
 
 LEVEL = 0.05  # p-values below it count as significant
+ACROSS = ("P@1", "PSP@5", "R@100")  # metrics of the table across data sets
 _DASH = "–"
 _ON_GPU = "peak_device_memory_bytes"  # only runs on a GPU have it
 # What trainings and baselines measure, and runs of version 0.1.0 do not: header of the column, how a value is shown.
@@ -116,11 +117,7 @@ def _results(study: Study, stage: Literal["test", "val"]) -> Table:
         for name in SHOWN:
             values = configuration.final(f"{stage}/{name}")
             cell = _percent(values, best=len(configurations) > 1 and _is_best(values, means[name]))
-            comparison = study.comparisons.get((configuration.name, name)) if stage == "test" else None
-            if comparison is not None and comparison.p < LEVEL:
-                mark: Literal["better", "worse"] = "better" if comparison.difference > 0 else "worse"
-                cell = replace(cell, mark=mark, note=f"p = {comparison.p:.2g} against the baseline")
-            cells.append(cell)
+            cells.append(_marked(cell, study, configuration, name) if stage == "test" else cell)
         rows.append((_name(study, configuration), Cell(str(len(configuration.runs))), *cells))
         for name in METRICS:
             if values := configuration.final(f"{stage}/{name}"):
@@ -147,6 +144,62 @@ def _results(study: Study, stage: Literal["test", "val"]) -> Table:
         rows=rows,
         records=records,
     )
+
+
+def across(studies: Sequence[Study]) -> Table | None:
+    """Return the table of test metrics of several data sets side by side; None if no configuration is in two of them.
+
+    Configurations with the same name are taken for the same. Published results have no part in it.
+
+    Args:
+        studies: Data sets with their runs, compared.
+    """
+    tested = {
+        study.runs.name: (study, {c.name: c for c in study.runs.configurations if c.final("test/P@1")})
+        for study in studies
+    }
+    tested = {dataset: (study, known) for dataset, (study, known) in tested.items() if known}
+    names = list(dict.fromkeys(name for _, known in tested.values() for name in known))
+    if all(sum(name in known for _, known in tested.values()) < 2 for name in names):
+        return None
+    baselines = {study.baseline.name for study, _ in tested.values() if study.baseline and study.comparisons}
+    cells = {name: [Cell(f"{name} (baseline)" if name in baselines else name)] for name in names}
+    records = []
+    for dataset, (study, known) in tested.items():
+        for metric in ACROSS:
+            values = {name: c.final(f"test/{metric}") for name, c in known.items()}
+            means = [round(100 * summary(each)[0], 2) for each in values.values() if each]
+            for name in names:
+                if not values.get(name):
+                    cells[name].append(Cell(_DASH))
+                    continue
+                cell = _percent(values[name], best=len(means) > 1 and _is_best(values[name], means))
+                cells[name].append(_marked(cell, study, known[name], metric))
+                mean, deviation = summary(values[name])
+                about = {"configuration": name, "dataset": dataset, "seeds": len(values[name]), "metric": metric}
+                records.append(about | {"mean": mean, "sd": "" if deviation is None else deviation})
+    quoted = " or ".join(f"“{name}”" for name in sorted(baselines))
+    marks = f" ▲ and ▼ mark values that are significantly better and worse than those of {quoted} on the same data set."
+    return Table(
+        name="across",
+        title="Across data sets",
+        caption=(
+            "Percent on the test splits, as mean ± standard deviation over seeds. The best value of each column is "
+            f"bold.{marks if baselines else ''} A dash says that the configuration has not been run there."
+        ),
+        header=("configuration", *(f"{dataset}: {metric}" for dataset in tested for metric in ACROSS)),
+        rows=[tuple(row) for row in cells.values()],
+        records=records,
+    )
+
+
+def _marked(cell: Cell, study: Study, configuration: Configuration, metric: str) -> Cell:
+    """Return a cell marked as better or worse if its value differs significantly from that of the baseline."""
+    comparison = study.comparisons.get((configuration.name, metric))
+    if comparison is None or comparison.p >= LEVEL:
+        return cell
+    mark: Literal["better", "worse"] = "better" if comparison.difference > 0 else "worse"
+    return replace(cell, mark=mark, note=f"p = {comparison.p:.2g} against the baseline")
 
 
 def _with_published(results: Table, published: Sequence[PublishedResult]) -> Table:

@@ -11,7 +11,7 @@ from prime_xmc.reporting.page import render
 from prime_xmc.reporting.svg import draw_alone
 from prime_xmc.reporting.tables import Table
 
-_FILES = ("index.html", "report.md", "summary.md")
+_FILES = ("index.html", "report.md", "summary.md", "across.csv", "across.tex")
 _SUMMARISED = ("results", "cost")  # tables of the summary
 
 
@@ -21,14 +21,20 @@ def write_report(report: Report, folder: Path) -> Path:
     write_text(page, render(report))
     write_text(folder / "report.md", _markdown(report))
     write_text(folder / "summary.md", _summary(report))
+    if report.across is not None:
+        _write_table(report.across, folder)
     for chapter in report.chapters:
         tables = folder / _folder_name(chapter.study.runs.name)
         for table in chapter.tables:
-            write_text(tables / f"{table.name}.csv", to_csv(table))
-            write_text(tables / f"{table.name}.tex", to_latex(table))
+            _write_table(table, tables)
         for chart in against_cost(chapter.study):
             write_text(tables / f"{chart.file}.svg", draw_alone(chart))
     return page
+
+
+def _write_table(table: Table, folder: Path) -> None:
+    write_text(folder / f"{table.name}.csv", to_csv(table))
+    write_text(folder / f"{table.name}.tex", to_latex(table))
 
 
 def _folder_name(dataset: str) -> str:
@@ -42,6 +48,7 @@ def _markdown(report: Report) -> str:
     if report.command is not None:
         fence = "`" * (3 + report.command.count("`"))
         parts.append(f"{fence}\n{report.command}\n{fence}\n")
+    parts += _across(report)
     for chapter in report.chapters:
         paragraphs = [" ".join(chapter.headline), *chapter.study.notes]
         parts += [f"## {verbatim(chapter.study.runs.name)}\n", *(f"{verbatim(text)}\n" for text in paragraphs)]
@@ -51,12 +58,18 @@ def _markdown(report: Report) -> str:
 
 def _summary(report: Report) -> str:
     """Return what came out on each data set, its figures, metrics and cost: Markdown to be a part of another page."""
-    parts = []
+    parts = _across(report)
     for chapter in report.chapters:
         tables = [table for table in chapter.tables if table.name in _SUMMARISED]
         parts += [f"## {verbatim(chapter.study.runs.name)}\n", f"{verbatim(' '.join(chapter.headline))}\n"]
         parts += [*_figures(chapter), *map(_titled, tables)]
     return "\n".join(parts)
+
+
+def _across(report: Report) -> list[str]:
+    if report.across is None:
+        return []
+    return [f"## {verbatim(report.across.title)}\n", to_markdown(report.across)]
 
 
 def _figures(chapter: Chapter) -> list[str]:
