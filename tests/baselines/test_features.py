@@ -34,6 +34,10 @@ def test_size_is_that_of_terms_and_weights(words):
 def test_mistaken_settings_are_refused(words):
     with pytest.raises(ValueError, match=r"tfidf\.ngrams of two numbers.*got \[2, 1\]"):
         TfIdf(ngrams=(2, 1))
+    with pytest.raises(ValueError, match=r"tfidf\.token_pattern=\[: not a regular expression \(unterminated"):
+        TfIdf(token_pattern="[")
+    with pytest.raises(ValueError, match=r"tfidf\.token_pattern=\\w\*: it matches the empty text"):
+        TfIdf(token_pattern=r"\w*")
     with pytest.raises(ValueError, match="tf-idf finds no terms"):
         TfIdf(token_pattern=r"\d").learn(words)
 

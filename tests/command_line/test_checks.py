@@ -65,6 +65,11 @@ def check(*settings: str) -> None:
         ("optimizer.warmup_fraction=2", "optimizer.warmup_fraction=2: expected a number from 0 to 1"),
         ("callbacks.collapse.violators=98", "callbacks.collapse.violators=98: expected a number from 0 to 1"),
         ("model.dropout=1", "model.dropout=1: expected a number of at least 0 and below 1"),
+        (
+            "method.parameters.matmul_precision=medum",
+            "method.parameters.matmul_precision=medum: expected highest, high or medium",
+        ),
+        ("dataset.token_pattern=[a]", r"dataset.token_pattern=\['a'\]: expected a text"),
         ("num_resamples=0", "num_resamples=0: expected a whole number of at least 1"),
         ("delimiter=ab", "delimiter=ab: expected a single character, or null"),
         ("top_k=null", "top_k=null: expected a whole number of at least 1"),
@@ -97,7 +102,7 @@ def test_a_mandatory_key_without_a_value_is_no_null():
             "trainer.limit_train_batches=0.5",
         ),
         *("loss.num_negatives=null", "trainer.max_epochs=5", "classify=[a=1]", "classify=null"),
-        "trainer.new=1",
+        *("trainer.new=1", "method.parameters.matmul_precision=medium", "dataset.token_pattern=5"),
     ],
 )
 def test_other_values_pass(setting):

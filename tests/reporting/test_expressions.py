@@ -13,6 +13,7 @@ from prime_xmc.reporting.expressions import cache_folder, check_numbers, is_pure
         "a ${b} c",
         "${frozen_layers:4,${.implementation},${.pretrained}}",
         "${half:${free_vectors:${dataset.num_labels}}}",
+        r"${oc.select:dataset.token_pattern,'(?u)\b\w+\b'}",
     ],
 )
 def test_expressions_of_the_configuration_are_pure(text):
@@ -37,6 +38,9 @@ def test_expressions_of_the_configuration_are_pure(text):
         "${package:os}",
         "${a[${oc.env:TOKEN}]}",
         "${unknown:1}",
+        "${oc.select:a,'${oc.env:TOKEN}'}",
+        "${oc.select:a,${oc.env:TOKEN}}",
+        "${oc.select:${word}}",
     ],
 )
 def test_what_asks_the_machine_stays_text(text, monkeypatch):
@@ -49,10 +53,15 @@ def test_what_asks_the_machine_stays_text(text, monkeypatch):
 def test_references_have_values():
     config = {"dataset": {"size": 8, "half": "${half:${.size}}"}, "also": "${dataset.size}", "text": "n=${also}"}
     assert resolved(config) == {"dataset": {"size": 8, "half": 4}, "also": 8, "text": "n=8"}
+    chosen = {"dataset": {"word": "a+"}, "there": "${oc.select:dataset.word,'b'}", "missing": r"${oc.select:no,'\S'}"}
+    assert resolved(chosen) == {"dataset": {"word": "a+"}, "there": "a+", "missing": r"\S"}
 
 
 def test_expressions_that_double_one_another_are_refused():
     config = {f"k{i}": f"${{k{i + 1}}}" * 4 for i in range(20)} | {"k20": "x" * 10}
+    with pytest.raises(ValueError, match="larger than"):
+        resolved(config)
+    config = {f"k{i}": f"${{oc.select:k{i + 1},''}}" * 4 for i in range(20)} | {"k20": "x" * 10}
     with pytest.raises(ValueError, match="larger than"):
         resolved(config)
 

@@ -61,7 +61,8 @@ def test_data_sets_stand_side_by_side(study, tables):
     assert rows["batch_size=128"][3].text == rows["batch_size=128"][0].text
     assert rows["batch_size=64 (baseline)"][3:] == rows["own"][:3] == (Cell("–"), Cell("–"), Cell("–"))
     assert rows["own"][3].text == rows["batch_size=64 (baseline)"][0].text
-    assert "than those of “batch_size=64” on the same data set" in table.caption
+    assert "than those of “batch_size=64” on the same data set (paired" in table.caption
+    assert "; other: not tested." in table.caption
     assert len(records(table)) == 4 * 3
     mean, _ = summary([run.metrics["test/PSP@5"] for run in shared.runs])
     found = [r for r in records(table) if (r["configuration"], r["metric"]) == (shared.name, "PSP@5")]
@@ -69,6 +70,15 @@ def test_data_sets_stand_side_by_side(study, tables):
         ("evil", pytest.approx(mean), "3"),
         ("other", pytest.approx(mean), "3"),
     ]
+
+
+def test_each_data_set_has_its_own_baseline(study):
+    """Side by side, no row is the baseline of all then."""
+    other = replace(study, baseline=study.runs.configurations[1], runs=replace(study.runs, name="other"))
+    table = across([study, other])
+    assert [row[0].text for row in table.rows] == ["batch_size=64", "batch_size=128"]
+    assert "than those of the baseline of the data set (paired" in table.caption
+    assert "not tested" not in table.caption
 
 
 def test_data_sets_without_a_common_configuration_are_not_put_side_by_side(study):

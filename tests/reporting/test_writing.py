@@ -54,6 +54,8 @@ def test_several_data_sets_have_a_table_across_them(study, tmp_path):
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert '<a href="#across">Across data sets</a>' in page
     assert "other: PSP@5" in page
+    write_report(replace(report, across=None), tmp_path)
+    assert not [*tmp_path.glob("across.*")]
 
 
 def renamed(report, name):

@@ -1,5 +1,6 @@
 """Vectors of texts: tf-idf by scikit-learn, its projection on few dimensions, or the embeddings of an encoder."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -51,6 +52,9 @@ class TfIdf:
         sublinear_tf: Whether a term that occurs n times counts 1 + log n rather than n.
         token_pattern: Regular expression of a word.
         lowercase: Whether upper and lower case are the same.
+
+    Raises:
+        ValueError: If a setting is out of range, or the pattern is no regular expression.
     """
 
     def __init__(
@@ -63,6 +67,15 @@ class TfIdf:
     ):
         if len(ngrams) != 2 or not 1 <= ngrams[0] <= ngrams[1]:
             raise ValueError(f"expected tfidf.ngrams of two numbers, the least and the most words, got {list(ngrams)}")
+        try:
+            re.compile(token_pattern)
+        except re.error as error:
+            raise ValueError(
+                f"tfidf.token_pattern={token_pattern}: not a regular expression ({error}); a data set may have "
+                "chosen it, by dataset.token_pattern"
+            ) from error
+        if re.fullmatch(token_pattern, ""):
+            raise ValueError(f"tfidf.token_pattern={token_pattern}: it matches the empty text, which is no word")
         self._settings: dict[str, Any] = {
             "ngram_range": tuple(ngrams),
             "min_df": min_df,

@@ -12,6 +12,7 @@ from prime_xmc.command_line.kinds import fits, in_words, is_number, kind_of, tak
 
 # Groups that may be left out, by group=null or ~group.
 OPTIONAL_GROUPS = ("logger", "callbacks", "experiment", "debug")
+_MATMUL = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision, which only warns of another word
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -69,6 +70,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a number of at least 0, or null",
     ),
     "num_resamples": _at_least(1),
+    "method.parameters.matmul_precision": (lambda value: value in _MATMUL, "highest, high or medium"),
     "delimiter": (lambda value: value is None or len(str(value)) == 1, "a single character, or null"),
     "dataset.max_epochs": _at_least(1),
     "trainer.max_epochs": (

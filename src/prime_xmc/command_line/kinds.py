@@ -98,6 +98,7 @@ KINDS: dict[str, str] = {
     "dataset.fields": "texts",
     "dataset.label_fields": "texts|null",
     "dataset.hint": _TEXT,
+    "dataset.token_pattern": "text",
     **{f"dataset.{name}": _INT for name in ("num_test", "num_validation", "num_free_vectors", "batch_size")},
     **dict.fromkeys(("dataset.validate_every", "trainer.check_val_every_n_epoch"), _INT),
     "dataset.propensity.a": "number",

@@ -20,6 +20,8 @@ DEEPEST = 30  # levels of a configuration, and expressions that refer to others
 # Resolvers of this package whose values come from their arguments.
 PURE = ("by_device", "validation_interval", "frozen_layers", "free_vectors", "half")
 _REFERENCE = re.compile(r"\$\{(\.*[A-Za-z_][\w.]*)\}")
+# What another key has, or else a text in quotes.
+_CHOICE = re.compile(r"\$\{oc\.select:([A-Za-z_][\w.]*),'[^'${}]*'\}")
 _CALL = re.compile(rf"\$\{{(?:{'|'.join(PURE)}):[^${{}}\\]*\}}")
 
 
@@ -57,13 +59,15 @@ def without_machine(node: Any) -> Any:
 
 
 def is_pure(text: str) -> bool:
-    """Return whether all expressions in a text come from the configuration alone.
+    r"""Return whether all expressions in a text come from the configuration alone.
 
     Example:
         >>> is_pure("${dataset.lr}"), is_pure("${half:${dataset.size}}"), is_pure("${ oc.env:TOKEN}")
         (True, True, False)
+        >>> is_pure(r"${oc.select:dataset.token_pattern,'\w+'}")
+        True
     """
-    before = None
+    text, before = _CHOICE.sub("0", text), None
     while before != text:
         before, text = text, _CALL.sub("0", _REFERENCE.sub("0", text))
         if any(not OmegaConf.has_resolver(name) for name in PURE if f"${{{name}:" in before):
@@ -97,7 +101,7 @@ def _size(node: Any, place: tuple[str, ...], tree: Any, sizes: dict[tuple[str, .
         size += len(key) + _size(child, (*place, key), tree, sizes, depth + 1)
     if isinstance(node, str):
         size += len(node)
-        for reference in _REFERENCE.findall(node):
+        for reference in (*_REFERENCE.findall(node), *_CHOICE.findall(node)):
             target = _target(reference, place)
             size += _size(_select(tree, target), target, tree, sizes, depth + 1)
     sizes[place] = min(size, LARGEST_VALUE + 1)

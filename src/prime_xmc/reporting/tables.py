@@ -149,7 +149,8 @@ def _results(study: Study, stage: Literal["test", "val"]) -> Table:
 def across(studies: Sequence[Study]) -> Table | None:
     """Return the table of test metrics of several data sets side by side; None if no configuration is in two of them.
 
-    Configurations with the same name are taken for the same. Published results have no part in it.
+    Configurations with the same name stand in one row: a name has those settings of the command line that not all
+    configurations of the data set share. Published results have no part in it.
 
     Args:
         studies: Data sets with their runs, compared.
@@ -163,7 +164,8 @@ def across(studies: Sequence[Study]) -> Table | None:
     if all(sum(name in known for _, known in tested.values()) < 2 for name in names):
         return None
     baselines = {study.baseline.name for study, _ in tested.values() if study.baseline and study.comparisons}
-    cells = {name: [Cell(f"{name} (baseline)" if name in baselines else name)] for name in names}
+    shared = baselines if len(baselines) == 1 else set()
+    cells = {name: [Cell(f"{name} (baseline)" if name in shared else name)] for name in names}
     records = []
     for dataset, (study, known) in tested.items():
         for metric in ACROSS:
@@ -178,14 +180,22 @@ def across(studies: Sequence[Study]) -> Table | None:
                 mean, deviation = summary(values[name])
                 about = {"configuration": name, "dataset": dataset, "seeds": len(values[name]), "metric": metric}
                 records.append(about | {"mean": mean, "sd": "" if deviation is None else deviation})
-    quoted = " or ".join(f"“{name}”" for name in sorted(baselines))
-    marks = f" ▲ and ▼ mark values that are significantly better and worse than those of {quoted} on the same data set."
+    marks = ""
+    if baselines:
+        reference = f"“{next(iter(shared))}” on the same data set" if shared else "the baseline of the data set"
+        marks = (
+            f" ▲ and ▼ mark values that are significantly better and worse than those of {reference} (paired "
+            f"bootstrap, p < {LEVEL} after Holm's correction)"
+        )
+        untested = [dataset for dataset, (study, _) in tested.items() if not study.comparisons]
+        marks += f"; {', '.join(untested)}: not tested." if untested else "."
     return Table(
         name="across",
         title="Across data sets",
         caption=(
             "Percent on the test splits, as mean ± standard deviation over seeds. The best value of each column is "
-            f"bold.{marks if baselines else ''} A dash says that the configuration has not been run there."
+            f"bold.{marks} A configuration is known by its name: rows hold what has the same one on several data sets. "
+            "Where a configuration has no such value, there is a dash."
         ),
         header=("configuration", *(f"{dataset}: {metric}" for dataset in tested for metric in ACROSS)),
         rows=[tuple(row) for row in cells.values()],

@@ -23,6 +23,9 @@ def write_report(report: Report, folder: Path) -> Path:
     write_text(folder / "summary.md", _summary(report))
     if report.across is not None:
         _write_table(report.across, folder)
+    else:  # of an earlier report
+        for suffix in ("csv", "tex"):
+            (folder / f"across.{suffix}").unlink(missing_ok=True)
     for chapter in report.chapters:
         tables = folder / _folder_name(chapter.study.runs.name)
         for table in chapter.tables:
