@@ -643,6 +643,20 @@ class TestPrimeLoss:
         torch.testing.assert_close(loss, sum(terms[name] for name in TERMS if name != off))
         assert len(logs.keys() & {"query_prototype", "query_label", "label_query", "regulariser"}) == 3
 
+    @pytest.mark.parametrize(("off", "described"), [(0, "prototype"), (1, "text"), (2, "label"), (3, None)])
+    def test_the_first_term_that_has_a_weight_is_described(self, off, described, embeddings):
+        """Systems without prototypes have their violators logged, too."""
+        query_emb, label_emb, prototypes, positives, negatives = embeddings
+        stats = {
+            "prototype": triplet(query_emb @ prototypes.T, positives, negatives, **ALL_CHANGED)[1],
+            "text": triplet(query_emb @ label_emb.T, positives, negatives, **ALL_CHANGED)[1],
+            "label": triplet(label_emb @ query_emb.T, positives.T, negatives.T, **ALL_CHANGED)[1],
+        }
+        assert len({tuple(map(float, each)) for each in stats.values()}) == 3
+        _, logs = PrimeLoss(**ALL_CHANGED, **dict.fromkeys(TERMS[:off], 0.0))(*embeddings)
+        found = [float(logs[name]) for name in ("violators", "clipped_margins") if name in logs]
+        assert found == ([] if described is None else [float(each) for each in stats[described]])
+
     def test_all_terms_off(self, embeddings):
         loss, logs = PrimeLoss(**dict.fromkeys(TERMS, 0.0))(*embeddings)
         assert loss.item() == 0.0

@@ -523,7 +523,9 @@ class PrimeLoss(nn.Module):
         label_ids: Int64[Tensor, " candidate"] | None = None,
         inverse_propensity: Float[Tensor, " all"] | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return the objective, and detached values to log: its terms, and the contrast's statistics of the first one.
+        """Return the objective, and detached values to log: its terms, and the contrast's statistics of one of them.
+
+        That is the first term that has a weight: queries and prototypes, or queries and label texts.
 
         Args:
             query_emb: Unit vectors h_q.
@@ -558,9 +560,10 @@ class PrimeLoss(nn.Module):
             centre = F.normalize(query_emb[rows] + label_emb[columns], dim=1)
             terms["two_point"] = centre @ label_emb.T, is_positive[rows], is_negative[rows], None
         about_labels = self._about_labels(label_ids, inverse_propensity)
+        described = next((name for name in terms if self.weights[name]), None)
         for name, contrasted in terms.items():
             if self.weights[name]:
-                is_described = name == "query_prototype"
+                is_described = name == described
                 known: dict[str, Any] = {
                     key: _along(values, contrasted[0], of_anchors=name == "label_query")
                     for key, values in about_labels.items()

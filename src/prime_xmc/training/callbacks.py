@@ -306,7 +306,7 @@ class WarnOfCollapse(Callback):
     """Says where the embeddings have probably collapsed: they are so alike that nearly no triplet has its margin.
 
     The loss is then about the least margin, a number that looks like any other. What is watched is `train/violators`,
-    which triplet losses log of their first term, queries and prototypes; where nothing logs it, nothing is said.
+    which triplet losses log of the first term that has a weight; where nothing logs it, nothing is said.
 
     Args:
         violators: Mean share of triplets with a loss, over an epoch, from which on it is said.
