@@ -42,7 +42,7 @@ FITTING = {
 CHOSEN = [(command, ()) for command in COMMANDS] + [
     *(("train", (f"model={name}",)) for name in ("renee", "elmo")),
     *(("train", (f"loss={name}",)) for name in ("kprob", "soft_top_k", "infonce")),
-    *(("train", (f"dataset={name}",)) for name in ("custom", "synthetic", "amazon131k")),
+    *(("train", (f"dataset={name}",)) for name in ("custom", "synthetic", "amazon131k", "metamath22k")),
     *(("train", (option,)) for option in ("sampling=labels", "logger=wandb", "logger=tensorboard", "index=hnsw")),
     ("train", ("callbacks=exact_centroids",)),
     *(("baseline", (f"method={name}",)) for name in ("xr_linear", "knn", "knn_tfidf", "leml", "occa", "plt")),
