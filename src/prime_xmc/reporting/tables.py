@@ -107,29 +107,16 @@ def make_tables(study: Study, published: Sequence[PublishedResult] = ()) -> list
 
 def _results(study: Study, stage: Literal["test", "val"]) -> Table:
     configurations = [c for c in study.runs.configurations if any(c.final(f"{stage}/{name}") for name in SHOWN)]
+    columns = [_column(study, configurations, stage, name) for name in SHOWN]
     rows, records = [], []
-    means = {
-        name: [round(100 * summary(values)[0], 2) for c in configurations if (values := c.final(f"{stage}/{name}"))]
-        for name in SHOWN
-    }
     for configuration in configurations:
-        cells = []
-        for name in SHOWN:
-            values = configuration.final(f"{stage}/{name}")
-            cell = _percent(values, best=len(configurations) > 1 and _is_best(values, means[name]))
-            cells.append(_marked(cell, study, configuration, name) if stage == "test" else cell)
+        cells = [column[configuration.name] for column in columns]
         rows.append((_name(study, configuration), Cell(str(len(configuration.runs))), *cells))
-        for name in METRICS:
-            if values := configuration.final(f"{stage}/{name}"):
-                mean, deviation = summary(values)
-                record = {"configuration": configuration.name, "seeds": len(values), "metric": name, "mean": mean}
-                records.append(record | {"sd": "" if deviation is None else deviation})
+        about = {"configuration": configuration.name}
+        records += [about | record for name in METRICS for record in _record(configuration, stage, name)]
     marks = ""
     if stage == "test" and study.comparisons and study.baseline is not None:
-        marks = (
-            f" ▲ and ▼ mark values that are significantly better and worse than those of “{study.baseline.name}” "
-            f"(paired bootstrap, p < {LEVEL} after Holm's correction)."
-        )
+        marks = f"{_about_marks(f'“{study.baseline.name}”')}."
     if stage == "test":
         title, split = "Test metrics", "on the test split"
     else:
@@ -169,26 +156,17 @@ def across(studies: Sequence[Study]) -> Table | None:
     records = []
     for dataset, (study, known) in tested.items():
         for metric in ACROSS:
-            values = {name: c.final(f"test/{metric}") for name, c in known.items()}
-            means = [round(100 * summary(each)[0], 2) for each in values.values() if each]
+            column = _column(study, list(known.values()), "test", metric)
             for name in names:
-                if not values.get(name):
-                    cells[name].append(Cell(_DASH))
-                    continue
-                cell = _percent(values[name], best=len(means) > 1 and _is_best(values[name], means))
-                cells[name].append(_marked(cell, study, known[name], metric))
-                mean, deviation = summary(values[name])
-                about = {"configuration": name, "dataset": dataset, "seeds": len(values[name]), "metric": metric}
-                records.append(about | {"mean": mean, "sd": "" if deviation is None else deviation})
+                cells[name].append(column.get(name, Cell(_DASH)))
+            for name, configuration in known.items():
+                about = {"configuration": name, "dataset": dataset}
+                records += [about | record for record in _record(configuration, "test", metric)]
     marks = ""
     if baselines:
         reference = f"“{next(iter(shared))}” on the same data set" if shared else "the baseline of the data set"
-        marks = (
-            f" ▲ and ▼ mark values that are significantly better and worse than those of {reference} (paired "
-            f"bootstrap, p < {LEVEL} after Holm's correction)"
-        )
         untested = [dataset for dataset, (study, _) in tested.items() if not study.comparisons]
-        marks += f"; {', '.join(untested)}: not tested." if untested else "."
+        marks = _about_marks(reference) + (f"; {', '.join(untested)}: not tested." if untested else ".")
     return Table(
         name="across",
         title="Across data sets",
@@ -203,13 +181,37 @@ def across(studies: Sequence[Study]) -> Table | None:
     )
 
 
-def _marked(cell: Cell, study: Study, configuration: Configuration, metric: str) -> Cell:
-    """Return a cell marked as better or worse if its value differs significantly from that of the baseline."""
-    comparison = study.comparisons.get((configuration.name, metric))
-    if comparison is None or comparison.p >= LEVEL:
-        return cell
-    mark: Literal["better", "worse"] = "better" if comparison.difference > 0 else "worse"
-    return replace(cell, mark=mark, note=f"p = {comparison.p:.2g} against the baseline")
+def _column(
+    study: Study, configurations: Sequence[Configuration], stage: Literal["test", "val"], metric: str
+) -> dict[str, Cell]:
+    """Return a metric of configurations by their names: the best is bold, on the test split differences are marked."""
+    values = {c.name: c.final(f"{stage}/{metric}") for c in configurations}
+    means = [round(100 * summary(each)[0], 2) for each in values.values() if each]
+    column = {}
+    for name, each in values.items():
+        column[name] = _percent(each, best=len(configurations) > 1 and _is_best(each, means))
+        comparison = study.comparisons.get((name, metric)) if stage == "test" else None
+        if comparison is not None and comparison.p < LEVEL:
+            mark: Literal["better", "worse"] = "better" if comparison.difference > 0 else "worse"
+            column[name] = replace(column[name], mark=mark, note=f"p = {comparison.p:.2g} against the baseline")
+    return column
+
+
+def _record(configuration: Configuration, stage: Literal["test", "val"], metric: str) -> list[dict[str, Any]]:
+    """Return what machines read of a metric of a configuration; nothing if it has no such value."""
+    values = configuration.final(f"{stage}/{metric}")
+    if not values:
+        return []
+    mean, deviation = summary(values)
+    sd = "" if deviation is None else deviation
+    return [{"seeds": len(values), "metric": metric, "mean": mean, "sd": sd}]
+
+
+def _about_marks(reference: str) -> str:
+    return (
+        f" ▲ and ▼ mark values that are significantly better and worse than those of {reference} "
+        f"(paired bootstrap, p < {LEVEL} after Holm's correction)"
+    )
 
 
 def _with_published(results: Table, published: Sequence[PublishedResult]) -> Table:
