@@ -36,6 +36,8 @@ def test_mistaken_settings_are_refused(words):
         TfIdf(ngrams=(2, 1))
     with pytest.raises(ValueError, match=r"tfidf\.token_pattern=\[: not a regular expression \(unterminated"):
         TfIdf(token_pattern="[")
+    with pytest.raises(ValueError, match=r"tfidf\.token_pattern=\(a\)\(b\): it has 2 groups, and a word is one"):
+        TfIdf(token_pattern="(a)(b)")
     with pytest.raises(ValueError, match=r"tfidf\.token_pattern=\\w\*: it matches the empty text"):
         TfIdf(token_pattern=r"\w*")
     with pytest.raises(ValueError, match="tf-idf finds no terms"):

@@ -1,4 +1,5 @@
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from hydra.utils import instantiate
 
 from prime_xmc.app import compose
+from prime_xmc.baselines import worker
 from prime_xmc.baselines.features import TfIdf
 from prime_xmc.baselines.libraries import ExternalMethod, run_worker
 
@@ -98,6 +100,27 @@ def test_a_library_that_takes_vectors_wants_what_makes_them():
         ExternalMethod("omikuji", {})
 
 
+def test_a_pattern_of_words_that_is_no_regular_expression_is_refused(monkeypatch):
+    monkeypatch.setattr("prime_xmc.baselines.libraries.find_spec", lambda name: True)
+    with pytest.raises(ValueError, match=r"method\.parameters\.token_pattern=\[: not a regular expression"):
+        ExternalMethod("attentionxml", {"token_pattern": "["})
+
+
 def test_a_process_that_fails_is_quoted(tmp_path):
     with pytest.raises(RuntimeError, match=r"ended with status 1:\n(.*\n)*.*settings\.json"):
-        run_worker(Path(sys.executable), tmp_path, 1)
+        run_worker(Path(sys.executable), tmp_path, 1, "omikuji")
+
+
+def test_the_log_tells_what_a_long_process_said_last(tmp_path, monkeypatch, caplog):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, time\n"
+        "print('Training level 0.\\n\\rEpoch 0:   0%\\rEpoch 0:  50%\\n\\n', end='', file=sys.stderr)\n"
+        "time.sleep(1.5)\n"
+    )
+    monkeypatch.setattr(worker, "__file__", str(script))
+    monkeypatch.setattr("prime_xmc.baselines.libraries._SECONDS", 0.3)
+    with caplog.at_level("INFO"):
+        run_worker(Path(sys.executable), tmp_path, 1, "attentionxml")
+    assert len(caplog.messages) >= 2
+    assert re.fullmatch(r"attentionxml: [1-9]\d* s; it said last: Epoch 0:  50%", caplog.messages[-1])

@@ -14,6 +14,7 @@ from prime_xmc.baselines.worker import (
     read_word_vectors,
     rows_of,
     size_of,
+    splitter,
     update,
     write_svm,
 )
@@ -54,6 +55,11 @@ def test_peak_memory_counts_what_was_used():
     held = np.ones(2**24)
     assert peak_memory() >= before
     assert peak_memory() > held.nbytes
+
+
+def test_words_are_those_of_the_pattern_or_else_of_the_library():
+    assert splitter(r"(?u)\S+", str.split)("( A -> ph )") == ["(", "a", "->", "ph", ")"]
+    assert splitter(None, str.split) is str.split
 
 
 def test_word_vectors_are_those_of_the_file_where_it_has_the_word(tmp_path):

@@ -14,6 +14,7 @@ from prime_xmc.reporting.expressions import cache_folder, check_numbers, is_pure
         "${frozen_layers:4,${.implementation},${.pretrained}}",
         "${half:${free_vectors:${dataset.num_labels}}}",
         r"${oc.select:dataset.token_pattern,'(?u)\b\w+\b'}",
+        "${oc.select:dataset.token_pattern,null}",
     ],
 )
 def test_expressions_of_the_configuration_are_pure(text):

@@ -43,6 +43,29 @@ class Features(Protocol):
         """Learn from the texts of queries and labels together what it takes to make vectors."""
 
 
+def check_pattern(key: str, pattern: str) -> None:
+    """Refuse what is no regular expression of a word.
+
+    Args:
+        key: Key of the configuration that has it.
+        pattern: The regular expression.
+
+    Raises:
+        ValueError: If it is no regular expression, has several groups, or matches the empty text.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{key}={pattern}: not a regular expression ({error}); a data set may have chosen it, by "
+            "dataset.token_pattern"
+        ) from error
+    if expression.groups > 1:
+        raise ValueError(f"{key}={pattern}: it has {expression.groups} groups, and a word is one: (?:…) makes none")
+    if expression.fullmatch(""):
+        raise ValueError(f"{key}={pattern}: it matches the empty text, which is no word")
+
+
 class TfIdf:
     """Tf-idf vectors of length 1 by scikit-learn.
 
@@ -67,15 +90,7 @@ class TfIdf:
     ):
         if len(ngrams) != 2 or not 1 <= ngrams[0] <= ngrams[1]:
             raise ValueError(f"expected tfidf.ngrams of two numbers, the least and the most words, got {list(ngrams)}")
-        try:
-            re.compile(token_pattern)
-        except re.error as error:
-            raise ValueError(
-                f"tfidf.token_pattern={token_pattern}: not a regular expression ({error}); a data set may have "
-                "chosen it, by dataset.token_pattern"
-            ) from error
-        if re.fullmatch(token_pattern, ""):
-            raise ValueError(f"tfidf.token_pattern={token_pattern}: it matches the empty text, which is no word")
+        check_pattern("tfidf.token_pattern", token_pattern)
         self._settings: dict[str, Any] = {
             "ngram_range": tuple(ngrams),
             "min_df": min_df,

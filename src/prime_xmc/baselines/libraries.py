@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,13 +16,15 @@ import scipy.sparse as sp
 
 from prime_xmc.baselines import worker
 from prime_xmc.baselines.environments import LibraryEnvironment
-from prime_xmc.baselines.features import TfIdf, labels_matrix
+from prime_xmc.baselines.features import TfIdf, check_pattern, labels_matrix
 from prime_xmc.baselines.method import Cost, LabelledTexts, Outcome, Stopwatch, TextSet, Top, default_threads
 from prime_xmc.files import write_json
 
 logger = logging.getLogger(__name__)
 
 _LINES = 8  # of what a process that failed has said
+_SECONDS = 60  # from one message on a process that is still running to the next
+_CHARACTERS = 120  # of what it said last, in such a message
 
 
 class ExternalMethod:
@@ -38,7 +41,8 @@ class ExternalMethod:
         threads: Threads to train with; None: as many as there are processors.
 
     Raises:
-        ValueError: If the library is to be installed beside this package and is not, or takes vectors and has none.
+        ValueError: If the library is to be installed beside this package and is not, takes vectors and has none, or is
+            to find words by what is no regular expression of them.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class ExternalMethod:
             raise ValueError(f"{library} takes vectors of texts: expected method.tfidf, which makes them")
         if environment is None and find_spec(library) is None:
             raise ValueError(f"this method needs {library}: pip install '.[baselines]' in the clone")
+        if parameters.get("token_pattern") is not None:
+            check_pattern("method.parameters.token_pattern", parameters["token_pattern"])
         self.library = library
         self.parameters = dict(parameters)
         self.tfidf = tfidf
@@ -104,7 +110,7 @@ class ExternalMethod:
                 for query_name, each in queries.items():
                     write_json(folder / f"queries_{query_name}.json", list(each.strings))
             logger.info("%s: training in a process of its own", self.library)
-            run_worker(python, folder, self.threads)
+            run_worker(python, folder, self.threads, self.library)
             cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
             rankings = {each: _read_ranking(folder / f"ranking_{each}.npz", k) for each in queries}
         num_queries = max(1, sum(map(len, queries.values())))
@@ -120,13 +126,14 @@ class ExternalMethod:
         )
 
 
-def run_worker(python: Path, folder: Path, threads: int) -> None:
-    """Run `worker` on a folder, to its end.
+def run_worker(python: Path, folder: Path, threads: int, name: str) -> None:
+    """Run `worker` on a folder to its end; every minute, log how long that has taken and what the library said last.
 
     Args:
         python: Python that has the library.
         folder: Folder with the input.
         threads: Threads of libraries that ask the environment variable OMP_NUM_THREADS.
+        name: Name of the library, for the log.
 
     Raises:
         RuntimeError: If it fails, with what it said last.
@@ -134,20 +141,36 @@ def run_worker(python: Path, folder: Path, threads: int) -> None:
     # -I: neither the current folder nor PYTHONPATH puts another package in the place of the library's
     command = [str(python), "-I", str(Path(worker.__file__)), str(folder)]
     environment = {"OMP_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
-    with (folder / "said.txt").open("w+", encoding="utf-8") as said:
+    path = folder / "said.txt"
+    start = time.monotonic()
+    with path.open("w", encoding="utf-8") as said:
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment)
         try:
-            status = process.wait()
+            while (status := _status(process)) is None:
+                last = "".join(_last_lines(path, 1))[:_CHARACTERS]
+                logger.info("%s: %d s; it said last: %s", name, time.monotonic() - start, last or "nothing")
         except BaseException:  # Ctrl-C and the like
             process.kill()
             process.wait()
             raise
-        if status != 0:
-            said.seek(0)
-            last = "".join(said.readlines()[-_LINES:]).rstrip()
-            raise RuntimeError(
-                f"{' '.join(command[:2])}: the process of the library ended with status {status}:\n{last}"
-            )
+    if status != 0:
+        last = "\n".join(_last_lines(path, _LINES))
+        raise RuntimeError(f"{' '.join(command[:2])}: the process of the library ended with status {status}:\n{last}")
+
+
+def _status(process: subprocess.Popen[bytes]) -> int | None:
+    """Wait for a process, and return its status, or None if it is still running after `_SECONDS`."""
+    try:
+        return process.wait(_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _last_lines(path: Path, count: int) -> list[str]:
+    """Return the last lines of a file that are not empty; what a progress bar has overwritten is not one of them."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    shown = (line.rstrip("\r").rpartition("\r")[2].rstrip() for line in lines)
+    return [line for line in shown if line.strip()][-count:]
 
 
 def _read_ranking(path: Path, k: int) -> Top:

@@ -1,6 +1,7 @@
 """A method to compare with, from a configuration to a run folder that reports read like that of a training."""
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from hydra.utils import instantiate
 from jaxtyping import Float32, Int
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from prime_xmc.assemble import open_corpus, prompts_of, raw_files, raw_test_queries
@@ -25,9 +26,11 @@ from prime_xmc.evaluation.rank import remove_filtered
 from prime_xmc.evaluation.table import print_notes, print_table
 from prime_xmc.files import write_json
 from prime_xmc.printing import unfailing_output
-from prime_xmc.run_files import METRICS
+from prime_xmc.run_files import METRICS, OVERRIDES
 from prime_xmc.training.record import describe_run, describe_splits, quiet_libraries
 from prime_xmc.training.run_folder import BASELINE, claimed, record_configuration, with_run_folder
+
+logger = logging.getLogger(__name__)
 
 
 class BaselineRun(NamedTuple):
@@ -55,6 +58,7 @@ def run_baseline(config: DictConfig) -> BaselineRun:
     run_dir = Path(config.run_dir)
     with unfailing_output(), claimed(run_dir) as claim:
         record_configuration(config, run_dir)
+        _warn_of_unused(config, [str(each) for each in OmegaConf.load(run_dir / OVERRIDES)])
         method = instantiate(config.method, _convert_="all")
         if not isinstance(method, Method):
             raise ValueError(f"method._target_={config.method._target_}: expected a class with a method `rank`")
@@ -84,6 +88,13 @@ def describe_cost(cost: Cost) -> dict[str, float]:
         "model_bytes": values["model_bytes"],
         "predict/milliseconds_per_query": values["milliseconds_per_query"],
     }
+
+
+def _warn_of_unused(config: DictConfig, overrides: Iterable[str]) -> None:
+    """Warn of settings of tf-idf that are given for a method without it: a result should not seem to be due to them."""
+    given = [each for each in overrides if each.startswith("tfidf.")]
+    if given and "${tfidf" not in OmegaConf.to_yaml(config.method):
+        logger.warning("%s: no effect, since this method has no tf-idf vectors", " ".join(given))
 
 
 def _open_data(config: DictConfig) -> PrimeDataModule:

@@ -9,6 +9,8 @@ and `queries_<name>.json`. It gets `ranking_<name>.npz` (`ids`, `scores`) and `c
 """
 
 import json
+import logging
+import re
 import sys
 import time
 from contextlib import contextmanager
@@ -142,6 +144,8 @@ def run_attentionxml(folder, settings, train, labels, queries):
     from libmultilabel.nn.data_utils import PAD, UNK, tokenize
     from lightning import Trainer, seed_everything
 
+    given, num_labels = settings["parameters"], labels.shape[1]
+    words_of = splitter(given["token_pattern"], tokenize)
     found, sizes = [], []
 
     class RecordedModel(attentionxml.PLTModel):
@@ -164,13 +168,12 @@ def run_attentionxml(folder, settings, train, labels, queries):
     attentionxml.PLTModel, attentionxml.Trainer = RecordedModel, UntestedTrainer
     seed_everything(settings["seed"])
     torch.set_num_threads(settings["threads"])
-    given, num_labels = settings["parameters"], labels.shape[1]
     num_clusters = 2 ** max(0, int(np.ceil(np.log2(num_labels / given["trainer"]["cluster_size"]))))
     beam_width = min(given["trainer"]["beam_width"], num_clusters)
     held_out = np.random.default_rng(settings["seed"]).permutation(labels.shape[0])[: given["num_validation"]]
     rows = zip(read_texts(folder, "train"), rows_of(labels), strict=True)
     with TRAINING.running():
-        items = [{"text": tokenize(text), "label": [str(label) for label in ids]} for text, (ids, _) in rows]
+        items = [{"text": words_of(text), "label": [str(label) for label in ids]} for text, (ids, _) in rows]
         words = [PAD, UNK, *sorted({word for item in items for word in item["text"]} - {PAD, UNK})]
         vectors = torch.randn(len(words), given["dim"]) * 0.1
         if given["word_vectors"] is not None:
@@ -179,7 +182,7 @@ def run_attentionxml(folder, settings, train, labels, queries):
         config = AttributeDict(
             {
                 **dict.fromkeys(("momentum", "lr_scheduler", "scheduler_config")),
-                **{"multiclass": False, "silent": True, "shuffle": True, "data_workers": 0, "metric_threshold": 0.5},
+                **{"multiclass": False, "silent": False, "shuffle": True, "data_workers": 0, "metric_threshold": 0.5},
                 **{f"limit_{stage}_batches": 1.0 for stage in ("train", "val", "test")},
                 **given["trainer"],
                 "beam_width": beam_width,
@@ -215,7 +218,7 @@ def run_attentionxml(folder, settings, train, labels, queries):
         found.clear()
         texts = read_texts(folder, f"queries_{name}")
         with RANKING.running():
-            trainer.test([{"text": tokenize(text), "label": []} for text in texts])
+            trainer.test([{"text": words_of(text), "label": []} for text in texts])
         pairs = [zip(*rows, strict=True) for part in found for rows in zip(*part.values(), strict=True)]
         yield [[(int(label), float(score)) for label, score in row if np.isfinite(score)] for row in pairs]
 
@@ -243,6 +246,14 @@ def update(parameters, given):
 def read_texts(folder, name):
     """Return the texts that a file of the folder has."""
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def splitter(pattern, otherwise):
+    """Return a function of a text that finds its words, in lower case: by a regular expression, if there is one."""
+    if pattern is None:
+        return otherwise
+    expression = re.compile(pattern)
+    return lambda text: expression.findall(text.lower())
 
 
 def read_word_vectors(path, words, vectors):
@@ -302,6 +313,7 @@ def peak_memory():
 
 def main(folder):
     """Run the library that the settings name."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what it says is read for the progress
     settings = json.loads((folder / "settings.json").read_text())
     names = ["labels"]
     if settings["library"] in VECTOR_LIBRARIES:

@@ -20,8 +20,8 @@ DEEPEST = 30  # levels of a configuration, and expressions that refer to others
 # Resolvers of this package whose values come from their arguments.
 PURE = ("by_device", "validation_interval", "frozen_layers", "free_vectors", "half")
 _REFERENCE = re.compile(r"\$\{(\.*[A-Za-z_][\w.]*)\}")
-# What another key has, or else a text in quotes.
-_CHOICE = re.compile(r"\$\{oc\.select:([A-Za-z_][\w.]*),'[^'${}]*'\}")
+# What another key has, or else a text in quotes or null.
+_CHOICE = re.compile(r"\$\{oc\.select:([A-Za-z_][\w.]*),(?:'[^'${}]*'|null)\}")
 _CALL = re.compile(rf"\$\{{(?:{'|'.join(PURE)}):[^${{}}\\]*\}}")
 
 
