@@ -15,7 +15,7 @@ def test_sweep_goes_on_where_an_environment_cannot_be_made(tmp_path, tiny_encode
     done = subprocess.run(
         [
             *(sys.executable, "-m", "prime_xmc.baseline", "-m", "method=xr_linear,popularity", *settings),
-            "hydra.sweep.dir=sweep",
+            *("hydra.sweep.dir=sweep", "tfidf.min_df=1"),
         ],
         cwd=tmp_path,
         env=os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)},  # as without a network
@@ -29,6 +29,7 @@ def test_sweep_goes_on_where_an_environment_cannot_be_made(tmp_path, tiny_encode
     assert "method=xr_linear needs an environment of its own, and that could not be made" in jobs[0]["message"]
     assert not (tmp_path / "sweep" / "0" / "metrics.json").exists()
     assert json.loads((tmp_path / "sweep" / "1" / "metrics.json").read_text())["test/P@1"] >= 0
+    assert "tfidf.min_df=1: no effect, since this method has no tf-idf vectors" in done.stdout
     assert "method=popularity" in done.stdout  # in the table of the jobs
 
 

@@ -1,3 +1,4 @@
+import logging
 import os
 import re
 import sys
@@ -51,7 +52,7 @@ IN_ENVIRONMENTS = {
         "method.parameters.matcher.num_train_epochs=1",
     ],
     "attentionxml": [
-        *("method.parameters." + setting for setting in ("dim=16", "num_validation=20")),
+        *("method.parameters." + setting for setting in ("dim=16", "num_validation=20", r"token_pattern='(?u)\S+'")),
         *(
             "method.parameters.trainer." + setting
             for setting in (
@@ -112,15 +113,40 @@ def test_a_process_that_fails_is_quoted(tmp_path):
 
 
 def test_the_log_tells_what_a_long_process_said_last(tmp_path, monkeypatch, caplog):
-    script = tmp_path / "script.py"
+    """Of a line that a bar has written again and again, its last state; neither colours nor empty lines."""
+    script, end = tmp_path / "script.py", tmp_path / "end"
     script.write_text(
-        "import sys, time\n"
-        "print('Training level 0.\\n\\rEpoch 0:   0%\\rEpoch 0:  50%\\n\\n', end='', file=sys.stderr)\n"
-        "time.sleep(1.5)\n"
+        "import pathlib, time\n"
+        "print('Training level 0.\\n\\rEpoch 0:   0%\\r\\x1b[31mEpoch 0:  50%\\x1b[0m\\n  \\x1b[A\\n\\n', end='')\n"
+        f"while not pathlib.Path({str(end)!r}).exists():\n"
+        "    time.sleep(0.01)\n"
     )
     monkeypatch.setattr(worker, "__file__", str(script))
-    monkeypatch.setattr("prime_xmc.baselines.libraries._SECONDS", 0.3)
+    monkeypatch.setattr("prime_xmc.baselines.libraries._SECONDS", 0.1)
+
+    class End(logging.Handler):
+        """Ends the process once the log has told what it said."""
+
+        def emit(self, record):
+            if "50%" in record.getMessage():
+                end.touch()
+
+    handler = End()
+    logging.getLogger("prime_xmc.baselines.libraries").addHandler(handler)
+    try:
+        with caplog.at_level("INFO"):
+            run_worker(Path(sys.executable), tmp_path, 1, "attentionxml")
+    finally:
+        logging.getLogger("prime_xmc.baselines.libraries").removeHandler(handler)
+    assert re.fullmatch(r"attentionxml: \d+ s; it said last: Epoch 0:  50%", caplog.messages[-1])
+
+
+def test_what_a_process_said_need_not_be_readable(tmp_path, monkeypatch, caplog):
+    """It removes the file as what cleans a folder of temporary files may."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import pathlib, time\npathlib.Path({str(tmp_path / 'said.txt')!r}).unlink()\ntime.sleep(1)\n")
+    monkeypatch.setattr(worker, "__file__", str(script))
+    monkeypatch.setattr("prime_xmc.baselines.libraries._SECONDS", 0.1)
     with caplog.at_level("INFO"):
-        run_worker(Path(sys.executable), tmp_path, 1, "attentionxml")
-    assert len(caplog.messages) >= 2
-    assert re.fullmatch(r"attentionxml: [1-9]\d* s; it said last: Epoch 0:  50%", caplog.messages[-1])
+        run_worker(Path(sys.executable), tmp_path, 1, "omikuji")
+    assert caplog.messages[-1].endswith("s; it said last: nothing")

@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from prime_xmc.app import compose
 from prime_xmc.baselines.method import Cost, Outcome
@@ -108,16 +107,22 @@ def test_test_false_ranks_no_test_queries(settings, tmp_path):
     assert not [name for name in made.metrics if name.startswith("test/")]
 
 
-@pytest.mark.parametrize(("method", "warnings"), [("popularity", 1), ("knn_tfidf", 0)])
-def test_settings_of_tfidf_that_a_method_does_not_use_are_told(settings, tmp_path, caplog, method, warnings):
-    overrides = [f"method={method}", "tfidf.min_df=2", "tfidf.ngrams=[1,1]"]
-    config = compose("baseline", [*settings, f"run_dir={tmp_path}", "test=false", *overrides])
-    (tmp_path / ".hydra").mkdir()
-    OmegaConf.save(config, tmp_path / ".hydra" / "config.yaml")
-    OmegaConf.save(OmegaConf.create(overrides), tmp_path / ".hydra" / "overrides.yaml")
-    run_baseline(config)
-    expected = "tfidf.min_df=2 tfidf.ngrams=[1,1]: no effect, since this method has no tf-idf vectors"
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [expected] * warnings
+@pytest.mark.parametrize(
+    ("method", "given", "warned"),
+    [
+        ("popularity", ["tfidf.min_df=2", "++tfidf.ngrams=[1,1]", "seed=0"], "tfidf.min_df=2 ++tfidf.ngrams=[1,1]"),
+        ("popularity", ["tfidf={min_df: 2}"], "tfidf={min_df: 2}"),
+        ("popularity", ["seed=0"], None),
+        ("knn_tfidf", ["tfidf.min_df=2"], None),
+    ],
+)
+def test_settings_of_tfidf_that_a_method_does_not_use_are_told(
+    settings, tmp_path, monkeypatch, caplog, method, given, warned
+):
+    monkeypatch.setattr("prime_xmc.baselines.running.given_settings", lambda: given)
+    run(settings, tmp_path, f"method={method}", "test=false", *given)
+    expected = [f"{warned}: no effect, since this method has no tf-idf vectors"] * (warned is not None)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == expected
 
 
 def test_results_of_an_earlier_run_in_the_folder_go(settings, tmp_path):

@@ -59,6 +59,7 @@ def test_peak_memory_counts_what_was_used():
 
 def test_words_are_those_of_the_pattern_or_else_of_the_library():
     assert splitter(r"(?u)\S+", str.split)("( A -> ph )") == ["(", "a", "->", "ph", ")"]
+    assert splitter(r"(a)?b", str.split)("ab b") == ["a"]
     assert splitter(None, str.split) is str.split
 
 

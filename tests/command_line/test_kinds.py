@@ -45,7 +45,10 @@ CHOSEN = [(command, ()) for command in COMMANDS] + [
     *(("train", (f"dataset={name}",)) for name in ("custom", "synthetic", "amazon131k", "metamath22k")),
     *(("train", (option,)) for option in ("sampling=labels", "logger=wandb", "logger=tensorboard", "index=hnsw")),
     ("train", ("callbacks=exact_centroids",)),
-    *(("baseline", (f"method={name}",)) for name in ("xr_linear", "knn", "knn_tfidf", "leml", "occa", "plt")),
+    *(
+        ("baseline", (f"method={name}",))
+        for name in ("xr_linear", "attentionxml", "knn", "knn_tfidf", "leml", "occa", "plt")
+    ),
 ]
 
 

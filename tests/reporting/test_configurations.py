@@ -134,6 +134,12 @@ class TestGroup:
         (group,) = grouped(tmp_path)
         assert differences(group.configurations) == {"loss.gamma_min": [0, 1]}
 
+    def test_null_is_no_difference_from_a_setting_that_is_not_there(self, tmp_path, write_run):
+        write_run(tmp_path / "0", loss__gamma_min=1, method__parameters={"token_pattern": None})
+        write_run(tmp_path / "1", loss__gamma_min=2)
+        (group,) = grouped(tmp_path)
+        assert differences(group.configurations) == {"loss.gamma_min": [1, 2]}
+
     def test_settings_computed_in_different_ways_are_differences(self, tmp_path, write_run):
         write_run(tmp_path / "0", loss__gamma_min="${sampling.num_positives}")
         write_run(tmp_path / "1", loss__gamma_min="${sampling.batch_size}")

@@ -171,6 +171,12 @@ class TestRead:
         (stopped,) = read_runs(write_run(tmp_path / "stopped", callbacks__stop=stopping))
         assert stopped.fingerprint() != plain.fingerprint()
 
+    def test_null_is_what_a_run_has_of_a_setting_that_its_version_did_not_know(self, tmp_path, write_run):
+        (old,) = read_runs(write_run(tmp_path / "old"))
+        (new,) = read_runs(write_run(tmp_path / "new", method__parameters={"token_pattern": None}))
+        (other,) = read_runs(write_run(tmp_path / "other", method__parameters={"token_pattern": "a"}))
+        assert old.fingerprint() == new.fingerprint() != other.fingerprint()
+
     def test_an_object_that_moved_within_the_package_is_the_same(self, tmp_path, write_run):
         targets = ("prime_xmc.callbacks.Rebuild", "prime_xmc.training.callbacks.Rebuild", "other.callbacks.Rebuild")
         old, new, other = (

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,12 +20,15 @@ from prime_xmc.baselines.environments import LibraryEnvironment
 from prime_xmc.baselines.features import TfIdf, check_pattern, labels_matrix
 from prime_xmc.baselines.method import Cost, LabelledTexts, Outcome, Stopwatch, TextSet, Top, default_threads
 from prime_xmc.files import write_json
+from prime_xmc.printing import visible
 
 logger = logging.getLogger(__name__)
 
 _LINES = 8  # of what a process that failed has said
 _SECONDS = 60  # from one message on a process that is still running to the next
 _CHARACTERS = 120  # of what it said last, in such a message
+_BYTES = 2**16  # at the end of what it has said, which are searched for the last lines
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours, and steps of the cursor
 
 
 class ExternalMethod:
@@ -139,7 +143,7 @@ def run_worker(python: Path, folder: Path, threads: int, name: str) -> None:
         RuntimeError: If it fails, with what it said last.
     """
     # -I: neither the current folder nor PYTHONPATH puts another package in the place of the library's
-    command = [str(python), "-I", str(Path(worker.__file__)), str(folder)]
+    command = [str(python), "-I", "-u", str(Path(worker.__file__)), str(folder)]
     environment = {"OMP_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
     path = folder / "said.txt"
     start = time.monotonic()
@@ -148,14 +152,14 @@ def run_worker(python: Path, folder: Path, threads: int, name: str) -> None:
         try:
             while (status := _status(process)) is None:
                 last = "".join(_last_lines(path, 1))[:_CHARACTERS]
-                logger.info("%s: %d s; it said last: %s", name, time.monotonic() - start, last or "nothing")
+                logger.info("%s: %d s; it said last: %s", name, time.monotonic() - start, visible(last) or "nothing")
         except BaseException:  # Ctrl-C and the like
             process.kill()
             process.wait()
             raise
     if status != 0:
         last = "\n".join(_last_lines(path, _LINES))
-        raise RuntimeError(f"{' '.join(command[:2])}: the process of the library ended with status {status}:\n{last}")
+        raise RuntimeError(f"{command[0]}: the process of the library ended with status {status}:\n{last}")
 
 
 def _status(process: subprocess.Popen[bytes]) -> int | None:
@@ -167,10 +171,18 @@ def _status(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def _last_lines(path: Path, count: int) -> list[str]:
-    """Return the last lines of a file that are not empty; what a progress bar has overwritten is not one of them."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    shown = (line.rstrip("\r").rpartition("\r")[2].rstrip() for line in lines)
-    return [line for line in shown if line.strip()][-count:]
+    """Return the last lines of a file that show something; what a progress bar has overwritten is not one of them.
+
+    There are none where it cannot be read: they are for people, and end nothing.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _BYTES))
+            text = _ESCAPES.sub("", file.read().decode("utf-8", errors="replace"))
+    except OSError:
+        return []
+    shown = (line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n"))
+    return [line for line in shown if line][-count:]
 
 
 def _read_ranking(path: Path, k: int) -> Top:

@@ -1,7 +1,8 @@
 """A method to compare with, from a configuration to a run folder that reports read like that of a training."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +27,9 @@ from prime_xmc.evaluation.rank import remove_filtered
 from prime_xmc.evaluation.table import print_notes, print_table
 from prime_xmc.files import write_json
 from prime_xmc.printing import unfailing_output
-from prime_xmc.run_files import METRICS, OVERRIDES
+from prime_xmc.run_files import METRICS
 from prime_xmc.training.record import describe_run, describe_splits, quiet_libraries
-from prime_xmc.training.run_folder import BASELINE, claimed, record_configuration, with_run_folder
+from prime_xmc.training.run_folder import BASELINE, claimed, given_settings, record_configuration, with_run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def run_baseline(config: DictConfig) -> BaselineRun:
     run_dir = Path(config.run_dir)
     with unfailing_output(), claimed(run_dir) as claim:
         record_configuration(config, run_dir)
-        _warn_of_unused(config, [str(each) for each in OmegaConf.load(run_dir / OVERRIDES)])
+        _warn_of_unused(config)
         method = instantiate(config.method, _convert_="all")
         if not isinstance(method, Method):
             raise ValueError(f"method._target_={config.method._target_}: expected a class with a method `rank`")
@@ -90,9 +91,9 @@ def describe_cost(cost: Cost) -> dict[str, float]:
     }
 
 
-def _warn_of_unused(config: DictConfig, overrides: Iterable[str]) -> None:
+def _warn_of_unused(config: DictConfig) -> None:
     """Warn of settings of tf-idf that are given for a method without it: a result should not seem to be due to them."""
-    given = [each for each in overrides if each.startswith("tfidf.")]
+    given = [each for each in given_settings() if re.match(r"[+~]*tfidf\b", each)]
     if given and "${tfidf" not in OmegaConf.to_yaml(config.method):
         logger.warning("%s: no effect, since this method has no tf-idf vectors", " ".join(given))
 

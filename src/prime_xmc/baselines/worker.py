@@ -14,7 +14,9 @@ import re
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import scipy.sparse as sp
@@ -140,12 +142,13 @@ def run_attentionxml(folder, settings, train, labels, queries):
     """Yield the size of the model, then a ranking for each matrix of queries."""
     import torch
     from libmultilabel.common_utils import AttributeDict
-    from libmultilabel.nn import attentionxml
+    from libmultilabel.nn import attentionxml, nn_utils
     from libmultilabel.nn.data_utils import PAD, UNK, tokenize
-    from lightning import Trainer, seed_everything
+    from lightning import Callback, Trainer, seed_everything
 
     given, num_labels = settings["parameters"], labels.shape[1]
-    words_of = splitter(given["token_pattern"], tokenize)
+    pattern = given.get("token_pattern")
+    words_of = splitter(pattern, tokenize)
     found, sizes = [], []
 
     class RecordedModel(attentionxml.PLTModel):
@@ -165,7 +168,31 @@ def run_attentionxml(folder, settings, train, labels, queries):
         def test(self, *arguments, **options):
             return []
 
+    class Progress(Callback):
+        """Says now and then how far training is, since the library's bars say nothing to a file."""
+
+        said = time.monotonic()
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if time.monotonic() >= Progress.said + 20:
+                Progress.said = time.monotonic()
+                logging.info("%s: batch %d of %d", place(trainer, module), batch_idx + 1, trainer.num_training_batches)
+
+        def on_validation_end(self, trainer, module):
+            found = ", ".join(f"{name} {float(value):.4f}" for name, value in trainer.callback_metrics.items())
+            logging.info("%s: %s", place(trainer, module), found)
+
+    class TellingTrainer(Trainer):
+        def __init__(self, *arguments, callbacks, **options):
+            super().__init__(*arguments, callbacks=[*callbacks, Progress()], **options)
+
+    def place(trainer, module):
+        return f"{type(module.network).__name__}, epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+
     attentionxml.PLTModel, attentionxml.Trainer = RecordedModel, UntestedTrainer
+    nn_utils.L = SimpleNamespace(Trainer=TellingTrainer)
+    if pattern is not None:  # the tree of labels is made of words that are joined by spaces
+        attentionxml.Preprocessor = partial(attentionxml.Preprocessor, tfidf_params={"token_pattern": r"(?u)\S+"})
     seed_everything(settings["seed"])
     torch.set_num_threads(settings["threads"])
     num_clusters = 2 ** max(0, int(np.ceil(np.log2(num_labels / given["trainer"]["cluster_size"]))))
@@ -182,7 +209,7 @@ def run_attentionxml(folder, settings, train, labels, queries):
         config = AttributeDict(
             {
                 **dict.fromkeys(("momentum", "lr_scheduler", "scheduler_config")),
-                **{"multiclass": False, "silent": False, "shuffle": True, "data_workers": 0, "metric_threshold": 0.5},
+                **{"multiclass": False, "silent": True, "shuffle": True, "data_workers": 0, "metric_threshold": 0.5},
                 **{f"limit_{stage}_batches": 1.0 for stage in ("train", "val", "test")},
                 **given["trainer"],
                 "beam_width": beam_width,
@@ -253,7 +280,7 @@ def splitter(pattern, otherwise):
     if pattern is None:
         return otherwise
     expression = re.compile(pattern)
-    return lambda text: expression.findall(text.lower())
+    return lambda text: [word for word in expression.findall(text.lower()) if word]
 
 
 def read_word_vectors(path, words, vectors):

@@ -145,6 +145,7 @@ KINDS: dict[str, str] = {
     "tfidf.min_df": "number",
     "method.power": "number",
     "method.parameters.*": _ANY,
+    "method.parameters.token_pattern": "text|null",
     "method.environment": _SECTION,
     "method.environment.pip_options": "texts",
     "method.features.device": _TEXT,

@@ -142,8 +142,8 @@ def negative_pool(configuration: Configuration) -> int | None:
 
 
 def _compared(key: str, configuration: Configuration) -> str:
-    if key not in configuration.settings:
-        return ""
+    if configuration.settings.get(key) is None:
+        return ""  # as in `RunRecord.fingerprint`
     return json.dumps(comparable(key, configuration.settings[key]), sort_keys=True)
 
 

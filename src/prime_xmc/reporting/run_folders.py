@@ -94,8 +94,12 @@ class RunRecord:
     system: str = ""
 
     def fingerprint(self) -> str:
-        """Return a text that is the same for all runs of a configuration and different for all others."""
-        return json.dumps({key: comparable(key, value) for key, value in self.settings.items()}, sort_keys=True)
+        """Return a text that is the same for all runs of a configuration and different for all others.
+
+        A setting that is null is like one that is not there: null is what settings are that older versions do not have.
+        """
+        given = {key: comparable(key, value) for key, value in self.settings.items() if value is not None}
+        return json.dumps(given, sort_keys=True)
 
 
 def find_runs(patterns: Sequence[str]) -> list[Path]:

@@ -237,6 +237,11 @@ def record_configuration(config: DictConfig, folder: Path) -> None:
             flush(path)
 
 
+def given_settings() -> list[str]:
+    """Return the settings of the command line, such as `dataset=go15k`; none where Hydra does not run this process."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def record_changes(config: DictConfig, folder: Path) -> None:
     """Write down with which further settings a run is continued in its folder, so that they hold from here on.
 
@@ -251,7 +256,6 @@ def record_changes(config: DictConfig, folder: Path) -> None:
     if changed == known:
         return
     overrides = list(OmegaConf.load(folder / OVERRIDES))
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    overrides += [each for each in given if each.lstrip("+").partition("=")[0] not in _OF_A_START]
+    overrides += [each for each in given_settings() if each.lstrip("+").partition("=")[0] not in _OF_A_START]
     write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(changed)))
     write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)))
