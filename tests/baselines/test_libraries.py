@@ -117,7 +117,7 @@ def test_the_log_tells_what_a_long_process_said_last(tmp_path, monkeypatch, capl
     script, end = tmp_path / "script.py", tmp_path / "end"
     script.write_text(
         "import pathlib, time\n"
-        "print('Training level 0.\\n\\rEpoch 0:   0%\\r\\x1b[31mEpoch 0:  50%\\x1b[0m\\n  \\x1b[A\\n\\n', end='')\n"
+        "print('Training level 0.\\n\\rEpoch 0:   0%\\r\\x1b[31mEpoch 0:  50%\\x1b[0m\\n  \\x1b[A\\n--\\n', end='')\n"
         f"while not pathlib.Path({str(end)!r}).exists():\n"
         "    time.sleep(0.01)\n"
     )

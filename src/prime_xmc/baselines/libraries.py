@@ -171,7 +171,7 @@ def _status(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def _last_lines(path: Path, count: int) -> list[str]:
-    """Return the last lines of a file that show something; what a progress bar has overwritten is not one of them.
+    """Return the last lines of a file that have a letter or a digit; what a bar has overwritten is none of them.
 
     There are none where it cannot be read: they are for people, and end nothing.
     """
@@ -182,7 +182,7 @@ def _last_lines(path: Path, count: int) -> list[str]:
     except OSError:
         return []
     shown = (line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n"))
-    return [line for line in shown if line][-count:]
+    return [line for line in shown if any(map(str.isalnum, line))][-count:]
 
 
 def _read_ranking(path: Path, k: int) -> Top:
