@@ -141,6 +141,15 @@ def test_the_log_tells_what_a_long_process_said_last(tmp_path, monkeypatch, capl
     assert re.fullmatch(r"attentionxml: \d+ s; it said last: Epoch 0:  50%", caplog.messages[-1])
 
 
+def test_what_a_library_writes_in_between_is_in_the_folder_of_the_process(tmp_path, monkeypatch):
+    """Where the input is, which may be a larger disk than /tmp, and which is removed also if the process is killed."""
+    script = tmp_path / "script.py"
+    script.write_text("import tempfile\ntempfile.NamedTemporaryFile(suffix='.between', delete=False)\n")
+    monkeypatch.setattr(worker, "__file__", str(script))
+    run_worker(Path(sys.executable), tmp_path, 1, "omikuji")
+    assert len([*tmp_path.glob("*.between")]) == 1
+
+
 def test_what_a_process_said_need_not_be_readable(tmp_path, monkeypatch, caplog):
     """It removes the file as what cleans a folder of temporary files may."""
     script = tmp_path / "script.py"

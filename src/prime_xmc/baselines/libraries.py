@@ -144,7 +144,9 @@ def run_worker(python: Path, folder: Path, threads: int, name: str) -> None:
     """
     # -I: neither the current folder nor PYTHONPATH puts another package in the place of the library's
     command = [str(python), "-I", "-u", str(Path(worker.__file__)), str(folder)]
+    # TMPDIR: what it writes in between is where the input is, and goes with it when the process is killed
     environment = {"OMP_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+    environment["TMPDIR"] = str(folder)
     path = folder / "said.txt"
     start = time.monotonic()
     with path.open("w", encoding="utf-8") as said:
