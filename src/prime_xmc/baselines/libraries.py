@@ -20,7 +20,6 @@ from prime_xmc.baselines.environments import LibraryEnvironment
 from prime_xmc.baselines.features import TfIdf, check_pattern, labels_matrix
 from prime_xmc.baselines.method import Cost, LabelledTexts, Outcome, Stopwatch, TextSet, Top, default_threads
 from prime_xmc.files import write_json
-from prime_xmc.printing import visible
 
 logger = logging.getLogger(__name__)
 
@@ -144,9 +143,10 @@ def run_worker(python: Path, folder: Path, threads: int, name: str) -> None:
     """
     # -I: neither the current folder nor PYTHONPATH puts another package in the place of the library's
     command = [str(python), "-I", "-u", str(Path(worker.__file__)), str(folder)]
-    # TMPDIR: what it writes in between is where the input is, and goes with it when the process is killed
-    environment = {"OMP_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
-    environment["TMPDIR"] = str(folder)
+    environment = {
+        **{"OMP_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"},
+        "TMPDIR": str(folder),  # what it writes in between goes with its input when the process is killed
+    }
     path = folder / "said.txt"
     start = time.monotonic()
     with path.open("w", encoding="utf-8") as said:
@@ -154,7 +154,7 @@ def run_worker(python: Path, folder: Path, threads: int, name: str) -> None:
         try:
             while (status := _status(process)) is None:
                 last = "".join(_last_lines(path, 1))[:_CHARACTERS]
-                logger.info("%s: %d s; it said last: %s", name, time.monotonic() - start, visible(last) or "nothing")
+                logger.info("%s: %d s; it said last: %s", name, time.monotonic() - start, last or "nothing")
         except BaseException:  # Ctrl-C and the like
             process.kill()
             process.wait()

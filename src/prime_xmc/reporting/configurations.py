@@ -142,9 +142,7 @@ def negative_pool(configuration: Configuration) -> int | None:
 
 
 def _compared(key: str, configuration: Configuration) -> str:
-    if configuration.settings.get(key) is None:
-        return ""  # as in `RunRecord.fingerprint`
-    return json.dumps(comparable(key, configuration.settings[key]), sort_keys=True)
+    return json.dumps(comparable(key, configuration.settings.get(key)), sort_keys=True)
 
 
 def _is_derived(key: str, configurations: Sequence[Configuration]) -> bool:
