@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -34,8 +35,10 @@ LONGEST = (
 def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before a test imports torch, for the processes of xdist too.
 
-    Also let beartype read omegaconf's DictConfig, whose base classes are spelt the old way.
+    Also let beartype read omegaconf's DictConfig, whose base classes are spelt the old way, and give SIGINT its default
+    back, since a shell starts what a script runs in the background with SIGINT ignored, and commands inherit that.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     importlib.import_module("prime_xmc")
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
 

@@ -171,6 +171,11 @@ class TestRead:
         (stopped,) = read_runs(write_run(tmp_path / "stopped", callbacks__stop=stopping))
         assert stopped.fingerprint() != plain.fingerprint()
 
+    def test_every_callback_that_is_there_by_default_is_known_to_watch_or_to_change_what_a_run_learns(self, compose):
+        # One that a later version adds would otherwise part its runs from those of the versions before.
+        given = {str(callback._target_).rpartition(".")[2] for callback in compose().callbacks.values()}
+        assert given - module._WATCHERS == {"InitialisePrototypes", "RebuildClusters", "MineNegatives"}
+
     def test_null_is_what_a_run_has_of_a_setting_that_its_version_did_not_know(self, tmp_path, write_run):
         (old,) = read_runs(write_run(tmp_path / "old"))
         (new,) = read_runs(write_run(tmp_path / "new", method__parameters={"token_pattern": None}))

@@ -44,8 +44,9 @@ _PLACES = ("seed", "run_dir", "cache_dir", "envs_dir", "threads")
 _APART_GROUPS = ("logger", "callbacks.progress", "hydra")
 # Callbacks, by the class that _target_ names, that watch or save a run and do not change what it learns.
 _WATCHERS = {
-    *("DeviceStatsMonitor", "EpochTable", "LearningRateMonitor", "LogHistograms", "LogPredictions", "ModelCheckpoint"),
-    *("RichModelSummary", "RichProgressBar", "TQDMProgressBar", "WandbRun"),
+    *("DeviceStatsMonitor", "EpochProgress", "EpochTable", "LearningRateMonitor", "LogHistograms", "LogPredictions"),
+    *("ModelCheckpoint", "ModelSummary", "OnExceptionCheckpoint", "ReleaseMemory", "RichModelSummary"),
+    *("RichProgressBar", "ThroughputMonitor", "TQDMProgressBar", "WandbRun", "WarnOfCollapse"),
 }
 # What is raised for a configuration whose values are of other types than those of a training.
 _UNSUITED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, OmegaConfBaseException)
