@@ -1,13 +1,15 @@
 """The systems that PRIME is compared with: what their configurations change, and that they train."""
 
 import json
+import math
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from prime_xmc.app import config_dir
-from prime_xmc.assemble import make_data, make_module
+from prime_xmc.assemble import check_settings, make_data, make_module
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.prototypes_folder import load_prototype_network
 from prime_xmc.stages import train_prototypes as run
@@ -183,6 +185,82 @@ def test_stages_that_need_unit_vectors_say_so(small, compose, tmp_path):
     config = compose("model=dpr", *small, *more, f"run_dir={tmp_path}")
     with pytest.raises(ValueError, match=r"encoder.normalize=false: neighbours need unit vectors"):
         run(config)
+
+
+POSITIVE, NEGATIVE = (0.8, 0.55), (0.6, 0.4)  # cosines of a query and its positives, and its negatives
+
+
+def log_sum_exp(*values):
+    return math.log(sum(map(math.exp, values)))
+
+
+def softmax_loss(*, positives_compete):
+    """A softmax with the temperature 0.05, in which the positives of a query compete with one another or not."""
+    negatives = [20 * cosine for cosine in NEGATIVE]
+    candidates = [[*(20 * each for each in (POSITIVE if positives_compete else [p])), *negatives] for p in POSITIVE]
+    return sum(log_sum_exp(*each) - 20 * p for p, each in zip(POSITIVE, candidates, strict=True)) / 2
+
+
+def ngame_loss():
+    """Of 0.8, only 0.6 violates the margin of 0.3, by 0.1; of 0.55 both do, by 0.35 and 0.15."""
+    first = math.exp(6) / (math.exp(6) + math.exp(0)) * 0.1
+    second = (math.exp(6) * 0.35 + math.exp(4) * 0.15) / (math.exp(6) + math.exp(4))
+    return (first / 2 + second / 2) / 2
+
+
+def k_prob_of(positives, negatives):
+    pull = sum(-math.log(0.9) + 1.5 * (1 - cosine) for cosine in positives)
+    return pull - math.log(1 - 0.9 * math.exp(1.5 * (max(negatives) - 1)))
+
+
+def siamesexml_loss():
+    """Labels are orthogonal but for what they share with the query; the second anchor is between it and a label."""
+    centres = []
+    for own, other in (POSITIVE, POSITIVE[::-1]):
+        length = math.sqrt(2 + 2 * own)
+        positives = [(own + 1) / length, (other + own * other) / length]
+        centres.append(k_prob_of(positives, [(cosine + own * cosine) / length for cosine in NEGATIVE]))
+    return 0.7 * k_prob_of(POSITIVE, NEGATIVE) + 0.3 * sum(centres) / 2
+
+
+@pytest.mark.parametrize(
+    ("peer", "of", "expected"),
+    [
+        ("dpr", "texts", softmax_loss(positives_compete=True)),
+        ("ance", "texts", softmax_loss(positives_compete=True)),
+        ("siamesexml", "texts", siamesexml_loss()),
+        ("ngame", "texts", ngame_loss()),
+        ("dexa", "prototypes", ngame_loss()),
+        ("dexml", "texts", softmax_loss(positives_compete=False)),
+        ("dexml_mined", "texts", softmax_loss(positives_compete=False)),
+        ("unidec", "both", softmax_loss(positives_compete=False)),
+    ],
+)
+def test_the_loss_of_a_configuration_is_that_by_hand(compose, peer, of, expected):
+    cosines = torch.tensor([[*POSITIVE, *NEGATIVE]], dtype=torch.float64)
+    texts = torch.cat([cosines.T, torch.diag((1 - cosines[0] ** 2).sqrt())], dim=1)  # unit vectors
+    query = torch.eye(5, dtype=torch.float64)[:1]
+    away = -query.expand(4, 5)  # cosines of -1, which would give another loss
+    embeddings = {"texts": (texts, away), "prototypes": (away, texts), "both": (texts, texts)}[of]
+    positives = torch.tensor([[True, True, False, False]])
+    loss, _ = instantiate(compose(f"model={peer}").loss, _convert_="all")(query, *embeddings, positives, ~positives)
+    assert loss.item() == pytest.approx(expected * (2 if of == "both" else 1), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["model=ngame"], r"loss\.gamma_min, loss\.gamma_max would be about cosines"),
+        (["model=siamesexml"], r"loss\.scale, loss\.slope would be about cosines"),
+        (
+            ["model=dpr", "loss.regulariser_weight=0.1"],
+            r"loss\.regulariser_margin would be about cosines; take .*loss=infonce",
+        ),
+    ],
+)
+def test_losses_with_margins_say_that_they_need_unit_vectors(small, compose, given, named):
+    with pytest.raises(ValueError, match=rf"encoder\.normalize=false: {named}"):
+        check_settings(compose(*given, *small, "encoder.normalize=false"))
 
 
 def test_all_labels_are_negatives_by_cached_gradients(small, compose, tmp_path):

@@ -144,6 +144,14 @@ class TestNotes:
             "Settings of the run that differ from the paper's (in parentheses): optimizer.lr=0.001 (0.0003)."
         ]
 
+    def test_another_method_is_named(self, write_run):
+        loss = {"contrast": {"_target_": "prime_xmc.model.losses.InfoNCE"}, "regulariser_weight": 0.1}
+        folder = write_run({}, dataset="LF-AmazonTitles-131K", loss=loss, model={"sources": ["text"]})
+        (note,) = notes_on(read_runs(folder)[0])
+        assert "loss.contrast._target_=prime_xmc.model.losses.InfoNCE (prime_xmc.model.losses.Triplet)" in note
+        assert "model.sources=['text'] (['text', 'centroid', 'free_vector'])" in note
+        assert "regulariser" not in note
+
     def test_the_paper_has_no_settings_for_other_data(self, write_run):
         assert notes_on(read_runs(write_run({}, optimizer={"lr": 1e-3}))[0]) == []
 

@@ -473,17 +473,21 @@ def check_settings(config: DictConfig) -> None:
 
     Raises:
         InstantiationException: If one does not fit.
-        ValueError: If stages or scorers need unit vectors and the encoder makes none; if the machine has no GPU but one
-            is asked for; or if the profiler or the precision is unknown.
+        ValueError: If the loss, stages or scorers need unit vectors and the encoder makes none; if the machine has no
+            GPU but one is asked for; or if the profiler or the precision is unknown.
     """
-    for key in ("loss", "index"):
-        if config.get(key) is not None:
-            instantiate(config[key], _convert_="all")
+    made = {key: instantiate(config[key], _convert_="all") for key in ("loss", "index") if config.get(key) is not None}
     needs_unit = [key for key in ("classify", "neighbours", "lexical") if config.get(key)]
     if needs_unit and config.encoder.get("normalize", True) is False:
         raise ValueError(
             f"encoder.normalize=false: {', '.join(needs_unit)} need unit vectors; give classify=false neighbours=null "
             "lexical=null"
+        )
+    of_cosines = [f"loss.{name}" for name in getattr(made.get("loss"), "cosine_settings", ())]
+    if of_cosines and config.encoder.get("normalize", True) is False:
+        raise ValueError(
+            f"encoder.normalize=false: {', '.join(of_cosines)} would be about cosines; take a loss without, such as "
+            "loss=infonce loss.temperature=1 loss.regulariser_weight=0"
         )
     check_profiler(config.trainer.get("profiler"))
     if config.trainer.accelerator == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):

@@ -13,7 +13,7 @@ from prime_xmc.assemble import raw_files
 from prime_xmc.conf_files import config_dir, entries
 from prime_xmc.printing import visible
 from prime_xmc.reporting.published import PAPER, PublishedResult, find_result, read_published
-from prime_xmc.reporting.run_folders import RunRecord, read_runs
+from prime_xmc.reporting.run_folders import RunRecord, comparable, read_runs
 from prime_xmc.run_files import METRICS
 from prime_xmc.stages import train_prototypes
 from prime_xmc.training.run_folder import with_run_folder
@@ -27,6 +27,8 @@ _SETTINGS = (
     *("sampling.batch_size", "sampling.num_positives", "trainer.max_epochs", "optimizer.lr"),
     *("loss.gamma_min", "loss.gamma_max", "loss.text_weight", "loss.label_weight"),
     *("sampling.memory_labels", "sampling.leave_one_out", "sampling.without_centroid"),
+    *("loss.contrast._target_", "loss.prototype_weight", "loss.regulariser_weight", "loss.two_point_weight"),
+    *("model.sources", "model.combine", "sampling.positive_weighting", "sampling.loss_positives"),
 )
 
 
@@ -145,7 +147,7 @@ def notes_on(run: RunRecord) -> list[str]:
         differing = [
             f"{key}={run.settings[key]} ({value})"
             for key, value in pairs.items()
-            if key in run.settings and run.settings[key] != value
+            if key in run.settings and comparable(key, run.settings[key]) != comparable(key, value)
         ]
         if differing:
             notes.append(f"Settings of the run that differ from the paper's (in parentheses): {', '.join(differing)}.")

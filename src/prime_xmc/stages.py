@@ -87,7 +87,6 @@ from prime_xmc.training.run_folder import (
     claimed,
     is_first_process,
     record_changes,
-    record_configuration,
     with_run_folder,
 )
 from prime_xmc.training.sharded import leave_group
@@ -136,12 +135,12 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
     run_dir, started = Path(config.run_dir), time.time()
     explain = partial(how_to_continue, run_dir, started=started)
     with unfailing_output(), claimed(run_dir) as claim, interruptible(explain):
-        record_configuration(config, run_dir)
         continued = None if config.ckpt_path is None else Path(config.ckpt_path).absolute()
         recorded, place = (None, None) if continued is None else read_origin(continued)
         # by whatever name: the checkpoints of another run in this folder go; theirs may be a link to a larger disk
         places = [place.resolve() for place in (run_dir, (run_dir / CHECKPOINT).parent)]
         in_place = continued is not None and any(continued.resolve().is_relative_to(place) for place in places)
+        claim.record(config, continued=in_place)
         if in_place:
             explain.keywords["started"] = 0.0  # its checkpoint is this run's
             if is_first_process():
@@ -540,7 +539,6 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
     _check_resume(config, "classify")
     config = with_run_folder(config)
     run_dir, resumes = Path(config.run_dir), config.get("resume") is not None
-    record_configuration(config, run_dir)
     explain = partial(how_to_continue, run_dir, started=0.0 if resumes else time.time())
     with unfailing_output(), interruptible(explain):
         trained = _train_classifiers(config, continues=resumes)
@@ -583,6 +581,8 @@ def _train_classifiers(
     """
     run_dir = Path(config.run_dir)
     with claimed(run_dir) as claim:
+        if model is None:  # otherwise the run that the model is of has recorded all of it
+            claim.record(config, continued=continues)
         record = RunHistory()
         _tidy_cache(config)
         model = model or open_finished(config)

@@ -20,6 +20,12 @@ def test_a_package_index_that_fails_is_a_clear_message_and_leaves_nothing(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == [f"{environment.folder.name}.lock"]
 
 
+def test_python_without_venv_is_told_apart_from_an_index_that_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr("prime_xmc.baselines.environments.sys.executable", "/bin/false")
+    with pytest.raises(ValueError, match=r"could not be made: -m venv ended with status 1\.\n.*\n.*needs .*ensurepip"):
+        LibraryEnvironment("xr_linear", PACKAGES, tmp_path).python()
+
+
 def test_an_environment_is_made_once(tmp_path):
     environment = LibraryEnvironment("none", [], tmp_path, ["--no-index", "--dry-run", "--requirement=/dev/null"])
     python = environment.python()

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import re
@@ -6,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from prime_xmc.app import compose
@@ -105,6 +107,58 @@ def test_a_pattern_of_words_that_is_no_regular_expression_is_refused(monkeypatch
     monkeypatch.setattr("prime_xmc.baselines.libraries.find_spec", lambda name: True)
     with pytest.raises(ValueError, match=r"method\.parameters\.token_pattern=\[: not a regular expression"):
         ExternalMethod("attentionxml", {"token_pattern": "["})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["method=plt", "+method.beam_size=50"], r"method\.beam_size=50: napkinxc has no such setting"),
+        (
+            ["method=attentionxml", "+method.parameters.trainer.lr=1e-2"],
+            r"method\.parameters\.trainer\.lr: attentionxml has no such setting; expected one of .*learning_rate",
+        ),
+        (
+            ["method=attentionxml", "+method.parameters.epochs=1"],
+            r"method\.parameters\.epochs: attentionxml has no",
+        ),
+        (
+            ["method=xr_transformer", "+method.parameters.num_train_epochs=1"],
+            r"method\.parameters\.num_train_epochs: xr_transformer has no such setting; expected one of .*matcher",
+        ),
+    ],
+)
+def test_a_setting_that_a_library_would_pass_over_is_refused(settings, message, monkeypatch):
+    monkeypatch.setattr("prime_xmc.baselines.libraries.find_spec", lambda name: True)
+    with pytest.raises(InstantiationException) as error:
+        instantiate(compose("baseline", settings).method, _convert_="all")
+    assert re.search(message, str(error.value.__cause__))
+
+
+@pytest.mark.slow
+def test_xr_linear_refuses_what_pecos_would_pass_over(words):
+    folder = os.environ.get("PRIME_XMC_TEST_ENVS")
+    if folder is None:
+        pytest.skip("the environment variable PRIME_XMC_TEST_ENVS names no folder to make environments in")
+    settings = ["method=xr_linear", f"envs_dir={folder}", "threads=1", "+method.parameters.max_leaf_size=20"]
+    method = instantiate(compose("baseline", settings).method, _convert_="all")
+    with pytest.raises(RuntimeError, match="XLinearModel of PECOS has no parameter max_leaf_size"):
+        method.rank(words, {"test": words.queries}, 10)
+
+
+def test_the_process_of_a_library_gets_what_chooses_its_gpu_and_its_models(tmp_path, monkeypatch):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, pathlib\n"
+        f"pathlib.Path({str(tmp_path / 'environment.json')!r}).write_text(json.dumps(dict(os.environ)))\n"
+    )
+    monkeypatch.setattr(worker, "__file__", str(script))
+    given = {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": "/scratch", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "7"}
+    for name, value in {**given, "PYTHONPATH": "/elsewhere", "SECRET": "1"}.items():
+        monkeypatch.setenv(name, value)
+    run_worker(Path(sys.executable), tmp_path, 1, "omikuji")
+    found = json.loads((tmp_path / "environment.json").read_text())
+    assert {name: found[name] for name in given} == given | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    assert not {"PYTHONPATH", "SECRET"} & found.keys()
 
 
 def test_a_process_that_fails_is_quoted(tmp_path):

@@ -48,6 +48,15 @@ def test_svd_does_not_centre(rows, labels):
     assert scores(svd(rows, labels, rank=5, ridge=RIDGE), rows) == pytest.approx(hat @ targets @ v @ v.T, abs=1e-5)
 
 
+def test_plst_with_fewer_queries_than_labels(rows, labels):
+    few = slice(0, labels.shape[1] - 5)
+    codes = plst(rows[few], labels[few], rank=5, ridge=RIDGE)
+    centred = labels[few].toarray() - codes.mean
+    values = np.linalg.svd(centred, compute_uv=False)
+    found = np.linalg.norm(centred @ codes.decoder, axis=0)
+    assert sorted(found, reverse=True) == pytest.approx(values[:5], rel=1e-4)
+
+
 def test_cplst_has_the_largest_eigenvectors_of_what_is_predicted(rows, labels):
     centred, mean, hat = dense(rows, labels)
     v = np.linalg.eigh(centred.T @ hat @ centred)[1][:, -5:]

@@ -153,6 +153,9 @@ def test_cost_is_told_under_the_names_of_trainings():
         "model_bytes": 4,
         "predict/milliseconds_per_query": 5.0,
     }
+    on_gpu = describe_cost(Cost(1.0, 2.0, 3, 4, None, "NVIDIA H100", 5))
+    assert (on_gpu["device"], on_gpu["peak_device_memory_bytes"]) == ("NVIDIA H100", 5)
+    assert "predict/milliseconds_per_query" not in on_gpu
 
 
 def test_report_compares_a_baseline_with_a_training(settings, tmp_path, toy_settings, compose):

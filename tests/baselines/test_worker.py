@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 
 from prime_xmc.baselines.worker import (
     LIBRARIES,
+    BlockTimes,
     as_arrays,
     main,
     peak_memory,
@@ -65,13 +68,25 @@ def test_words_are_those_of_the_pattern_or_else_of_the_library():
 
 def test_word_vectors_are_those_of_the_file_where_it_has_the_word(tmp_path):
     path = tmp_path / "vectors.txt"
-    path.write_text("the 0.5 -1\ncat 2 3e-1\n", encoding="utf-8")
-    start = torch.ones(3, 2)
-    found = read_word_vectors(path, ["dog", "cat", "the"], start)
-    assert found.tolist() == [[1, 1], [2, pytest.approx(0.3)], [0.5, -1]]
-    assert start.tolist() == [[1, 1]] * 3
-    with pytest.raises(SystemExit, match="cat has 2 numbers, expected dim=3"):
-        read_word_vectors(path, ["cat"], torch.ones(1, 3))
+    path.write_text("the 0.5 -1\nto name@domain.com 7 7\ncat 2 3e-1\n", encoding="utf-8")
+    start = torch.ones(4, 2)
+    found = read_word_vectors(path, ["dog", "cat", "the", "to"], start)
+    assert found.tolist() == [[1, 1], [2, pytest.approx(0.3)], [0.5, -1], [1, 1]]
+    assert start.tolist() == [[1, 1]] * 4
+    for dim in (1, 3):
+        with pytest.raises(SystemExit, match=f"vectors.txt: the has 2 numbers, expected dim={dim}"):
+            read_word_vectors(path, ["cat"], torch.ones(1, dim))
+    path.write_text("the 0.5 -1\ncat 2 x\ndog 1\n", encoding="utf-8")
+    for word, line in (("cat", 2), ("dog", 3)):
+        with pytest.raises(SystemExit, match=f"vectors.txt, line {line}: expected 2 numbers, got '{word} "):
+            read_word_vectors(path, [word], torch.ones(1, 2))
+
+
+def test_the_seconds_of_processors_count_those_of_processes_that_it_has_started():
+    times = BlockTimes()
+    with times.running():
+        subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"], check=True)
+    assert times.cpu_seconds > 0.3
 
 
 def test_a_parameter_that_the_library_does_not_have_is_named():

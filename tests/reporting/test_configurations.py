@@ -1,6 +1,12 @@
+import json
+
 import pytest
 from omegaconf import OmegaConf
 
+from prime_xmc.data.corpus import Corpus
+from prime_xmc.data.preparation import prepare
+from prime_xmc.data.raw import RawFiles
+from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.reporting.configurations import (
     Configuration,
     differences,
@@ -36,6 +42,32 @@ class TestGroup:
         (group,) = grouped(tmp_path, cache_dir)
         assert group.configurations[0].settings["sampling.num_positives"] == 0
         assert negative_pool(group.configurations[0]) is None
+
+    def test_other_queries_to_test_on_are_other_data(self, tmp_path, tiny_encoder_dir, write_run):
+        """Raw files without a test split, of which dataset.num_test splits one off."""
+        raw = tmp_path / "raw"
+        raw.mkdir()
+        records = {
+            "trn": [{"uid": str(row), "title": f"query {row}", "target_ind": [row % 3]} for row in range(30)],
+            "lbl": [{"uid": f"l{row}", "title": f"label {row}"} for row in range(3)],
+        }
+        for name, lines in records.items():
+            (raw / f"{name}.json").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        for number, num_test in enumerate((6, 8, 8)):
+            directory = prepare(
+                RawFiles(raw, "evil", num_test=num_test),
+                load_tokenizer(str(tiny_encoder_dir)).backend_tokenizer,
+                tokenizer_name="tiny",
+                pad_token_id=0,
+                max_length=16,
+                cache_dir=tmp_path / "cache",
+            )
+            run = write_run(tmp_path / "runs" / str(number), seed=number, dataset__num_test=num_test)
+            settings = {"data_fingerprint": Corpus.open(directory).manifest["fingerprint"], "config": {}}
+            (run / "model" / "prime_config.json").write_text(json.dumps({"settings": settings}))
+        groups = grouped(tmp_path / "runs", tmp_path / "cache")
+        found = {len(group.corpus.test): [len(c.runs) for c in group.configurations] for group in groups}
+        assert found == {6: [1], 8: [2]}
 
     def test_prepared_data_are_found_by_the_configuration_of_a_run(self, tmp_path, write_run, cache_dir):
         write_run(tmp_path / "run", cache_dir=str(cache_dir))

@@ -19,20 +19,22 @@ from prime_xmc.reporting.statistics import (
 )
 
 
-def ones(num_queries, num_metrics=1):
-    return np.ones((num_queries, num_metrics), dtype=np.float32)
+def ones(num_queries):
+    return np.ones((num_queries, 1, 1), dtype=np.float32)
 
 
 class TestBootstrap:
-    def test_equals_a_loop_over_resamples(self):
+    @pytest.mark.parametrize("num_denominators", [1, 2])
+    def test_equals_a_loop_over_resamples(self, num_denominators):
         rng = np.random.default_rng(0)
         numerators = rng.random((7, 2, 3)).astype(np.float32)
-        denominators = rng.random((7, 3)).astype(np.float32)
+        denominators = rng.random((7, num_denominators, 3)).astype(np.float32)
         found = bootstrap(numerators, denominators, np.array([0, 1]), 5, seed=3)
         draws = np.random.default_rng(3).integers(7, size=(5, 7))
         for resample, drawn in enumerate(draws):
             for run in range(2):
-                expected = numerators[drawn, run].sum(axis=0) / denominators[drawn].sum(axis=0)
+                own = denominators[drawn, min(run, num_denominators - 1)]
+                expected = numerators[drawn, run].sum(axis=0) / own.sum(axis=0)
                 assert found[resample, run] == pytest.approx(expected, abs=1e-5)
 
     def test_the_spread_over_queries_is_the_standard_error(self):
@@ -56,7 +58,7 @@ class TestBootstrap:
         assert found[:, 1] - found[:, 0] == pytest.approx(0.125, abs=1e-6)
 
     def test_nothing_to_attain_is_zero(self):
-        found = bootstrap(np.zeros((3, 1, 1), np.float32), np.zeros((3, 1), np.float32), np.array([0]), 2, seed=0)
+        found = bootstrap(np.zeros((3, 1, 1), np.float32), np.zeros((3, 1, 1), np.float32), np.array([0]), 2, seed=0)
         assert (found == 0).all()
 
 

@@ -5,9 +5,10 @@ import pytest
 
 from prime_xmc.data.corpus import Corpus, Ragged
 from prime_xmc.data.preparation import prepare
+from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import RawFiles
 from prime_xmc.data.tokenizer import load_tokenizer
-from prime_xmc.evaluation.metrics import SHOWN
+from prime_xmc.evaluation.metrics import SHOWN, evaluate
 from prime_xmc.evaluation.predictions import load_predictions, save_predictions
 from prime_xmc.reporting.configurations import group_runs
 from prime_xmc.reporting.run_folders import find_runs, read_runs
@@ -79,6 +80,34 @@ def test_without_predictions_there_is_a_note(runs_dir, cache_dir):
     result = study(group(runs_dir, cache_dir))
     assert list(result.evaluations) == ["batch_size=128"]
     assert result.notes[0].startswith("1 of 2 configurations have no predictions")
+
+
+def test_predictions_of_some_seeds_are_noted(runs_dir, cache_dir):
+    (runs_dir / "0" / "predictions.npz").unlink()
+    result = study(group(runs_dir, cache_dir))
+    assert [len(evaluations) for evaluations in result.evaluations.values()] == [2, 3]
+    assert result.notes == [
+        "Predictions of some seeds are missing (batch_size=64): where predictions are needed, as for the differences "
+        "from the baseline and their marks, only the other seeds count."
+    ]
+
+
+def test_differences_of_psp_are_those_of_the_metrics_where_propensities_differ(tmp_path, write_run, cache_dir, corpus):
+    write_run(tmp_path / "0")
+    other = write_run(tmp_path / "1", skill=0.9, overrides=("dataset.propensity.a=2",), dataset__propensity__a=2)
+    path = other / "metrics.json"
+    indices, _ = load_predictions(other / "predictions.npz")
+    weights = inverse_propensity(corpus.label_frequency, len(corpus.train), 2.0, 1.5)
+    found = evaluate(indices, corpus.test.positives, weights)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {f"test/{name}": found[name] for name in found}))
+    configurations = group(tmp_path, cache_dir)
+    result = study(configurations)
+    first, second = (c.final("test/PSP@5")[0] for c in configurations.configurations)
+    assert result.comparisons["a=2", "PSP@5"].difference == pytest.approx(second - first, abs=1e-6)
+    assert result.notes == [
+        "The runs have different constants of the propensity (a=0.55 b=1.5, a=2 b=1.5): their PSP measures different "
+        "things."
+    ]
 
 
 def test_predictions_of_another_run_are_an_error(runs_dir, cache_dir):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import hydra
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from prime_xmc.training.run_folder import claimed, new_folder, record_changes, record_configuration
+from prime_xmc.training.run_folder import claimed, new_folder, record_changes
 
 CONF = """
 run_dir: ${hydra:runtime.output_dir}
@@ -142,7 +143,8 @@ def test_what_a_killed_run_has_half_written_goes_when_the_folder_is_claimed(tmp_
 
 def test_settings_with_which_a_run_is_continued_hold_from_then_on(tmp_path):
     config = OmegaConf.create({"run_dir": "${a}", "a": 1, "resume": None, "ckpt_path": None})
-    record_configuration(config, tmp_path)
+    with claimed(tmp_path) as claim:
+        claim.record(config, continued=False)
     before = (tmp_path / ".hydra" / "config.yaml").read_text()
     record_changes(OmegaConf.merge(config, {"resume": "x", "ckpt_path": "y"}), tmp_path)
     assert (tmp_path / ".hydra" / "config.yaml").read_text() == before
@@ -151,7 +153,54 @@ def test_settings_with_which_a_run_is_continued_hold_from_then_on(tmp_path):
     assert OmegaConf.to_container(written) == {"run_dir": "${a}", "a": 2, "resume": None, "ckpt_path": None}
 
 
-def test_a_configuration_is_recorded_where_nobody_has_done_so(tmp_path):
-    record_configuration(OmegaConf.create({"seed": 1}), tmp_path)
-    record_configuration(OmegaConf.create({"seed": 2}), tmp_path)
-    assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml") == {"seed": 1}
+def test_a_configuration_is_recorded_in_the_place_of_that_of_an_earlier_run(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {method: bonsai}}}")
+    for seed in (1, 2):
+        with claimed(tmp_path) as claim:
+            claim.record(OmegaConf.create({"seed": seed}), continued=False)
+            claim.begin(continued=False)
+        assert recorded(tmp_path) == ({"seed": seed}, [])
+    with claimed(tmp_path) as claim:
+        claim.record(OmegaConf.create({"seed": 3}), continued=True)
+    assert recorded(tmp_path) == ({"seed": 2}, [])
+    assert not (tmp_path / ".hydra" / "hydra.yaml").exists()
+
+
+def test_the_configuration_of_results_comes_back_where_another_run_ends_before_it_begins(tmp_path):
+    with claimed(tmp_path) as claim:
+        claim.record(OmegaConf.create({"seed": 1}), continued=False)
+        claim.begin(continued=False)
+        (tmp_path / "metrics.json").touch()
+    with claimed(tmp_path) as claim:
+        claim.record(OmegaConf.create({"seed": 2}), continued=False)
+        assert recorded(tmp_path) == ({"seed": 2}, [])
+    assert recorded(tmp_path) == ({"seed": 1}, [])
+
+
+def recorded(folder):
+    return tuple(OmegaConf.load(folder / ".hydra" / f"{name}.yaml") for name in ("config", "overrides"))
+
+
+def test_the_settings_and_choices_are_those_of_the_command(tmp_path, monkeypatch):
+    """With run_dir=, Hydra writes them to a folder of its own."""
+    other = tmp_path / "by Hydra"
+    (other / ".hydra").mkdir(parents=True)
+    (other / ".hydra" / "overrides.yaml").write_text("[method=parabel]")
+    (other / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {method: parabel}}}")
+    given = {"output_subdir": ".hydra", "runtime": {"output_dir": str(other)}, "job": {"config_name": "baseline"}}
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(given))
+    folder = tmp_path / "run"
+    with claimed(folder) as claim:
+        claim.record(OmegaConf.create({"task": "baseline"}), continued=False)
+        claim.begin(continued=False)
+    assert recorded(folder) == ({"task": "baseline"}, ["method=parabel"])
+    assert OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.runtime.choices.method == "parabel"
+    with claimed(folder) as claim:
+        claim.record(OmegaConf.create({"task": "classify"}), continued=False)
+    assert recorded(folder) == ({"task": "classify"}, [])
+    (other / ".hydra" / "config.yaml").write_text("{task: baseline, seed: 5}")
+    with claimed(other) as claim:  # to which Hydra has written
+        claim.record(OmegaConf.create({"task": "baseline"}), continued=False)
+    assert recorded(other) == ({"task": "baseline", "seed": 5}, ["method=parabel"])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -79,14 +80,21 @@ class LibraryEnvironment:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _run(self, command: Sequence[str]) -> None:
-        done = subprocess.run(command, capture_output=True, text=True)
+        # PYTHONPATH would let pip find a requirement where the process of the library, which ignores it, does not
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode != 0:
             lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
             errors = [line for line in lines if line.startswith("ERROR")] or lines
-            said = "\n".join(errors[-_LINES:])
+            said, step = "\n".join(errors[-_LINES:]), " ".join(command[1:3])
+            needs = (
+                f"It installs {', '.join(self.packages)} and needs a package index, of the network or of your own "
+                "(method.environment.pip_options=[--index-url,<url>])."
+                if step == "-m pip"
+                else "It needs Python's modules venv and ensurepip, in Debian the package python3-venv."
+            )
             raise ValueError(
-                f"method={self.name} needs an environment of its own, and that could not be made: pip ended with "
-                f"status {done.returncode}.\n{said}\nIt installs {', '.join(self.packages)} and needs a package "
-                "index, of the network or of your own (method.environment.pip_options=[--index-url,<url>]). The same "
-                "command tries again; other methods do not need it."
+                f"method={self.name} needs an environment of its own, and that could not be made: {step} ended with "
+                f"status {done.returncode}.\n{said}\n{needs} The same command tries again; other methods "
+                "do not need it."
             )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,8 @@ _LINES = 8  # of what a process that failed has said
 _SECONDS = 60  # from one message on a process that is still running to the next
 _CHARACTERS = 120  # of what it said last, in such a message
 _BYTES = 2**16  # at the end of what it has said, which are searched for the last lines
+# What the process of a library gets of the environment, besides what is set for it: which GPU, where models are, ...
+_PASSED_ON = re.compile(r"(CUDA|NVIDIA|HF|LC)_\w+|HOME|LANG|LD_LIBRARY_PATH|XDG_CACHE_HOME")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours, and steps of the cursor
 
 
@@ -44,8 +47,8 @@ class ExternalMethod:
         threads: Threads to train with; None: as many as there are processors.
 
     Raises:
-        ValueError: If the library is to be installed beside this package and is not, takes vectors and has none, or is
-            to find words by what is no regular expression of them.
+        ValueError: If the library is to be installed beside this package and is not, takes vectors and has none, is to
+            find words by what is no regular expression of them, or gets a setting that it does not have.
     """
 
     def __init__(
@@ -63,6 +66,9 @@ class ExternalMethod:
             raise ValueError(f"method.library={library}: expected one of {', '.join(worker.LIBRARIES)}")
         if tfidf is None and library in worker.VECTOR_LIBRARIES:
             raise ValueError(f"{library} takes vectors of texts: expected method.tfidf, which makes them")
+        if beam_size is not None and library not in worker.TREE_LIBRARIES:
+            raise ValueError(f"method.beam_size={beam_size}: {library} has no such setting; see method.parameters")
+        _check_names(library, parameters)
         if environment is None and find_spec(library) is None:
             raise ValueError(f"this method needs {library}: pip install '.[baselines]' in the clone")
         if parameters.get("token_pattern") is not None:
@@ -117,6 +123,8 @@ class ExternalMethod:
             cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
             rankings = {each: _read_ranking(folder / f"ranking_{each}.npz", k) for each in queries}
         num_queries = max(1, sum(map(len, queries.values())))
+        on_gpu = {name: cost[name] for name in ("device", "peak_device_memory_bytes") if name in cost}
+        answering = 1000 * (transforming.cpu_seconds + cost["predict_cpu_seconds"]) / num_queries
         return Outcome(
             rankings,
             Cost(
@@ -124,7 +132,8 @@ class ExternalMethod:
                 making.cpu_seconds + cost["train_cpu_seconds"],
                 cost["peak_rss_bytes"],
                 vectoriser_bytes + cost["model_bytes"],
-                1000 * (transforming.cpu_seconds + cost["predict_cpu_seconds"]) / num_queries,
+                None if on_gpu else answering,
+                **on_gpu,
             ),
         )
 
@@ -144,6 +153,7 @@ def run_worker(python: Path, folder: Path, threads: int, name: str) -> None:
     # -I: neither the current folder nor PYTHONPATH puts another package in the place of the library's
     command = [str(python), "-I", "-u", str(Path(worker.__file__)), str(folder)]
     environment = {
+        **{key: value for key, value in os.environ.items() if _PASSED_ON.fullmatch(key)},
         **{"OMP_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"},
         "TMPDIR": str(folder),  # what it writes in between goes with its input when the process is killed
     }
@@ -162,6 +172,16 @@ def run_worker(python: Path, folder: Path, threads: int, name: str) -> None:
     if status != 0:
         last = "\n".join(_last_lines(path, _LINES))
         raise RuntimeError(f"{command[0]}: the process of the library ended with status {status}:\n{last}")
+
+
+def _check_names(library: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters that the library would pass over in silence."""
+    for place, known in worker.PARAMETERS.get(library, {}).items():
+        key = f"method.parameters.{place}" if place else "method.parameters"
+        for name in (parameters.get(place) or {}) if place else parameters:
+            if name not in known:
+                expected = ", ".join(sorted(known))
+                raise ValueError(f"{key}.{name}: {library} has no such setting; expected one of {expected}")
 
 
 def _status(process: subprocess.Popen[bytes]) -> int | None:

@@ -118,8 +118,8 @@ def plst(rows: Float[np.ndarray, "query d"], labels: sp.csr_matrix, *, rank: int
     mean = _mean(labels)
     centred = sparse_linalg.LinearOperator(
         labels.shape,
-        matvec=lambda v: labels @ v - mean @ v,
-        rmatvec=lambda u: labels.T @ u - mean * u.sum(),
+        matvec=lambda v: labels @ v.ravel() - mean @ v.ravel(),  # SciPy may pass a column
+        rmatvec=lambda u: labels.T @ u.ravel() - mean * u.sum(),
         dtype=np.float64,
     )
     return _regressed(rows, labels, _singular_vectors(centred, rank), ridge, mean)

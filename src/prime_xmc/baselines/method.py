@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32, Int, Int64
 from threadpoolctl import threadpool_limits
 
@@ -81,14 +82,19 @@ class Cost:
         train_cpu_seconds: Seconds of all processors together.
         peak_rss_bytes: Most memory of the process that has computed, in bytes.
         model_bytes: Size of what it takes to predict, in bytes, without an encoder that is there anyway.
-        milliseconds_per_query: Milliseconds of one processor in which a query is answered, from its text on.
+        milliseconds_per_query: Milliseconds of one processor in which a query is answered, from its text on; None where
+            a GPU has computed.
+        device: Name of the GPU that has computed; None: none has.
+        peak_device_memory_bytes: Most of its memory that was taken at once, in bytes.
     """
 
     train_seconds: float
     train_cpu_seconds: float
     peak_rss_bytes: int
     model_bytes: int
-    milliseconds_per_query: float
+    milliseconds_per_query: float | None
+    device: str | None = None
+    peak_device_memory_bytes: int = 0
 
 
 class Outcome(NamedTuple):
@@ -150,7 +156,13 @@ class Stopwatch:
 
 
 def rank_here(
-    train: Callable[[], Trained], queries: Mapping[str, TextSet], num_labels: int, k: int, *, threads: int | None
+    train: Callable[[], Trained],
+    queries: Mapping[str, TextSet],
+    num_labels: int,
+    k: int,
+    *,
+    threads: int | None,
+    device: torch.device | None = None,
 ) -> Outcome:
     """Train in this process, rank, and measure both; `Method.rank` of methods that need no process of their own.
 
@@ -160,7 +172,11 @@ def rank_here(
         num_labels: Number of labels.
         k: Labels for each query.
         threads: Threads to train with; None: as many as the libraries take. Ranking has one.
+        device: Where an encoder computes; None: there is none.
     """
+    gpu = device if device is not None and device.type == "cuda" else None
+    if gpu is not None:
+        torch.cuda.reset_peak_memory_stats(gpu)
     training, ranking = Stopwatch(), Stopwatch()
     forget_peak_memory()
     with threadpool_limits(threads), training.running():
@@ -182,7 +198,9 @@ def rank_here(
             training.cpu_seconds,
             peak_memory(),
             trained.model_bytes,
-            1000 * ranking.cpu_seconds / max(1, sum(map(len, queries.values()))),
+            None if gpu is not None else 1000 * ranking.cpu_seconds / max(1, sum(map(len, queries.values()))),
+            None if gpu is None else torch.cuda.get_device_name(gpu),
+            0 if gpu is None else torch.cuda.max_memory_allocated(gpu),
         ),
     )
 

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from prime_xmc.files import write_json
 from prime_xmc.printing import unfailing_output
 from prime_xmc.run_files import METRICS
 from prime_xmc.training.record import describe_run, describe_splits, quiet_libraries
-from prime_xmc.training.run_folder import BASELINE, claimed, given_settings, record_configuration, with_run_folder
+from prime_xmc.training.run_folder import BASELINE, claimed, given_settings, with_run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ def run_baseline(config: DictConfig) -> BaselineRun:
     config = with_run_folder(config)
     run_dir = Path(config.run_dir)
     with unfailing_output(), claimed(run_dir) as claim:
-        record_configuration(config, run_dir)
+        claim.record(config, continued=False)
         _warn_of_unused(config)
         method = instantiate(config.method, _convert_="all")
         if not isinstance(method, Method):
@@ -79,16 +78,18 @@ def run_baseline(config: DictConfig) -> BaselineRun:
     return BaselineRun(metrics, rankings)
 
 
-def describe_cost(cost: Cost) -> dict[str, float]:
+def describe_cost(cost: Cost) -> dict[str, float | str]:
     """Return what metrics.json says of the cost, under the names that trainings use as far as they have them."""
-    values = asdict(cost)
-    return {
-        "train/seconds": values["train_seconds"],
-        "train/cpu_seconds": values["train_cpu_seconds"],
-        "peak_rss_bytes": values["peak_rss_bytes"],
-        "model_bytes": values["model_bytes"],
-        "predict/milliseconds_per_query": values["milliseconds_per_query"],
+    values: dict[str, float | str | None] = {
+        "train/seconds": cost.train_seconds,
+        "train/cpu_seconds": cost.train_cpu_seconds,
+        "peak_rss_bytes": cost.peak_rss_bytes,
+        "model_bytes": cost.model_bytes,
+        "predict/milliseconds_per_query": cost.milliseconds_per_query,
+        "device": cost.device,
+        "peak_device_memory_bytes": cost.peak_device_memory_bytes if cost.device is not None else None,
     }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _warn_of_unused(config: DictConfig) -> None:
@@ -186,10 +187,14 @@ def _show(
         row = {name.removeprefix(f"{stage}/"): value for name, value in metrics.items() if name.startswith(f"{stage}/")}
         rows |= {shown: row} if row else {}
     print_table(rows)
-    line = (
-        f"{cost.train_cpu_seconds:.1f} CPU s of training, {cost.milliseconds_per_query:.2f} ms a query, peak memory "
-        f"{cost.peak_rss_bytes / 2**30:.2f} GiB, model {cost.model_bytes / 1e6:.1f} MB. Run folder: {run_dir}"
-    )
+    parts = [
+        f"{cost.train_cpu_seconds:.1f} CPU s of training",
+        *([] if cost.milliseconds_per_query is None else [f"{cost.milliseconds_per_query:.2f} ms a query"]),
+        f"peak memory {cost.peak_rss_bytes / 2**30:.2f} GiB",
+        *([] if cost.device is None else [f"{cost.peak_device_memory_bytes / 2**30:.1f} GiB of the {cost.device}"]),
+        f"model {cost.model_bytes / 1e6:.1f} MB",
+    ]
+    line = f"{', '.join(parts)}. Run folder: {run_dir}"
     Console().print(line, markup=False, highlight=False, soft_wrap=True)
     print_notes(note for name, note in metrics.items() if name.startswith("note/"))
     if "test" in rankings:

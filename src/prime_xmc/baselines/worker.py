@@ -11,9 +11,11 @@ and `queries_<name>.json`. It gets `ranking_<name>.npz` (`ids`, `scores`) and `c
 import json
 import logging
 import re
+import resource
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,10 +33,10 @@ class BlockTimes:
     @contextmanager
     def running(self):
         """Add the time of a block."""
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), cpu_seconds()
         yield
         self.seconds += time.perf_counter() - wall
-        self.cpu_seconds += time.process_time() - cpu
+        self.cpu_seconds += cpu_seconds() - cpu
 
 
 def run_omikuji(folder, settings, train, labels, queries):
@@ -78,10 +80,14 @@ def run_napkinxc(folder, settings, train, labels, queries):
 
 def run_xr_linear(folder, settings, train, labels, queries):
     """Yield the size of the model, then a ranking for each matrix of queries."""
-    from pecos.xmc import Indexer, LabelEmbeddingFactory
+    from pecos.xmc import Indexer, LabelEmbeddingFactory, MLModel
     from pecos.xmc.xlinear import XLinearModel
 
     threads = settings["threads"]
+    known = {field.name for each in (XLinearModel, MLModel) for field in fields(each.TrainParams)}
+    for name in settings["parameters"]:  # PECOS passes over what it does not know
+        if name not in known - {"hlm_args", "threads"} | {"negative_sampling_scheme"}:
+            raise SystemExit(f"XLinearModel of PECOS has no parameter {name}")
     with TRAINING.running():
         embedding = LabelEmbeddingFactory.create(labels, train, method="pifa")
         tree = Indexer.gen(embedding, indexer_type="hierarchicalkmeans", seed=settings["seed"], threads=threads)
@@ -208,9 +214,7 @@ def run_attentionxml(folder, settings, train, labels, queries):
         vectors[0] = 0  # padding
         config = AttributeDict(
             {
-                **dict.fromkeys(("momentum", "lr_scheduler", "scheduler_config")),
-                **{"multiclass": False, "silent": True, "shuffle": True, "data_workers": 0, "metric_threshold": 0.5},
-                **{f"limit_{stage}_batches": 1.0 for stage in ("train", "val", "test")},
+                **ATTENTIONXML_DEFAULTS,
                 **given["trainer"],
                 "beam_width": beam_width,
                 "early_stopping_metric": given["trainer"]["val_metric"],
@@ -247,7 +251,7 @@ def run_attentionxml(folder, settings, train, labels, queries):
         with RANKING.running():
             trainer.test([{"text": words_of(text), "label": []} for text in texts])
         pairs = [zip(*rows, strict=True) for part in found for rows in zip(*part.values(), strict=True)]
-        yield [[(int(label), float(score)) for label, score in row if np.isfinite(score)] for row in pairs]
+        yield [[(int(label), float(score)) for label, score in row if score > -np.inf] for row in pairs]
 
 
 LIBRARIES = {
@@ -259,6 +263,24 @@ LIBRARIES = {
 }
 TEXT_LIBRARIES = ("xr_transformer", "attentionxml")
 VECTOR_LIBRARIES = ("omikuji", "napkinxc", "xr_linear", "xr_transformer")
+TREE_LIBRARIES = ("omikuji", "xr_linear", "xr_transformer")  # which take a beam
+ATTENTIONXML_DEFAULTS = {
+    **dict.fromkeys(("momentum", "lr_scheduler", "scheduler_config")),
+    **{"multiclass": False, "silent": True, "shuffle": True, "data_workers": 0, "metric_threshold": 0.5},
+    **{f"limit_{stage}_batches": 1.0 for stage in ("train", "val", "test")},
+}
+# Names that parameters can have, by their place in them, where no library refuses others.
+PARAMETERS = {
+    "xr_transformer": {"": {"matmul_precision", "max_length", "first_tree", "tree", "matcher"}},
+    "attentionxml": {
+        "": {"word_vectors", "dim", "token_pattern", "num_validation", "trainer"},
+        "trainer": {
+            *("max_seq_length", "cluster_size", "beam_width", "epochs", "patience", "val_metric", "batch_size"),
+            *("eval_batch_size", "optimizer", "learning_rate", "weight_decay", "network_config"),
+            *ATTENTIONXML_DEFAULTS,
+        },
+    },
+}
 TRAINING, RANKING = BlockTimes(), BlockTimes()
 
 
@@ -287,15 +309,18 @@ def read_word_vectors(path, words, vectors):
     """Return vectors of words, those of a file in GloVe's format where it has the word."""
     import torch
 
-    places, vectors = {word: row for row, word in enumerate(words)}, vectors.clone()
+    places, vectors, dim = {word: row for row, word in enumerate(words)}, vectors.clone(), vectors.shape[1]
     with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            word, _, numbers = line.rstrip().partition(" ")
+        for number, line in enumerate(lines, 1):
+            line = line.rstrip("\r\n ")
+            if number == 1 and line.count(" ") != dim:
+                raise SystemExit(f"{path}: {line.split(' ')[0]} has {line.count(' ')} numbers, expected dim={dim}")
+            word, *values = line.rsplit(" ", dim)  # a word may have spaces
             if word in places:
-                vector = [float(number) for number in numbers.split(" ")]
-                if len(vector) != vectors.shape[1]:
-                    raise SystemExit(f"{path}: {word} has {len(vector)} numbers, expected dim={vectors.shape[1]}")
-                vectors[places[word]] = torch.tensor(vector)
+                try:
+                    vectors[places[word]] = torch.tensor([float(value) for value in values]).reshape(dim)
+                except (ValueError, RuntimeError):  # the latter where there are fewer
+                    raise SystemExit(f"{path}, line {number}: expected {dim} numbers, got {line[:80]!r}") from None
     return vectors
 
 
@@ -330,6 +355,21 @@ def as_arrays(answers, k):
     return ids, scores
 
 
+def cpu_seconds():
+    """Return the seconds of all processors that this process has taken, and its own processes that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def gpu_use():
+    """Return the name of the GPU that has computed and the most bytes of it that were taken; nothing where none has."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    peak = max(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count()))
+    return {"device": torch.cuda.get_device_name(), "peak_device_memory_bytes": peak}
+
+
 def peak_memory():
     """Return the most memory of this process, in bytes. That of getrusage would include what it was started from."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -358,6 +398,7 @@ def main(folder):
         "predict_cpu_seconds": RANKING.cpu_seconds,
         "peak_rss_bytes": peak_memory(),
         "model_bytes": model_bytes,
+        **gpu_use(),
     }
     (folder / "cost.json").write_text(json.dumps(cost))
 

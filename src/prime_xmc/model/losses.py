@@ -28,12 +28,14 @@ class Contrast(ABC):
 
     Attributes:
         num_negatives: Number of an anchor's negatives that count, the most similar ones; None for all of them.
+        cosine_settings: Names of settings that mean something for cosines alone, not for other inner products.
 
     Raises:
         ValueError: If the number of negatives is not positive.
     """
 
     num_negatives: int | None = None
+    cosine_settings: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         if self.num_negatives is not None and self.num_negatives < 1:
@@ -155,6 +157,7 @@ class Triplet(TemperedContrast):
         ValueError: If the margin's bounds are out of order, or the weighting is unknown.
     """
 
+    cosine_settings: ClassVar[tuple[str, ...]] = ("gamma_min", "gamma_max")
     temperature: float = 0.1
     num_negatives: int | None = 100
     gamma_min: float = 0.1
@@ -510,6 +513,12 @@ class PrimeLoss(nn.Module):
         }
         self.regulariser_margin = regulariser_margin
         self.regulariser_hinge = regulariser_hinge
+
+    @property
+    def cosine_settings(self) -> list[str]:
+        """Names of settings in use that mean something for unit vectors alone, such as margins."""
+        own = ["regulariser_margin"] if self.weights["regulariser"] else []
+        return [*getattr(self.contrast, "cosine_settings", ()), *own]
 
     def forward(
         self,

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +95,7 @@ class KProb(Contrast):
         ValueError: If a setting is out of range.
     """
 
+    cosine_settings: ClassVar[tuple[str, ...]] = ("scale", "slope")
     num_negatives: int | None = 1
     scale: float = 0.9
     slope: float = 1.5

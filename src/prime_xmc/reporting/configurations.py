@@ -71,8 +71,9 @@ class DatasetRuns:
 def group_runs(runs: Iterable[RunRecord], cache_dirs: Sequence[Path]) -> list[DatasetRuns]:
     """Put runs together by data set, and within it by configuration.
 
-    Two prepared data sets count as the same one if they were made from the same raw files, because the tokenizer does
-    not change which labels are true. A run whose data set is not found is put with the others of that name.
+    Two prepared data sets count as the same one if they were made from the same raw files and have the same queries to
+    test on, because the tokenizer does not change which labels are true. A run whose data set is not found is put with
+    the others of that name.
 
     Args:
         runs: The runs, in the order in which the configurations are to be listed.
@@ -88,7 +89,7 @@ def group_runs(runs: Iterable[RunRecord], cache_dirs: Sequence[Path]) -> list[Da
             "trainer.limit_..._batches is set), so there is nothing to report; expected at least one complete run"
         )
     corpora = {run.path: _find_corpus(run, cache_dirs) for run in runs}
-    sources = {path: _hash(corpus.manifest["source"]) for path, corpus in corpora.items() if corpus is not None}
+    sources = {path: _source(corpus) for path, corpus in corpora.items() if corpus is not None}
     known: dict[str, list[str]] = {}
     for run in runs:
         if run.path in sources and sources[run.path] not in known.setdefault(run.dataset, []):
@@ -250,6 +251,11 @@ def _find_corpus(run: RunRecord, cache_dirs: Sequence[Path]) -> Corpus | None:
             except (FileNotFoundError, ValueError) as error:  # an older version may have prepared it
                 logger.warning("%s", error)
     return None
+
+
+def _source(corpus: Corpus) -> str:
+    split_off = None if corpus.test_rows is None else corpus.test_rows.tolist()
+    return _hash([corpus.manifest["source"], split_off])
 
 
 def _is_name(name: str) -> bool:

@@ -31,7 +31,7 @@ class Comparison(NamedTuple):
 
 def bootstrap(
     numerators: Float32[np.ndarray, "query run metric"],
-    denominators: Float32[np.ndarray, "query metric"],
+    denominators: Float32[np.ndarray, "query #run metric"],
     configuration_of_run: Int[np.ndarray, "run"],
     num_resamples: int,
     seed: int,
@@ -47,7 +47,7 @@ def bootstrap(
 
     Args:
         numerators: Contribution of each query to the numerator of each metric, by run.
-        denominators: Contribution of each query to the denominator, which is the same for all runs.
+        denominators: Contribution of each query to the denominator, by run or once for all of them.
         configuration_of_run: Configuration of each run, 0 to configurations - 1, each at least once.
         num_resamples: Number of resamples.
         seed: Seed of the draws.
@@ -58,15 +58,15 @@ def bootstrap(
     """
     num_queries, num_runs, num_metrics = numerators.shape
     rng = np.random.default_rng(seed)
-    columns = np.concatenate([numerators.reshape(num_queries, -1), denominators], axis=1)
+    columns = np.concatenate([each.reshape(num_queries, -1) for each in (numerators, denominators)], axis=1)
     values = np.empty((num_resamples, num_runs, num_metrics))
     chunk = max(1, _CELLS // max(num_queries, 1))
     for start in range(0, num_resamples, chunk):
         size = min(chunk, num_resamples - start)
         drawn = rng.integers(num_queries, size=(size, num_queries)) + np.arange(size)[:, None] * num_queries
         counts = np.bincount(drawn.ravel(), minlength=size * num_queries).reshape(size, num_queries)
-        sums = (counts.astype(np.float32) @ columns).astype(np.float64)  # [resample, run * metric + metric]
-        top, bottom = sums[:, :-num_metrics].reshape(size, num_runs, num_metrics), sums[:, None, -num_metrics:]
+        sums = (counts.astype(np.float32) @ columns).astype(np.float64)
+        top, bottom = (each.reshape(size, -1, num_metrics) for each in np.split(sums, [num_runs * num_metrics], axis=1))
         values[start : start + size] = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
     result = np.empty((num_resamples, configuration_of_run.max() + 1, num_metrics))
     for configuration in range(result.shape[1]):

@@ -43,6 +43,7 @@ class Evaluation:
 
     Attributes:
         numerators: Contribution of each query to the numerator of each metric in `SHOWN`.
+        denominators: Its contribution to the denominator, which for PSP is that of the run's inverse propensities.
         by_bin: Contribution of each bin of labels to the metrics in `BINNED`.
         macro: Macro metrics and coverage by name.
         top: First five labels of each query, padded with -1.
@@ -50,6 +51,7 @@ class Evaluation:
     """
 
     numerators: Float32[np.ndarray, "query metric"]
+    denominators: Float32[np.ndarray, "query metric"]
     by_bin: dict[str, Float64[np.ndarray, "bin"]]
     macro: dict[str, float]
     top: Int32[np.ndarray, "query rank"]
@@ -179,25 +181,39 @@ def make_study(
     bins = bin_of_label(frequency)
     study.labels_of_bin.extend(_counts(bins))
     study.positives_of_bin.extend(_counts(bins[corpus.test.positives.values]))
-    denominators = None
     for configuration, members in with_predictions:
         for run in members:
-            evaluation, denominators = _evaluate(run, corpus, frequency, bins)
+            evaluation = _evaluate(run, corpus, frequency, bins)
             study.evaluations.setdefault(configuration.name, []).append(evaluation)
+    partial = [c.name for c, members in with_predictions if 0 < len(members) < len(c.runs)]
+    if partial:
+        study.notes.append(
+            f"Predictions of some seeds are missing ({', '.join(partial)}): where predictions are needed, as for the "
+            "differences from the baseline and their marks, only the other seeds count."
+        )
+    constants = {_propensity(run) for _, members in with_predictions for run in members}
+    if len(constants) > 1:
+        named = ", ".join(f"a={a:g} b={b:g}" for a, b in sorted(constants))
+        study.notes.append(
+            f"The runs have different constants of the propensity ({named}): their PSP measures different things."
+        )
     if len(study.evaluations) > 1 and (baseline is None or baseline.name not in study.evaluations):
         study.notes.append("Nothing is compared, because the baseline has no runs on this data set or no predictions.")
-    if denominators is not None:
-        study.comparisons.update(_compare(study, denominators, num_resamples, seed))
+    if study.evaluations:
+        study.comparisons.update(_compare(study, num_resamples, seed))
         study.examples.extend(_examples(study, corpus, num_examples, seed))
     return study
 
 
+def _propensity(run: RunRecord) -> tuple[float, float]:
+    return float(run.settings["dataset.propensity.a"]), float(run.settings["dataset.propensity.b"])
+
+
 def _evaluate(
     run: RunRecord, corpus: Corpus, frequency: Int64[np.ndarray, "label"], bins: Int64[np.ndarray, "label"]
-) -> tuple[Evaluation, Float32[np.ndarray, "query metric"]]:
+) -> Evaluation:
     assert run.predictions is not None
-    constants = (float(run.settings[f"dataset.propensity.{name}"]) for name in "ab")
-    weights = inverse_propensity(frequency, len(corpus.train), *constants)
+    weights = inverse_propensity(frequency, len(corpus.train), *_propensity(run))
     indices, _ = load_predictions(run.predictions)
     positives = corpus.test.positives
     try:
@@ -219,8 +235,9 @@ def _evaluate(
     for k in COVERAGE_K:
         values = macro_metrics(hit, indices, positives, corpus.num_labels, k)
         macro |= {name: value for name, value in values.items() if k in MACRO_K or name.startswith("coverage")}
-    evaluation = Evaluation(
+    return Evaluation(
         numerators=np.stack([parts[name][:, 0] for name in SHOWN], axis=1).astype(np.float32),
+        denominators=np.stack([parts[name][:, 1] for name in SHOWN], axis=1).astype(np.float32),
         by_bin={
             name: binned_precision(hit_top, top, bins, weight_of_hit[name], float(parts[name][:, 1].sum()))
             for name in BINNED
@@ -229,20 +246,21 @@ def _evaluate(
         top=top.copy(),
         hit=hit_top.copy(),
     )
-    return evaluation, np.stack([parts[name][:, 1] for name in SHOWN], axis=1).astype(np.float32)
 
 
-def _compare(
-    study: Study, denominators: Float32[np.ndarray, "query metric"], num_resamples: int, seed: int
-) -> dict[tuple[str, str], Comparison]:
+def _compare(study: Study, num_resamples: int, seed: int) -> dict[tuple[str, str], Comparison]:
     names = list(study.evaluations)
     if study.baseline is None or study.baseline.name not in names or len(names) < 2:
         return {}
-    numerators = np.stack([run.numerators for name in names for run in study.evaluations[name]], axis=1)
+    evaluations = [run for name in names for run in study.evaluations[name]]
+    numerators = np.stack([run.numerators for run in evaluations], axis=1)
+    denominators = np.stack([run.denominators for run in evaluations], axis=1)
+    if (denominators == denominators[:, :1]).all():  # as always but where propensities differ
+        denominators = denominators[:, :1]
     configuration_of_run = np.array([place for place, name in enumerate(names) for _ in study.evaluations[name]])
     logger.info("bootstrap of %d runs: %d resamples", len(configuration_of_run), num_resamples)
     resampled = bootstrap(numerators, denominators, configuration_of_run, num_resamples, seed)
-    total = np.maximum(denominators.sum(axis=0, dtype=np.float64), 1e-300)
+    total = np.maximum(denominators.sum(axis=0, dtype=np.float64), 1e-300)  # [run or 1, metric]
     of_run = numerators.sum(axis=0, dtype=np.float64) / total  # [run, metric]
     observed = np.stack([of_run[configuration_of_run == place].mean(axis=0) for place in range(len(names))])
     base = names.index(study.baseline.name)

@@ -29,6 +29,7 @@ _MADE_ON_THE_WAY = ("metrics.csv", "model", "csv", "csv-*", "tensorboard", "chec
 _MADE = (*_MADE_AT_THE_END, *_MADE_ON_THE_WAY)
 # in which there can be something half written
 _FOLDERS = (".hydra", "checkpoints", "classifiers", "classify", "csv", "model", "tensorboard", "unfinished")
+_CHOICES = "hydra.yaml"  # among Hydra's metadata: what was chosen of each group
 _OF_A_START = ("resume", "run_dir", "ckpt_path")  # settings that `resume=` adds to those of a run
 _IDLE_HOURS = 1  # see `remove_leftovers`
 
@@ -132,6 +133,32 @@ class Claim:
             files = (self.folder / METADATA).glob("*.yaml")
             self._metadata = {path: path.read_bytes() for path in files}
 
+    def record(self, config: DictConfig, *, continued: bool) -> None:
+        """Write the configuration where reports and continued runs look for it, unless Hydra has done so.
+
+        With `run_dir=` or from Python, Hydra writes to another folder or not at all. What an earlier run has recorded
+        here is replaced then, and put back if this one ends before it begins.
+
+        Args:
+            config: The configuration.
+            continued: Whether it continues the run of this folder, whose own configuration stays.
+        """
+        recorded = [self.folder / name for name in (CONFIG, OVERRIDES, METADATA / _CHOICES)]
+        written_by_hydra = _folder_of_hydra() == self.folder.absolute() and recorded[0].exists()
+        if self._lock.is_locked and not written_by_hydra and not (continued and recorded[0].exists()):
+            self.keep_metadata()
+            write_text(recorded[0], OmegaConf.to_yaml(config))
+            own = _metadata_of_hydra(config)
+            for path in recorded[1:]:
+                path.unlink(missing_ok=True)
+                if own is not None and (own / path.name).is_file():
+                    write_text(path, (own / path.name).read_text(encoding="utf-8"))
+            if not recorded[1].exists():
+                write_text(recorded[1], "[]\n")
+        for path in (*recorded[:2], self.folder / METADATA, self.folder):
+            if path.exists():
+                flush(path)
+
     def begin(self, *, continued: bool, trained: bool = False, reads: Sequence[str | Path] = ()) -> None:
         """Remove the results of an earlier run in this folder, because another one begins now.
 
@@ -227,14 +254,17 @@ class ClaimRunFolder(Callback):
             _claims.pop(folder).release()
 
 
-def record_configuration(config: DictConfig, folder: Path) -> None:
-    """Write the configuration where reports look for it and a continued run takes it from, unless Hydra has done so."""
-    if not (folder / CONFIG).exists():
-        write_text(folder / CONFIG, OmegaConf.to_yaml(config))
-        write_text(folder / OVERRIDES, "[]\n")
-    for path in (folder / CONFIG, folder / OVERRIDES, folder / METADATA, folder):
-        if path.exists():
-            flush(path)
+def _folder_of_hydra() -> Path | None:
+    """Return the folder to which Hydra has written the metadata of this run; None where it has written none."""
+    if not HydraConfig.initialized() or HydraConfig.get().output_subdir is None:
+        return None
+    return Path(HydraConfig.get().runtime.output_dir).absolute()
+
+
+def _metadata_of_hydra(config: DictConfig) -> Path | None:
+    """Return where Hydra has written them, if the job is the one that this configuration is of."""
+    folder = _folder_of_hydra()
+    return None if folder is None or HydraConfig.get().job.config_name != config.get("task") else folder / METADATA
 
 
 def given_settings() -> list[str]:
