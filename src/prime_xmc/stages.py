@@ -140,7 +140,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
         # by whatever name: the checkpoints of another run in this folder go; theirs may be a link to a larger disk
         places = [place.resolve() for place in (run_dir, (run_dir / CHECKPOINT).parent)]
         in_place = continued is not None and any(continued.resolve().is_relative_to(place) for place in places)
-        claim.record(config, continued=in_place)
+        claim.record(config, continued=in_place or config.get("resume") is not None)
         if in_place:
             explain.keywords["started"] = 0.0  # its checkpoint is this run's
             if is_first_process():

@@ -171,11 +171,12 @@ def test_the_configuration_of_results_comes_back_where_another_run_ends_before_i
     with claimed(tmp_path) as claim:
         claim.record(OmegaConf.create({"seed": 1}), continued=False)
         claim.begin(continued=False)
-        (tmp_path / "metrics.json").touch()
+    (tmp_path / ".hydra" / "hydra.yaml").write_text("{}")
     with claimed(tmp_path) as claim:
         claim.record(OmegaConf.create({"seed": 2}), continued=False)
         assert recorded(tmp_path) == ({"seed": 2}, [])
     assert recorded(tmp_path) == ({"seed": 1}, [])
+    assert (tmp_path / ".hydra" / "hydra.yaml").read_text() == "{}"
 
 
 def recorded(folder):
@@ -188,7 +189,8 @@ def test_the_settings_and_choices_are_those_of_the_command(tmp_path, monkeypatch
     (other / ".hydra").mkdir(parents=True)
     (other / ".hydra" / "overrides.yaml").write_text("[method=parabel]")
     (other / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {method: parabel}}}")
-    given = {"output_subdir": ".hydra", "runtime": {"output_dir": str(other)}, "job": {"config_name": "baseline"}}
+    (other / ".hydra" / "config.yaml").write_text("{task: baseline, seed: 5}")
+    given = {"runtime": {"output_dir": str(other)}}
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(given))
     folder = tmp_path / "run"
@@ -199,8 +201,11 @@ def test_the_settings_and_choices_are_those_of_the_command(tmp_path, monkeypatch
     assert OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.runtime.choices.method == "parabel"
     with claimed(folder) as claim:
         claim.record(OmegaConf.create({"task": "classify"}), continued=False)
+        claim.begin(continued=False)
     assert recorded(folder) == ({"task": "classify"}, [])
-    (other / ".hydra" / "config.yaml").write_text("{task: baseline, seed: 5}")
-    with claimed(other) as claim:  # to which Hydra has written
-        claim.record(OmegaConf.create({"task": "baseline"}), continued=False)
+    link = tmp_path / "link"
+    link.symlink_to(other)
+    for place in (other, link):  # to which Hydra has written
+        with claimed(place) as claim:
+            claim.record(OmegaConf.create({"task": "baseline"}), continued=False)
     assert recorded(other) == ({"task": "baseline", "seed": 5}, ["method=parabel"])

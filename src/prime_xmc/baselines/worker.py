@@ -86,7 +86,7 @@ def run_xr_linear(folder, settings, train, labels, queries):
     threads = settings["threads"]
     known = {field.name for each in (XLinearModel, MLModel) for field in fields(each.TrainParams)}
     for name in settings["parameters"]:  # PECOS passes over what it does not know
-        if name not in known - {"hlm_args", "threads"} | {"negative_sampling_scheme"}:
+        if name not in known - {"hlm_args", "threads"} | {"negative_sampling_scheme", "post_processor"}:
             raise SystemExit(f"XLinearModel of PECOS has no parameter {name}")
     with TRAINING.running():
         embedding = LabelEmbeddingFactory.create(labels, train, method="pifa")
@@ -313,6 +313,8 @@ def read_word_vectors(path, words, vectors):
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             line = line.rstrip("\r\n ")
+            if number == 1 and re.fullmatch(r"\d+ \d+", line):  # how word2vec and fastText begin
+                continue
             if number == 1 and line.count(" ") != dim:
                 raise SystemExit(f"{path}: {line.split(' ')[0]} has {line.count(' ')} numbers, expected dim={dim}")
             word, *values = line.rsplit(" ", dim)  # a word may have spaces
@@ -381,7 +383,7 @@ def peak_memory():
 def main(folder):
     """Run the library that the settings name."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # what it says is read for the progress
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     names = ["labels"]
     if settings["library"] in VECTOR_LIBRARIES:
         names += ["train", *(f"queries_{name}" for name in settings["queries"])]

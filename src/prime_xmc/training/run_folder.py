@@ -144,11 +144,13 @@ class Claim:
             continued: Whether it continues the run of this folder, whose own configuration stays.
         """
         recorded = [self.folder / name for name in (CONFIG, OVERRIDES, METADATA / _CHOICES)]
-        written_by_hydra = _folder_of_hydra() == self.folder.absolute() and recorded[0].exists()
-        if self._lock.is_locked and not written_by_hydra and not (continued and recorded[0].exists()):
-            self.keep_metadata()
+        hydra = _folder_of_hydra()
+        # Hydra's folder: it has written there, or, for a job in a process of its own or resume=, a process before has
+        is_recorded = recorded[0].exists() and (continued or hydra == self.folder.resolve())
+        if self._lock.is_locked and not is_recorded:
+            self._metadata = {path: path.read_bytes() for path in (self.folder / METADATA).glob("*.yaml")}
             write_text(recorded[0], OmegaConf.to_yaml(config))
-            own = _metadata_of_hydra(config)
+            own = None if hydra is None or not _is_of(config, hydra) else hydra / METADATA
             for path in recorded[1:]:
                 path.unlink(missing_ok=True)
                 if own is not None and (own / path.name).is_file():
@@ -255,16 +257,14 @@ class ClaimRunFolder(Callback):
 
 
 def _folder_of_hydra() -> Path | None:
-    """Return the folder to which Hydra has written the metadata of this run; None where it has written none."""
-    if not HydraConfig.initialized() or HydraConfig.get().output_subdir is None:
-        return None
-    return Path(HydraConfig.get().runtime.output_dir).absolute()
+    """Return the folder of Hydra's job; None where Hydra does not run this process."""
+    return Path(HydraConfig.get().runtime.output_dir).resolve() if HydraConfig.initialized() else None
 
 
-def _metadata_of_hydra(config: DictConfig) -> Path | None:
-    """Return where Hydra has written them, if the job is the one that this configuration is of."""
-    folder = _folder_of_hydra()
-    return None if folder is None or HydraConfig.get().job.config_name != config.get("task") else folder / METADATA
+def _is_of(config: DictConfig, folder: Path) -> bool:
+    """Return whether the job whose metadata Hydra has written to a folder is the one that a configuration is of."""
+    path = folder / CONFIG
+    return path.is_file() and OmegaConf.select(OmegaConf.load(path), "task") == config.get("task")
 
 
 def given_settings() -> list[str]:
