@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from prime_xmc.assemble import make_data, make_module
@@ -419,6 +420,9 @@ def test_a_data_parallel_run_can_be_a_job_of_a_sweep(overrides, tmp_path):
     assert done.returncode == 1, done.stderr[-3000:]
     assert read_metrics(tmp_path / "sweep" / "0")["train/epochs"] == 1
     assert (tmp_path / "sweep" / "0" / "train_ddp_process_1.log").is_file()
+    recorded = [OmegaConf.load(tmp_path / "sweep" / "0" / ".hydra" / f"{name}.yaml") for name in ("overrides", "hydra")]
+    assert "dataset.max_length=32" in recorded[0]
+    assert recorded[1].hydra.runtime.choices.trainer == "ddp"
     assert "done" in done.stdout
     assert "dataset.max_length=65 is above the 64" in (tmp_path / "sweep" / "1" / "error.txt").read_text()
 

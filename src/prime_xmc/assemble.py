@@ -477,18 +477,17 @@ def check_settings(config: DictConfig) -> None:
             GPU but one is asked for; or if the profiler or the precision is unknown.
     """
     made = {key: instantiate(config[key], _convert_="all") for key in ("loss", "index") if config.get(key) is not None}
-    needs_unit = [key for key in ("classify", "neighbours", "lexical") if config.get(key)]
-    if needs_unit and config.encoder.get("normalize", True) is False:
-        raise ValueError(
-            f"encoder.normalize=false: {', '.join(needs_unit)} need unit vectors; give classify=false neighbours=null "
-            "lexical=null"
-        )
-    of_cosines = [f"loss.{name}" for name in getattr(made.get("loss"), "cosine_settings", ())]
-    if of_cosines and config.encoder.get("normalize", True) is False:
-        raise ValueError(
-            f"encoder.normalize=false: {', '.join(of_cosines)} would be about cosines; take a loss without, such as "
-            "loss=infonce loss.temperature=1 loss.regulariser_weight=0"
-        )
+    if config.encoder.get("normalize", True) is False:
+        if needs_unit := [key for key in ("classify", "neighbours", "lexical") if config.get(key)]:
+            raise ValueError(
+                f"encoder.normalize=false: {', '.join(needs_unit)} need unit vectors; give classify=false "
+                "neighbours=null lexical=null"
+            )
+        if of_cosines := [f"loss.{name}" for name in getattr(made.get("loss"), "cosine_settings", ())]:
+            raise ValueError(
+                f"encoder.normalize=false: {', '.join(of_cosines)} would be about cosines; take a loss without, such "
+                "as loss=infonce loss.temperature=1 loss.regulariser_weight=0"
+            )
     check_profiler(config.trainer.get("profiler"))
     if config.trainer.accelerator == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
         raise ValueError(

@@ -27,6 +27,7 @@ _SETTINGS = (
     *("sampling.batch_size", "sampling.num_positives", "trainer.max_epochs", "optimizer.lr"),
     *("loss.gamma_min", "loss.gamma_max", "loss.text_weight", "loss.label_weight"),
     *("sampling.memory_labels", "sampling.leave_one_out", "sampling.without_centroid"),
+    *("loss.weighting", "loss.detach_weights", "loss.num_negatives"),
     *("loss.contrast._target_", "loss.prototype_weight", "loss.regulariser_weight", "loss.two_point_weight"),
     *("model.sources", "model.combine", "sampling.positive_weighting", "sampling.loss_positives"),
 )

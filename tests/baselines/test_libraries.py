@@ -153,12 +153,12 @@ def test_the_process_of_a_library_gets_what_chooses_its_gpu_and_its_models(tmp_p
     )
     monkeypatch.setattr(worker, "__file__", str(script))
     given = {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": "/scratch", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "7"}
-    for name, value in {**given, "PYTHONPATH": "/elsewhere", "SECRET": "1"}.items():
+    for name, value in {**given, "PYTHONPATH": "/elsewhere", "SECRET": "1", "HF_TOKEN": "1"}.items():
         monkeypatch.setenv(name, value)
     run_worker(Path(sys.executable), tmp_path, 1, "omikuji")
     found = json.loads((tmp_path / "environment.json").read_text())
     assert {name: found[name] for name in given} == given | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    assert not {"PYTHONPATH", "SECRET"} & found.keys()
+    assert not {"PYTHONPATH", "SECRET", "HF_TOKEN"} & found.keys()
 
 
 def test_a_process_that_fails_is_quoted(tmp_path):

@@ -80,6 +80,10 @@ def test_word_vectors_are_those_of_the_file_where_it_has_the_word(tmp_path):
     for word, line in (("cat", 2), ("dog", 3)):
         with pytest.raises(SystemExit, match=f"vectors.txt, line {line}: expected 2 numbers, got '{word} "):
             read_word_vectors(path, [word], torch.ones(1, 2))
+    path.write_text("2 2\nthe 0.5 -1\ncat 2 3\n", encoding="utf-8")
+    assert read_word_vectors(path, ["cat", "2"], torch.ones(2, 2)).tolist() == [[2, 3], [1, 1]]
+    with pytest.raises(SystemExit, match=r"vectors\.txt: a word has 2 numbers, expected dim=3"):
+        read_word_vectors(path, ["cat"], torch.ones(1, 3))
 
 
 def test_the_seconds_of_processors_count_those_of_processes_that_it_has_started():

@@ -171,12 +171,19 @@ def test_the_configuration_of_results_comes_back_where_another_run_ends_before_i
     with claimed(tmp_path) as claim:
         claim.record(OmegaConf.create({"seed": 1}), continued=False)
         claim.begin(continued=False)
-    (tmp_path / ".hydra" / "hydra.yaml").write_text("{}")
+    choices = tmp_path / ".hydra" / "hydra.yaml"
+    choices.write_text("{}")
     with claimed(tmp_path) as claim:
         claim.record(OmegaConf.create({"seed": 2}), continued=False)
         assert recorded(tmp_path) == ({"seed": 2}, [])
     assert recorded(tmp_path) == ({"seed": 1}, [])
-    assert (tmp_path / ".hydra" / "hydra.yaml").read_text() == "{}"
+    assert choices.read_text() == "{}"
+    choices.unlink()
+    with claimed(tmp_path) as claim:
+        claim.record(OmegaConf.create({"seed": 2}), continued=False)
+        choices.write_text("{choices: those of the second}")
+    assert recorded(tmp_path) == ({"seed": 1}, [])
+    assert not choices.exists()
 
 
 def recorded(folder):

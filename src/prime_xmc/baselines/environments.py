@@ -70,31 +70,30 @@ class LibraryEnvironment:
         """Make it under another name, which nothing in it depends on but scripts that are not used, and rename it."""
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            self._run([sys.executable, "-m", "venv", str(temporary)])
+            needs = "It needs Python's modules venv and ensurepip, in Debian the package python3-venv."
+            self._run("venv", [sys.executable, "-m", "venv", str(temporary)], needs)
             pip = [str(temporary / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-            self._run([*pip, *self.pip_options, *self.packages])
+            needs = (
+                f"It installs {', '.join(self.packages)} and needs a package index, of the network or of your own "
+                "(method.environment.pip_options=[--index-url,<url>])."
+            )
+            self._run("pip", [*pip, *self.pip_options, *self.packages], needs)
             write_json(temporary / _LIST, {"packages": self.packages, "pip_options": self.pip_options})
             shutil.rmtree(self.folder, ignore_errors=True)  # incomplete: it has no list
             temporary.rename(self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _run(self, command: Sequence[str]) -> None:
+    def _run(self, step: str, command: Sequence[str], needs: str) -> None:
         # PYTHONPATH would let pip find a requirement where the process of the library, which ignores it, does not
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode != 0:
             lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
             errors = [line for line in lines if line.startswith("ERROR")] or lines
-            said, step = "\n".join(errors[-_LINES:]), " ".join(command[1:3])
-            needs = (
-                f"It installs {', '.join(self.packages)} and needs a package index, of the network or of your own "
-                "(method.environment.pip_options=[--index-url,<url>])."
-                if step == "-m pip"
-                else "It needs Python's modules venv and ensurepip, in Debian the package python3-venv."
-            )
+            said = "\n".join(errors[-_LINES:])
             raise ValueError(
-                f"method={self.name} needs an environment of its own, and that could not be made: {step} ended with "
-                f"status {done.returncode}.\n{said}\n{needs} The same command tries again; other methods "
-                "do not need it."
+                f"method={self.name} needs an environment of its own, and that could not be made: -m {step} ended with "
+                f"status {done.returncode}.\n{said}\n{needs} The same command tries again; other methods do not need "
+                "it."
             )

@@ -37,13 +37,11 @@ class Vectoriser(Protocol):
 
 @runtime_checkable
 class Features(Protocol):
-    """A kind of vectors.
+    """A kind of vectors."""
 
-    Attributes:
-        device: Where an encoder makes them; None: there is none.
-    """
-
-    device: torch.device | None
+    @property
+    def device(self) -> torch.device | None:
+        """Where an encoder makes them; None: there is none."""
 
     def learn(self, training: LabelledTexts) -> Vectoriser:
         """Learn from the texts of queries and labels together what it takes to make vectors."""
@@ -86,7 +84,7 @@ class TfIdf:
         ValueError: If a setting is out of range, or the pattern is no regular expression.
     """
 
-    device: torch.device | None = None
+    device = None
 
     def __init__(
         self,
@@ -161,13 +159,11 @@ class Embeddings:
 
     def __init__(self, encoder: TextEncoder, device: str | None = None):
         try:
-            where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            self.encoder = encoder.to(where).eval()
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.encoder = encoder.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:  # the latter where torch is built without CUDA
             raise ValueError(f"method.features.device={device}: {error}; take cpu, cuda or cuda:<n>") from error
-        self._device = where
-        self.device: torch.device | None = where
-        precision = native_precision("cpu" if where.type == "cpu" else "gpu")
+        precision = native_precision("cpu" if self.device.type == "cpu" else "gpu")
         self._dtype = torch.bfloat16 if precision == "bf16-mixed" else None
 
     @property
@@ -187,8 +183,8 @@ class Embeddings:
         indices = range(len(chunks))
         for number in track(indices, "embed") if len(indices) > 1 else indices:
             chunk = chunks[number]
-            with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
-                emb = self.encoder(chunk.token_ids.to(self._device), chunk.lengths)
+            with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
+                emb = self.encoder(chunk.token_ids.to(self.device), chunk.lengths)
             embeddings[chunk.ids.numpy()] = normalize(emb.float(), dim=1).cpu().numpy()
         return embeddings
 

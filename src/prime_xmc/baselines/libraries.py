@@ -29,7 +29,7 @@ _SECONDS = 60  # from one message on a process that is still running to the next
 _CHARACTERS = 120  # of what it said last, in such a message
 _BYTES = 2**16  # at the end of what it has said, which are searched for the last lines
 # What the process of a library gets of the environment, besides what is set for it: which GPU, where models are, ...
-_PASSED_ON = re.compile(r"(CUDA|NVIDIA|HF|LC)_\w+|HOME|LANG|LD_LIBRARY_PATH|XDG_CACHE_HOME")
+_PASSED_ON = re.compile(r"(?!HF_TOKEN)(CUDA|NVIDIA|HF|LC)_\w+|HOME|LANG|LD_LIBRARY_PATH|XDG_CACHE_HOME")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours, and steps of the cursor
 
 

@@ -33,13 +33,12 @@ class ZeroShot:
 
     def rank(self, training: LabelledTexts, queries: Mapping[str, TextSet], k: int) -> Outcome:
         """Make the vectors of the label texts, and return the k most similar labels of each query."""
-        device = self.features.device
 
         def train() -> "_LabelTexts":
             vectoriser = self.features.learn(training)
             return _LabelTexts(vectoriser, vectoriser.rows(training.labels))
 
-        return rank_here(train, queries, len(training.labels), k, threads=self.threads, device=device)
+        return rank_here(train, queries, len(training.labels), k, threads=self.threads, device=self.features.device)
 
 
 class NearestNeighbours:
@@ -79,14 +78,13 @@ class NearestNeighbours:
 
     def rank(self, training: LabelledTexts, queries: Mapping[str, TextSet], k: int) -> Outcome:
         """Make the vectors of the training queries, and return the k labels with the most votes."""
-        device = self.features.device
 
         def train() -> "_Voters":
             vectoriser = self.features.learn(training)
             labels = vectoriser.rows(training.labels) if self.label_texts else None
             return _Voters(self, vectoriser, vectoriser.rows(training.queries), labels_matrix(training), labels)
 
-        return rank_here(train, queries, len(training.labels), k, threads=self.threads, device=device)
+        return rank_here(train, queries, len(training.labels), k, threads=self.threads, device=self.features.device)
 
 
 def votes(

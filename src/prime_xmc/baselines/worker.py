@@ -313,10 +313,14 @@ def read_word_vectors(path, words, vectors):
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             line = line.rstrip("\r\n ")
-            if number == 1 and re.fullmatch(r"\d+ \d+", line):  # how word2vec and fastText begin
-                continue
-            if number == 1 and line.count(" ") != dim:
-                raise SystemExit(f"{path}: {line.split(' ')[0]} has {line.count(' ')} numbers, expected dim={dim}")
+            if number == 1:
+                header = re.fullmatch(r"\d+ (\d+)", line)  # of word2vec and fastText: words, and numbers of each
+                size = int(header[1]) if header else line.count(" ")
+                if size != dim:
+                    named = "a word" if header else line.split(" ")[0]
+                    raise SystemExit(f"{path}: {named} has {size} numbers, expected dim={dim}")
+                if header:
+                    continue
             word, *values = line.rsplit(" ", dim)  # a word may have spaces
             if word in places:
                 try:

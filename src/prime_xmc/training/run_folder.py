@@ -93,7 +93,7 @@ class Claim:
     def __init__(self, folder: Path):
         self.folder = folder
         self._lock = FileLock(folder / LOCK)
-        # the metadata of a run that is finished, until its results have gone
+        # the metadata of an earlier run, until its results have gone
         self._metadata: dict[Path, bytes] = {}
         self._foreign: list[str] = []  # what looks like results, in a folder that was no run's when it was claimed
 
@@ -128,10 +128,8 @@ class Claim:
             logger.info("removed %s, which a run that was killed had begun to write", path)
 
     def keep_metadata(self) -> None:
-        """Remember what Hydra is about to overwrite, if the folder has the results that it belongs to."""
-        if (self.folder / METRICS).is_file():
-            files = (self.folder / METADATA).glob("*.yaml")
-            self._metadata = {path: path.read_bytes() for path in files}
+        """Remember what is about to be overwritten: it belongs to the results, or to a run that can be continued."""
+        self._metadata = {path: path.read_bytes() for path in self._files_of_metadata()}
 
     def record(self, config: DictConfig, *, continued: bool) -> None:
         """Write the configuration where reports and continued runs look for it, unless Hydra has done so.
@@ -148,7 +146,7 @@ class Claim:
         # Hydra's folder: it has written there, or, for a job in a process of its own or resume=, a process before has
         is_recorded = recorded[0].exists() and (continued or hydra == self.folder.resolve())
         if self._lock.is_locked and not is_recorded:
-            self._metadata = {path: path.read_bytes() for path in (self.folder / METADATA).glob("*.yaml")}
+            self.keep_metadata()
             write_text(recorded[0], OmegaConf.to_yaml(config))
             own = None if hydra is None or not _is_of(config, hydra) else hydra / METADATA
             for path in recorded[1:]:
@@ -199,8 +197,14 @@ class Claim:
     def _results(self, patterns: Iterable[str]) -> list[Path]:
         return [path for pattern in patterns for path in self.folder.glob(pattern)]
 
+    def _files_of_metadata(self) -> Iterator[Path]:
+        return (self.folder / METADATA).glob("*.yaml")
+
     def release(self) -> None:
-        """Give the folder back; the metadata of results that are still there are put back where they were."""
+        """Give the folder back; the metadata of results that are still there are put back as they were."""
+        if self._metadata:
+            for path in list(self._files_of_metadata()):
+                path.unlink()
         for path, content in self._metadata.items():
             path.write_bytes(content)
         self._metadata = {}
