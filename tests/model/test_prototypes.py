@@ -388,8 +388,19 @@ class TestPrivateVectors:
         module = make(**({"num_private": 3} | changes))
         label_emb = unit_rows(NUM_LABELS, seed=3)
         before = module.free_vectors.detach().clone()
-        module.share_free_vectors(ids(0, 1, 2, 0, 1, 2), self.FREQUENCY, lambda some: label_emb[some])
+        clusters = ids(0, 1, 2, 0, 1, 2)[module.labels_that_share(self.FREQUENCY)]
+        module.share_free_vectors(clusters, self.FREQUENCY, lambda some: label_emb[some])
         return module, label_emb, before
+
+    @pytest.mark.parametrize(
+        ("number", "expected"), [(0, [0, 1, 2, 3, 4, 5]), (1, [0, 2, 3, 4, 5]), (3, [2, 4, 5]), (6, [])]
+    )
+    def test_the_others_share(self, number, expected):
+        assert make(num_private=number).labels_that_share(self.FREQUENCY).tolist() == expected
+
+    def test_all_have_their_own(self):
+        module, _, _ = self.share(num_private=6)
+        assert module.cluster_of_label.tolist() == [5, 3, 7, 4, 8, 6]
 
     def test_the_commonest_labels_have_their_own(self):
         module, _, before = self.share()

@@ -247,6 +247,18 @@ class TestOwnScript:
         assert moved.any()
         assert module.prototypes.cluster_of_label.eq(0).all()
 
+    def test_only_labels_without_a_free_vector_of_their_own_are_clustered(self, script):
+        """Otherwise the clusters of common labels' neighbours would be left with fewer labels than others."""
+        _, module, data = script("model.num_private=11", "model.combine=sum")
+        trainer_of(max_steps=1, limit_val_batches=0).fit(module, datamodule=data)
+        prototypes = module.prototypes
+        shared, own = prototypes.cluster_of_label.bincount(minlength=len(prototypes.free_vectors)).split(
+            [prototypes.num_shared, 11]
+        )
+        assert own.tolist() == [1] * 11
+        assert shared.sum() == prototypes.num_labels - 11
+        assert shared.max() - shared.min() <= 1
+
     def test_without_embeddings_there_are_no_clusters(self, script):
         _, module, data = script("callbacks.initialise=null", "sampling.clusters.first_epoch=0")
         with pytest.raises(ValueError, match=r"no query has an embedding yet: keep callbacks\.initialise"):

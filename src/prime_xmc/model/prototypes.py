@@ -268,29 +268,35 @@ class Prototypes(nn.Module):
             return F.normalize(torch.stack(parts).float().sum(dim=0), dim=1)
         return self.network(torch.stack(parts, dim=1))
 
+    def labels_that_share(self, frequency: Int64[Tensor, " label"]) -> Int64[Tensor, " sharing"]:
+        """Return the ids of the labels without a free vector of their own, in ascending order.
+
+        The `num_private` commonest labels have one; labels of equal frequency are ranked by their ids.
+
+        Args:
+            frequency: Number of training queries of every label.
+        """
+        return frequency.argsort(descending=True, stable=True)[self.num_private :].sort().values
+
     @torch.no_grad()
     def share_free_vectors(
         self,
-        clusters: Int64[Tensor, " label"],
+        clusters: Int64[Tensor, " sharing"],
         frequency: Int64[Tensor, " label"],
         label_emb: Callable[[Int64[Tensor, " row"]], Tensor],
     ) -> None:
         """Say which label has which free vector, and give these their start, if it is the text.
 
-        The commonest labels have their own, the others that of their cluster. Labels of equal frequency are ranked by
-        their ids.
-
         Args:
-            clusters: Cluster of every label, below the number of shared free vectors.
+            clusters: Cluster of each of `labels_that_share`, below the number of shared free vectors.
             frequency: Number of training queries of every label.
             label_emb: Function that returns the text embeddings of some labels.
         """
         assert self.free_vectors is not None
-        self.cluster_of_label.copy_(clusters)
-        if self.num_private:
-            commonest = frequency.argsort(descending=True, stable=True)[: self.num_private]
-            own = self.num_shared + torch.arange(self.num_private, device=self.cluster_of_label.device)
-            self.cluster_of_label[commonest.to(self.cluster_of_label.device)] = own
+        device = self.cluster_of_label.device
+        commonest = frequency.argsort(descending=True, stable=True)[: self.num_private]
+        self.cluster_of_label[commonest.to(device)] = self.num_shared + torch.arange(self.num_private, device=device)
+        self.cluster_of_label[self.labels_that_share(frequency).to(device)] = clusters.to(device)
         if self.free_vector_start == "text":
             sums = torch.zeros_like(self.free_vectors)
             for ids in torch.arange(self.num_labels, device=sums.device).split(2**15):

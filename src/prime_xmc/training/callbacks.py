@@ -90,8 +90,11 @@ class InitialisePrototypes(Callback):
         prototypes = module.prototypes
         fill_mean_centroids(prototypes.centroids, module.query_memory, labels, *_train_pairs(data, module.device))
         if prototypes.free_vectors is not None and not prototypes.cluster_of_label.any():
-            clusters = balanced_clusters(labels.rows, prototypes.num_shared, seed=self.seed)
             frequency = torch.bincount(_train_pairs(data, module.device)[1], minlength=prototypes.num_labels)
+            sharing = prototypes.labels_that_share(frequency)
+            rows = labels.rows[sharing] if prototypes.num_private else labels.rows  # a copy only where it is needed
+            num_clusters = min(prototypes.num_shared, len(sharing))
+            clusters = balanced_clusters(rows, num_clusters, seed=self.seed) if num_clusters else sharing
             prototypes.share_free_vectors(clusters, frequency, labels.take)
 
     def _fingerprint(self, trainer: Trainer, module: PrototypeModule, data: TrainingData) -> str:
