@@ -50,8 +50,8 @@ def rows(scale: float) -> Iterator[Row]:
                 _prepare(source, tokenizer, cache)
 
         def alone() -> None:
-            for start in range(0, len(texts), CHUNK):
-                bare.encode_batch(texts[start : start + CHUNK])
+            for start in range(0, len(texts), CHUNK):  # noqa: F821 (deleted later)
+                bare.encode_batch(texts[start : start + CHUNK])  # noqa: F821
 
         our_seconds, alone_seconds = interleave(ROUNDS, ours, alone)
         note = f"{len(texts):,} titles, median of {ROUNDS}; gunzip, JSON, checks and writing included"

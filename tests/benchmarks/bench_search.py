@@ -40,7 +40,7 @@ def rows(scale: float) -> Iterator[Row]:
     our_seconds, their_seconds = interleave(
         ROUNDS,
         lambda: ours.append(exact.search(blocks[len(ours)], K)[1]),
-        lambda: theirs.append(torch.from_numpy(flat.search(blocks[len(theirs)].numpy(), K)[1])),
+        lambda: theirs.append(torch.from_numpy(flat.search(blocks[len(theirs)].numpy(), K)[1])),  # noqa: F821 (deleted later)
         warm_up=0,
     )
     same = recall(torch.cat(ours), torch.cat(theirs))

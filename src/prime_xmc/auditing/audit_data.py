@@ -124,7 +124,7 @@ def write_filters(found: Audit) -> list[Path]:
     return written
 
 
-def own_labels(queries: FileScan, labels: FileScan) -> Int64[np.ndarray, "query"]:
+def own_labels(queries: FileScan, labels: FileScan) -> Int64[np.ndarray, " query"]:
     """Return the label that each query is itself, by its text or its uid, -1 where it is none.
 
     A uid that is a mere number says nothing: such are the numbers of lines.
@@ -413,16 +413,16 @@ def _earlier(hashes: np.ndarray, file: FileScan | None) -> tuple[np.ndarray, np.
     """Return the rows whose hash occurs earlier, and the first row that has it; empty texts of a file are left out."""
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     earlier = first[inverse]
-    repeats: Bool[np.ndarray, "row"] = earlier < np.arange(len(hashes))
+    repeats: Bool[np.ndarray, " row"] = earlier < np.arange(len(hashes))
     if file is not None:
         repeats &= ~_is_empty(file)
     rows = np.flatnonzero(repeats)
     return rows, earlier[rows]
 
 
-def _is_empty(file: FileScan) -> Bool[np.ndarray, "row"]:
+def _is_empty(file: FileScan) -> Bool[np.ndarray, " row"]:
     return file.texts == hash("")
 
 
-def _codes(pairs: np.ndarray | None, num_labels: int) -> Int64[np.ndarray, "pair"]:
+def _codes(pairs: np.ndarray | None, num_labels: int) -> Int64[np.ndarray, " pair"]:
     return np.zeros(0, dtype=np.int64) if pairs is None else pairs[:, 0] * num_labels + pairs[:, 1]

@@ -59,7 +59,7 @@ class WordSets:
         return keys
 
 
-def within(sets: WordSets, texts: Int64[np.ndarray, "text"]) -> Int64[np.ndarray, "pair 2"]:
+def within(sets: WordSets, texts: Int64[np.ndarray, " text"]) -> Int64[np.ndarray, "pair 2"]:
     """Return (text, earlier text) for texts that nearly repeat an earlier one but are not the same.
 
     Args:
@@ -74,9 +74,9 @@ def within(sets: WordSets, texts: Int64[np.ndarray, "text"]) -> Int64[np.ndarray
 
 def across(
     sets: WordSets,
-    texts: Int64[np.ndarray, "text"],
+    texts: Int64[np.ndarray, " text"],
     others: WordSets,
-    other_texts: Int64[np.ndarray, "other"],
+    other_texts: Int64[np.ndarray, " other"],
 ) -> Int64[np.ndarray, "pair 2"]:
     """Return (text, other text) for texts that are nearly the same as one of the others, without being the same."""
     return _pairs(sets, others, texts, other_texts)

@@ -64,10 +64,10 @@ class FileScan:
     """
 
     path: Path
-    texts: Int64[np.ndarray, "row"]
-    titles: Int64[np.ndarray, "row"]
-    uids: Int64[np.ndarray, "row"]
-    all_uids: Int64[np.ndarray, "row"]
+    texts: Int64[np.ndarray, " row"]
+    titles: Int64[np.ndarray, " row"]
+    uids: Int64[np.ndarray, " row"]
+    all_uids: Int64[np.ndarray, " row"]
     positives: Ragged
     words: WordSets
     sample: list[str]

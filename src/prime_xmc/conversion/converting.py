@@ -238,7 +238,7 @@ class _Converter:
         done = {"add": "become labels, with their names as texts", "drop": "are dropped"}[self.settings.unknown_labels]
         self.note("  unknown", f"{found}; they {done}")
 
-    def _split(self, num_labels: int) -> Bool[np.ndarray, "row"]:
+    def _split(self, num_labels: int) -> Bool[np.ndarray, " row"]:
         """Return which rows of the training queries become the test split."""
         is_test = np.zeros(self.store.num_rows(TRAIN), dtype=bool)
         share = self.settings.test_share
@@ -275,7 +275,7 @@ class _Converter:
         is_test[rows[chosen]] = True
         return is_test
 
-    def _write(self, folder: Path, is_test: Bool[np.ndarray, "row"], num_labels: int) -> dict[str, Any]:
+    def _write(self, folder: Path, is_test: Bool[np.ndarray, " row"], num_labels: int) -> dict[str, Any]:
         counts = {name: {"queries": 0, "pairs": 0} for name in ("trn", "tst")}
         names = {"trn"} | ({"tst"} if is_test.any() or self.inputs.test is not None else set())
         files = {name: (folder / f"{name}.json").open("wb") for name in sorted(names)}

@@ -228,7 +228,7 @@ class Store:
         )
         return self._number("SELECT count(*) FROM labels"), self._labels - num_given
 
-    def positives(self, split: int) -> tuple[Int64[np.ndarray, "query"], Ragged]:
+    def positives(self, split: int) -> tuple[Int64[np.ndarray, " query"], Ragged]:
         """Return the first row of each query of a split, ascending, and its labels.
 
         They are held in memory: 8 bytes a pair of query and label while they are fetched, and 24 a query.
@@ -247,7 +247,7 @@ class Store:
             start += len(labels)
         return np.asarray(counted["first"], np.int64), Ragged(values, offsets)
 
-    def same_text(self, split: int) -> Int64[np.ndarray, "query"] | None:
+    def same_text(self, split: int) -> Int64[np.ndarray, " query"] | None:
         """Return a number for each query of a split, in the order of its first row, that those of one text share.
 
         Returns:

@@ -40,8 +40,8 @@ class Ragged:
         (array([3, 1]), 3)
     """
 
-    values: Integer[np.ndarray, "total"]
-    offsets: Int64[np.ndarray, "bound"]
+    values: Integer[np.ndarray, " total"]
+    offsets: Int64[np.ndarray, " bound"]
 
     def __post_init__(self) -> None:
         if len(self.offsets) == 0 or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
@@ -53,22 +53,22 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, row: SupportsIndex) -> Integer[np.ndarray, "length"]:
+    def __getitem__(self, row: SupportsIndex) -> Integer[np.ndarray, " length"]:
         row = operator.index(row)
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
     @property
-    def lengths(self) -> Int64[np.ndarray, "row"]:
+    def lengths(self) -> Int64[np.ndarray, " row"]:
         """Number of values of each row."""
         return np.diff(self.offsets)
 
-    def row_ids(self) -> Int64[np.ndarray, "total"]:
+    def row_ids(self) -> Int64[np.ndarray, " total"]:
         """Return the row that each value belongs to."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
-    def take(self, rows: Integer[np.ndarray, "taken"] | Sequence[int]) -> "Ragged":
+    def take(self, rows: Integer[np.ndarray, " taken"] | Sequence[int]) -> "Ragged":
         """Return the given rows, in the given order, copied; a row may be asked for more than once.
 
         Raises:
@@ -113,7 +113,9 @@ class Ragged:
         return cls(pairs[:, 1].astype(dtype), _offsets(np.bincount(pairs[:, 0], minlength=num_rows)))
 
     @classmethod
-    def grouped(cls, rows: Integer[np.ndarray, "pair"], values: Integer[np.ndarray, "pair"], num_rows: int) -> "Ragged":
+    def grouped(
+        cls, rows: Integer[np.ndarray, " pair"], values: Integer[np.ndarray, " pair"], num_rows: int
+    ) -> "Ragged":
         """Return pairs (row, value), in any order, as rows of values in the order of the pairs.
 
         Example:
@@ -137,7 +139,7 @@ class Ragged:
         return Ragged(np.delete(self.values, places), _offsets(lengths))
 
 
-def _offsets(lengths: Int64[np.ndarray, "row"]) -> Int64[np.ndarray, "bound"]:
+def _offsets(lengths: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " bound"]:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
@@ -206,13 +208,13 @@ class Corpus:
         return len(self.label_tokens)
 
     @property
-    def test_rows(self) -> Int64[np.ndarray, "query"] | None:
+    def test_rows(self) -> Int64[np.ndarray, " query"] | None:
         """Rows of the test queries in the raw training file, None where they have a file of their own."""
         path = self.directory / TEST_ROWS
         return np.load(path, allow_pickle=False) if path.is_file() else None
 
     @property
-    def train_rows(self) -> Int64[np.ndarray, "query"] | None:
+    def train_rows(self) -> Int64[np.ndarray, " query"] | None:
         """Rows of the training queries in the raw training file, None where they are all of it, in its order."""
         test_rows = self.test_rows
         if test_rows is None:
@@ -249,7 +251,7 @@ class Corpus:
         )
 
     @property
-    def label_frequency(self) -> Int64[np.ndarray, "label"]:
+    def label_frequency(self) -> Int64[np.ndarray, " label"]:
         """Number of training queries of each label."""
         return np.bincount(self.train.positives.values, minlength=self.num_labels)
 

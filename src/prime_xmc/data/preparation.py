@@ -236,7 +236,7 @@ class _Build:
             if repeated.any():
                 self.warnings.add(path.name, kind, int(repeated.argmax()) + 1, int(repeated.sum()))
 
-    def _write_queries(self, split: str, source: str, num_labels: int) -> Int64[np.ndarray, "label"]:
+    def _write_queries(self, split: str, source: str, num_labels: int) -> Int64[np.ndarray, " label"]:
         """Write tokens, positives and filter of a split; return the number of queries of each label."""
         path = self.paths[source]
         # A filter can only be checked when the number of queries is known. Until then what the file lists waits on
@@ -253,7 +253,9 @@ class _Build:
             listed.seek(0)
             return self._write_filtered(split, path, listed, num_labels)
 
-    def _write_filtered(self, split: str, path: Path, listed: IO[bytes], num_labels: int) -> Int64[np.ndarray, "label"]:
+    def _write_filtered(
+        self, split: str, path: Path, listed: IO[bytes], num_labels: int
+    ) -> Int64[np.ndarray, " label"]:
         """Write the filter of a split and the listed positives less the filter; return the queries of each label."""
         num_queries = self.counts[split]["texts"]
         pairs = self._read_filter(split, num_queries, num_labels)
@@ -296,7 +298,7 @@ class _Build:
         pairs = read_filter(self.paths[name], num_queries, num_labels)
         return pairs[pairs[:, 0].argsort()]
 
-    def _split_off(self, frequency: Int64[np.ndarray, "label"]) -> Int64[np.ndarray, "label"]:
+    def _split_off(self, frequency: Int64[np.ndarray, " label"]) -> Int64[np.ndarray, " label"]:
         """Divide the queries that were written as "all"; return the number of training queries of each label."""
         counts = self.counts.pop("all")
         num_queries, file = counts["texts"], self.paths["trn"].name
@@ -378,17 +380,17 @@ class _Build:
 
     def _encoded(
         self, chunks: Iterable[list[Record]], prompt: str
-    ) -> Iterator[tuple[list[Record], Ragged, Bool[np.ndarray, "text"]]]:
+    ) -> Iterator[tuple[list[Record], Ragged, Bool[np.ndarray, " text"]]]:
         """Yield what `_encode` returns of each chunk; it runs in a thread while the next chunk is read."""
         with ThreadPoolExecutor(max_workers=1) as pool:
-            jobs: deque[Future[tuple[list[Record], Ragged, Bool[np.ndarray, "text"]]]] = deque()
+            jobs: deque[Future[tuple[list[Record], Ragged, Bool[np.ndarray, " text"]]]] = deque()
             for records in chunks:
                 jobs.append(pool.submit(self._encode, records, prompt))
                 if len(jobs) == 2:
                     yield jobs.popleft().result()
             yield from (job.result() for job in jobs)
 
-    def _encode(self, records: list[Record], prompt: str) -> tuple[list[Record], Ragged, Bool[np.ndarray, "text"]]:
+    def _encode(self, records: list[Record], prompt: str) -> tuple[list[Record], Ragged, Bool[np.ndarray, " text"]]:
         """Return the records, the tokens of prompt and text, and which texts were truncated."""
         encodings = self.tokenizer.encode_batch_fast([prompt + record.text for record in records])
         tokens = Ragged.from_rows([encoding.ids for encoding in encodings], self.token_dtype)
@@ -411,7 +413,7 @@ def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield chunk
 
 
-def _repeats(hashes: array) -> Bool[np.ndarray, "value"]:
+def _repeats(hashes: array) -> Bool[np.ndarray, " value"]:
     """Say of each 64-bit integer whether it has occurred before."""
     values = np.frombuffer(hashes, dtype=np.int64)
     repeated = np.zeros(len(values), dtype=bool)

@@ -5,8 +5,8 @@ from jaxtyping import Float64, Int64
 
 
 def inverse_propensity(
-    label_frequency: Int64[np.ndarray, "label"], num_queries: int, a: float, b: float
-) -> Float64[np.ndarray, "label"]:
+    label_frequency: Int64[np.ndarray, " label"], num_queries: int, a: float, b: float
+) -> Float64[np.ndarray, " label"]:
     """Return each label's inverse propensity.
 
     1 / p_l = 1 + C (n_l + B)^(-A)    with    C = (ln N - 1) (B + 1)^A

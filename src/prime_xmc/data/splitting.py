@@ -8,13 +8,13 @@ from prime_xmc.data.corpus import Ragged
 
 def choose_test_queries(
     positives: Ragged,
-    label_frequency: Int64[np.ndarray, "label"],
+    label_frequency: Int64[np.ndarray, " label"],
     num_test: int,
     seed: int,
     *,
-    same_text: Int[np.ndarray, "query"] | None = None,
+    same_text: Int[np.ndarray, " query"] | None = None,
     spare_only: bool = False,
-) -> Int64[np.ndarray, "chosen"]:
+) -> Int64[np.ndarray, " chosen"]:
     """Choose queries at random such that every label keeps a training query, as far as that is possible.
 
     Queries that a label cannot spare are only chosen when there are too few others. Queries without labels are never
@@ -62,7 +62,7 @@ def choose_test_queries(
     return np.flatnonzero(chosen)
 
 
-def _repeated(queries: Int64[np.ndarray, "some"], same_text: Int[np.ndarray, "query"]) -> dict[int, list[int]]:
+def _repeated(queries: Int64[np.ndarray, " some"], same_text: Int[np.ndarray, " query"]) -> dict[int, list[int]]:
     """Return for each of some queries whose text is that of another of them all of that text, itself included."""
     _, text, counts = np.unique(same_text[queries], return_inverse=True, return_counts=True)
     is_repeated = counts[text] > 1

@@ -110,7 +110,7 @@ def write_synthetic(
     return folder
 
 
-def power_law_frequencies(num_labels: int, num_pairs: int) -> Int64[np.ndarray, "label"]:
+def power_law_frequencies(num_labels: int, num_pairs: int) -> Int64[np.ndarray, " label"]:
     """Return label frequencies that sum to `num_pairs`: a power law of the rank, ∝ (rank + 10)^-0.9.
 
     Every label has a frequency of at least 1 if there are enough pairs for that.
@@ -129,7 +129,7 @@ def power_law_frequencies(num_labels: int, num_pairs: int) -> Int64[np.ndarray, 
 
 
 def draw_positives(
-    frequencies: Int64[np.ndarray, "label"], lengths: Int64[np.ndarray, "query"], rng: np.random.Generator
+    frequencies: Int64[np.ndarray, " label"], lengths: Int64[np.ndarray, " query"], rng: np.random.Generator
 ) -> Ragged:
     """Draw the labels of queries such that labels have given frequencies and a rare label has similar queries.
 
@@ -204,15 +204,15 @@ class _Writer:
 
         self._write(name, len(positives), lines)
 
-    def _draw_lengths(self, num_texts: int, mean: float | int) -> Int64[np.ndarray, "text"]:
+    def _draw_lengths(self, num_texts: int, mean: float | int) -> Int64[np.ndarray, " text"]:
         lengths = self.rng.lognormal(np.log(mean) - _LENGTH_SPREAD**2 / 2, _LENGTH_SPREAD, num_texts)
         return np.maximum(np.rint(lengths).astype(np.int64), 1)
 
-    def _draw_words(self, count: int) -> Int32[np.ndarray, "word"]:
+    def _draw_words(self, count: int) -> Int32[np.ndarray, " word"]:
         # a place in the vocabulary: uniform numbers are below 1, which is the last cumulative share
         return np.searchsorted(self.zipf, self.rng.random(count), side="right").astype(np.int32)
 
-    def _draw_from(self, ragged: Ragged, rows: Integer[np.ndarray, "draw"]) -> Int32[np.ndarray, "draw"]:
+    def _draw_from(self, ragged: Ragged, rows: Integer[np.ndarray, " draw"]) -> Int32[np.ndarray, " draw"]:
         """Return a random value of each given row; the rows are not empty."""
         places = (self.rng.random(len(rows)) * ragged.lengths[rows]).astype(np.int64)
         return ragged.values[ragged.offsets[rows] + places]
@@ -231,11 +231,11 @@ class _Writer:
                 file.write("".join(lines(rows)).encode())
 
 
-def _ragged(values: Int32[np.ndarray, "total"], lengths: Int64[np.ndarray, "row"]) -> Ragged:
+def _ragged(values: Int32[np.ndarray, " total"], lengths: Int64[np.ndarray, " row"]) -> Ragged:
     return Ragged(values, np.concatenate(([0], lengths.cumsum())))
 
 
-def _lists(values: Shaped[np.ndarray, "total"], rows: Ragged) -> Iterator[list[Any]]:
+def _lists(values: Shaped[np.ndarray, " total"], rows: Ragged) -> Iterator[list[Any]]:
     """Yield the values of each row of `rows` as a list."""
     flat = values.tolist()
     return (flat[start:end] for start, end in pairwise(rows.offsets.tolist()))

@@ -34,7 +34,7 @@ class ScoreTable(NamedTuple):
     neighbours: Float32[np.ndarray, "query candidate"]
     lexical: Float32[np.ndarray, "query candidate"]
 
-    def take(self, rows: Int64[np.ndarray, "taken"]) -> "ScoreTable":
+    def take(self, rows: Int64[np.ndarray, " taken"]) -> "ScoreTable":
         """Return the rows of some queries, such as those of a bootstrap sample."""
         return ScoreTable(*(part[rows] for part in self))
 
@@ -247,7 +247,7 @@ def rank_table(table: ScoreTable, weights: Weights, depth: int) -> Int64[np.ndar
 def choose_weights(
     table: ScoreTable,
     positives: Ragged,
-    inverse_propensity: Float64[np.ndarray, "label"],
+    inverse_propensity: Float64[np.ndarray, " label"],
     grid: Sequence[Weights],
     criterion: Sequence[str],
 ) -> Choice:

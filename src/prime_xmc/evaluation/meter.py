@@ -24,7 +24,7 @@ class XMCMetrics(Metric):
 
     sums: torch.Tensor
 
-    def __init__(self, inverse_propensity: Float64[np.ndarray, "label"]) -> None:
+    def __init__(self, inverse_propensity: Float64[np.ndarray, " label"]) -> None:
         super().__init__()
         self.inverse_propensity = inverse_propensity
         self.add_state("sums", torch.zeros(len(METRICS), 2, dtype=torch.float64), dist_reduce_fx="sum")

@@ -82,7 +82,7 @@ def hits(indices: Int[np.ndarray, "query k"], positives: Ragged) -> Bool[np.ndar
 
 
 def best_weights(
-    positives: Ragged, inverse_propensity: Float64[np.ndarray, "label"], k: int
+    positives: Ragged, inverse_propensity: Float64[np.ndarray, " label"], k: int
 ) -> Float64[np.ndarray, "query k"]:
     """Return the k largest weights among each query's positives, descending, 0 where it has fewer.
 
@@ -125,7 +125,7 @@ def precision_at_k(hit: Bool[np.ndarray, "query width"], k: int) -> Parts:
     return _parts(hit[:, :k].sum(axis=1), k)
 
 
-def recall_at_k(hit: Bool[np.ndarray, "query width"], num_positives: Int[np.ndarray, "query"], k: int) -> Parts:
+def recall_at_k(hit: Bool[np.ndarray, "query width"], num_positives: Int[np.ndarray, " query"], k: int) -> Parts:
     """Return each query's part in the sums of recall at k.
 
     R@k = sum over queries of (hits in the first k / positives of the query) / queries
@@ -149,7 +149,7 @@ def recall_at_k(hit: Bool[np.ndarray, "query width"], num_positives: Int[np.ndar
     return _parts(hit[:, :k].sum(axis=1) / np.maximum(num_positives, 1), 1)
 
 
-def ndcg_at_k(hit: Bool[np.ndarray, "query width"], num_positives: Int[np.ndarray, "query"], k: int) -> Parts:
+def ndcg_at_k(hit: Bool[np.ndarray, "query width"], num_positives: Int[np.ndarray, " query"], k: int) -> Parts:
     """Return each query's part in the sums of normalised discounted cumulative gain at k.
 
     nDCG@k = sum over queries of (sum over ranks r <= k of hit_r / log2(r + 1)) / I / queries,
@@ -206,7 +206,7 @@ def psp_at_k(
 def psndcg_at_k(
     hit_weight: Float[np.ndarray, "query width"],
     best_weight: Float[np.ndarray, "query depth"],
-    num_positives: Int[np.ndarray, "query"],
+    num_positives: Int[np.ndarray, " query"],
     k: int,
 ) -> Parts:
     """Return each query's part in the sums of propensity-scored nDCG at k.
@@ -236,7 +236,7 @@ def psndcg_at_k(
 def evaluate(
     indices: Int[np.ndarray, "query width"],
     positives: Ragged,
-    inverse_propensity: Float64[np.ndarray, "label"],
+    inverse_propensity: Float64[np.ndarray, " label"],
 ) -> dict[str, float]:
     """Return every metric of ``METRICS`` over all queries.
 
@@ -259,7 +259,7 @@ def evaluate(
 def metric_sums(
     indices: Int[np.ndarray, "query width"],
     positives: Ragged,
-    inverse_propensity: Float64[np.ndarray, "label"],
+    inverse_propensity: Float64[np.ndarray, " label"],
 ) -> Float64[np.ndarray, "metric 2"]:
     """Return numerator and denominator of each of ``METRICS``; arguments and errors are those of ``evaluate``."""
     sums = {name: parts.sum(axis=0) for name, parts in metric_parts(indices, positives, inverse_propensity)}
@@ -269,7 +269,7 @@ def metric_sums(
 def metric_parts(
     indices: Int[np.ndarray, "query width"],
     positives: Ragged,
-    inverse_propensity: Float64[np.ndarray, "label"],
+    inverse_propensity: Float64[np.ndarray, " label"],
 ) -> Iterator[tuple[str, Parts]]:
     """Yield each of ``METRICS`` and every query's part in its two sums; arguments and errors are those of ``evaluate``.
 
@@ -315,13 +315,13 @@ def quotients(sums: Float64[np.ndarray, "metric 2"]) -> dict[str, float]:
     }
 
 
-def _parts(numerator: Num[np.ndarray, "query"], denominator: Num[np.ndarray, "query"] | int) -> Parts:
+def _parts(numerator: Num[np.ndarray, " query"], denominator: Num[np.ndarray, " query"] | int) -> Parts:
     parts = np.empty((len(numerator), 2))
     parts[:, 0], parts[:, 1] = numerator, denominator
     return parts
 
 
-def _discounted(gain: np.ndarray, num_positives: np.ndarray, k: int) -> Float64[np.ndarray, "query"]:
+def _discounted(gain: np.ndarray, num_positives: np.ndarray, k: int) -> Float64[np.ndarray, " query"]:
     """Return the discounted gain of each query's first k, divided by that of all-ones in the ideal ranking."""
     discount = 1 / np.log2(np.arange(2, k + 2))
     # ideal[n] for n positives; a query without any gains 0, whatever it is divided by.

@@ -24,19 +24,19 @@ class Rows(Protocol):
     """Rows of integers of different lengths in one flat array, such as the token ids of texts."""
 
     @property
-    def values(self) -> Integer[np.ndarray, "total"]:
+    def values(self) -> Integer[np.ndarray, " total"]:
         """The rows one after the other."""
 
     @property
-    def offsets(self) -> Int64[np.ndarray, "bound"]:
+    def offsets(self) -> Int64[np.ndarray, " bound"]:
         """Positions in `values` at which the rows start, and at the end their number."""
 
 
 class FlatRows(NamedTuple):
     """Plain `Rows`."""
 
-    values: Integer[np.ndarray, "total"]
-    offsets: Int64[np.ndarray, "bound"]
+    values: Integer[np.ndarray, " total"]
+    offsets: Int64[np.ndarray, " bound"]
 
 
 def count_rows(rows: Rows) -> int:

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 Weighting = Literal["softmax", "sum", "active_mean", "ngame"]
-Pairs = tuple[Int64[Tensor, "_"], Int64[Tensor, "_"]]
+Pairs = tuple[Int64[Tensor, " _"], Int64[Tensor, " _"]]
 """Anchor and candidate of each positive pair, in the order of anchors, then of candidates."""
-LeftOutPrototypes = tuple[Int64[Tensor, "_"], Int64[Tensor, "_"], Float[Tensor, "_ d"]]
+LeftOutPrototypes = tuple[Int64[Tensor, " _"], Int64[Tensor, " _"], Float[Tensor, "_ d"]]
 """Query, candidate and the candidate's prototype without that query, see `Prototypes.leave_one_out`."""
 
 

@@ -31,8 +31,8 @@ class Comparison(NamedTuple):
 
 def bootstrap(
     numerators: Float32[np.ndarray, "query run metric"],
-    denominators: Float32[np.ndarray, "query #run metric"],
-    configuration_of_run: Int[np.ndarray, "run"],
+    denominators: Float32[np.ndarray, " query #run metric"],
+    configuration_of_run: Int[np.ndarray, " run"],
     num_resamples: int,
     seed: int,
 ) -> Float64[np.ndarray, "resample configuration metric"]:
@@ -77,7 +77,7 @@ def bootstrap(
 
 
 def compare(
-    resampled: Float64[np.ndarray, "resample"], resampled_baseline: Float64[np.ndarray, "resample"], difference: float
+    resampled: Float64[np.ndarray, " resample"], resampled_baseline: Float64[np.ndarray, " resample"], difference: float
 ) -> Comparison:
     """Return the interval and the p-value of a difference, from resamples of two configurations.
 
@@ -93,7 +93,7 @@ def compare(
     return Comparison(difference, float(low), float(high), min(1.0, 2 * float(rarer + 1) / (len(differences) + 1)))
 
 
-def holm(p_values: Float[np.ndarray, "test"]) -> Float64[np.ndarray, "test"]:
+def holm(p_values: Float[np.ndarray, " test"]) -> Float64[np.ndarray, " test"]:
     """Return p-values corrected for several tests by the method of Holm.
 
     Example:
@@ -120,7 +120,7 @@ def bin_names() -> list[str]:
     return [str(low) if low == high else f"> {low - 1}" if high is None else f"{low}–{high}" for low, high in BINS]
 
 
-def bin_of_label(label_frequency: Int64[np.ndarray, "label"]) -> Int64[np.ndarray, "label"]:
+def bin_of_label(label_frequency: Int64[np.ndarray, " label"]) -> Int64[np.ndarray, " label"]:
     """Return the index into `BINS` for each label.
 
     Example:
@@ -133,8 +133,8 @@ def bin_of_label(label_frequency: Int64[np.ndarray, "label"]) -> Int64[np.ndarra
 def binned_precision(
     hit: Bool[np.ndarray, "query k"],
     indices: Int[np.ndarray, "query k"],
-    bins: Int64[np.ndarray, "label"],
-    weights: Float64[np.ndarray, "label"],
+    bins: Int64[np.ndarray, " label"],
+    weights: Float64[np.ndarray, " label"],
     attainable: float,
 ) -> Float64[np.ndarray, "bin"]:
     """Return the contribution of each bin of labels to P@k or PSP@k; the contributions add up to the metric.

@@ -210,7 +210,7 @@ def _propensity(run: RunRecord) -> tuple[float, float]:
 
 
 def _evaluate(
-    run: RunRecord, corpus: Corpus, frequency: Int64[np.ndarray, "label"], bins: Int64[np.ndarray, "label"]
+    run: RunRecord, corpus: Corpus, frequency: Int64[np.ndarray, " label"], bins: Int64[np.ndarray, " label"]
 ) -> Evaluation:
     assert run.predictions is not None
     weights = inverse_propensity(frequency, len(corpus.train), *_propensity(run))
@@ -322,5 +322,5 @@ def query_texts(corpus: Corpus, rows: Sequence[int]) -> dict[int, str]:
     return {row_of_line[line]: record.title for line, record in enumerate(records) if line in row_of_line}
 
 
-def _counts(bins: Int64[np.ndarray, "item"]) -> list[int]:
+def _counts(bins: Int64[np.ndarray, " item"]) -> list[int]:
     return np.bincount(bins, minlength=len(BINS)).tolist()
