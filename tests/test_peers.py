@@ -263,13 +263,20 @@ def test_losses_with_margins_say_that_they_need_unit_vectors(small, compose, giv
         check_settings(compose(*given, *small, "encoder.normalize=false"))
 
 
-def test_all_labels_are_negatives_by_cached_gradients(small, compose, tmp_path):
+def test_all_labels_are_negatives_by_cached_gradients(tiny_encoder_dir, compose, tmp_path):
     """Chunks that are encoded again with their random numbers give the gradients of one graph of all labels."""
     gradients = []
     for recompute in ("true", "false"):
         config = compose(
             "model=dexml",
-            *small,
+            "encoder=local",
+            f"encoder.source={tiny_encoder_dir}",
+            "dataset=synthetic",
+            "dataset.num_labels=300",
+            "dataset.num_queries=600",
+            "sampling.batch_size=32",
+            "trainer.precision=32-true",
+            f"cache_dir={tmp_path}",
             f"encoder.recompute={recompute}",
             "encoder.dropout=0.2",
             "encoder.chunk_tokens=64",
@@ -278,7 +285,7 @@ def test_all_labels_are_negatives_by_cached_gradients(small, compose, tmp_path):
         data = make_data(config)
         module = make_module(config, data)
         batch = next(iter(data.train_dataloader()))
-        assert len(batch.label_ids) == 48
+        assert len(batch.label_ids) == 300
         torch.manual_seed(3)
         loss = module.training_step(batch, 0)["loss"]
         loss.backward()
