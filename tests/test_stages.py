@@ -268,6 +268,8 @@ def test_a_run_that_is_continued_by_another_name_of_its_folder_keeps_its_checkpo
     (tmp_path / "link").symlink_to("run")
     metrics = train(tmp_path / "run", "test=false", f"ckpt_path={tmp_path}/link/checkpoints/last.ckpt")
     assert metrics["train/epochs"] == EPOCHS
+    recorded = OmegaConf.load(tmp_path / "run" / ".hydra" / "config.yaml")
+    assert (recorded.trainer.max_epochs, recorded.ckpt_path) == (EPOCHS, None)  # the run can be resumed as it went on
 
 
 def test_a_checkpoint_every_few_steps_continues_within_the_epoch(train, complete, tmp_path, seen):

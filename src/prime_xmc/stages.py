@@ -173,7 +173,7 @@ def train_prototypes(config: DictConfig) -> TrainedPrototypes:
             done = kept.find(_FIRST_STAGE, _about_first_stage(config, given, place))
         reads = [given for given in (config.ckpt_path, config.encoder.get("source")) if given is not None]
         claim.begin(continued=in_place, trained=done is not None, reads=reads)
-        if config.get("resume") is not None and is_first_process():
+        if (in_place or config.get("resume") is not None) and is_first_process():
             record_changes(begun_with, run_dir)
         if done is None:
             if continued is not None and place is not None:
