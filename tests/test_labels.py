@@ -66,6 +66,10 @@ class TestRun:
         self.call(compose, model, action="remove", labels=files / "old.txt")
         assert list(self.labels(model)) == [f"l{row}" for row in range(4, 48)]
 
+    def test_a_single_one_is_removed_by_its_name(self, compose, model, files):
+        self.call(compose, model, action="remove", uids="l10")
+        assert list(self.labels(model)) == [f"l{row}" for row in range(48) if row != 10]
+
     def test_list(self, compose, model, files, capsys):
         self.call(compose, model, action="list")
         written = capsys.readouterr().out

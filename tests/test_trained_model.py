@@ -67,6 +67,16 @@ class TestChanges:
             model.add_labels([("l3", "x")])
         assert (model.num_labels, model.version, model.folder) == (48, 1, model.source)
 
+    def test_a_text_is_not_taken_for_a_list_of_its_letters(self, model):
+        for change in (
+            lambda: model.remove_labels("l0"),
+            lambda: model.add_labels("ab"),
+            lambda: model.add_labels(["a"], ["q"], ["a"]),
+        ):
+            with pytest.raises(ValueError, match=r"expected a list .*: write \[(label|text)\]"):
+                change()
+        assert model.version == 1
+
     def test_examples_without_labels(self, model):
         with pytest.raises(ValueError, match="expected labels for each of 1 queries, got 0 lists"):
             model.add_labels(["a"], ["q"])

@@ -49,7 +49,7 @@ def run(config: DictConfig) -> None:
     check_target(model, target)
     given = GivenLabels(
         None if config.labels is None else Path(config.labels).expanduser(),
-        [] if config.uids is None else [str(uid) for uid in config.uids],
+        list(as_names(config.uids) or ()),
         None if config.queries is None else Path(config.queries).expanduser(),
         config.uid_column,
         as_names(config.text_column),

@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,6 +26,7 @@ def run(config: DictConfig) -> None:
 
     from prime_xmc.assemble import load_scorer
     from prime_xmc.export.predictor import Predictor
+    from prime_xmc.export.searchers import WITHOUT_CLASSIFIERS
     from prime_xmc.serving.application import Serving, make_app
     from prime_xmc.serving.limits import Limits
     from prime_xmc.serving.served_model import ModelSlot
@@ -40,7 +41,10 @@ def run(config: DictConfig) -> None:
     scorers = list(dict.fromkeys([config.scorer, *config.other_scorers]))
 
     def load(folder: Path, scorer: str) -> Predictor:
-        return load_scorer(cast(DictConfig, OmegaConf.merge(config, {"model": {"dir": str(folder)}, "scorer": scorer})))
+        changed: dict[str, Any] = {"model": {"dir": str(folder)}, "scorer": scorer}
+        if scorer != config.scorer and scorer in WITHOUT_CLASSIFIERS:
+            changed["classifiers"] = None  # they are for the others
+        return load_scorer(cast(DictConfig, OmegaConf.merge(config, changed)))
 
     with bind(config.host, config.port) as bound:  # first, since loading takes longer
         slot = ModelSlot(directory, load, scorers, explain=config.explain)

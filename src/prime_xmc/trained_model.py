@@ -16,7 +16,7 @@ from prime_xmc.export.folder import model_version, read_metrics
 from prime_xmc.export.hub import download, is_hub_id, upload
 from prime_xmc.export.label_changes import Example, NewLabel, add_labels, remove_labels, rename_labels
 from prime_xmc.export.label_tables import LabelTables, copy_model, read_label_tables, write_label_tables
-from prime_xmc.export.predictor import Predictor
+from prime_xmc.export.predictor import Predictor, checked_texts
 
 LabelLike = str | tuple[str, str] | Mapping[str, Any]
 """A label: its text, which is its uid too; (uid, text); or a dictionary with uid and text, or title in its place."""
@@ -155,8 +155,10 @@ class Model(Predictor):
         """
         if len(queries) != len(positives):
             raise ValueError(f"expected labels for each of {len(queries)} queries, got {len(positives)} lists")
+        if isinstance(labels, str | Mapping):
+            raise ValueError(f"expected a list of labels, got the single one {labels!r}: write [label]")
         new = [as_label(label) for label in labels]
-        examples = [Example(text, tuple(uids)) for text, uids in zip(queries, positives, strict=True)]
+        examples = [Example(text, tuple(checked_texts(uids))) for text, uids in zip(queries, positives, strict=True)]
         self._change(lambda tables: add_labels(tables, self, new, examples))
 
     def remove_labels(self, uids: Iterable[str]) -> None:
@@ -165,7 +167,7 @@ class Model(Predictor):
         Raises:
             ValueError: If there is no such label, or none would be left.
         """
-        removed = list(uids)
+        removed = checked_texts(uids)
         self._change(lambda tables: remove_labels(tables, removed))
 
     def rename_labels(self, texts: Mapping[str, str] | Iterable[tuple[str, str]]) -> None:

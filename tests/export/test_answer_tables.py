@@ -26,10 +26,10 @@ def write(tmp_path):
 
 def test_a_row_for_each_answer(write):
     records = [
-        {"id": "7", "query": "a\nb", "labels": LABELS},
+        {"id": "7", "query": "a\rb\n", "labels": LABELS},
         {"id": "8", "query": "c", "labels": []},
     ]
-    first = {"id": "7", "query": "a\nb", "rank": 1, "label_uid": "l1", "label": "rot, grün", "score": 0.5}
+    first = {"id": "7", "query": "a\rb\n", "rank": 1, "label_uid": "l1", "label": "rot, grün", "score": 0.5}
     second = first | {"rank": 2, "label_uid": "l2", "label": "b", "score": -1.0}
     none = {"id": "8", "query": "c", "rank": None, "label_uid": None, "label": None, "score": None}
     assert write(records, "parquet") == [first, second, none]

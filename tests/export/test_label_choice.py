@@ -3,7 +3,8 @@ import pytest
 
 from prime_xmc.export.label_choice import as_texts, choose_labels
 
-LABELS = [("vim", "Vi IMproved"), ("tmux", "terminal multiplexer"), ("zsh", "shell"), ("0", "naught"), ("vim", "again")]
+LABELS = [("vim", "Vi IMproved"), ("tmux", "terminal multiplexer"), ("zsh", "shell"), ("ed", "editor"), ("vim", "again")]
+NUMBERED = [("100", "a"), ("7", "b"), ("0", "c")]
 
 
 def chosen(**lists):
@@ -20,8 +21,7 @@ def test_all_may():
         ({"allow": ["tmux", "zsh"]}, [1, 2]),
         ({"allow": ["vim"]}, [0, 4]),  # both that have the uid
         ({"exclude": ["vim", "2"]}, [1, 3]),
-        ({"allow": ["0"]}, [3]),  # the uid
-        ({"allow": [0]}, [0]),  # the id
+        ({"allow": ["0"]}, [0]),
         ({"allow": ["3", 1], "exclude": [1]}, [3]),
         ({"allow": 2}, [2]),
         ({"allow": "tmux"}, [1]),
@@ -30,6 +30,15 @@ def test_all_may():
 )
 def test_by_uid_and_by_id(lists, ids):
     assert chosen(**lists) == ids
+
+
+def test_where_uids_are_numbers_a_number_in_a_text_is_a_uid_alone():
+    """Otherwise the uid of a label that has been removed would silently name the label of that row."""
+    assert choose_labels(NUMBERED, exclude=["0"]).tolist() == [True, True, False]
+    assert choose_labels(NUMBERED, exclude=[0]).tolist() == [False, True, True]
+    for given in (["2"], "2"):
+        with pytest.raises(ValueError, match=r"exclude: there is no label '2'; expected uids of labels\. The nearest is"):
+            choose_labels(NUMBERED, exclude=given)
 
 
 def test_a_file(tmp_path):

@@ -50,13 +50,22 @@ class TestLabels:
         ):
             read_labels(path, "x", ["long"])
 
+    def test_identifiers_without_blanks_around_them(self, tmp_path):
+        path = write(tmp_path / "a.csv", "uid,text\n n1,x\n,y\n")
+        with pytest.raises(ValueError, match=r"a\.csv, line 3: 'uid' is empty; expected the identifier of a label"):
+            read_labels(path)
+        with pytest.raises(ValueError, match=r"a\.csv, line 3: 'uid' is empty"):
+            read_uids(path)
+        path = write(tmp_path / "a.csv", "uid,text\n n1,x\n")
+        assert read_labels(path) == [NewLabel("n1", "x")]
+
     def test_identifiers_alone(self, tmp_path):
         assert read_uids(write(tmp_path / "a.txt", "n1\nn2\n")) == ["n1", "n2"]
         assert read_uids(write(tmp_path / "a.csv", "text,uid\nx,n1\n")) == ["n1"]
 
 
 class TestExamples:
-    @pytest.mark.parametrize("cell", ["n1;n2", "n1|n2", "n1 , n2"])
+    @pytest.mark.parametrize("cell", ["n1;n2", "n1|n2", "n1 , n2", "n1;n2;"])
     def test_separated_labels(self, tmp_path, cell):
         path = write(tmp_path / "a.tsv", f"query\tlabels\na dragon\t{cell}\nb\tl;3\n")
         assert read_examples(path, KNOWN) == [Example("a dragon", ("n1", "n2")), Example("b", ("l;3",))]
@@ -70,7 +79,11 @@ class TestExamples:
         path = write(tmp_path / "a.tsv", "query\tlabels\na\tn1/n2\n")
         assert read_examples(path, KNOWN, separator="/") == [Example("a", ("n1", "n2"))]
 
-    @pytest.mark.parametrize("cell", ["n7", "n1;n7", ""])
+    def test_queries_without_labels(self, tmp_path):
+        path = write(tmp_path / "a.tsv", "query\tlabels\na\tn1;\nb\t \n")
+        assert read_examples(path, KNOWN) == [Example("a", ("n1",)), Example("b", ())]
+
+    @pytest.mark.parametrize("cell", ["n7", "n1;n7"])
     def test_labels_that_are_not_known(self, tmp_path, cell):
         path = write(tmp_path / "a.tsv", f"query\tlabels\nx\tn1\na\t{cell}\n")
         with pytest.raises(ValueError, match=f"a.tsv, line 3: there is no label '{cell}' in the model; correct it"):

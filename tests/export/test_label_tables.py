@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
 import prime_xmc
+from prime_xmc import files
 from prime_xmc.export.label_changes import Example, NewLabel, add_labels, remove_labels
 from prime_xmc.export.label_tables import read_label_tables, write_label_tables
 
@@ -134,6 +136,35 @@ class TestRefusals:
         with pytest.raises(ValueError, match="was changed by another process in the meantime"):
             changed()
         assert content(ensemble_model) == before
+
+    def test_of_a_change_that_came_while_another_was_being_written(self, ensemble_model, monkeypatch):
+        """Otherwise both would be done, and the one that is written first would be lost."""
+        tables = read_label_tables(ensemble_model)
+        first, second = remove_labels(tables, ["l0"]), remove_labels(tables, ["l1"])
+        started, going_on, failures = threading.Event(), threading.Event(), []
+
+        def wait(path):
+            started.set()
+            going_on.wait(60)
+
+        def change_too():
+            try:
+                write_label_tables(second, ensemble_model, ensemble_model)
+            except ValueError as error:
+                failures.append(str(error))
+
+        monkeypatch.setattr(files, "flush", wait)
+        writing = threading.Thread(target=write_label_tables, args=(first, ensemble_model, ensemble_model))
+        writing.start()
+        assert started.wait(60)
+        other = threading.Thread(target=change_too)
+        other.start()
+        other.join(0.5)
+        going_on.set()
+        writing.join(60)
+        other.join(60)
+        assert [record["uid"] for record in read_label_tables(ensemble_model).records[:2]] == ["l1", "l2"]
+        assert ["was changed by another process in the meantime" in failure for failure in failures] == [True]
 
     @pytest.mark.parametrize("name", ["centroids.safetensors", "prototype_network.safetensors"])
     def test_of_folders_without_what_makes_prototypes(self, copy, name):

@@ -58,6 +58,19 @@ def test_the_result_is_that_of_one_run(tmp_path, name):
     assert names(parts.parent) == names(whole.parent) == [name]
 
 
+def test_a_chunk_that_is_interrupted_while_it_is_written_is_answered_once(target):
+    class Interrupting(list):
+        def __iter__(self):
+            yield self[0]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), open_partial(target, MADE_FROM, resume=True) as output:
+        output.write([record(0), record(1)])
+        output.write(Interrupting([record(2), record(3)]))
+    assert finished(target, 6) == 2
+    assert [json.loads(line) for line in target.read_text().splitlines()] == [record(number) for number in range(6)]
+
+
 def test_what_was_not_noted_is_answered_again(target, monkeypatch):
     """A process that is killed does not say how far it came."""
     monkeypatch.setattr("prime_xmc.export.partial_output._SECONDS", 0)

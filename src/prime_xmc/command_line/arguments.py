@@ -22,6 +22,9 @@ PATH_KEYS = {
     *("dataset.dir.raw", "dataset.dir.contents", "run", "published"),
 }
 LIST_KEYS = {"runs"}  # those of them that may name several
+# Keys that name labels, one or several in [...]. What looks like a number, such as 1.10, is a name, too.
+_NAME_KEYS = {"allow", "exclude", "uids"}
+_NAME = re.compile(r"""\s*'(?:\\.|[^'\\])*'\s*(?=,|$)|\s*"(?:\\.|[^"\\])*"\s*(?=,|$)|[^,]+""", re.DOTALL)
 _SETTING = re.compile(r"(?P<sign>\+{0,2})(?P<key>[\w./@-]+)=(?P<value>.*)", re.DOTALL)
 
 
@@ -166,6 +169,8 @@ def quote_value(argument: str, *, multirun: bool) -> str:
     multirun = multirun and not key.startswith("hydra.")  # Hydra refuses to sweep over its own settings
     if value in ("", "null", "???") or re.fullmatch(r"'.*'|\".*\"", value, re.DOTALL):
         return argument
+    if key in _NAME_KEYS:
+        return f"{match['sign']}{key}={_names(value, multirun=multirun)}"
     override = _parsed(argument)
     if override is None and re.fullmatch(r"\[[^\[\]{}'\"()]*\]", value) and (key in LIST_KEYS or key not in PATH_KEYS):
         items = ",".join(in_quotes(item.strip()) for item in value[1:-1].split(","))
@@ -183,6 +188,16 @@ def quote_value(argument: str, *, multirun: bool) -> str:
     if override is not None and override.value() == value:
         return argument
     return _quoted(match, value)
+
+
+def _names(value: str, *, multirun: bool) -> str:
+    """Return one name, a list of names or a sweep over them as Hydra reads texts; names in quotes stay as they are."""
+    is_list = value.startswith("[") and value.endswith("]")
+    if not is_list and not (multirun and "," in value):
+        return in_quotes(value)
+    names = [name.strip() for name in _NAME.findall(value[1:-1] if is_list else value) if name.strip()]
+    quoted = ",".join(name if re.fullmatch(r"'.*'|\".*\"", name, re.DOTALL) else in_quotes(name) for name in names)
+    return f"[{quoted}]" if is_list else quoted
 
 
 def _quoted(match: re.Match[str], value: str) -> str:

@@ -11,6 +11,7 @@ Labels = Sequence[tuple[str, str]]  # uid and text of every label, in order
 Given = str | Path | int | Sequence[str | int]
 
 _EXPECTED = "uids of labels, or their ids counted from 0"
+_EXPECTED_UIDS = "uids of labels"
 
 
 def choose_labels(
@@ -18,9 +19,9 @@ def choose_labels(
 ) -> Bool[np.ndarray, " label"] | None:
     """Return which labels may be an answer; None: all may.
 
-    A label is named by its uid, or by its id, the row in the raw data's file of labels counted from 0. What is both the
-    uid of one label and the id of another is the uid, unless it is given as an integer. A uid that several labels share
-    names all of them.
+    A label is named by its uid, or by its id, the row in the raw data's file of labels counted from 0. Where uids are
+    numbers, ids have to be given as integers, since a number in a text is a uid that may be missing. A uid that several
+    labels share names all of them.
 
     Args:
         labels: Uid and text of every label, in order.
@@ -57,8 +58,9 @@ def _find(labels: Labels, given: Given, option: str) -> Bool[np.ndarray, " label
     named = np.zeros(len(labels), dtype=bool)
     entries = _read(labels, given, option)
     wanted = {entry for entry, _ in entries if isinstance(entry, str)}
-    known = set()
+    known, has_numbers = set(), False
     for row, (uid, _) in enumerate(labels):
+        has_numbers |= is_number(uid)
         if uid in wanted:
             named[row] = True
             known.add(uid)
@@ -67,12 +69,18 @@ def _find(labels: Labels, given: Given, option: str) -> Bool[np.ndarray, " label
             continue
         if isinstance(entry, bool) or not isinstance(entry, str | int):
             raise ValueError(f"{place}: {entry!r} names no label; expected {_EXPECTED}")
-        if isinstance(entry, str) and not (entry.isascii() and entry.isdecimal()):
-            raise ValueError(f"{place}: there is no label {entry!r}; expected {_EXPECTED}. {_nearest(labels, entry)}")
+        if isinstance(entry, str) and (has_numbers or not is_number(entry)):
+            expected = _EXPECTED_UIDS if has_numbers else _EXPECTED
+            raise ValueError(f"{place}: there is no label {entry!r}; expected {expected}. {_nearest(labels, entry)}")
         if not 0 <= int(entry) < len(labels):
             raise ValueError(f"{place}: there is no label {entry}; expected {_EXPECTED}, from 0 to {len(labels) - 1}")
         named[int(entry)] = True
     return named
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text could be an id: where a uid is such a text, too, it is a uid alone."""
+    return text.isascii() and text.isdecimal()
 
 
 def _read(labels: Labels, given: Given, option: str) -> list[tuple[str | int, str]]:
@@ -86,7 +94,7 @@ def _read(labels: Labels, given: Given, option: str) -> list[tuple[str | int, st
         return _read_file(path, option)
     if isinstance(given, Path):
         raise FileNotFoundError(f"{option}={given}: there is no such file")
-    if any(given == uid for uid, _ in labels) or (given.isascii() and given.isdecimal()):
+    if any(given == uid for uid, _ in labels) or is_number(given):
         return [(given, option)]
     raise ValueError(
         f"{option}={given}: there is no such file and no such label; expected a file with one label a line, or a list "

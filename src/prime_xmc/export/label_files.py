@@ -39,7 +39,7 @@ def read_labels(
         uid = _column(table, uid_column, _UIDS, "identifier", "uid_column", fallback=texts[0])
         for row in table.rows(strings=True):
             text = " ".join(_cell(table, row, column) for column in texts)
-            labels.append(NewLabel(_cell(table, row, uid), text))
+            labels.append(NewLabel(_identifier(table, row, uid), text))
     return labels
 
 
@@ -53,7 +53,7 @@ def read_uids(path: Path, uid_column: str | None = None, *, encoding: str = UTF_
     with open_table(path, wanted=[uid_column or "uid"], encoding=encoding) as table:
         only = table.columns[0] if len(table.columns) == 1 else None
         uid = _column(table, uid_column, _UIDS, "identifier", "uid_column", fallback=only)
-        return [_cell(table, row, uid) for row in table.rows(strings=True)]
+        return [_identifier(table, row, uid) for row in table.rows(strings=True)]
 
 
 def read_examples(
@@ -68,7 +68,7 @@ def read_examples(
 ) -> list[Example]:
     """Return the queries of a file with their labels; rows with the same query are one query.
 
-    A cell has the identifier of a label, or several in a list or separated.
+    A cell has the identifier of a label, or several in a list or separated, or none where it is empty.
 
     Args:
         path: The file.
@@ -136,14 +136,22 @@ def _cell(table: OpenTable, row: Row, column: str) -> str:
     return value
 
 
+def _identifier(table: OpenTable, row: Row, column: str) -> str:
+    uid = _cell(table, row, column).strip()
+    if not uid:
+        raise ValueError(f"{table.place(row.number)}: {column!r} is empty; expected the identifier of a label")
+    return uid
+
+
 def _split(value: str | list[str], known: Collection[str], separator: str | None) -> list[str]:
     if isinstance(value, list):
         return value
     if separator is not None:
         return [part.strip() for part in value.split(separator) if part.strip()]
-    if value not in known:
-        for candidate in _SEPARATORS:
-            parts = [part.strip() for part in value.split(candidate) if part.strip()]
-            if len(parts) > 1 and all(part in known for part in parts):
-                return parts
+    if value in known or not value.strip():
+        return [value] if value in known else []
+    for candidate in _SEPARATORS:
+        parts = [part.strip() for part in value.split(candidate) if part.strip()]
+        if parts and all(part in known for part in parts):
+            return parts
     return [value]

@@ -1,12 +1,13 @@
 """All parts of a model folder that have a row per label, read and written together."""
 
+import fcntl
 import json
 import logging
 import os
 import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -141,8 +142,9 @@ def write_label_tables(tables: LabelTables, source: Path, target: Path, *, link:
     """
     source, target = source.resolve(), target.resolve()
     in_place = source == target
-    with _new_model(source, target, replace=in_place, link=link or in_place) as temporary:  # the old one goes anyway
-        _write(tables, temporary)
+    # until the new one has the name: another change that was checked before would be lost
+    with _alone(source), _new_model(source, target, replace=in_place, link=link or in_place) as temporary:
+        _write(tables, temporary)  # links are to files of the old one, which goes anyway
         _check_version(source, model_version(tables.config) - 1)
 
 
@@ -168,9 +170,26 @@ def copy_model(source: Path, target: Path, replaced_version: int | None = None) 
         FileExistsError: If `target` exists and is not to be replaced.
         ValueError: If the model there has another version.
     """
-    with _new_model(source.resolve(), target.resolve(), replace=replaced_version is not None):
+    replace = replaced_version is not None
+    with _alone(target) if replace else nullcontext(), _new_model(source.resolve(), target.resolve(), replace=replace):
         if replaced_version is not None:
             _check_version(target, replaced_version)
+
+
+@contextmanager
+def _alone(model: Path) -> Iterator[None]:
+    """Hold the lock on a model folder, after waiting for the process that changes its labels.
+
+    The lock is on the folder itself, so that nothing is left of it. What has taken its place is another folder, whose
+    version is another, too.
+    """
+    descriptor = os.open(model, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system that cannot lock folders, such as some of networks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

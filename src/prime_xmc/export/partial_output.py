@@ -31,23 +31,25 @@ _SECONDS = 1.0  # between two lines of the progress
 
 
 class PartialOutput:
-    """Answers that are written so far.
-
-    Attributes:
-        num_done: Number of queries that are answered.
-    """
+    """Answers that are written so far."""
 
     def __init__(self, answers: ByteStream, progress: BinaryIO | None, num_done: int):
-        self.num_done = num_done
         self._answers = answers
         self._writer = JsonLinesWriter(answers)
         self._progress = progress
+        # one value, so that an interrupt comes before or after both: a chunk that it cuts off counts for nothing
+        self._complete = num_done, self._size()
         self._last = time.monotonic()
+
+    @property
+    def num_done(self) -> int:
+        """Number of queries that are answered."""
+        return self._complete[0]
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Write the answers of a chunk of queries."""
         self._writer.write(records)
-        self.num_done += len(records)
+        self._complete = self.num_done + len(records), self._size()
         if time.monotonic() - self._last >= _SECONDS:
             self.note()
 
@@ -56,10 +58,14 @@ class PartialOutput:
         if self._progress is not None:
             file = cast("BinaryIO", self._answers)
             os.fsync(file.fileno())
-            line = json.dumps({"queries": self.num_done, "bytes": file.tell()})
+            num_done, size = self._complete
+            line = json.dumps({"queries": num_done, "bytes": size})
             self._progress.write(line.encode() + b"\n")
             self._progress.flush()
         self._last = time.monotonic()
+
+    def _size(self) -> int:
+        return 0 if self._progress is None else cast("BinaryIO", self._answers).tell()
 
 
 class _Terminal:

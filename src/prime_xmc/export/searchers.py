@@ -27,6 +27,7 @@ from prime_xmc.index.search import ExactSearch, FaissSearch, Search, faiss_probl
 
 logger = logging.getLogger(__name__)
 
+WITHOUT_CLASSIFIERS = ("theta", "neighbours", "lexical")
 SCORERS = ("theta", "W", "neighbours", "lexical", "ensemble")
 Index = Literal["auto", "exact", "faiss"]
 
@@ -44,7 +45,7 @@ def choose_scorer(model: Path, scorer: str, classifiers: Path | None) -> str:
     """
     if scorer not in ("auto", *SCORERS):
         raise ValueError(f"expected scorer auto, {', '.join(SCORERS[:-1])} or {SCORERS[-1]}, got {scorer!r}")
-    if classifiers is not None and scorer in ("neighbours", "lexical"):
+    if classifiers is not None and scorer in WITHOUT_CLASSIFIERS:
         raise ValueError(f"scorer={scorer} does not use classifiers: leave classifiers= out, or take scorer=W")
     if scorer == "auto":
         return "ensemble" if classifiers is not None or ensembles.has_ensemble(model) else "theta"

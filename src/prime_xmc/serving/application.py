@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from prime_xmc.export.answers import to_record
+from prime_xmc.export.label_choice import is_number
 from prime_xmc.export.predictor import Prediction, Predictor, checked_texts
 from prime_xmc.export.predictor import Request as AskedOfPredictor
 from prime_xmc.serving.batching import Batcher, QueueFullError
@@ -178,7 +179,7 @@ class Serving:
             raise ProblemError(422, "not_calibrated", detail)
         for name, given in (("allow", body.allow), ("exclude", body.exclude)):
             texts = [each for each in given or () if isinstance(each, str)]
-            if unknown := [each for each in texts if each not in model.uids and not each.isdecimal()]:
+            if unknown := [each for each in texts if each not in model.uids and (model.has_numbers or not is_number(each))]:
                 detail = (
                     f"{name}: there is no label {unknown[0][:100]!r}; GET /labels?search= finds those that there are"
                 )

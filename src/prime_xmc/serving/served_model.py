@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
@@ -16,6 +17,7 @@ import torch
 
 from prime_xmc.export.calibration import has_calibration, read_calibration
 from prime_xmc.export.folder import read_config
+from prime_xmc.export.label_choice import is_number
 from prime_xmc.export.predictor import PRECISIONS, Predictor
 from prime_xmc.export.scorers import encoder_digest
 
@@ -55,6 +57,11 @@ class ServedModel:
     def predictor(self) -> Predictor:
         """The predictor of requests that name no scorer."""
         return self.predictors[self.scorer]
+
+    @cached_property
+    def has_numbers(self) -> bool:
+        """Whether there are uids that are numbers, so that a number in a text is no id."""
+        return any(map(is_number, self.uids))
 
     def find_labels(self, search: str, limit: int, offset: int = 0) -> tuple[list[int], bool]:
         """Return the labels whose text or uid has all words of a search, and whether there are more.

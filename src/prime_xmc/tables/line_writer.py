@@ -40,7 +40,7 @@ class DelimitedWriter:
 
     def __init__(self, file: ByteStream, columns: Sequence[str], delimiter: str, *, header: bool = True):
         self._file, self._columns = file, list(columns)
-        self._csv = csv.writer(_Encoding(file), delimiter=delimiter, lineterminator="\n")
+        self._csv = csv.writer(_Encoding(file), delimiter=delimiter, lineterminator="\r\n")
         if header:
             self._csv.writerow(self._columns)
 
@@ -57,12 +57,16 @@ class DelimitedWriter:
 
 
 class _Encoding:
-    """A text stream as far as `csv` needs one; unlike Python's, it does not close what it writes to."""
+    """A text stream as far as `csv` needs one, for a row at once; unlike Python's, it does not close what it writes to.
+
+    Rows end in a line feed. To `csv`, their end is a carriage return, too, so that it quotes cells with either of them.
+    """
 
     def __init__(self, file: ByteStream):
         self._file = file
 
     def write(self, text: str) -> object:
+        text = text.removesuffix("\r\n") + "\n"
         return self._file.write(text.encode("utf-8", errors="backslashreplace"))  # half a character stays readable
 
 
