@@ -505,6 +505,7 @@ def _export(
         settings=settings,
         metrics=None,
         fields=data.source.fields,
+        columns=data.source.columns(),
         precision=module.trainer.precision,
     )
 

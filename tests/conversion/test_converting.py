@@ -108,6 +108,22 @@ def test_labels_by_the_number_of_their_row(tmp_path):
     }
 
 
+def test_rows_that_repeat_a_label_are_referred_to_as_well(tmp_path):
+    """As where a label has a row for each of its names."""
+    labels = write_csv(
+        tmp_path / "labels.csv",
+        [["id", "title", "alias"], ["1", "Cat", "cats"], ["1", "Cat", "kitty"], ["2", "Dog", "dogs"]],
+    )
+    queries = write_csv(
+        tmp_path / "queries.csv", [["text", "labels"], ["a a", "cats"], ["b b", "kitty"], ["c c", "dogs;kitty;cow"]]
+    )
+    positives = [("a a", ["1"]), ("b b", ["1"]), ("c c", ["2", "1"])]
+    assert read(run(queries, labels, unknown_labels="drop"))["trn"] == positives
+    found = read(run(queries, labels, unknown_labels="add", overwrite=True))
+    assert found["trn"] == [*positives[:2], ("c c", ["2", "1", "cow"])]
+    assert found["lbl"] == [("1", "Cat"), ("2", "Dog"), ("cow", "cow")]
+
+
 def test_an_earlier_conversion_keeps_the_numbers_of_its_labels(tmp_path):
     run(recipes_csv(tmp_path / "recipes.csv"))
     labels = (tmp_path / "out" / "lbl.json").rename(tmp_path / "lbl.json")
@@ -139,6 +155,17 @@ def test_several_columns_make_up_a_text(tmp_path):
     conversion = run(tmp_path / "q.csv", tmp_path / "l.csv", text_column=("title", "body text"))
     assert read(conversion)["trn"] == [("a b", ["x"])]
     assert conversion.dataset_settings[2:] == ["dataset.fields=[title,body_text]", "dataset.label_fields=[title]"]
+
+
+def test_names_of_the_columns_are_kept_where_fields_have_others(tmp_path):
+    rows = [["question", "body text", "labels"], ["a", "b", "x"], ["c", "d", "y"]]
+    conversion = run(write_csv(tmp_path / "q.csv", rows), text_column=("question", "body text"))
+    assert conversion.fields == ["question", "body_text"]
+    source = RawFiles(conversion.directory, "out", ("body_text", "question"))
+    assert source.columns() == ("body text", "question")
+    (tmp_path / "out" / "conversion.json").write_text('{"fields": 3}')
+    with pytest.raises(ValueError, match=r"conversion\.json is damaged .*; convert the tables again"):
+        source.columns()
 
 
 def test_columns_that_are_not_used_are_named(tmp_path):
@@ -290,6 +317,8 @@ def test_record(tmp_path):
         "group_by": "none",
     }
     assert record["written"] == {"trn": {"queries": 4, "pairs": 8}, "lbl": {"labels": 4}}
+    assert RawFiles(tmp_path / "out", "out").columns() == ("text",)
+    assert RawFiles(tmp_path / "out", "out", ("other",)).columns() is None
 
 
 # Formats of the field: three training queries, one test query, three labels.

@@ -64,3 +64,10 @@ def test_npz_that_is_none(tmp_path):
     np.savez(tmp_path / "c.npz", indices=np.zeros(1))
     with pytest.raises(ValueError, match=r"c\.npz has no indptr"):
         list(read_sparse(tmp_path / "c.npz"))
+
+
+def test_a_row_without_labels_may_be_the_first_of_libsvm(tmp_path):
+    (tmp_path / "train.svm").write_text(" 5:0.3 7:0.2\n3 5:0.1 8:0.2\n4 6:1\n")
+    assert [row.labels for row in read_sparse(tmp_path / "train.svm")] == [[], ["3"], ["4"]]
+    (tmp_path / "train.txt").write_text(" 5:1 7:1\n 3:1\n")  # a matrix that is indented
+    assert [row.labels for row in read_sparse(tmp_path / "train.txt")] == [["5", "7"], ["3"]]

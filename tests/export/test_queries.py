@@ -11,7 +11,7 @@ from prime_xmc.tables.reader import table_of_lines
 
 
 def queries_of(lines, fields=None, input_format="auto", name="queries"):
-    wanted = () if fields is None else fields.given or fields.trained or ()
+    wanted = () if fields is None else fields.wanted
     return read_queries(table_of_lines(lines, name, input_format=input_format, wanted=wanted), fields)
 
 
@@ -66,6 +66,7 @@ class TestText:
 
 class TestFields:
     MODEL = TextFields(trained=("title", "content"))
+    CONVERTED = TextFields(trained=("title",), columns=("text",))
 
     @pytest.mark.parametrize(
         ("fields", "record", "query", "others"),
@@ -81,6 +82,8 @@ class TestFields:
             (MODEL._replace(given=("title",)), {"content": "c", "title": "b"}, "b", ["content"]),
             (MODEL._replace(separator=" | "), {"content": "c", "title": "b"}, "b | c", ["content", "title"]),
             (TextFields(trained=("title",)), {"text": "c"}, "c", []),
+            (CONVERTED, {"text": "c", "title": "Ticket 7"}, "c", ["title"]),
+            (CONVERTED, {"title": "c"}, "c", []),  # of the raw files
         ],
     )
     def test_which(self, fields, record, query, others):

@@ -18,12 +18,12 @@ from prime_xmc.conversion.layouts import Inputs
 from prime_xmc.conversion.sparse_files import read_sparse
 from prime_xmc.conversion.store import TEST, TRAIN, LabelRow, Place, QueryRow, Store, open_store
 from prime_xmc.data.fitting import size_of_test_split
+from prime_xmc.data.raw import CONVERSION as RECORD
 from prime_xmc.data.splitting import choose_test_queries
 from prime_xmc.files import publishing, write_json
 from prime_xmc.progress import track
 from prime_xmc.tables.reader import OpenTable
 
-RECORD = "conversion.json"
 FORMAT = 1  # of the record
 _DIGEST = {"id": "uid", "text": "digest"}
 

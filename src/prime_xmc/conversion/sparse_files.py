@@ -80,7 +80,9 @@ def _read_text(path: Path) -> Iterator[SparseRow]:
             for number, line in lines:
                 pending.append((number, line))
                 cells = line.split()
-                if cells:
+                if cells and ":" in cells[0] and line[:1].isspace():
+                    kind = "matrix"  # or, if another line says so, libsvm with a row that has no label
+                elif cells:
                     has_features = len(cells) > 1 and ":" in cells[1]
                     kind = (
                         "matrix" if ":" in cells[0] and "," not in cells[0] else "libsvm" if has_features else "names"

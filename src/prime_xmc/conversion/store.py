@@ -219,11 +219,18 @@ class Store:
         if add_unknown:
             self._db.execute(
                 f"INSERT INTO labels SELECT {num_given} + row_number() OVER (ORDER BY reference) - 1, reference, "
-                "reference, [reference] FROM (SELECT DISTINCT reference FROM listed ANTI JOIN labels USING (reference))"
+                "reference, [reference] FROM "
+                "(SELECT DISTINCT reference FROM listed ANTI JOIN read_labels USING (reference))"
             )
+        # a row that repeats a label may be the only one with a reference
+        self._db.execute(
+            "CREATE TABLE referred AS SELECT DISTINCT read_labels.reference, label FROM read_labels JOIN labels "
+            f"USING (uid) WHERE label < {num_given} UNION ALL SELECT reference, label FROM labels WHERE "
+            f"label >= {num_given}"
+        )
         self._db.execute(
             "CREATE TABLE pairs AS SELECT listed.split, first, label, min((listed.row, place)) AS place FROM listed "
-            "JOIN labels USING (reference) JOIN firsts ON listed.split = firsts.split AND listed.row = firsts.row "
+            "JOIN referred USING (reference) JOIN firsts ON listed.split = firsts.split AND listed.row = firsts.row "
             "GROUP BY ALL"
         )
         return self._number("SELECT count(*) FROM labels"), self._labels - num_given

@@ -19,6 +19,7 @@ from jaxtyping import Int64
 
 from prime_xmc.foreign import check_depth, parse_json, shown
 
+CONVERSION = "conversion.json"  # in the folder, where prime_xmc.convert has made the files
 _PAIR = re.compile(rb"\s*(-?\d+)\s+(-?\d+)\s*")
 
 
@@ -78,6 +79,22 @@ class RawFiles:
                 object.__setattr__(self, key, (fields,) if isinstance(fields, str) else tuple(fields))
         if self.num_test is not None and self.num_test < 0:
             raise ValueError(f"expected dataset.num_test of at least 0, or null, got {self.num_test}")
+
+    def columns(self) -> tuple[str, ...] | None:
+        """Return the columns of the user's own tables that the fields were converted from; None: there were none.
+
+        Raises:
+            ValueError: If what the conversion has left is damaged.
+        """
+        path = Path(self.directory).expanduser() / CONVERSION
+        if not path.is_file():
+            return None
+        record = parse_json(path.read_bytes())
+        try:
+            columns = dict(zip(map(str, record["fields"]), map(str, record["columns"]["text"]), strict=True))
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); convert the tables again") from error
+        return tuple(columns[name] for name in self.fields) if set(self.fields) <= columns.keys() else None
 
     def paths(self) -> dict[str, Path]:
         """Return the files that exist, by their names without extensions.

@@ -73,6 +73,7 @@ def save_bundle(
     settings: Mapping[str, Any],
     metrics: Mapping[str, Any] | None,
     fields: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
     precision: str = "32-true",
 ) -> None:
     """Write a trained model to a folder, which appears under its name only when it is complete.
@@ -95,6 +96,7 @@ def save_bundle(
             are left out, see `portable`.
         metrics: Results, None where there are none yet; see `update_metrics`.
         fields: Fields of a record that made up a query's text in training, joined by a space; None: not known.
+        columns: Columns of the user's own tables that they were converted from; None: the fields are called as there.
         precision: Lightning's name of the precision that the model was trained in.
 
     Raises:
@@ -112,7 +114,11 @@ def save_bundle(
         faiss_index = index if isinstance(index, FaissSearch) else _flat_index(label_prototypes)
         of_labels = _describe_vectors(label_prototypes) if prototypes is None else _describe_prototypes(prototypes)
         config = _describe(encoder, tokenizer, max_length, of_labels, faiss_index, settings) | {
-            "query": {"fields": None if fields is None else list(fields), "separator": " "},
+            "query": {
+                "fields": None if fields is None else list(fields),
+                "separator": " ",
+                **({} if columns is None else {"columns": list(columns)}),
+            },
             "precision": precision,
         }
         _write_encoder(temporary, encoder, tokenizer, max_length)

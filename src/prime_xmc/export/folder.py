@@ -92,6 +92,9 @@ def _problem(config: Mapping[str, Any]) -> str | None:
     fields = query.get("fields", ()) if isinstance(query, dict) else ()
     if fields is not None and not (isinstance(fields, list) and all(isinstance(name, str) for name in fields)):
         return f"query is {shown(query)}, expected the fields of a query's text, or null, under the name fields"
+    columns = query.get("columns", [])
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        return f"query is {shown(query)}, expected a list of names under the name columns"
     if not isinstance(prototypes.get("sources", []), list) or not isinstance(config["settings"], dict):
         return "prototypes.sources is to be a list, and settings an object"
     return None
@@ -145,6 +148,11 @@ def query_fields(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Return the fields of a record that make up a query's text, in order; None where the model does not say."""
     fields = config["query"]["fields"] if "query" in config else _setting(config, "dataset", "fields")
     return None if fields is None else tuple(fields)
+
+
+def query_columns(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the columns of the user's tables that these fields were converted from; None: they are called as there."""
+    return tuple(config.get("query", {}).get("columns", ())) or None
 
 
 def query_separator(config: Mapping[str, Any]) -> str:

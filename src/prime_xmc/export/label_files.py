@@ -86,7 +86,7 @@ def read_examples(
     """
     examples: dict[str, dict[str, None]] = {}  # by query, its labels in order
     fields = fields or TextFields()
-    wanted = [*(fields.given or fields.trained or ("query",)), label_column or "labels"]
+    wanted = [*(fields.wanted or ("query",)), label_column or "labels"]
     with open_table(path, wanted=wanted, encoding=encoding) as table:
         check_header(table, fields)
         labels = _column(table, label_column, _LABELS, "labels", "label_column", others=fields.given or ())

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prime_xmc.export.folder import query_fields, query_separator
+from prime_xmc.export.folder import query_columns, query_fields, query_separator
 from prime_xmc.foreign import shown
 from prime_xmc.tables.input_format import WHOLE_TEXT
 from prime_xmc.tables.line_rows import Row
@@ -37,18 +37,26 @@ class TextFields(NamedTuple):
         trained: Those of the model's training; None where the model does not say.
         separator: What stands between them.
         key: Setting by which the user names fields, for messages.
+        columns: What the fields of the training are called in the user's own tables; None: the same.
     """
 
     given: tuple[str, ...] | None = None
     trained: tuple[str, ...] | None = None
     separator: str = " "
     key: str = "text_field"
+    columns: tuple[str, ...] | None = None
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """What the header of a table is likely to have."""
+        return self.given or (*(self.columns or ()), *(self.trained or ()))
 
     def choose(self, names: Collection[str]) -> tuple[str, ...]:
         """Return the fields to join, in order.
 
-        Where the user names none, they are the model's. A record with none of these may have its complete text in
-        `query` or `text`; one for a model that does not say may have it in `query`, `title` or `text`.
+        Where the user names none, they are the model's, by their names in the tables that the raw files were converted
+        from or by those in the raw files. A record with none of these may have its complete text in `query` or `text`;
+        one for a model that does not say may have it in `query`, `title` or `text`.
 
         Args:
             names: Fields of the record.
@@ -61,6 +69,8 @@ class TextFields(NamedTuple):
             if missing := [field for field in self.given if field not in names]:
                 raise ValueError(f"no field {missing[0]!r}, {has}; expected those that {self.key}= names")
             return self.given
+        if self.columns is not None and all(column in names for column in self.columns):
+            return self.columns
         trained = self.trained or ()
         missing = [field for field in trained if field not in names]
         if trained and not missing:
@@ -98,7 +108,7 @@ def text_fields(config: Mapping[str, Any], given: tuple[str, ...] | None, key: s
         given: Those that the user names; None: those of the model.
         key: Setting by which users name them, for messages.
     """
-    return TextFields(given, query_fields(config), query_separator(config), key)
+    return TextFields(given, query_fields(config), query_separator(config), key, query_columns(config))
 
 
 def given_fields(text_field: object, text_column: object) -> tuple[str, ...] | None:
@@ -193,8 +203,7 @@ def open_queries(
         logger.warning("reading queries from the terminal, one a line; Ctrl-D ends")
     if path is not None and not path.exists():
         raise FileNotFoundError(f"input={path}: there is no such file; leave input out to read standard input")
-    wanted = fields.given or fields.trained or ()
-    with open_table(path, input_format=input_format, wanted=wanted, encoding=encoding) as table:
+    with open_table(path, input_format=input_format, wanted=fields.wanted, encoding=encoding) as table:
         yield _or_say_none(read_queries(table, fields), table.name)
 
 
