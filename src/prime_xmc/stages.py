@@ -506,6 +506,7 @@ def _export(
         metrics=None,
         fields=data.source.fields,
         columns=data.source.columns(),
+        bare=set(np.setdiff1d(np.arange(data.corpus.num_labels), data.train_pairs()[1]).tolist()),
         precision=module.trainer.precision,
     )
 

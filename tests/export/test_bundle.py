@@ -125,6 +125,11 @@ class TestFolder:
         assert again.network is None
         again.load_state_dict(load_file(tmp_path / "model" / "prototype_network.safetensors"), strict=True)
 
+    def test_labels_without_a_training_query_say_so(self, tmp_path, tiny_encoder_dir):
+        save(tmp_path / "model", tiny_encoder_dir, bare={1})
+        lines = [json.loads(line) for line in (tmp_path / "model" / "labels.jsonl").read_text().splitlines()]
+        assert lines[:2] == [{"uid": "x", "text": "ex"}, {"uid": "y", "text": "why", "queries": 0}]
+
     def test_model_without_free_vectors_and_index(self, tmp_path, tiny_encoder_dir):
         prototypes = Prototypes(3, 32, 1, feedforward=8, sources=("text", "centroid"))
         save(tmp_path / "model", tiny_encoder_dir, prototypes=prototypes)

@@ -173,6 +173,22 @@ class TestRename:
         torch.testing.assert_close(after.centroids[49], predictor.encode(["yellow ship"])[0])
         assert torch.equal(after.centroids[48], added.centroids[48])
 
+    def test_the_same_where_training_had_no_query(self, tables, predictor):
+        tables.records[5]["queries"] = 0
+        after = rename_labels(tables, predictor, [NewLabel("l5", "yellow ship")])
+        torch.testing.assert_close(after.centroids[5], predictor.encode(["yellow ship"])[0])
+
+    def test_of_a_text_of_several_fields_that_is_not_known_as_a_whole(self, tables, predictor):
+        config = tables.config | {"query": {"fields": ["title", "content"]}}
+        several = replace(tables, config=config)
+        with pytest.raises(ValueError, match=r"'l5': the model knows the first of several fields .* remove the label"):
+            rename_labels(several, predictor, [NewLabel("l5", "yellow ship")])
+        added = add_labels(several, predictor, NEW, EXAMPLES)
+        assert rename_labels(added, predictor, [NewLabel("n2", "yellow ship")]).records[49]["text"] == "yellow ship"
+        rename_labels(replace(several, lexical=None), predictor, [NewLabel("l5", "yellow ship")])
+        own = tables.config | {"settings": {"config": {"dataset": {"label_fields": ["title"]}}}}
+        rename_labels(replace(several, config=config | own), predictor, [NewLabel("l5", "yellow ship")])
+
     @pytest.mark.parametrize(
         ("labels", "message"),
         [

@@ -3,7 +3,13 @@ import pytest
 
 from prime_xmc.export.label_choice import as_texts, choose_labels
 
-LABELS = [("vim", "Vi IMproved"), ("tmux", "terminal multiplexer"), ("zsh", "shell"), ("ed", "editor"), ("vim", "again")]
+LABELS = [
+    ("vim", "Vi IMproved"),
+    ("tmux", "terminal multiplexer"),
+    ("zsh", "shell"),
+    ("ed", "editor"),
+    ("vim", "again"),
+]
 NUMBERED = [("100", "a"), ("7", "b"), ("0", "c")]
 
 
@@ -37,7 +43,9 @@ def test_where_uids_are_numbers_a_number_in_a_text_is_a_uid_alone():
     assert choose_labels(NUMBERED, exclude=["0"]).tolist() == [True, True, False]
     assert choose_labels(NUMBERED, exclude=[0]).tolist() == [False, True, True]
     for given in (["2"], "2"):
-        with pytest.raises(ValueError, match=r"exclude: there is no label '2'; expected uids of labels\. The nearest is"):
+        with pytest.raises(
+            ValueError, match=r"exclude: there is no label '2'; expected uids of labels\. The nearest is"
+        ):
             choose_labels(NUMBERED, exclude=given)
 
 

@@ -64,9 +64,13 @@ def test_a_chunk_that_is_interrupted_while_it_is_written_is_answered_once(target
             yield self[0]
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), open_partial(target, MADE_FROM, resume=True) as output:
-        output.write([record(0), record(1)])
-        output.write(Interrupting([record(2), record(3)]))
+    def write_until_interrupted():
+        with open_partial(target, MADE_FROM, resume=True) as output:
+            output.write([record(0), record(1)])
+            output.write(Interrupting([record(2), record(3)]))
+
+    with pytest.raises(KeyboardInterrupt):
+        write_until_interrupted()
     assert finished(target, 6) == 2
     assert [json.loads(line) for line in target.read_text().splitlines()] == [record(number) for number in range(6)]
 

@@ -160,6 +160,20 @@ class TestClipGradients:
         assert matrix.grad[0].tolist() == [1.5, 0]
         assert table.grad.to_dense()[[1, 4]].tolist() == [[0, 1.5], [1.5, -1.5]]
 
+    @pytest.mark.parametrize("algorithm", ["norm", "value"])
+    def test_rows_without_a_gradient_stay(self, algorithm):
+        """Otherwise one of them would go on along its last gradient."""
+        table = parameters()[2]
+        optimizer = RowAdam([table], lr=0.1)
+        for rows in ([0, 0, 1], [2, 2, 3, 3]):
+            before = table.detach().clone()
+            optimizer.zero_grad()
+            (F.embedding(torch.tensor(rows), table, sparse=True) * torch.arange(1.0, 3.0)).sum().backward()
+            clip_gradients([table], 1.0, algorithm)
+            optimizer.step()
+        assert torch.equal(table[:2], before[:2])
+        assert (table[2:4] != before[2:4]).all()
+
     def test_unknown(self):
         with pytest.raises(ValueError, match="norm or value, got 'max'"):
             clip_gradients(self.with_gradients(), 1.0, "max")

@@ -5,7 +5,7 @@ Nothing in it is pickled and no code in it is run: tensors are safetensors, sett
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def save_bundle(
     metrics: Mapping[str, Any] | None,
     fields: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
+    bare: Collection[int] = (),
     precision: str = "32-true",
 ) -> None:
     """Write a trained model to a folder, which appears under its name only when it is complete.
@@ -97,6 +98,7 @@ def save_bundle(
         metrics: Results, None where there are none yet; see `update_metrics`.
         fields: Fields of a record that made up a query's text in training, joined by a space; None: not known.
         columns: Columns of the user's own tables that they were converted from; None: the fields are called as there.
+        bare: Ids of labels without a training query, whose centroid is the embedding of their text.
         precision: Lightning's name of the precision that the model was trained in.
 
     Raises:
@@ -129,7 +131,7 @@ def save_bundle(
         save_tensors(temporary / PROTOTYPES, vectors if label_emb is None else vectors | {"label_emb": label_emb})
         if faiss_index is not None:
             faiss_index.save(temporary / INDEX)
-        num_written = _write_labels(temporary / LABELS, labels)
+        num_written = _write_labels(temporary / LABELS, labels, bare)
         assert num_written == len(label_prototypes) == of_labels["num_labels"]
         assert label_emb is None or len(label_emb) == num_written
         write_json(temporary / CONFIG, sealed(config, temporary, SUMMED))
@@ -268,10 +270,11 @@ def _write_encoder(
     write_json(directory / "1_Pooling" / "config.json", pooling)
 
 
-def _write_labels(path: Path, labels: Iterable[tuple[str, str]]) -> int:
+def _write_labels(path: Path, labels: Iterable[tuple[str, str]], bare: Collection[int]) -> int:
     num_written = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for uid, text in labels:
-            file.write(json.dumps({"uid": uid, "text": text}, ensure_ascii=False) + "\n")
+        for row, (uid, text) in enumerate(labels):
+            record = {"uid": uid, "text": text} | ({"queries": 0} if row in bare else {})
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
             num_written += 1
     return num_written

@@ -150,6 +150,12 @@ def query_fields(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     return None if fields is None else tuple(fields)
 
 
+def label_fields(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the fields of a record that make up a label's text, in order; None where the model does not say."""
+    fields = _setting(config, "dataset", "label_fields")
+    return query_fields(config) if fields is None else (fields,) if isinstance(fields, str) else tuple(fields)
+
+
 def query_columns(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Return the columns of the user's tables that these fields were converted from; None: they are called as there."""
     return tuple(config.get("query", {}).get("columns", ())) or None

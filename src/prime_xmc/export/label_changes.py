@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
-from prime_xmc.export.folder import model_version
+from prime_xmc.export.folder import label_fields, model_version
 from prime_xmc.export.label_tables import LabelTables
 from prime_xmc.export.neighbours_folder import VotingQueries
 from prime_xmc.export.predictor import Predictor
@@ -167,12 +167,14 @@ def rename_labels(tables: LabelTables, predictor: Predictor, labels: Sequence[Ne
         labels: Identifiers of labels, with their new texts.
 
     Raises:
-        ValueError: If the model has no such label, or a text is empty.
+        ValueError: If the model has no such label, a text is empty, or not all of a text of before is known.
     """
     _check_unique([label.uid for label in labels])
     rows = _known_rows(tables, [label.uid for label in labels])
     if empty := [label.uid for label in labels if not label.text.strip()]:
         raise ValueError(f"{_shown(empty)}: the new text is empty; give one, or remove the label")
+    if tables.lexical is not None and len(label_fields(tables.config) or ()) > 1:
+        _check_whole(labels, [tables.records[row] for row in rows])
     ids = torch.from_numpy(rows)
     config = _noted(tables.config, "rename", len(labels))
     records, before = list(tables.records), [str(tables.records[row]["text"]) for row in rows]
@@ -180,7 +182,7 @@ def rename_labels(tables: LabelTables, predictor: Predictor, labels: Sequence[Ne
         records[row] = records[row] | {"text": label.text, "renamed": config["version"]}
     tokens = predictor.tokenise([label.text for label in labels], "label")
     label_emb, centroids = _encode(predictor, tokens), tables.centroids[ids].float()
-    # what was added without a query has its text for a centroid
+    # what is without a query has its text for a centroid
     is_bare = torch.tensor([tables.records[row].get("queries") == 0 for row in rows])
     centroids[is_bare] = label_emb[is_bare]
     clusters = tables.network["cluster_of_label"][ids]
@@ -267,6 +269,21 @@ def _known_rows(tables: LabelTables, uids: Sequence[str]) -> np.ndarray:
     if several := [uid for uid in uids if len(places[uid]) > 1]:
         raise ValueError(f"{_shown(several)}: several labels of the model have this uid, and it is not clear which one")
     return np.array([places[uid][0] for uid in uids], dtype=np.int64)
+
+
+def _check_whole(labels: Sequence[NewLabel], records: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the texts of before are known, of which a model has the first of several fields from its training.
+
+    Raises:
+        ValueError: If not.
+    """
+    if cut := [
+        label.uid for label, record in zip(labels, records, strict=True) if not {"added", "renamed"} & {*record}
+    ]:
+        raise ValueError(
+            f"{_shown(cut)}: the model knows the first of several fields of this text alone, and cannot take the terms "
+            "of the others out of its lexical vector; remove the label, and add it with its queries"
+        )
 
 
 def _check_unique(uids: Sequence[str]) -> None:

@@ -179,7 +179,9 @@ class Serving:
             raise ProblemError(422, "not_calibrated", detail)
         for name, given in (("allow", body.allow), ("exclude", body.exclude)):
             texts = [each for each in given or () if isinstance(each, str)]
-            if unknown := [each for each in texts if each not in model.uids and (model.has_numbers or not is_number(each))]:
+            if unknown := [
+                each for each in texts if each not in model.uids and (model.has_numbers or not is_number(each))
+            ]:
                 detail = (
                     f"{name}: there is no label {unknown[0][:100]!r}; GET /labels?search= finds those that there are"
                 )

@@ -136,7 +136,7 @@ def summed_rows(gradient: Tensor) -> tuple[Int64[Tensor, " entry"], Float[Tensor
 
 
 def gathered_rows(gradient: Tensor) -> Tensor:
-    """Return a sparse gradient whose entries are each row's sum once, and zeros of row 0 for what is left over.
+    """Return a sparse gradient whose entries are each row's sum once, and zeros of one of them for what is left.
 
     On the CPU nothing is left over.
     """
@@ -144,7 +144,8 @@ def gathered_rows(gradient: Tensor) -> Tensor:
         return gradient.coalesce()
     rows, values = gradient._indices()[0], gradient._values()
     number = _numbers(rows)
-    gathered = torch.zeros_like(rows).scatter_(0, number, rows)
+    # a row that has a gradient: for an optimiser, any other would have one, too
+    gathered = rows[:1].expand_as(rows).clone().scatter_(0, number, rows)
     sums = torch.zeros_like(values).index_add_(0, number, values)
     return torch.sparse_coo_tensor(gathered[None], sums, gradient.shape, check_invariants=False)
 
