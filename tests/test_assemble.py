@@ -177,11 +177,33 @@ def test_settings_of_mined_labels_that_would_do_nothing(custom, settings, messag
         check_model(custom("model=ance", *settings))
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("+loss.temperature=0.3", r"^loss={'temperature': 0\.3}: one-vs-all .*; leave loss out"),
+        ("sampling.memory_labels=5", r"^sampling\.memory_labels=5: one-vs-all .*; give sampling\.memory_labels=0"),
+        ("sampling.more_queries_per_label=3", r"more_queries_per_label=3: .*; give sampling\.more_queries_per_label=0"),
+        ("sampling.batch_labels=all", r"batch_labels=all: .*; give sampling\.batch_labels=drawn"),
+    ],
+)
+def test_settings_of_prototypes_for_one_vs_all_classifiers_are_refused(custom, setting, said):
+    with pytest.raises(ValueError, match=said):
+        check_model(custom("model=renee", setting))
+
+
 @pytest.mark.parametrize("model", ["renee", "elmo"])
 def test_clusters_for_one_vs_all_classifiers_are_refused(custom, model):
     check_model(custom(f"model={model}"))
     with pytest.raises(ValueError, match=r"sampling\.clusters\.first_epoch=0: one-vs-all .* leave sampling=random"):
         check_model(custom(f"model={model}", "sampling.clusters.first_epoch=0"))
+
+
+@pytest.mark.parametrize("setting", ["model.centroid_update=frozen", "model.momentum=0"])
+def test_a_query_is_not_left_out_of_a_centroid_that_is_not_a_running_mean(custom, setting):
+    with pytest.raises(ValueError, match=rf"^{setting} and sampling\.leave_one_out=0\.5: .* give sampling\.leave_one"):
+        check_model(custom(setting))
+    check_model(custom(setting, "sampling.leave_one_out=0"))
+    check_model(custom(setting, "model.sources=[text,free_vector]"))
 
 
 def test_ance_to_the_letter(custom):

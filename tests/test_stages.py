@@ -508,6 +508,13 @@ def test_the_second_stage_is_asked_for_by_a_plain_key_or_a_list(config, expected
     assert classify_settings(OmegaConf.create(config)) == expected
 
 
+@pytest.mark.parametrize("setting", ["seed=7", "test=false", "dataset.max_length=16", "model.dir=x", "++verify=full"])
+def test_what_the_stages_of_a_run_share_is_not_a_setting_of_the_second(setting):
+    key = setting.lstrip("+").partition("=")[0]
+    with pytest.raises(ValueError, match=f"the stages of a run share {key}, .* prime-xmc-classify model=<run>/model"):
+        classify_settings(OmegaConf.create({"classify": True, "classify_settings": [setting]}))
+
+
 def test_another_value_of_classify():
     with pytest.raises(ValueError, match="classify=no: expected true, false, or a list of settings"):
         classify_settings(OmegaConf.create({"classify": "no"}))

@@ -260,6 +260,7 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
             second = _compose("classify", settings)
             stage_groups = {group.name for group in groups(configs / "classify.yaml")}
             try:
+                check_used(second, given, {})
                 _check_settings(second, "classify", given, stage_groups, "classify")
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error

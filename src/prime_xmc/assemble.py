@@ -373,12 +373,26 @@ def check_model(config: DictConfig) -> None:
             raise ValueError(
                 "sampling.num_positives=0: prototypes are trained on labels drawn for queries; give 1 or more"
             )
+        _check_left_out(config)
         return
     if num_positives != 0:
         raise ValueError(
             f"sampling.num_positives={num_positives}: one-vs-all classifiers see all labels in every step and no label "
             "is drawn for a query; give sampling.num_positives=0"
         )
+    if config.loss is not None:
+        raise ValueError(
+            f"loss={config.loss}: one-vs-all classifiers are trained by the binary cross-entropy, which has no "
+            "settings; leave loss out"
+        )
+    nothing = {"memory_labels": 0, "leave_one_out": 0, "without_centroid": 0, "more_queries_per_label": 0}
+    for key, value in (nothing | {"batch_labels": "drawn"}).items():
+        given = config.sampling.get(key, value)
+        if given != value:
+            raise ValueError(
+                f"sampling.{key}={given}: one-vs-all classifiers have no prototypes and no labels in a "
+                f"batch that it would be about; give sampling.{key}={value}"
+            )
     if (config.index.get("kind") or "flat") != "flat":
         raise ValueError(
             f"index={config.index.kind} is for unit vectors, and one-vs-all classifiers are none: give index=exact"
@@ -388,6 +402,18 @@ def check_model(config: DictConfig) -> None:
             f"sampling.clusters.first_epoch={config.sampling.clusters.first_epoch}: one-vs-all classifiers see all "
             "labels in every step, and no clusters of queries are made for them; leave sampling=random as it is"
         )
+
+
+def _check_left_out(config: DictConfig) -> None:
+    """Refuse to leave a query out of a centroid that is not a running mean of its label's queries."""
+    model, share = config.model, config.sampling.get("leave_one_out", 0)
+    if share and "centroid" in model.get("sources", ()):
+        for key, value in (("centroid_update", "frozen"), ("momentum", 0)):
+            if model.get(key) == value:
+                raise ValueError(
+                    f"model.{key}={value} and sampling.leave_one_out={share}: a query is left out of a centroid by "
+                    "what it added to it, which is not known then; give sampling.leave_one_out=0"
+                )
 
 
 def _check_mined(config: DictConfig) -> None:

@@ -308,20 +308,31 @@ def _show_in_words(ranking: Ranking, data: PrimeDataModule) -> None:
         print_in_words(words, "test")
 
 
+_OF_THE_RUN = ("seed", "test", "cache_dir", "verify", "run_dir")
+
+
 def classify_settings(config: DictConfig) -> list[str] | None:
     """Return the settings of the second stage of a run; None: it has none.
 
     `classify` is true or false. As in version 0.1.0, it may also be the list of the settings, or null for none.
 
     Raises:
-        ValueError: If it is anything else.
+        ValueError: If it is anything else, or one of the settings is that of the run.
     """
     classify = config.get("classify")
     if classify is None or classify is False:
         return None
     if classify is not True and not isinstance(classify, ListConfig):
         raise ValueError(f"classify={classify}: expected true, false, or a list of settings of the second stage")
-    return [str(setting) for setting in (config.classify_settings if classify is True else classify)]
+    settings = [str(setting) for setting in (config.classify_settings if classify is True else classify)]
+    for setting in settings:
+        key = setting.lstrip("+~").partition("=")[0]
+        if key in _OF_THE_RUN or key.partition(".")[0] in ("dataset", "model"):
+            raise ValueError(
+                f"classify_settings={setting}: the stages of a run share {key}, which is given to the run itself; "
+                "for another value, train classifiers later by prime-xmc-classify model=<run>/model"
+            )
+    return settings
 
 
 class FirstStage(NamedTuple):
@@ -420,7 +431,7 @@ def later_stages(
     stage.dataset = OmegaConf.to_container(config.dataset, resolve=True)
     stage.model.dir = str(run_dir / "model")
     stage.run_dir = str(run_dir / "classify")
-    for key in ("seed", "test", "cache_dir"):
+    for key in ("seed", "test", "cache_dir"):  # see _OF_THE_RUN
         stage[key] = config[key]
     stage.verify = config.get("verify", "sampled")
     model = open_finished(stage, first.precision, first.encoded)

@@ -147,6 +147,24 @@ def test_settings_that_something_uses(settings):
     check_used(compose("train", settings), OverridesParser.create().parse_overrides(settings), _choices(settings))
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("encoder=distilbert", "encoder.normalize=false", "sampling=random", "sampling.mined.first_epoch=1"),
+        *("sampling.label_rows=true", "sampling.batch_labels=all", "sampling.memory_labels=5"),
+    ],
+)
+def test_settings_of_an_encoder_are_refused_where_none_is_trained(setting):
+    overrides = OverridesParser.create().parse_overrides([setting])
+    with pytest.raises(ValueError, match=f"^{setting}: nothing would use it, since the model brings its encoder"):
+        check_used(compose("classify", ["model.dir=x", setting]), overrides, {})
+
+
+@pytest.mark.parametrize("setting", ["sampling.batch_size=64", "sampling.clusters.first_epoch=null", "negatives=all"])
+def test_settings_that_classifiers_use(setting):
+    check_used(compose("classify", ["model.dir=x", setting]), OverridesParser.create().parse_overrides([setting]), {})
+
+
 def _choices(settings):
     given = dict(setting.split("=") for setting in settings if "=" in setting)
     return {

@@ -22,5 +22,8 @@ def test_numbers_are_those_of_manual_seed(seed, device):
         seed_step(seed, 5, torch.device(device))
         found = torch.rand(3), torch.rand(3, device=device)
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-        seed_step(seed, 6, torch.device(device))
-        assert not torch.equal(torch.rand(3), found[0])
+        for other in ((6,), (5, 1), (5, 2), (6, 1)):
+            seed_step(seed, other[0], torch.device(device), *other[1:])
+            numbers = torch.rand(3)
+            assert not any(torch.equal(numbers, known.cpu()) for known in expected)
+            expected = (*expected, numbers)

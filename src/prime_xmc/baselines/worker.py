@@ -203,7 +203,9 @@ def run_attentionxml(folder, settings, train, labels, queries):
     torch.set_num_threads(settings["threads"])
     num_clusters = 2 ** max(0, int(np.ceil(np.log2(num_labels / given["trainer"]["cluster_size"]))))
     beam_width = min(given["trainer"]["beam_width"], num_clusters)
-    held_out = np.random.default_rng(settings["seed"]).permutation(labels.shape[0])[: given["num_validation"]]
+    num_rows = labels.shape[0]
+    num_validation = min(given["num_validation"], max(1, num_rows // 10))
+    held_out = np.random.default_rng(settings["seed"]).permutation(num_rows)[:num_validation]
     rows = zip(read_texts(folder, "train"), rows_of(labels), strict=True)
     with TRAINING.running():
         items = [{"text": words_of(text), "label": [str(label) for label in ids]} for text, (ids, _) in rows]

@@ -88,6 +88,15 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sampling.batch_size": (lambda value: value is None or _is_whole(value, 1), "a whole number of at least 1"),
 }
 
+# Of the first stage alone, though the second one has them, too: how batches for an encoder are made.
+_OF_ENCODER = {
+    f"sampling.{name}"
+    for name in (
+        *("memory_labels", "leave_one_out", "without_centroid", "more_queries_per_label", "label_rows"),
+        *("batch_labels", "mask_positives", "mined", "sampler"),
+    )
+}
+
 # Keys that nothing works without, and what they name.
 NEEDED = {
     "dataset.dir": "the folder of the raw files",
@@ -162,11 +171,22 @@ def check_used(config: DictConfig, overrides: Sequence[Override], choices: Mappi
         key, value = each.key_or_group, _shown(each.value())
         if key in choices and _has(config, key) and _value(config, key) is None:
             raise ValueError(f"{key}={value}: nothing would use it, since {because} sets {key}=null; leave it out")
+        if _value(config, "task") == "classify" and _is_of_encoder(key):
+            raise ValueError(
+                f"{key}={value}: nothing would use it, since the model brings its encoder and batches are those of "
+                "negatives=sampled or all; leave it out"
+            )
         if key.startswith("sampling.clusters") and clusters is None:
             raise ValueError(
                 f"{key}={value}: nothing would use it, since no clusters of queries are made (callbacks.clusters=null, "
                 f"by {because} or by hand); leave it out"
             )
+
+
+def _is_of_encoder(key: str) -> bool:
+    """Return whether a key, or the group or section it is in, is about training the encoder."""
+    parts = key.split(".")
+    return parts[0] == "encoder" or key == "sampling" or ".".join(parts[:2]) in _OF_ENCODER
 
 
 def all_keys(config: DictConfig) -> list[str]:

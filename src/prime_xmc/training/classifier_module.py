@@ -128,7 +128,7 @@ class ClassifierModule(LightningModule, QueryMemory):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the step's random numbers."""
-        seed_step(self.seed, self.global_step, self.device)
+        seed_step(self.seed, self.global_step, self.device, batch_idx % self.trainer.accumulate_grad_batches)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""

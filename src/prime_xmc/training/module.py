@@ -254,7 +254,7 @@ class PrimeModule(RankingModule, PrototypeModule):
         Raises:
             ValueError: If it is the first batch of an epoch here, and not the same in all processes.
         """
-        seed_step(self.seed, self.global_step, self.device)
+        seed_step(self.seed, self.global_step, self.device, batch_idx % self.trainer.accumulate_grad_batches)
         self.discard_index()
         if self.trainer.world_size > 1 and self._compared_epoch != self.current_epoch:
             self._compared_epoch = self.current_epoch
