@@ -37,6 +37,19 @@ class TestSchedule:
         assert schedule("trainer.max_steps=8", "trainer.max_epochs=-1") == Schedule(4, 8, (), 1, 1)
         assert schedule("trainer.max_steps=100") == schedule()
 
+    @pytest.mark.parametrize(
+        ("settings", "steps"),
+        [
+            (["trainer.limit_train_batches=3"], (3, 15)),
+            (["trainer.limit_train_batches=9"], (4, 20)),
+            (["trainer.limit_train_batches=0.5"], (2, 10)),
+            (["trainer.accumulate_grad_batches=3", "trainer.max_steps=3"], (4, 7)),  # of 3, 1 and 3 batches
+            (["trainer.accumulate_grad_batches=3"], (4, 20)),
+        ],
+    )
+    def test_batches_that_the_trainer_leaves_out_or_puts_together(self, schedule, settings, steps):
+        assert schedule(*settings)[:2] == steps
+
     def test_without_validation_and_clusters(self, schedule):
         settings = ["dataset.num_validation=0", "dataset.batch_size=275", "sampling.clusters.first_epoch=null"]
         assert schedule(*settings) == Schedule(4, 20, (), 0, 1)

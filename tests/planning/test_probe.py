@@ -51,6 +51,11 @@ class TestProbe:
         assert min(measured.step_seconds, measured.encode_seconds, measured.search_seconds) > 0
         assert measured.program > 1e8
 
+    def test_labels_that_are_searched_join_the_batches(self, configure):
+        settings = ["probe_steps=2", "sampling.batch_size=64", "trainer.limit_train_batches=1"]
+        _, measured = probe(configure(*settings, "model=ance", "sampling.mined.num_drawn=2"), SIZES)
+        assert 2.5 * 64 < measured.labels_in_batch <= 3 * 64
+
     @pytest.mark.cuda
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_on_cuda(self, configure):

@@ -71,7 +71,7 @@ def layout_of(config: DictConfig, module: PrimeModule) -> Layout:
 class Schedule(NamedTuple):
     """When things happen in a run."""
 
-    steps_per_epoch: int
+    steps_per_epoch: int  # a step is a batch, also where several make an update of the weights
     num_steps: int  # of the whole run
     cluster_sizes: tuple[int, ...]  # queries per cluster at each rebuild of the clusters
     num_validations: int
@@ -91,8 +91,10 @@ def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
         ValueError: If the run has no end.
     """
     trainer, clusters, num_validation = config.trainer, config.sampling.clusters, config.dataset.num_validation
-    steps_per_epoch = -(-(num_queries - num_validation) // config.sampling.batch_size)
-    limits = [limit for limit in (trainer.max_steps, trainer.max_epochs * steps_per_epoch) if limit >= 0]
+    steps_per_epoch = _limited(-(-(num_queries - num_validation) // config.sampling.batch_size), trainer)
+    limits = [trainer.max_epochs * steps_per_epoch] if trainer.max_epochs >= 0 else []
+    if trainer.max_steps >= 0:
+        limits.append(_batches_of(trainer.max_steps, steps_per_epoch, trainer.get("accumulate_grad_batches") or 1))
     if not limits:
         raise ValueError("the run has no end: give trainer.max_epochs or trainer.max_steps")
     num_epochs, rest = divmod(min(limits), steps_per_epoch)  # complete epochs, and steps of one more
@@ -117,6 +119,20 @@ def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
         has_later_stages(config),
         len(minings),
     )
+
+
+def _limited(num_batches: int, trainer: DictConfig) -> int:
+    """Return how many batches of an epoch are trained on."""
+    limit = trainer.get("limit_train_batches")
+    if limit is None:
+        return num_batches
+    return max(1, min(num_batches, limit if isinstance(limit, int) else int(num_batches * limit)))
+
+
+def _batches_of(num_updates: int, batches_per_epoch: int, accumulated: int) -> int:
+    """Return how many batches the Trainer's steps take, which are updates of the weights; each epoch ends with one."""
+    epochs, rest = divmod(num_updates, -(-batches_per_epoch // accumulated))
+    return epochs * batches_per_epoch + min(rest * accumulated, batches_per_epoch)
 
 
 def has_later_stages(config: DictConfig) -> bool:

@@ -73,6 +73,10 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
         of_encoder=small.sampling,
         corpus=corpus,
     )
+    mined = config.sampling.mined
+    if mined.first_epoch is not None:  # searched labels join the batches, and are as many as those drawn
+        rng = np.random.default_rng(config.seed)
+        data.set_mined(rng.integers(corpus.num_labels, size=(len(corpus.train), mined.top_k), dtype=np.int32))
     small.callbacks.initialise = small.callbacks.clusters = small.callbacks.mined = (
         None  # nothing to fill banks from; zeros take as long
     )
@@ -92,6 +96,7 @@ def probe(config: DictConfig, sizes: Sizes) -> tuple[PrimeModule, Measured]:
             strategy="auto",
             max_epochs=1,
             max_steps=-1,
+            limit_train_batches=1.0,
             callbacks=[watch, *([instantiate(release)] if release else [])],
             logger=False,
             enable_checkpointing=False,
