@@ -27,14 +27,14 @@ def run(config: DictConfig, command: str | None = None) -> Any:
     if importlib.util.find_spec("jinja2") is None:
         raise ValueError("an audit needs jinja2: pip install '.[report]' in the clone")
     # here, because the help need not wait for torch
-    from prime_xmc.assemble import raw_files
+    from prime_xmc.assemble import prompts_of, raw_files
     from prime_xmc.auditing.audit_data import audit, write_filters
     from prime_xmc.auditing.audit_page import write_audit
     from prime_xmc.auditing.summary import summary
     from prime_xmc.data.tokenizer import load_tokenizer, token_counter
 
     found = audit(
-        raw_files(config.dataset),
+        raw_files(config.dataset, prompts_of(config.encoder)),
         count_tokens=token_counter(load_tokenizer(config.encoder.source)),
         max_length=config.dataset.max_length,
         max_compared=config.max_compared,

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from prime_xmc.auditing.audit_data import Audit, audit, write_filters
+from prime_xmc.auditing.summary import summary
 from prime_xmc.data.raw import RawFiles, read_filter
 
 LABELS = ["cat", "dog", "bird"]
@@ -142,6 +143,47 @@ def test_pairs_and_their_filters(tmp_path):
     again = audit(source)
     assert not {"self_pair", "unfiltered_self", "reciprocal_pair"} & {finding.kind for finding in again.findings}
     assert write_filters(again) == []
+
+
+def test_what_is_filtered_is_no_positive(tmp_path):
+    """Training and metrics do not see it either."""
+    source = write(tmp_path, LABELS, [("meows", [0, 1]), ("barks", [1]), ("sings", [2])], [("purrs", [0])])
+    (tmp_path / "filter_labels_train.txt").write_text("1 1\n0 1\n1 1\n")
+    (tmp_path / "filter_labels_test.txt").write_text("0 0\n")
+    found = audit(source)
+    assert found.counts["training pairs"] == 2
+    assert kinds(found) == {
+        ("query_without_labels", "trn.json"): 1,
+        ("query_without_labels", "tst.json"): 1,
+        ("no_labelled_test_query", "tst.json"): 1,
+        ("label_without_queries", "lbl.json"): 1,
+    }
+
+
+def test_queries_that_filters_would_leave_without_a_label(tmp_path):
+    found = audit(write(tmp_path, ["cat", "dog"], [("cat", [1])], [("dog", [0]), ("barks", [1])]))
+    assert found.num_emptied == {"train": 0, "test": 1}
+    assert "with write_filters=true 1 test queries would have no label, and count as misses" in summary(found)
+    write_filters(found)
+    again = audit(RawFiles(tmp_path, "toy", num_test=None))
+    assert ("query_without_labels", "tst.json") in kinds(again)
+    assert again.num_emptied == {"train": 0, "test": 0}
+
+
+def test_prompts_are_counted_among_the_tokens(tmp_path):
+    source = write(tmp_path, LABELS, [("a b", [0, 1, 2])], query_prompt="x y z ", label_prompt="w ")
+    found = audit(source, count_tokens=lambda texts: [len(text.split()) for text in texts], max_length=4)
+    assert kinds(found)[("long_text", "trn.json")] == 1
+    assert ("long_text", "lbl.json") not in kinds(found)
+    assert "special tokens and the encoder's prompts included" in found.distributions[-1].note
+
+
+@pytest.mark.parametrize("name", ["trn", "tst", "lbl"])
+def test_an_empty_file(tmp_path, name):
+    source = write(tmp_path, LABELS, [("meows", [0])], [("purrs", [0])])
+    (tmp_path / f"{name}.json").write_text("")
+    with pytest.raises(ValueError, match=rf"{name}\.json is empty; it needs a line for each text"):
+        audit(source)
 
 
 def test_filters_keep_what_they_have(tmp_path):

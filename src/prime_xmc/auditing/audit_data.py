@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int64
 from prime_xmc.auditing.findings import Finding, Occurrence, by_severity
 from prime_xmc.auditing.near_duplicates import across, within
 from prime_xmc.auditing.scan import LONGEST, SAMPLED, DataScan, FileScan, scan, texts_of
+from prime_xmc.data.corpus import Ragged
 from prime_xmc.data.raw import RawFiles
 from prime_xmc.files import write_text
 
@@ -51,6 +52,7 @@ class Audit:
         distributions: The distributions.
         filters: Pairs of row and label to filter, by split: those that are filtered and those that were found.
         num_new_filtered: How many of these are new, by split.
+        num_emptied: How many queries of each split would lose their last label by them.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Audit:
     distributions: list[Distribution]
     filters: dict[str, Int64[np.ndarray, "pair 2"]]
     num_new_filtered: dict[str, int]
+    num_emptied: dict[str, int]
 
     @property
     def errors(self) -> list[Finding]:
@@ -76,6 +79,7 @@ class Audit:
             "findings": [finding.to_json() for finding in self.findings],
             "distributions": [vars(distribution) for distribution in self.distributions],
             "pairs_to_filter": self.num_new_filtered,
+            "queries_without_labels_then": self.num_emptied,
         }
 
 
@@ -109,8 +113,9 @@ def audit(
         distributions.append(lengths)
         findings += more
     filters, num_new = _filters(data, own)
-    directory = Path(source.directory).expanduser()
-    return Audit(source.name, directory, _counts(data), by_severity(findings), distributions, filters, num_new)
+    directory, findings = Path(source.directory).expanduser(), by_severity(findings)
+    emptied = {split: _num_emptied(queries, filters[split]) for split, queries in data.splits.items()}
+    return Audit(source.name, directory, _counts(data), findings, distributions, filters, num_new, emptied)
 
 
 def write_filters(found: Audit) -> list[Path]:
@@ -354,6 +359,12 @@ def _filters(data: DataScan, own: dict[str, np.ndarray]) -> tuple[dict[str, np.n
     return filters, num_new
 
 
+def _num_emptied(queries: FileScan, filtered: Int64[np.ndarray, "pair 2"]) -> int:
+    """Return how many queries have a label now and would have none with these filtered pairs."""
+    left = queries.positives.without(Ragged.from_pairs(filtered, len(queries), dtype=np.int32))
+    return int(((queries.positives.lengths > 0) & (left.lengths == 0)).sum())
+
+
 def _lengths(
     data: DataScan, count_tokens: Callable[[Sequence[str]], Sequence[int]], max_length: int
 ) -> tuple[Distribution, list[Finding]]:
@@ -363,7 +374,8 @@ def _lengths(
     counts: dict[str, tuple[int, ...]] = {}
     found: list[Finding] = []
     for file in (*data.splits.values(), data.labels):
-        lengths = np.asarray(count_tokens(file.sample), dtype=np.int64)
+        prompt = data.source.label_prompt if file is data.labels else data.source.query_prompt
+        lengths = np.asarray(count_tokens([prompt + text for text in file.sample]), dtype=np.int64)
         counts[file.path.name] = _histogram(lengths, bounds)
         is_cut = lengths > max_length
         if is_cut.any():
@@ -373,7 +385,8 @@ def _lengths(
             rows = np.sort(np.asarray(file.sample_rows)[is_cut])
             total = len(lengths)
             found += _finding(data, "long_text", file, len(rows), rows, total=total, note=note + sampled)
-    note = f"{max_length:,} tokens of a text are read (dataset.max_length), special tokens included."
+    prompts = " and the encoder's prompts" if data.source.query_prompt or data.source.label_prompt else ""
+    note = f"{max_length:,} tokens of a text are read (dataset.max_length), special tokens{prompts} included."
     if any(len(file) > SAMPLED for file in (*data.splits.values(), data.labels)):
         note += f" Of each file {SAMPLED:,} texts were drawn at random."
     if any(len(text) == LONGEST for file in (*data.splits.values(), data.labels) for text in file.sample):

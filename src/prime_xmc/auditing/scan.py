@@ -54,7 +54,7 @@ class FileScan:
         titles: A hash of the first field of each line.
         uids: A hash of the uid of each line; 0 for mere numbers, which name nothing.
         all_uids: The same with the numbers.
-        positives: Label ids of each query; none for labels.
+        positives: Label ids of each query, without those that the filter leaves out as training does; none for labels.
         words: Words of the first lines, as many as are compared.
         sample: Texts drawn at random, cut.
         sample_rows: Their rows.
@@ -129,7 +129,19 @@ def scan(source: RawFiles, max_compared: int) -> DataScan:
         for split, name in sizes.items()
         if f"filter_labels_{split}" in paths
     }
+    for split, name in sizes.items():
+        if name in queries:
+            _leave_out(queries[name], filters.get(split))
     return DataScan(source, labels, queries["trn"], queries.get("tst"), filters)
+
+
+def _leave_out(queries: FileScan, pairs: Int64[np.ndarray, "pair 2"] | None) -> None:
+    """Take filtered pairs out of the positives, and note the queries that have none."""
+    if pairs is not None and len(pairs):
+        filtered = Ragged.from_pairs(np.unique(pairs, axis=0), len(queries), dtype=np.int32)
+        queries.positives = queries.positives.without(filtered)
+    for row in np.flatnonzero(queries.positives.lengths == 0).tolist():
+        queries.kinds.setdefault("query_without_labels", FirstRows()).add(row)
 
 
 def texts_of(path: Path, fields: Sequence[str], rows: set[int]) -> dict[int, str]:
@@ -172,11 +184,11 @@ def _scan_file(path: Path, fields: Sequence[str], num_labels: int | None, max_co
         elif not text.isascii() or not text.isprintable():
             for kind in _damages(text):
                 count(kind, row)
-        if num_labels is not None and not record.positives:
-            count("query_without_labels", row)
         place = row if row < SAMPLED else int(rng.integers(row + 1))
         if place < SAMPLED:
             sample[place : place + 1] = [(row, text[:LONGEST])]
+    if not arrays["texts"]:
+        raise ValueError(f"{path} is empty; it needs a line for each text")
     mark, windows = _beginning(path)
     return FileScan(
         path,

@@ -5,7 +5,7 @@ from prime_xmc.auditing.findings import SEVERITIES
 
 
 def summary(audit: Audit, *, remarks: bool = True) -> str:
-    """Return what was found, a finding with its advice each, and the pairs that could be filtered.
+    """Return what was found, a finding with its advice each, and what filtering the pairs that were found would do.
 
     Args:
         audit: The audit.
@@ -22,6 +22,10 @@ def summary(audit: Audit, *, remarks: bool = True) -> str:
     num_remarks = sum(finding.about.severity == "remark" for finding in audit.findings)
     if num_remarks and not remarks:
         lines.append(f"{num_remarks} remark{'s' * (num_remarks != 1)} on the page")
+    for split, count in audit.num_emptied.items():
+        if count:
+            misses = ", and count as misses" if split == "test" else ""
+            lines.append(f"with write_filters=true {count:,} {split} queries would have no label{misses}")
     if not audit.findings:
         lines.append("nothing was found")
     return "".join(f"{line}\n" for line in lines)
