@@ -87,6 +87,14 @@ class TestOfAFile:
         assert not result.is_variant
         assert result.sources == {"P@1": "Table 6; so"}
 
+    def test_a_file_of_excel(self, tmp_path):
+        path, text = tmp_path / "published.csv", HEADER + "toy,Café,P@1,50\r\n"
+        path.write_bytes(text.encode("utf-8-sig"))
+        assert [result.method for result in read_published(str(path))] == ["Café"]
+        path.write_bytes(text.encode("cp1252"))
+        with pytest.raises(ValueError, match=r"published\.csv: not a CSV file in UTF-8 .*; save it as “CSV UTF-8”"):
+            read_published(str(path))
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [

@@ -35,6 +35,8 @@ RECORD = '{"title": "a", "content": "b"}\n'
         ("standard input", '"cat", a dog\n', "text"),
         ("standard input", "[solved] no sound\n", "text"),
         ("standard input", "", "text"),
+        ("standard input", "a red\rcat, and a blue one\n", "text"),
+        ("standard input", "a " * 100_000, "text"),
         ("q.dat", "a red cat\n", "text"),
         ("v1.2 of my queries", RECORD, "jsonl"),
     ],

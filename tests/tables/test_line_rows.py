@@ -66,6 +66,13 @@ def test_errors_name_file_line_and_value(content, said):
         values(content)
 
 
+def test_line_ends_of_old_files_of_a_mac():
+    with pytest.raises(
+        ValueError, match=r"t\.csv: the header of the table has a carriage return in it, 'id,text.*r1,a'"
+    ):
+        DelimitedTable(["id,text\r1,a\r"], "t.csv", None)
+
+
 def test_a_quote_that_is_never_closed_does_not_take_the_whole_file(monkeypatch):
     monkeypatch.setattr("prime_xmc.tables.line_rows.LONGEST_CELL", 1000)
     lines = iter([b"id,text\n", b'1,"a\n', *[b"x" * 100 + b"\n"] * 100])

@@ -2,7 +2,8 @@
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def read_published(source: str) -> list[PublishedResult]:
         )
     rows: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     values: dict[tuple[str, str], dict[str, float]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with _naming(path), path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, restval="")
         if missing := [column for column in _NEEDED if column not in (reader.fieldnames or ())]:
             raise ValueError(f"{path}: no column {', '.join(missing)}; expected {', '.join(_NEEDED)}")
@@ -98,6 +99,14 @@ def find_result(results: Sequence[PublishedResult], dataset: str, method: str) -
 def compared_methods(results: Iterable[PublishedResult], dataset: str) -> list[PublishedResult]:
     """Return the results on a data set to compare with, without the variants of the paper's ablations."""
     return [result for result in results if result.dataset == dataset and not result.is_variant]
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error}); save it as “CSV UTF-8”") from error
 
 
 def _percent(text: str, where: str) -> float:

@@ -30,6 +30,7 @@ _COLUMNAR_SUFFIXES = {
     ".ipc": "arrow",
     ".feather": "arrow",
 }
+LONGEST_CELL = 2**26  # characters; a quote that is never closed would otherwise take the rest of the file into memory
 _DELIMITERS = ",;\t|"
 _COLUMN_NAME = re.compile(r"[^\W\d][\w.-]*")
 _HOW = "say what it is by input_format=text, jsonl, csv or tsv"
@@ -103,7 +104,9 @@ def delimiter_of(header: str, fields: Collection[str]) -> str:
 
 def split_header(header: str, delimiter: str) -> list[str]:
     """Return the names of a header's columns without surrounding blanks."""
-    return [cell.strip() for cell in next(csv.reader([header.strip("\r\n")], delimiter=delimiter), [])]
+    csv.field_size_limit(LONGEST_CELL)  # a first line that is a long text is one cell, too
+    line = header.strip("\r\n").replace("\r", " ")  # which `csv` takes for the end of a line, and refuses in one
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
 
 
 def _by_content(line: str, fields: Collection[str]) -> str | None:

@@ -13,9 +13,8 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from prime_xmc.foreign import parse_json
-from prime_xmc.tables.input_format import WHOLE_TEXT, delimiter_of, split_header
+from prime_xmc.tables.input_format import LONGEST_CELL, WHOLE_TEXT, delimiter_of, split_header
 
-LONGEST_CELL = 2**26  # characters; a quote that is never closed would otherwise take the rest of the file into memory
 TEXT_COLUMN = "text"  # what the lines of plain text are called
 _ENCODING = "convert it to UTF-8, or say what it is in, such as encoding=cp1252"
 
@@ -138,6 +137,11 @@ class DelimitedTable:
         while line.count('"') % 2:  # a line break within a quoted name
             line += next(self._lines, '"')
             self._skipped += 1
+        if "\r" in line.replace("\r\n", "").strip("\r"):
+            raise ValueError(
+                f"{self._name}: the header of the table has a carriage return in it, {_shorten(line)}; if lines end in "
+                "one, as in old files of a Mac, write the file with line feeds"
+            )
         cells: Sequence[str] = split_header(line, self.delimiter)
         columns = [" ".join(cell.split()) or f"column {place}" for place, cell in enumerate(cells, start=1)]
         if repeated := [column for column in columns if columns.count(column) > 1]:
