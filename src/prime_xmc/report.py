@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import shlex
 import sys
+from collections import Counter
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -55,9 +56,17 @@ def run(config: DictConfig, command: str | None = None) -> list[Study]:
         now=datetime.now().astimezone(),
         published=published,
     )
-    for study in studies:
-        if config.published is not None and not compared_methods(published, study.runs.dataset):
-            logger.warning("published=%s has no results on %s", config.published, study.runs.dataset)
+    for name, count in Counter(study.runs.dataset for study in studies).items():
+        if config.published is not None and not compared_methods(published, name):
+            logger.warning("published=%s has no results on %s", config.published, name)
+        elif config.published is not None and count > 1:
+            logger.warning(
+                "published=%s: its results on %s stand with each of %d data sets of that name; dataset.name= gives "
+                "them different ones",
+                config.published,
+                name,
+                count,
+            )
     page = write_report(report, Path(config.output).expanduser())
     with unfailing_output():
         sys.stdout.write(f"{page}\n")

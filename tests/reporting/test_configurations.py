@@ -91,6 +91,32 @@ class TestGroup:
         assert [c.name for c in other.configurations] == ["default"]
         assert len(evil.configurations) == 3
 
+    def test_data_sets_of_one_name_in_two_folders(self, tmp_path, write_run, cache_dir):
+        """As users' own are, which are all called custom unless they say otherwise."""
+        fingerprints = {}
+        for name, folder in (("a", "A"), ("b", "B"), ("c", "B")):
+            path = write_run(tmp_path / name, dataset__dir=folder, overrides=(f"dataset.dir={folder}",), skill=0.9)
+            fingerprints[name] = path / "model" / "prime_config.json"
+        other = json.loads(fingerprints["b"].read_text())
+        other["settings"]["data_fingerprint"] = "0" * 64
+        for name in ("b", "c"):
+            fingerprints[name].write_text(json.dumps(other))
+        found = grouped(tmp_path, cache_dir)
+        assert [[c.runs[0].path.name for c in group.configurations] for group in found] == [["a"], ["c"]]
+        assert [group.corpus is None for group in found] == [False, True]
+        assert len({group.name for group in grouped(tmp_path)}) == 2
+        fingerprints["c"].unlink()  # an older baseline, say: its folder tells
+        assert [len(group.repeated) for group in grouped(tmp_path, cache_dir)] == [0, 1]
+
+    def test_the_same_data_in_two_folders(self, tmp_path, write_run, cache_dir):
+        for seed, folder in enumerate(("/home/a/data", "/home/b/data")):
+            given = (f"dataset.dir={folder}", "loss.gamma_min=0.3")
+            write_run(tmp_path / str(seed), seed=seed, dataset__dir=folder, loss__gamma_min=0.3, overrides=given)
+        for caches in ((cache_dir,), ()):  # by the prepared data, or their fingerprint
+            ((configuration,),) = [group.configurations for group in grouped(tmp_path, *caches)]
+            assert [run.seed for run in configuration.runs] == [0, 1]
+            assert configuration.name == "gamma_min=0.3"
+
     def test_names_are_short_and_unique(self, tmp_path, write_run):
         given = [
             (("experiment=table6/prime",), {}),

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,15 @@ def test_without_the_data_set_there_is_a_note(runs_dir, tmp_path):
     result = study(group(runs_dir, tmp_path))
     assert (result.evaluations, result.comparisons, result.examples) == ({}, {}, [])
     assert "was not found" in result.notes[0]
+
+
+def test_where_no_test_query_has_a_label_nothing_is_measured(runs_dir, cache_dir):
+    runs = group(runs_dir, cache_dir)
+    nothing = Ragged.from_rows([[]] * len(runs.corpus.test), dtype=np.int32)
+    unlabelled = replace(runs.corpus, test=replace(runs.corpus.test, positives=nothing))
+    result = study(replace(runs, corpus=unlabelled))
+    assert (result.evaluations, result.comparisons, result.examples, result.positives_of_bin) == ({}, {}, [], [])
+    assert result.notes[0].startswith("No test query has a label, so that there is nothing to measure")
 
 
 def test_without_predictions_there_is_a_note(runs_dir, cache_dir):

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from prime_xmc.reporting.contents import make_report
-from prime_xmc.reporting.writing import write_report
+from prime_xmc.reporting.writing import _TABLES, write_report
 
 
 @pytest.fixture
@@ -21,6 +21,21 @@ def test_page_markdown_and_tables_are_written(report, tmp_path):
     ]
     names = {path.name for path in (tmp_path / "report" / "evil").iterdir()}
     assert {"results.csv", "results.tex", "bins_PSP5.csv", "runs.csv", "examples.csv"} <= names
+
+
+def test_tables_of_an_earlier_report_go(report, tmp_path):
+    (tmp_path / "evil").mkdir()
+    for name in ("bins_P3.csv", "bins_P3.tex", "PSP5_against_gpu.svg", "results.csv", "notes.csv"):
+        (tmp_path / "evil" / name).write_text("of before")
+    write_report(report, tmp_path)
+    names = {path.name for path in (tmp_path / "evil").iterdir()}
+    assert not {"bins_P3.csv", "bins_P3.tex", "PSP5_against_gpu.svg"} & names
+    assert (tmp_path / "evil" / "notes.csv").read_text() == "of before"  # not a name of a table
+    assert (tmp_path / "evil" / "results.csv").read_text() != "of before"
+
+
+def test_every_table_is_known_by_its_name(report):
+    assert all(_TABLES.fullmatch(f"{table.name}.csv") for table in report.chapters[0].tables)
 
 
 def test_markdown_says_what_the_page_says(report, tmp_path):

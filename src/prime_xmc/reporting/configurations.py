@@ -72,8 +72,8 @@ def group_runs(runs: Iterable[RunRecord], cache_dirs: Sequence[Path]) -> list[Da
     """Put runs together by data set, and within it by configuration.
 
     Two prepared data sets count as the same one if they were made from the same raw files and have the same queries to
-    test on, because the tokenizer does not change which labels are true. A run whose data set is not found is put with
-    the others of that name.
+    test on, because the tokenizer does not change which labels are true. A run whose prepared data are not found is put
+    with those of the same fingerprint, or else of the same name and folder.
 
     Args:
         runs: The runs, in the order in which the configurations are to be listed.
@@ -90,14 +90,16 @@ def group_runs(runs: Iterable[RunRecord], cache_dirs: Sequence[Path]) -> list[Da
         )
     corpora = {run.path: _find_corpus(run, cache_dirs) for run in runs}
     sources = {path: _source(corpus) for path, corpus in corpora.items() if corpus is not None}
-    known: dict[str, list[str]] = {}
-    for run in runs:
-        if run.path in sources and sources[run.path] not in known.setdefault(run.dataset, []):
-            known[run.dataset].append(sources[run.path])
+    by_mark: dict[str, str] = {}
+    for run in sorted(runs, key=lambda run: run.path not in sources):  # those that are known first
+        marks = _marks(run)
+        known = next((by_mark[mark] for mark in marks if mark in by_mark), _hash(marks[-1]))
+        source = sources.setdefault(run.path, known)
+        for mark in marks:
+            by_mark.setdefault(mark, source)
     by_dataset: dict[tuple[str, str], list[RunRecord]] = {}
     for run in runs:
-        source = sources.get(run.path, known.get(run.dataset, [""])[0])
-        by_dataset.setdefault((run.dataset, source), []).append(run)
+        by_dataset.setdefault((run.dataset, sources[run.path]), []).append(run)
     names = Counter(name for name, _ in by_dataset)
     result = []
     for (name, source), members in by_dataset.items():
@@ -251,6 +253,14 @@ def _find_corpus(run: RunRecord, cache_dirs: Sequence[Path]) -> Corpus | None:
             except (FileNotFoundError, ValueError) as error:  # an older version may have prepared it
                 logger.warning("%s", error)
     return None
+
+
+def _marks(run: RunRecord) -> list[str]:
+    """Return what tells the data of a run from others, the surest first, as far as the run says it."""
+    fingerprint = run.export.get("data_fingerprint")
+    of_folder = ["folder", run.dataset, run.data_folder, run.settings.get("dataset.num_test")]
+    marks = [of_folder] if fingerprint is None else [["fingerprint", run.dataset, fingerprint], of_folder]
+    return [json.dumps(mark, sort_keys=True) for mark in marks]
 
 
 def _source(corpus: Corpus) -> str:

@@ -35,6 +35,8 @@ _JOB = "job.json"  # what a sweep notes about each of its jobs
 # Two runs belong to one configuration if they differ only in their seed, in where they write, and in what they show.
 _APART = (
     *("seed", "run_dir", "cache_dir", "envs_dir", "threads", "ckpt_path", "bank.directory", "debug", "verify"),
+    # of data that are the same wherever they lie, since others are reported apart
+    "dataset.dir",
     *("export_after_validation", "export_every_n_epochs"),
     *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
     *("trainer.default_root_dir", "trainer.profiler"),
@@ -77,6 +79,7 @@ class RunRecord:
         is_debugging: Whether the run saw only part of the data on purpose, or was started with debug=.
         cache_dir: Folder of prepared data sets in its configuration; None if this machine cannot resolve it.
         system: What was trained, such as "model=ngame" or "method=bonsai"; empty where the folder does not tell.
+        data_folder: Folder of the raw files as the configuration has it; empty where that does not say.
     """
 
     path: Path
@@ -93,6 +96,7 @@ class RunRecord:
     is_debugging: bool = False
     cache_dir: str | None = None
     system: str = ""
+    data_folder: str = ""
 
     def fingerprint(self) -> str:
         """Return a text that is the same for all runs of a configuration and different for all others.
@@ -179,6 +183,7 @@ def read_runs(path: Path) -> list[RunRecord]:
         is_debugging=_is_debugging(config, settings),
         cache_dir=_cache_dir(config),
         system=_system(path / _CHOICES, overrides),
+        data_folder=_data_folder(config),
     )
     scorers = dict.fromkeys(match[2] for name in metrics or {} if (match := _MEASURED.fullmatch(name)))
     if None not in scorers:  # classifiers alone, or a run that has not measured anything
@@ -205,6 +210,12 @@ def _system(path: Path, overrides: Any) -> str:
         content = content.get(key) if isinstance(content, Mapping) else None
     choices = given | (dict(content) if isinstance(content, Mapping) else {})
     return next((f"{group}={choices[group]}" for group in _SYSTEMS if choices.get(group)), "")
+
+
+def _data_folder(config: Mapping[str, Any]) -> str:
+    dataset = config.get("dataset")
+    folder = dataset.get("dir") if isinstance(dataset, Mapping) else None
+    return folder if isinstance(folder, str) else ""
 
 
 def _cache_dir(config: dict[str, Any]) -> str | None:

@@ -177,6 +177,11 @@ def make_study(
         )
         return study
     corpus = runs.corpus
+    if not corpus.test.positives.lengths.any():
+        study.notes.append(
+            "No test query has a label, so that there is nothing to measure: see the metrics on held-out queries."
+        )
+        return study
     frequency = corpus.label_frequency
     bins = bin_of_label(frequency)
     study.labels_of_bin.extend(_counts(bins))

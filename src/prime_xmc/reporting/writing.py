@@ -12,6 +12,11 @@ from prime_xmc.reporting.svg import draw_alone
 from prime_xmc.reporting.tables import Table
 
 _FILES = ("index.html", "report.md", "summary.md", "across.csv", "across.tex")
+# What a data set's folder may have, of which not every report has all.
+_TABLES = re.compile(
+    r"(results|validation|comparison|bins_\w+|macro|coverage|cost|differences|examples|runs|unfinished)"
+    r"\.(csv|tex)|\w+_against_\w+\.svg"
+)
 _SUMMARISED = ("results", "cost")  # tables of the summary
 
 
@@ -28,10 +33,16 @@ def write_report(report: Report, folder: Path) -> Path:
             (folder / f"across.{suffix}").unlink(missing_ok=True)
     for chapter in report.chapters:
         tables = folder / _folder_name(chapter.study.runs.name)
+        charts = against_cost(chapter.study)
         for table in chapter.tables:
             _write_table(table, tables)
-        for chart in against_cost(chapter.study):
+        for chart in charts:
             write_text(tables / f"{chart.file}.svg", draw_alone(chart))
+        written = {f"{table.name}.{suffix}" for table in chapter.tables for suffix in ("csv", "tex")}
+        written |= {f"{chart.file}.svg" for chart in charts}
+        for path in tables.glob("*.*"):
+            if _TABLES.fullmatch(path.name) and path.name not in written:  # of an earlier report
+                path.unlink()
     return page
 
 
