@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from omegaconf import OmegaConf
 
 from prime_xmc import reproduce
 from prime_xmc.app import compose as compose_app
@@ -151,6 +152,31 @@ class TestNotes:
         assert "loss.contrast._target_=prime_xmc.model.losses.InfoNCE (prime_xmc.model.losses.Triplet)" in note
         assert "model.sources=['text'] (['text', 'centroid', 'free_vector'])" in note
         assert "regulariser" not in note
+
+    def test_everything_that_changes_what_is_learnt_or_measured_counts(self, compose, tmp_path):
+        def notes(*settings):
+            config = compose("dataset=amazontitles131k", *settings, name="reproduce")
+            (tmp_path / ".hydra").mkdir(exist_ok=True)
+            OmegaConf.save(config, tmp_path / ".hydra" / "config.yaml")
+            return notes_on(read_runs(tmp_path)[0])
+
+        assert notes("trainer=cpu", "encoder.chunk_tokens=99", "seed=5", "logger=null") == []
+        (note,) = notes(
+            *("model.momentum=0.5", "dataset.propensity.a=0.1", "dataset.num_validation=9", "callbacks.clusters=null"),
+            *("optimizer.weight_decay=0.5", "loss.invert_uncertain=true", "encoder.dropout=0.3"),
+        )
+        for said in (
+            *("model.momentum=0.5 (0.95)", "dataset.propensity.a=0.1 (0.6)", "dataset.num_validation=9 ("),
+            *("callbacks.clusters=null", "optimizer.weight_decay=0.5 (", "loss.invert_uncertain=True (False)"),
+            "encoder.dropout=0.3 (",
+        ):
+            assert said in note
+
+    def test_a_run_is_asked_for_its_filters(self, configure, write_run, toy_dataset, tmp_path):
+        folder = write_run({"test/P@1": 0.5})
+        assert compare_config(configure(f"run={folder}", "dataset=custom", f"dataset.dir={toy_dataset}"))[1] == []
+        (note,) = compare_config(configure(f"run={folder}", "dataset=custom", f"dataset.dir={tmp_path}"))[1]
+        assert note.startswith("It cannot be said whether the run had the filters: custom: trn.json")
 
     def test_the_paper_has_no_settings_for_other_data(self, write_run):
         assert notes_on(read_runs(write_run({}, optimizer={"lr": 1e-3}))[0]) == []

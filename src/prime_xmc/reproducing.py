@@ -1,5 +1,7 @@
 """The paper's numbers beside those of a run, which is trained with the paper's settings or finished already."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from prime_xmc.assemble import raw_files
 from prime_xmc.conf_files import config_dir, entries
 from prime_xmc.printing import visible
 from prime_xmc.reporting.published import PAPER, PublishedResult, find_result, read_published
-from prime_xmc.reporting.run_folders import RunRecord, comparable, read_runs
+from prime_xmc.reporting.run_folders import RunRecord, comparable, read_runs, settings_of
 from prime_xmc.run_files import METRICS
 from prime_xmc.stages import train_prototypes
 from prime_xmc.training.run_folder import with_run_folder
@@ -21,16 +23,16 @@ from prime_xmc.training.sweeps import in_sweep
 
 _OF_SCORER = {"theta": "", "W": " (W)"}  # what the paper puts behind the name of a method
 _FILTERS = ("filter_labels_train", "filter_labels_test")
-# Settings that the paper gives, and those with which the default goes beyond it.
+# Settings on which it depends what is learnt and measured: groups, and of others some keys.
+_GROUPS = ("encoder", "model", "loss", "sampling", "optimizer")
 _SETTINGS = (
-    *("encoder.source", "encoder.frozen_layers", "dataset.max_length", "model.num_free_vectors"),
-    *("sampling.batch_size", "sampling.num_positives", "trainer.max_epochs", "optimizer.lr"),
-    *("loss.gamma_min", "loss.gamma_max", "loss.text_weight", "loss.label_weight"),
-    *("sampling.memory_labels", "sampling.leave_one_out", "sampling.without_centroid"),
-    *("loss.weighting", "loss.detach_weights", "loss.num_negatives"),
-    *("loss.contrast._target_", "loss.prototype_weight", "loss.regulariser_weight", "loss.two_point_weight"),
-    *("model.sources", "model.combine", "sampling.positive_weighting", "sampling.loss_positives"),
+    *("dataset.max_length", "dataset.fields", "dataset.label_fields", "dataset.num_validation"),
+    *("dataset.propensity.a", "dataset.propensity.b", "trainer.max_epochs", "trainer.max_steps"),
+    *("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.accumulate_grad_batches"),
 )
+_CALLBACKS = ("callbacks.initialise", "callbacks.clusters", "callbacks.mined")  # of the method
+# Of these groups, how something is computed.
+_HOW = re.compile(r"encoder\.(implementation|attention|chunk_tokens|compile|recompute)|sampling\.clusters\.seed")
 
 
 class Reproduction(NamedTuple):
@@ -89,7 +91,13 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
         if not (folder / METRICS).is_file():
             raise ValueError(f"run={config.run} has no {METRICS}: expected the folder of a finished run")
     runs = read_runs(folder)
-    return compare(runs, results, config.published_method), notes_on(runs[0])
+    notes = notes_on(runs[0])
+    if config.run is not None and config.dataset.name == runs[0].dataset:
+        try:
+            check_raw_files(config.dataset)
+        except FileNotFoundError as error:
+            notes.append(f"It cannot be said whether the run had the filters: {error}")
+    return compare(runs, results, config.published_method), notes
 
 
 def check_raw_files(dataset: DictConfig) -> None:
@@ -144,15 +152,28 @@ def notes_on(run: RunRecord) -> list[str]:
     option = dataset_option(run.dataset)
     if option is not None and any(result.dataset == run.dataset for result in read_published(PAPER)):
         reference = compose("reproduce", [f"dataset={option}"])
-        pairs = {key: OmegaConf.select(reference, key) for key in _SETTINGS}
+        expected = settings_of(OmegaConf.to_container(reference))[0]  # type: ignore[arg-type]
         differing = [
             f"{key}={run.settings[key]} ({value})"
-            for key, value in pairs.items()
-            if key in run.settings and comparable(key, run.settings[key]) != comparable(key, value)
+            for key, value in expected.items()
+            if _matters(key) and key in run.settings and comparable(key, run.settings[key]) != comparable(key, value)
+        ]
+        differing += [
+            f"{name}=null"
+            for name in _CALLBACKS
+            if _has(expected, name) and _has(run.settings, "callbacks") and not _has(run.settings, name)
         ]
         if differing:
             notes.append(f"Settings of the run that differ from the paper's (in parentheses): {', '.join(differing)}.")
     return notes
+
+
+def _matters(key: str) -> bool:
+    return (key in _SETTINGS or key.partition(".")[0] in _GROUPS) and _HOW.fullmatch(key) is None
+
+
+def _has(settings: Mapping[str, Any], group: str) -> bool:
+    return any(key.startswith(f"{group}.") for key in settings)
 
 
 def dataset_option(name: str) -> str | None:

@@ -61,6 +61,10 @@ def test_other_files_are_none_of_these(tmp_path):
         ({"labels": [{"uid": "b"}]}, "has no score"),
         ({"labels": [{"uid": "z", "score": 1}]}, "no label with the uid 'z'"),
         ({"labels": [{"uid": "b", "score": 1}, {"uid": "b", "score": 0.5}]}, "a label is named twice"),
+        (
+            {"query": "second text and body"},
+            r"of this line is 'second  text' \(one is a part of .* dataset\.fields= has",
+        ),
         (LINES[0], r"the query is 'first text', and the test query of this line is 'second  text'"),
     ],
 )

@@ -58,7 +58,7 @@ def load_predicted_lines(
     indices, scores = [], []
     expected_queries = iter(queries)
     with _open(path) as lines:
-        for number, line in enumerate(_checked(lines, path), start=1):
+        for number, line in _checked(lines, path):
             try:
                 prediction = parse_json(line)
                 _check_query(prediction, next(expected_queries, None))
@@ -79,10 +79,10 @@ def _open(path: Path) -> Any:
     return gzip.open(path, "rb") if is_compressed else path.open("rb")
 
 
-def _checked(lines: Iterable[bytes], path: Path) -> Iterator[bytes]:
-    """Yield the lines that are not blank."""
+def _checked(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that are not blank, with their numbers."""
     try:
-        yield from (line for line in lines if line.strip())
+        yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: the gzip data are truncated or damaged ({error})") from error
 
@@ -93,7 +93,15 @@ def _check_query(prediction: Any, query: Record | None) -> None:
         return  # the number of lines is checked when all of them are read
     texts = [" ".join(text.split()) for text in (given, query.text, query.title)]
     if texts[0] not in texts[1:]:
-        raise ValueError(f"the query is {_shorten(given)}, and the test query of this line is {_shorten(query.text)}")
+        is_part = texts[0].startswith(texts[1]) or texts[1].startswith(texts[0])
+        why = (
+            " (one is a part of the other: dataset.fields= has to name the fields they were made from)"
+            if is_part
+            else ""
+        )
+        raise ValueError(
+            f"the query is {_shorten(given)}, and the test query of this line is {_shorten(query.text)}{why}"
+        )
 
 
 def _ranking(prediction: Any, label_of_uid: dict[str, int], k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -158,7 +158,7 @@ def read_runs(path: Path) -> list[RunRecord]:
         if not all(kinds) or not all(isinstance(key, str) for key in config):
             raise ValueError("expected settings by name")
         seed = int(config["seed"])
-        settings, derived = _resolve(config)
+        settings, derived = settings_of(config)
         if "model" in export:
             of_classifiers = settings | {"seed": seed}
             seed = int(export["model"]["seed"])
@@ -222,8 +222,12 @@ def _cache_dir(config: dict[str, Any]) -> str | None:
     return cache_folder(config.get("cache_dir"), os.environ)
 
 
-def _resolve(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the settings by dotted key, and the expressions of those that are computed from other keys."""
+def settings_of(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the settings of a configuration by dotted key, and the expressions of those computed from other keys.
+
+    Seed, paths, loggers and callbacks that only watch are left out. Where a value depends on the machine, it is the
+    expression that asks the machine.
+    """
     plain = without_machine({**config, **{key: f"<{key}>" for key in _PLACES}})
     raw = dict(_leaves(plain))
     values = dict(_leaves(resolved(plain)))
