@@ -59,6 +59,12 @@ def test_the_whole_folder_and_nothing_else_goes_in_one_commit(copy, fake):
     assert deleted == {"ensemble.json", "neighbours/neighbours.json"}, "of an earlier model; others' files stay"
 
 
+def test_a_folder_whose_own_name_is_hidden(copy, fake):
+    """Otherwise nothing at its top would be sent, and all that is there would be removed from the hub."""
+    hub.upload(copy.rename(copy.parent / ".model"), "ada/packages")
+    assert {"prime_config.json", "prototypes.safetensors"} <= operations(fake)[0].keys()
+
+
 def test_card_says_where_and_asserts_no_licence(copy, fake):
     hub.upload(copy, "ada/packages")
     card = operations(fake)[0]["README.md"].path_or_fileobj.decode()
