@@ -100,6 +100,10 @@ def test_fit_replaces_no_run(tmp_path):
             {"classify": True, "classify_settings": ["optimizer.lr=abc"]},
             r"^classify_settings: optimizer\.lr=abc: expected a number",
         ),
+        (
+            {"classify": True, "classify_settings": ["encoder.normalize=false"]},
+            r"^classify_settings: encoder\.normalize=false: nothing would use it",
+        ),
         ({"classify": True, "classify_settings": ["loss=5"]}, "^loss=5: prime_xmc.classify does not choose"),
         (
             {"model": "renee", "loss": "infonce"},

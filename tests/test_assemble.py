@@ -180,7 +180,7 @@ def test_settings_of_mined_labels_that_would_do_nothing(custom, settings, messag
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("+loss.temperature=0.3", r"^loss={'temperature': 0\.3}: one-vs-all .*; leave loss out"),
+        ("+loss.temperature=0.3", r"^one-vs-all .* has no settings: leave out what sets loss"),
         ("sampling.memory_labels=5", r"^sampling\.memory_labels=5: one-vs-all .*; give sampling\.memory_labels=0"),
         ("sampling.more_queries_per_label=3", r"more_queries_per_label=3: .*; give sampling\.more_queries_per_label=0"),
         ("sampling.batch_labels=all", r"batch_labels=all: .*; give sampling\.batch_labels=drawn"),
@@ -203,6 +203,7 @@ def test_a_query_is_not_left_out_of_a_centroid_that_is_not_a_running_mean(custom
     with pytest.raises(ValueError, match=rf"^{setting} and sampling\.leave_one_out=0\.5: .* give sampling\.leave_one"):
         check_model(custom(setting))
     check_model(custom(setting, "sampling.leave_one_out=0"))
+    check_model(custom(setting, "ckpt_path=begun/before.ckpt"))
     check_model(custom(setting, "model.sources=[text,free_vector]"))
 
 

@@ -12,7 +12,10 @@ import urllib.error
 import urllib.request
 
 import pytest
+from safetensors.torch import load_file
 
+import prime_xmc
+from prime_xmc.export.scorers import encoder_digest, save_classifiers
 from prime_xmc.serve import run
 
 TOKEN = "a-token-for-these-tests"
@@ -121,6 +124,28 @@ def test_settings_are_checked(compose, toy_bundle, overrides, problem):
     config = compose(f"model.dir={toy_bundle}", "port=0", "device=cpu", *overrides, name="serve")
     with pytest.raises((ValueError, FileNotFoundError), match=problem):
         run(config)
+
+
+@pytest.mark.parametrize("scorers", [("theta", "[W]"), ("W", "[theta]")])
+def test_classifiers_are_for_the_scorers_that_use_them(compose, toy_bundle, tmp_path, scorers, monkeypatch):
+    vectors = load_file(toy_bundle / "prototypes.safetensors")["prototypes"]
+    save_classifiers(tmp_path / "later", vectors.flip(0), digest=encoder_digest(toy_bundle), settings={})
+    found = {}
+
+    def served(directory, load, names, *, explain):
+        found.update({name: load(directory, name).predict(["a red cat"], top_k=48) for name in names})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prime_xmc.serving.served_model.ModelSlot", served)
+    given = [f"scorer={scorers[0]}", f"other_scorers={scorers[1]}", f"classifiers={tmp_path / 'later'}"]
+    with pytest.raises(KeyboardInterrupt):
+        run(compose(f"model.dir={toy_bundle}", "port=0", "device=cpu", "search=exact", *given, name="serve"))
+    for name, of_classifiers in (("theta", {}), ("W", {"classifiers": tmp_path / "later"})):
+        model = prime_xmc.load(toy_bundle, scorer=name, index="exact", **of_classifiers)
+        assert found[name] == model.predict(["a red cat"], top_k=48)
+    assert found["theta"] != found["W"]
+    with pytest.raises(ValueError, match="scorer=theta does not use classifiers"):
+        prime_xmc.load(toy_bundle, scorer="theta", classifiers=tmp_path / "later")
 
 
 def test_a_folder_that_is_no_model_is_named(compose, tmp_path):

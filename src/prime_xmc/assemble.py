@@ -367,28 +367,30 @@ def check_model(config: DictConfig) -> None:
         ValueError: If they do not; it names what to change.
     """
     _check_mined(config)
+    continues = config.get("ckpt_path") is not None or config.get("resume") is not None  # as it was begun
     one_vs_all, num_positives = trains_one_vs_all(config), config.sampling.num_positives
     if not one_vs_all:
         if num_positives == 0:
             raise ValueError(
                 "sampling.num_positives=0: prototypes are trained on labels drawn for queries; give 1 or more"
             )
-        _check_left_out(config)
+        if not continues:
+            _check_left_out(config)
         return
     if num_positives != 0:
         raise ValueError(
             f"sampling.num_positives={num_positives}: one-vs-all classifiers see all labels in every step and no label "
             "is drawn for a query; give sampling.num_positives=0"
         )
-    if config.loss is not None:
+    if config.get("loss") is not None and not continues:
         raise ValueError(
-            f"loss={config.loss}: one-vs-all classifiers are trained by the binary cross-entropy, which has no "
-            "settings; leave loss out"
+            "one-vs-all classifiers are trained by the binary cross-entropy, which has no settings: leave out what "
+            "sets loss, a setting or an experiment"
         )
     nothing = {"memory_labels": 0, "leave_one_out": 0, "without_centroid": 0, "more_queries_per_label": 0}
     for key, value in (nothing | {"batch_labels": "drawn"}).items():
         given = config.sampling.get(key, value)
-        if given != value:
+        if given != value and not continues:
             raise ValueError(
                 f"sampling.{key}={given}: one-vs-all classifiers have no prototypes and no labels in a "
                 f"batch that it would be about; give sampling.{key}={value}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +17,7 @@ from prime_xmc.conf_files import config_dir, entries
 from prime_xmc.printing import visible
 from prime_xmc.reporting.published import PAPER, PublishedResult, find_result, read_published
 from prime_xmc.reporting.run_folders import RunRecord, comparable, read_runs, settings_of
-from prime_xmc.run_files import METRICS
+from prime_xmc.run_files import CONFIG, METRICS
 from prime_xmc.stages import train_prototypes
 from prime_xmc.training.run_folder import with_run_folder
 from prime_xmc.training.sweeps import in_sweep
@@ -28,6 +29,7 @@ _GROUPS = ("encoder", "model", "loss", "sampling", "optimizer")
 _SETTINGS = (
     *("dataset.max_length", "dataset.fields", "dataset.label_fields", "dataset.num_validation"),
     *("dataset.propensity.a", "dataset.propensity.b", "trainer.max_epochs", "trainer.max_steps"),
+    "index.kind",
     *("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.accumulate_grad_batches"),
 )
 _CALLBACKS = ("callbacks.initialise", "callbacks.clusters", "callbacks.mined")  # of the method
@@ -92,10 +94,10 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
             raise ValueError(f"run={config.run} has no {METRICS}: expected the folder of a finished run")
     runs = read_runs(folder)
     notes = notes_on(runs[0])
-    if config.run is not None and config.dataset.name == runs[0].dataset:
+    if config.run is not None:
         try:
-            check_raw_files(config.dataset)
-        except FileNotFoundError as error:
+            check_raw_files(OmegaConf.load(folder / CONFIG).dataset)
+        except (FileNotFoundError, ValueError, AttributeError, OmegaConfBaseException) as error:
             notes.append(f"It cannot be said whether the run had the filters: {error}")
     return compare(runs, results, config.published_method), notes
 
@@ -152,17 +154,22 @@ def notes_on(run: RunRecord) -> list[str]:
     option = dataset_option(run.dataset)
     if option is not None and any(result.dataset == run.dataset for result in read_published(PAPER)):
         reference = compose("reproduce", [f"dataset={option}"])
-        expected = settings_of(OmegaConf.to_container(reference))[0]  # type: ignore[arg-type]
+        expected, derived = settings_of(OmegaConf.to_container(reference))  # type: ignore[arg-type]
         differing = [
             f"{key}={run.settings[key]} ({value})"
             for key, value in expected.items()
-            if _matters(key) and key in run.settings and comparable(key, run.settings[key]) != comparable(key, value)
+            if _matters(key)
+            and not (key in derived and key in run.derived)
+            and key in run.settings
+            and comparable(key, run.settings[key]) != comparable(key, value)
         ]
         differing += [
             f"{name}=null"
             for name in _CALLBACKS
             if _has(expected, name) and _has(run.settings, "callbacks") and not _has(run.settings, name)
         ]
+        targets = [key for key in run.settings if key.startswith("callbacks.") and key.endswith("._target_")]
+        differing += [f"{key.removesuffix('._target_')} (null)" for key in targets if key not in expected]
         if differing:
             notes.append(f"Settings of the run that differ from the paper's (in parentheses): {', '.join(differing)}.")
     return notes

@@ -69,5 +69,7 @@ def test_npz_that_is_none(tmp_path):
 def test_a_row_without_labels_may_be_the_first_of_libsvm(tmp_path):
     (tmp_path / "train.svm").write_text(" 5:0.3 7:0.2\n3 5:0.1 8:0.2\n4 6:1\n")
     assert [row.labels for row in read_sparse(tmp_path / "train.svm")] == [[], ["3"], ["4"]]
-    (tmp_path / "train.txt").write_text(" 5:1 7:1\n 3:1\n")  # a matrix that is indented
-    assert [row.labels for row in read_sparse(tmp_path / "train.txt")] == [["5", "7"], ["3"]]
+    (tmp_path / "train.svm").write_text(" 5:1 7:1\n1,2\n\n3 4:1\n")  # the second one without features
+    assert [row.labels for row in read_sparse(tmp_path / "train.svm")] == [[], ["1", "2"], [], ["3"]]
+    (tmp_path / "train.txt").write_text(" 5:1 7:1\n 3:1\n4\n" * 2000)  # a matrix that is indented
+    assert [row.labels for row in read_sparse(tmp_path / "train.txt")] == [["5", "7"], ["3"], ["4"]] * 2000

@@ -86,6 +86,7 @@ class TestAdd:
         ("labels", "examples", "message"),
         [
             ([], [], "expected labels to add, got none"),
+            ([NewLabel(" n1", "x"), NewLabel("", "y")], [], "' n1', '': empty, or with blanks around it"),
             ([NewLabel("l3", "x")], [], "'l3': in the model already; rename it, or remove it before"),
             ([NewLabel("n", "x"), NewLabel("n", "y")], [], "'n': given more than once"),
             ([NewLabel("n", " ")], [], "'n': neither a text nor a query; give one"),

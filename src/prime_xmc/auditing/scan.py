@@ -138,7 +138,7 @@ def scan(source: RawFiles, max_compared: int) -> DataScan:
 def _leave_out(queries: FileScan, pairs: Int64[np.ndarray, "pair 2"] | None) -> None:
     """Take filtered pairs out of the positives, and note the queries that have none."""
     if pairs is not None and len(pairs):
-        filtered = Ragged.from_pairs(np.unique(pairs, axis=0), len(queries), dtype=np.int32)
+        filtered = Ragged.from_pairs(pairs, len(queries), dtype=np.int32)
         queries.positives = queries.positives.without(filtered)
     for row in np.flatnonzero(queries.positives.lengths == 0).tolist():
         queries.kinds.setdefault("query_without_labels", FirstRows()).add(row)

@@ -192,6 +192,8 @@ def quote_value(argument: str, *, multirun: bool) -> str:
 
 def _names(value: str, *, multirun: bool) -> str:
     """Return one name, a list of names or a sweep over them as Hydra reads texts; names in quotes stay as they are."""
+    if re.search(r"[({}\\]|\[.*\[", value) and _parsed(f"x={value}") is not None:
+        return value  # a function of Hydra's, lists in a sweep, or signs that are escaped
     is_list = value.startswith("[") and value.endswith("]")
     if not is_list and not (multirun and "," in value):
         return in_quotes(value)

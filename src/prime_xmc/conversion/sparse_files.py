@@ -14,6 +14,8 @@ from prime_xmc.tables.reader import open_lines
 
 _NPZ_PARTS = ("indices", "indptr", "data", "shape", "format")
 
+_FIRST_LINES = 1000  # of a file without a header, at most, that decide on what it is
+
 
 class SparseRow(NamedTuple):
     """The labels of one query.
@@ -81,7 +83,11 @@ def _read_text(path: Path) -> Iterator[SparseRow]:
                 pending.append((number, line))
                 cells = line.split()
                 if cells and ":" in cells[0] and line[:1].isspace():
-                    kind = "matrix"  # or, if another line says so, libsvm with a row that has no label
+                    kind = "matrix"  # or, if another of the first lines says so, libsvm whose first row has no label
+                    if len(pending) == _FIRST_LINES:
+                        break
+                elif kind is not None and cells and ":" not in line:
+                    kind = "libsvm" if "," in line else kind  # labels without features
                 elif cells:
                     has_features = len(cells) > 1 and ":" in cells[1]
                     kind = (

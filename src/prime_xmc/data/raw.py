@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import json
+import logging
 import math
 import re
 import zlib
@@ -18,6 +19,8 @@ import orjson
 from jaxtyping import Int64
 
 from prime_xmc.foreign import check_depth, parse_json, shown
+
+logger = logging.getLogger(__name__)
 
 CONVERSION = "conversion.json"  # in the folder, where prime_xmc.convert has made the files
 _PAIR = re.compile(rb"\s*(-?\d+)\s+(-?\d+)\s*")
@@ -81,19 +84,16 @@ class RawFiles:
             raise ValueError(f"expected dataset.num_test of at least 0, or null, got {self.num_test}")
 
     def columns(self) -> tuple[str, ...] | None:
-        """Return the columns of the user's own tables that the fields were converted from; None: there were none.
-
-        Raises:
-            ValueError: If what the conversion has left is damaged.
-        """
+        """Return the columns of the user's own tables that the fields were converted from; None: there were none."""
         path = Path(self.directory).expanduser() / CONVERSION
         if not path.is_file():
             return None
-        record = parse_json(path.read_bytes())
         try:
+            record = parse_json(path.read_bytes())
             columns = dict(zip(map(str, record["fields"]), map(str, record["columns"]["text"]), strict=True))
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); convert the tables again") from error
+        except (TypeError, KeyError, ValueError) as error:  # nobody else needs it
+            logger.warning("%s is none of prime_xmc.convert (%r): the model does not know your columns", path, error)
+            return None
         return tuple(columns[name] for name in self.fields) if set(self.fields) <= columns.keys() else None
 
     def paths(self) -> dict[str, Path]:

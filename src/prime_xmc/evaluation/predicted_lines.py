@@ -93,12 +93,9 @@ def _check_query(prediction: Any, query: Record | None) -> None:
         return  # the number of lines is checked when all of them are read
     texts = [" ".join(text.split()) for text in (given, query.text, query.title)]
     if texts[0] not in texts[1:]:
-        is_part = texts[0].startswith(texts[1]) or texts[1].startswith(texts[0])
-        why = (
-            " (one is a part of the other: dataset.fields= has to name the fields they were made from)"
-            if is_part
-            else ""
-        )
+        why = ""
+        if all(texts) and (texts[0].startswith(texts[1]) or texts[1].startswith(texts[0])):
+            why = " (one is a part of the other: dataset.fields= has to name the fields they were made from)"
         raise ValueError(
             f"the query is {_shorten(given)}, and the test query of this line is {_shorten(query.text)}{why}"
         )

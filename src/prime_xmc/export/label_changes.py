@@ -65,6 +65,8 @@ def add_labels(
     if not labels:
         raise ValueError("expected labels to add, got none")
     _check_unique([label.uid for label in labels])
+    if odd := [label.uid for label in labels if not label.uid or label.uid != label.uid.strip()]:
+        raise ValueError(f"{_shown(odd)}: empty, or with blanks around it; give each label an identifier without")
     place = _places(tables)
     if taken := [label.uid for label in labels if label.uid in place]:
         raise ValueError(f"{_shown(taken)}: in the model already; rename it, or remove it before you add it again")

@@ -19,9 +19,9 @@ def choose_labels(
 ) -> Bool[np.ndarray, " label"] | None:
     """Return which labels may be an answer; None: all may.
 
-    A label is named by its uid, or by its id, the row in the raw data's file of labels counted from 0. Where uids are
-    numbers, ids have to be given as integers, since a number in a text is a uid that may be missing. A uid that several
-    labels share names all of them.
+    A label is named by its uid, or by its id, the row in the raw data's file of labels counted from 0. A number in a
+    text is a uid before it is an id, and a uid alone where most uids are numbers; an integer is an id. A uid that
+    several labels share names all of them.
 
     Args:
         labels: Uid and text of every label, in order.
@@ -58,9 +58,8 @@ def _find(labels: Labels, given: Given, option: str) -> Bool[np.ndarray, " label
     named = np.zeros(len(labels), dtype=bool)
     entries = _read(labels, given, option)
     wanted = {entry for entry, _ in entries if isinstance(entry, str)}
-    known, has_numbers = set(), False
+    known = set()
     for row, (uid, _) in enumerate(labels):
-        has_numbers |= is_number(uid)
         if uid in wanted:
             named[row] = True
             known.add(uid)
@@ -69,8 +68,8 @@ def _find(labels: Labels, given: Given, option: str) -> Bool[np.ndarray, " label
             continue
         if isinstance(entry, bool) or not isinstance(entry, str | int):
             raise ValueError(f"{place}: {entry!r} names no label; expected {_EXPECTED}")
-        if isinstance(entry, str) and (has_numbers or not is_number(entry)):
-            expected = _EXPECTED_UIDS if has_numbers else _EXPECTED
+        if isinstance(entry, str) and (not _is_number(entry) or are_numbers(labels)):
+            expected = _EXPECTED_UIDS if _is_number(entry) else _EXPECTED
             raise ValueError(f"{place}: there is no label {entry!r}; expected {expected}. {_nearest(labels, entry)}")
         if not 0 <= int(entry) < len(labels):
             raise ValueError(f"{place}: there is no label {entry}; expected {_EXPECTED}, from 0 to {len(labels) - 1}")
@@ -78,8 +77,12 @@ def _find(labels: Labels, given: Given, option: str) -> Bool[np.ndarray, " label
     return named
 
 
-def is_number(text: str) -> bool:
-    """Return whether a text could be an id: where a uid is such a text, too, it is a uid alone."""
+def are_numbers(labels: Labels) -> bool:
+    """Return whether most uids are numbers, so that a number in a text is the uid of a label that may be missing."""
+    return sum(_is_number(uid) for uid, _ in labels) * 2 > len(labels)
+
+
+def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal()
 
 
@@ -94,7 +97,7 @@ def _read(labels: Labels, given: Given, option: str) -> list[tuple[str | int, st
         return _read_file(path, option)
     if isinstance(given, Path):
         raise FileNotFoundError(f"{option}={given}: there is no such file")
-    if any(given == uid for uid, _ in labels) or is_number(given):
+    if any(given == uid for uid, _ in labels) or _is_number(given):
         return [(given, option)]
     raise ValueError(
         f"{option}={given}: there is no such file and no such label; expected a file with one label a line, or a list "

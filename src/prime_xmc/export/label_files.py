@@ -137,8 +137,8 @@ def _cell(table: OpenTable, row: Row, column: str) -> str:
 
 
 def _identifier(table: OpenTable, row: Row, column: str) -> str:
-    uid = _cell(table, row, column).strip()
-    if not uid:
+    uid = _cell(table, row, column)
+    if not uid.strip():
         raise ValueError(f"{table.place(row.number)}: {column!r} is empty; expected the identifier of a label")
     return uid
 

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from prime_xmc.export.calibration import Calibration
 from prime_xmc.export.ensemble import Ensemble
-from prime_xmc.export.folder import is_one_vs_all, model_version, query_fields, query_separator
+from prime_xmc.export.folder import is_one_vs_all, model_version, query_columns, query_fields, query_separator
 
 _SOURCES = {
     "text": "the label's text",
@@ -161,7 +161,9 @@ def _reads(config: Mapping[str, Any]) -> str:
         names = ", ".join(f"`{field}`" for field in fields)
         plural = "fields" if len(fields) > 1 else "field"
         joined = ", joined by a blank" if len(fields) > 1 and query_separator(config) == " " else ""
-        sentences.append(f"In training, a query was the {plural} {names} of a record{joined}.")
+        columns = query_columns(config)
+        own = "" if columns is None else f", converted from {', '.join(f'`{column}`' for column in columns)}"
+        sentences.append(f"In training, a query was the {plural} {names} of a record{joined}{own}.")
     if prompt:
         sentences.append(f"`{prompt}` is put before every query, by `encode(..., prompt_name='query')` elsewhere.")
     return "".join(f" {sentence}" for sentence in sentences)

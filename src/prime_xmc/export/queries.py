@@ -75,6 +75,8 @@ class TextFields(NamedTuple):
         missing = [field for field in trained if field not in names]
         if trained and not missing:
             return trained
+        trained = self.columns or trained
+        missing = [field for field in trained if field not in names]
         if len(missing) < len(trained):
             raise ValueError(
                 f"no field {missing[0]!r}, {has}; the model was trained on {', '.join(trained)} together. Add what is "

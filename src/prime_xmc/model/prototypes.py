@@ -276,7 +276,12 @@ class Prototypes(nn.Module):
         Args:
             frequency: Number of training queries of every label.
         """
-        return frequency.argsort(descending=True, stable=True)[self.num_private :].sort().values
+        return self._by_frequency(frequency)[1].sort().values
+
+    def _by_frequency(self, frequency: Int64[Tensor, " label"]) -> tuple[Tensor, Tensor]:
+        """Return the ids of the labels with a free vector of their own, the commonest first, and of the others."""
+        ids = frequency.argsort(descending=True, stable=True)
+        return ids[: self.num_private], ids[self.num_private :]
 
     @torch.no_grad()
     def share_free_vectors(
@@ -294,9 +299,9 @@ class Prototypes(nn.Module):
         """
         assert self.free_vectors is not None
         device = self.cluster_of_label.device
-        commonest = frequency.argsort(descending=True, stable=True)[: self.num_private]
-        self.cluster_of_label[commonest.to(device)] = self.num_shared + torch.arange(self.num_private, device=device)
-        self.cluster_of_label[self.labels_that_share(frequency).to(device)] = clusters.to(device)
+        commonest, others = self._by_frequency(frequency.to(device))
+        self.cluster_of_label[commonest] = self.num_shared + torch.arange(self.num_private, device=device)
+        self.cluster_of_label[others.sort().values] = clusters.to(device)
         if self.free_vector_start == "text":
             sums = torch.zeros_like(self.free_vectors)
             for ids in torch.arange(self.num_labels, device=sums.device).split(2**15):

@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from prime_xmc.export.answers import to_record
-from prime_xmc.export.label_choice import is_number
 from prime_xmc.export.predictor import Prediction, Predictor, checked_texts
 from prime_xmc.export.predictor import Request as AskedOfPredictor
 from prime_xmc.serving.batching import Batcher, QueueFullError
@@ -180,7 +179,7 @@ class Serving:
         for name, given in (("allow", body.allow), ("exclude", body.exclude)):
             texts = [each for each in given or () if isinstance(each, str)]
             if unknown := [
-                each for each in texts if each not in model.uids and (model.has_numbers or not is_number(each))
+                each for each in texts if each not in model.uids and (model.uids_are_numbers or not each.isdecimal())
             ]:
                 detail = (
                     f"{name}: there is no label {unknown[0][:100]!r}; GET /labels?search= finds those that there are"

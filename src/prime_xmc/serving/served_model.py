@@ -17,7 +17,7 @@ import torch
 
 from prime_xmc.export.calibration import has_calibration, read_calibration
 from prime_xmc.export.folder import read_config
-from prime_xmc.export.label_choice import is_number
+from prime_xmc.export.label_choice import are_numbers
 from prime_xmc.export.predictor import PRECISIONS, Predictor
 from prime_xmc.export.scorers import encoder_digest
 
@@ -59,9 +59,9 @@ class ServedModel:
         return self.predictors[self.scorer]
 
     @cached_property
-    def has_numbers(self) -> bool:
-        """Whether there are uids that are numbers, so that a number in a text is no id."""
-        return any(map(is_number, self.uids))
+    def uids_are_numbers(self) -> bool:
+        """Whether most uids are numbers, so that a number in a text is no id."""
+        return are_numbers(self.predictor.labels)
 
     def find_labels(self, search: str, limit: int, offset: int = 0) -> tuple[list[int], bool]:
         """Return the labels whose text or uid has all words of a search, and whether there are more.

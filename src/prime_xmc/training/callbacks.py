@@ -92,7 +92,9 @@ class InitialisePrototypes(Callback):
         if prototypes.free_vectors is not None and not prototypes.cluster_of_label.any():
             frequency = torch.bincount(_train_pairs(data, module.device)[1], minlength=prototypes.num_labels)
             sharing = prototypes.labels_that_share(frequency)
-            rows = labels.rows[sharing] if prototypes.num_private else labels.rows  # a copy only where it is needed
+            rows = labels.rows  # on the host, maybe, and copied only where some are left out
+            if prototypes.num_private:
+                rows = rows[sharing.to(rows.device)]
             num_clusters = min(prototypes.num_shared, len(sharing))
             clusters = balanced_clusters(rows, num_clusters, seed=self.seed) if num_clusters else sharing
             prototypes.share_free_vectors(clusters, frequency, labels.take)

@@ -280,8 +280,7 @@ def record_changes(config: DictConfig, folder: Path) -> None:
     """Write down with which other settings a run is continued in its folder, so that they hold from here on.
 
     Args:
-        config: The configuration with these settings, which are all in the command line, or with `resume=` those that
-            it adds.
+        config: The configuration with these settings.
         folder: Folder of the run.
     """
     known: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
@@ -290,7 +289,11 @@ def record_changes(config: DictConfig, folder: Path) -> None:
         changed[key] = known.get(key)
     if changed == known:
         return
-    overrides = [] if config.get("resume") is None else list(OmegaConf.load(folder / OVERRIDES))
-    overrides += [each for each in given_settings() if each.lstrip("+").partition("=")[0] not in _OF_A_START]
+    given = {_key(each): each for each in [*OmegaConf.load(folder / OVERRIDES), *given_settings()]}
+    overrides = [each for key, each in given.items() if key not in _OF_A_START]
     write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(changed)))
     write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)))
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
