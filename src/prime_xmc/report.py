@@ -1,10 +1,8 @@
 """`python -m prime_xmc.report`: compare a set of runs, as a page and as tables."""
 
 import importlib.util
-import logging
 import shlex
 import sys
-from collections import Counter
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -15,11 +13,9 @@ from prime_xmc.app import run_app
 from prime_xmc.printing import unfailing_output
 from prime_xmc.reporting.configurations import group_runs
 from prime_xmc.reporting.contents import make_report
-from prime_xmc.reporting.published import compared_methods, read_published
+from prime_xmc.reporting.published import read_published, warn_of_names
 from prime_xmc.reporting.run_folders import find_runs, read_runs
 from prime_xmc.reporting.study import Study, make_studies
-
-logger = logging.getLogger(__name__)
 
 
 def run(config: DictConfig, command: str | None = None) -> list[Study]:
@@ -56,17 +52,8 @@ def run(config: DictConfig, command: str | None = None) -> list[Study]:
         now=datetime.now().astimezone(),
         published=published,
     )
-    for name, count in Counter(study.runs.dataset for study in studies).items():
-        if config.published is not None and not compared_methods(published, name):
-            logger.warning("published=%s has no results on %s", config.published, name)
-        elif config.published is not None and count > 1:
-            logger.warning(
-                "published=%s: its results on %s stand with each of %d data sets of that name; dataset.name= gives "
-                "them different ones",
-                config.published,
-                name,
-                count,
-            )
+    if config.published is not None:
+        warn_of_names(published, [study.runs.dataset for study in studies], config.published)
     page = write_report(report, Path(config.output).expanduser())
     with unfailing_output():
         sys.stdout.write(f"{page}\n")

@@ -4,7 +4,7 @@ from importlib.resources import files
 
 import pytest
 
-from prime_xmc.reporting.published import compared_methods, find_result, read_published
+from prime_xmc.reporting.published import compared_methods, find_result, read_published, warn_of_names
 
 HEADER = "dataset,method,metric,value\n"
 
@@ -112,6 +112,14 @@ class TestOfAFile:
     def test_faults_are_named(self, table, text, message):
         with pytest.raises(ValueError, match=message):
             read_published(table(text))
+
+    def test_names_that_fit_no_data_set_or_several(self, table, caplog):
+        results = read_published(table(HEADER + "toy,Mine,P@1,50\n"))
+        warn_of_names(results, ["toy"], "a.csv")
+        assert caplog.text == ""
+        warn_of_names(results, ["toy", "toy", "other"], "a.csv")
+        assert "published=a.csv has no results on other" in caplog.text
+        assert "published=a.csv: its results on toy stand with each of 2 data sets of that name" in caplog.text
 
     def test_a_missing_file_is_named(self):
         with pytest.raises(

@@ -55,7 +55,7 @@ def verdict(audit: Audit) -> str:
     """Return the audit in a sentence.
 
     Example:
-        >>> verdict(Audit("toy", Path(), {}, [], [], {}, {}))
+        >>> verdict(Audit("toy", Path(), {}, [], [], {}, {}, {}))
         'Nothing was found.'
     """
     counts = {each: sum(finding.about.severity == each for finding in audit.findings) for each in SEVERITIES}

@@ -1,13 +1,17 @@
 """Published results to put beside one's own: those of the paper, which the package carries, or those of a file."""
 
 import csv
+import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from prime_xmc.evaluation.metrics import METRICS
+
+logger = logging.getLogger(__name__)
 
 PAPER = "paper"  # names the tables that the package carries
 _CARRIED = Path(__file__).parent / "published.csv"
@@ -99,6 +103,21 @@ def find_result(results: Sequence[PublishedResult], dataset: str, method: str) -
 def compared_methods(results: Iterable[PublishedResult], dataset: str) -> list[PublishedResult]:
     """Return the results on a data set to compare with, without the variants of the paper's ablations."""
     return [result for result in results if result.dataset == dataset and not result.is_variant]
+
+
+def warn_of_names(results: Sequence[PublishedResult], datasets: Sequence[str], source: str) -> None:
+    """Warn where there are no results on a data set, or where several data sets have the name that results are on."""
+    for name, count in Counter(datasets).items():
+        if not compared_methods(results, name):
+            logger.warning("published=%s has no results on %s", source, name)
+        elif count > 1:
+            logger.warning(
+                "published=%s: its results on %s stand with each of %d data sets of that name; dataset.name= gives "
+                "them different ones",
+                source,
+                name,
+                count,
+            )
 
 
 @contextmanager
