@@ -367,14 +367,13 @@ def check_model(config: DictConfig) -> None:
         ValueError: If they do not; it names what to change.
     """
     _check_mined(config)
-    continues = config.get("ckpt_path") is not None or config.get("resume") is not None  # as it was begun
     one_vs_all, num_positives = trains_one_vs_all(config), config.sampling.num_positives
     if not one_vs_all:
         if num_positives == 0:
             raise ValueError(
                 "sampling.num_positives=0: prototypes are trained on labels drawn for queries; give 1 or more"
             )
-        if not continues:
+        if _begins(config):
             _check_left_out(config)
         return
     if num_positives != 0:
@@ -382,19 +381,8 @@ def check_model(config: DictConfig) -> None:
             f"sampling.num_positives={num_positives}: one-vs-all classifiers see all labels in every step and no label "
             "is drawn for a query; give sampling.num_positives=0"
         )
-    if config.get("loss") is not None and not continues:
-        raise ValueError(
-            "one-vs-all classifiers are trained by the binary cross-entropy, which has no settings: leave out what "
-            "sets loss, a setting or an experiment"
-        )
-    nothing = {"memory_labels": 0, "leave_one_out": 0, "without_centroid": 0, "more_queries_per_label": 0}
-    for key, value in (nothing | {"batch_labels": "drawn"}).items():
-        given = config.sampling.get(key, value)
-        if given != value and not continues:
-            raise ValueError(
-                f"sampling.{key}={given}: one-vs-all classifiers have no prototypes and no labels in a "
-                f"batch that it would be about; give sampling.{key}={value}"
-            )
+    if _begins(config):
+        _check_used_by_one_vs_all(config)
     if (config.index.get("kind") or "flat") != "flat":
         raise ValueError(
             f"index={config.index.kind} is for unit vectors, and one-vs-all classifiers are none: give index=exact"
@@ -404,6 +392,28 @@ def check_model(config: DictConfig) -> None:
             f"sampling.clusters.first_epoch={config.sampling.clusters.first_epoch}: one-vs-all classifiers see all "
             "labels in every step, and no clusters of queries are made for them; leave sampling=random as it is"
         )
+
+
+def _begins(config: DictConfig) -> bool:
+    """Return whether a run is not one that goes on, which it does as it was begun."""
+    return config.get("ckpt_path") is None and config.get("resume") is None
+
+
+def _check_used_by_one_vs_all(config: DictConfig) -> None:
+    """Refuse settings of prototypes, which one-vs-all classifiers would pass over."""
+    if config.get("loss") is not None:
+        raise ValueError(
+            "one-vs-all classifiers are trained by the binary cross-entropy, which has no settings: leave out what "
+            "sets loss, a setting or an experiment"
+        )
+    nothing = {"memory_labels": 0, "leave_one_out": 0, "without_centroid": 0, "more_queries_per_label": 0}
+    for key, value in (nothing | {"batch_labels": "drawn"}).items():
+        given = config.sampling.get(key, value)
+        if given != value:
+            raise ValueError(
+                f"sampling.{key}={given}: one-vs-all classifiers have no prototypes and no labels in a "
+                f"batch that it would be about; give sampling.{key}={value}"
+            )
 
 
 def _check_left_out(config: DictConfig) -> None:

@@ -42,7 +42,7 @@ def run(config: DictConfig) -> None:
 
     def load(folder: Path, scorer: str) -> Predictor:
         changed: dict[str, Any] = {"model": {"dir": str(folder)}, "scorer": scorer}
-        if scorer in WITHOUT_CLASSIFIERS and not set(scorers) <= {*WITHOUT_CLASSIFIERS}:
+        if scorer in WITHOUT_CLASSIFIERS and any(each not in WITHOUT_CLASSIFIERS for each in scorers):
             changed["classifiers"] = None  # they are for the others
         return load_scorer(cast(DictConfig, OmegaConf.merge(config, changed)))
 

@@ -517,7 +517,7 @@ def _export(
         metrics=None,
         fields=data.source.fields,
         columns=data.source.columns(),
-        bare=set(np.setdiff1d(np.arange(data.corpus.num_labels), data.train_pairs()[1]).tolist()),
+        bare=set(np.flatnonzero(data.train_frequency() == 0).tolist()),
         precision=module.trainer.precision,
     )
 

@@ -140,8 +140,9 @@ def _leave_out(queries: FileScan, pairs: Int64[np.ndarray, "pair 2"] | None) -> 
     if pairs is not None and len(pairs):
         filtered = Ragged.from_pairs(pairs, len(queries), dtype=np.int32)
         queries.positives = queries.positives.without(filtered)
-    for row in np.flatnonzero(queries.positives.lengths == 0).tolist():
-        queries.kinds.setdefault("query_without_labels", FirstRows()).add(row)
+    rows = np.flatnonzero(queries.positives.lengths == 0)
+    if len(rows):
+        queries.kinds["query_without_labels"] = FirstRows(len(rows), rows[:3].tolist())
 
 
 def texts_of(path: Path, fields: Sequence[str], rows: set[int]) -> dict[int, str]:

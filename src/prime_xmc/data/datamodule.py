@@ -246,6 +246,10 @@ class PrimeDataModule(LightningDataModule):
         rows = self.corpus.train.positives.take(self.sampler.query_ids)
         return self.sampler.query_ids[rows.row_ids()], rows.values.astype(np.int64)
 
+    def train_frequency(self) -> Int64[np.ndarray, " label"]:
+        """Return how many queries of each label are trained on."""
+        return np.bincount(self.train_pairs()[1], minlength=self.corpus.num_labels)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the sampler's state."""
         return {"sampler": self.sampler.state_dict()}

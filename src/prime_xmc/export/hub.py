@@ -66,8 +66,7 @@ def upload(
     card = ModelCard(card_of(model, hub_id))
     if license is not None:
         card.data["license"] = license
-    files = {path.relative_to(model).as_posix(): path for path in sorted(model.rglob("*")) if path.is_file()}
-    files = {name: path for name, path in files.items() if _is_part(Path(name))}
+    files = {name.as_posix(): path for path in sorted(model.rglob("*")) if _is_part(name := path.relative_to(model))}
     api = HfApi(token=token)
     api.create_repo(hub_id, private=private, exist_ok=True)
     there = [name for name in api.list_repo_files(hub_id) if _is_part(Path(name))]

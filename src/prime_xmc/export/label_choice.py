@@ -63,12 +63,14 @@ def _find(labels: Labels, given: Given, option: str) -> Bool[np.ndarray, " label
         if uid in wanted:
             named[row] = True
             known.add(uid)
+    # a look at all labels, once
+    only_uids = any(map(_is_number, wanted - known)) and are_numbers(labels)
     for entry, place in entries:
         if isinstance(entry, str) and entry in known:
             continue
         if isinstance(entry, bool) or not isinstance(entry, str | int):
             raise ValueError(f"{place}: {entry!r} names no label; expected {_EXPECTED}")
-        if isinstance(entry, str) and (not _is_number(entry) or are_numbers(labels)):
+        if isinstance(entry, str) and (only_uids or not _is_number(entry)):
             expected = _EXPECTED_UIDS if _is_number(entry) else _EXPECTED
             raise ValueError(f"{place}: there is no label {entry!r}; expected {expected}. {_nearest(labels, entry)}")
         if not 0 <= int(entry) < len(labels):
