@@ -25,7 +25,13 @@ jaxtyping.install_import_hook("prime_xmc", "beartype.beartype")  # before anythi
 
 # The files that take longest begin first: otherwise one process is left with such a file when the others are done.
 LONGEST = (
-    *("docs/test_code_blocks.py", "test_train.py", "test_stages.py", "training/test_sweeps.py", "test_serve.py"),
+    *(
+        "docs/test_code_blocks.py",
+        "test_train.py",
+        "stages/test_first_stage.py",
+        "training/test_sweeps.py",
+        "test_serve.py",
+    ),
     *("datasets/test_carried.py", "test_predict.py", "test_classify.py", "baselines/test_running.py"),
     *("training/test_sharded.py", "training/test_module.py", "test_packaging.py", "test_peers.py"),
     *("test_one_vs_all_runs.py", "test_baseline.py", "benchmarks/test_run.py", "test_scoring.py"),

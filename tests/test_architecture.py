@@ -52,7 +52,7 @@ ROOMS: dict[str, set[str]] = {
         *("files", "run_files", "printing", "progress", "data", "model", "evaluation", "training", "assemble"),
     },
     "planning": {"printing", "data", "index", "model", "evaluation", "training", "assemble"},
-    "reporting": {"files", "foreign", "data", "evaluation"},
+    "reporting": {"files", "foreign", "run_files", "data", "evaluation"},
     "reproducing": {
         *("app", "conf_files", "run_files", "printing", "data", "training", "assemble", "stages", "reporting"),
     },
@@ -99,7 +99,7 @@ ALLOWED = {
         "command_line/messages.py",
         "command_line/resuming.py",
         "assemble.py",
-        "stages.py",
+        "stages/second_stage.py",
         "planning/probe.py",
         "training/run_folder.py",
         "training/sweeps.py",

@@ -200,7 +200,7 @@ def test_a_training_that_was_killed_goes_on_with_the_next_step(complete, configu
     monkeypatch.setattr(ClassifierModule, "training_step", training_step)
     with monkeypatch.context() as patch:
         if place == "_evaluate_scorers":
-            patch.setattr("prime_xmc.stages._evaluate_scorers", interrupted)
+            patch.setattr("prime_xmc.stages.second_stage._evaluate_scorers", interrupted)
         with pytest.raises(KilledError):
             run(configure(*chosen, "checkpoint.every_n_minutes=1e-9"))
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from prime_xmc.app import config_dir, native_precision
 from prime_xmc.baselines.method import Method
 from prime_xmc.model.prototypes import Prototypes
+from prime_xmc.run_files import OF_TRAINING
 
 CONF = config_dir()
 GROUPS = (
@@ -121,6 +122,8 @@ def test_data_sets_keep_their_settings(compose):
         composed = OmegaConf.to_container(compose(f"dataset={name}", "run_dir=run").dataset, resolve=True)
         expected.setdefault("dir", composed["dir"])  # that of carried data is where the package lies
         assert composed == expected
+        others = set(expected) - set(OF_TRAINING) - {"propensity", "max_length", "num_validation"}
+        assert others <= {"name", "dir", "fields", "label_fields", "hint", "token_pattern", "size"}, "of texts"
 
 
 @pytest.mark.parametrize(

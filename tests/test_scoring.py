@@ -25,7 +25,6 @@ from prime_xmc.export.calibration import read_calibration
 from prime_xmc.export.ensemble import read_ensemble
 from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.scoring import LexicalSettings, check_ensemble, ensemble_settings, lexical_settings
-from prime_xmc.stages import _same_debugging
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.classifier_module import ClassifierModule
 from prime_xmc.training.module import PrimeModule
@@ -237,7 +236,7 @@ PARTS = ("metrics.json", "predictions.npz", *(f"predictions_{scorer}.npz" for sc
     ("owner", "name", "nth", "made_again"),
     [
         (ClassifierModule, "on_train_epoch_start", 2, ["train", "W", "neighbours", "lexical", "ensemble"]),
-        (prime_xmc.stages, "save_classifiers", 1, ["train", "W", "neighbours", "lexical", "ensemble"]),
+        (prime_xmc.stages.second_stage, "save_classifiers", 1, ["train", "W", "neighbours", "lexical", "ensemble"]),
         (prime_xmc.scoring, "add_scorers", 1, ["W", "neighbours", "lexical", "ensemble"]),
         (prime_xmc.scoring, "load_searcher", 3, ["lexical", "ensemble"]),
     ],
@@ -264,7 +263,7 @@ def test_a_run_that_was_killed_in_a_later_stage_goes_on_there(
         with pytest.raises(KilledError):
             train(tmp_path)
     made, before = [], len(steps)
-    load_searcher, train_classifiers = prime_xmc.scoring.load_searcher, prime_xmc.stages._train_classifiers
+    load_searcher, train_classifiers = prime_xmc.scoring.load_searcher, prime_xmc.stages.later_stages.fit_classifiers
 
     def fail(*_, **__):
         pytest.fail("the first stage is done")
@@ -280,7 +279,7 @@ def test_a_run_that_was_killed_in_a_later_stage_goes_on_there(
     monkeypatch.setattr(Trainer, "test", fail)
     monkeypatch.setattr(PrimeModule, "training_step", fail)
     monkeypatch.setattr("prime_xmc.scoring.load_searcher", searcher)
-    monkeypatch.setattr("prime_xmc.stages._train_classifiers", classifiers)
+    monkeypatch.setattr("prime_xmc.stages.later_stages.fit_classifiers", classifiers)
     train(tmp_path, f"ckpt_path={tmp_path}/checkpoints/last.ckpt")
     folder, _ = complete
     assert made == made_again
@@ -316,7 +315,7 @@ def test_other_settings_of_the_second_stage_start_it_anew(complete, train, tmp_p
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr("prime_xmc.stages.save_classifiers", killed)
+        patch.setattr("prime_xmc.stages.second_stage.save_classifiers", killed)
         with pytest.raises(KilledError):
             train(tmp_path)
     assert (tmp_path / "classify" / "checkpoints" / "last.ckpt").is_file()
@@ -333,21 +332,6 @@ def test_a_run_for_debugging_has_a_short_second_stage(train, tmp_path):
     assert made.metrics["classify/epochs"] == 30
     second = json.loads((tmp_path / "classify" / "metrics.json").read_text())
     assert second["debug"] == "trainer.limit_train_batches"
-
-
-@pytest.mark.parametrize(
-    ("given", "settings", "expected"),
-    [
-        ([], [], []),
-        (["debug=fast"], [], ["debug=fast", "trainer.fast_dev_run=True"]),
-        (["debug=fast"], ["debug=limit"], []),
-        (["trainer.limit_val_batches=2"], [], ["trainer.limit_val_batches=2"]),
-        (["trainer.limit_train_batches=1"], [], ["trainer.limit_train_batches=1"]),
-        (["trainer.limit_train_batches=1.0"], [], []),
-    ],
-)
-def test_what_a_run_for_debugging_passes_on(given, settings, expected, compose):
-    assert _same_debugging(compose(*given), settings) == expected
 
 
 @pytest.mark.parametrize(

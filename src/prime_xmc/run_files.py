@@ -1,4 +1,4 @@
-"""Names of the files of a run folder that commands and trainings know it by."""
+"""Names of the files of a run folder that commands and trainings know it by, and of settings."""
 
 from pathlib import Path
 
@@ -8,3 +8,15 @@ OVERRIDES = METADATA / "overrides.yaml"  # the settings of the command line; the
 CHECKPOINT = Path("checkpoints", "last.ckpt")  # the newest checkpoint
 CHECKPOINT_BEFORE = CHECKPOINT.with_name(f"before-{CHECKPOINT.name}")
 METRICS = "metrics.json"  # the last that a run writes, which says that it is finished
+# Settings of a data set that only the training of an encoder reads.
+OF_TRAINING = ("num_free_vectors", "batch_size", "num_positives", "validate_every", "max_epochs", "lr", "clusters")
+
+
+def key_of(setting: str) -> str:
+    """Return the key, or the group, that a setting of the command line is about.
+
+    Example:
+        >>> [key_of(setting) for setting in ("loss.gamma_min=0.1", "++name==b", "~encoder")]
+        ['loss.gamma_min', 'name', 'encoder']
+    """
+    return setting.lstrip("+~").partition("=")[0]

@@ -107,21 +107,26 @@ def test_test_false_ranks_no_test_queries(settings, tmp_path):
     assert not [name for name in made.metrics if name.startswith("test/")]
 
 
+NO_TFIDF = "no effect, since this method has no tf-idf vectors"
+NO_TRAINING = "no effect; the settings of a method are under method."
+
+
 @pytest.mark.parametrize(
     ("method", "given", "warned"),
     [
         ("popularity", ["tfidf.min_df=2", "++tfidf.ngrams=[1,1]", "seed=0"], "tfidf.min_df=2 ++tfidf.ngrams=[1,1]"),
         ("popularity", ["tfidf={min_df: 2}"], "tfidf={min_df: 2}"),
         ("popularity", ["seed=0"], None),
+        ("popularity", ["dataset.max_length=16"], None),
         ("knn_tfidf", ["tfidf.min_df=2"], None),
+        ("knn_tfidf", ["dataset.lr=1", "+dataset.clusters.x=3"], "dataset.lr=1 +dataset.clusters.x=3"),
     ],
 )
-def test_settings_of_tfidf_that_a_method_does_not_use_are_told(
-    settings, tmp_path, monkeypatch, caplog, method, given, warned
-):
+def test_settings_that_a_method_does_not_use_are_told(settings, tmp_path, monkeypatch, caplog, method, given, warned):
     monkeypatch.setattr("prime_xmc.baselines.running.given_settings", lambda: given)
     run(settings, tmp_path, f"method={method}", "test=false", *given)
-    expected = [f"{warned}: no effect, since this method has no tf-idf vectors"] * (warned is not None)
+    reason = NO_TRAINING if method == "knn_tfidf" else NO_TFIDF
+    expected = [] if warned is None else [f"{warned}: {reason}"]
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == expected
 
 

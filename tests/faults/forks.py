@@ -25,17 +25,18 @@ from typing import Any, NamedTuple
 STARTING = "start-up"
 # Calls that begin a phase, which lasts until they return: (module, attribute, phase).
 _PHASES = (
-    ("prime_xmc.stages", "make_data", "preparation"),
+    ("prime_xmc.stages.first_stage", "make_data", "preparation"),
     ("prime_xmc.training.callbacks", "InitialisePrototypes.on_fit_start", "initial embedding"),
     ("lightning.pytorch.loops.fit_loop", "_FitLoop.run", "training"),
     ("prime_xmc.training.callbacks", "RebuildClusters.on_train_epoch_start", "clustering"),
     ("prime_xmc.training.checkpoints", "ShardedCheckpointIO.save_checkpoint", "checkpoint"),
     ("lightning.pytorch.loops.evaluation_loop", "_EvaluationLoop.run", "validation"),
-    ("prime_xmc.stages", "save_bundle", "export"),
+    ("prime_xmc.stages.first_stage", "save_bundle", "export"),
     ("lightning.pytorch", "Trainer.test", "test"),
-    ("prime_xmc.stages", "later_stages", "second stage"),
-    ("prime_xmc.stages", "_train_classifiers", "classifiers"),
-    ("prime_xmc.stages", "finish_scorers", "ensemble"),
+    ("prime_xmc.stages.first_stage", "later_stages", "second stage"),
+    ("prime_xmc.stages.second_stage", "fit_classifiers", "classifiers"),
+    ("prime_xmc.stages.later_stages", "fit_classifiers", "classifiers"),
+    ("prime_xmc.stages.later_stages", "finish_scorers", "ensemble"),
 )
 # Files by which a phase is told apart within others.
 _BY_FILE = (("/cache/", "cache"), ("/neighbours", "neighbours"), ("/lexical", "lexical"))

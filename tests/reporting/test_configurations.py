@@ -193,8 +193,8 @@ class TestGroup:
         assert differences(group.configurations) == {"loss.gamma_min": [0, 1]}
 
     def test_null_is_no_difference_from_a_setting_that_is_not_there(self, tmp_path, write_run):
-        write_run(tmp_path / "0", loss__gamma_min=1, method__parameters={"token_pattern": None})
-        write_run(tmp_path / "1", loss__gamma_min=2)
+        write_run(tmp_path / "0", loss__gamma_min=1, method__k=1, method__parameters={"token_pattern": None})
+        write_run(tmp_path / "1", loss__gamma_min=2, method__k=1)
         (group,) = grouped(tmp_path)
         assert differences(group.configurations) == {"loss.gamma_min": [1, 2]}
 

@@ -177,10 +177,25 @@ class TestRead:
         assert given - module._WATCHERS == {"InitialisePrototypes", "RebuildClusters", "MineNegatives"}
 
     def test_null_is_what_a_run_has_of_a_setting_that_its_version_did_not_know(self, tmp_path, write_run):
-        (old,) = read_runs(write_run(tmp_path / "old"))
-        (new,) = read_runs(write_run(tmp_path / "new", method__parameters={"token_pattern": None}))
-        (other,) = read_runs(write_run(tmp_path / "other", method__parameters={"token_pattern": "a"}))
+        (old,) = read_runs(write_run(tmp_path / "old", method__k=1))
+        (new,) = read_runs(write_run(tmp_path / "new", method__k=1, method__parameters={"token_pattern": None}))
+        (other,) = read_runs(write_run(tmp_path / "other", method__k=1, method__parameters={"token_pattern": "a"}))
         assert old.fingerprint() == new.fingerprint() != other.fingerprint()
+
+    def test_methods_have_no_settings_of_the_training_of_an_encoder(self, tmp_path, write_run):
+        def read(name, batch_size, **given):
+            overrides = (f"dataset.batch_size={batch_size}",)
+            return read_runs(write_run(tmp_path / name, overrides=overrides, dataset__batch_size=batch_size, **given))[
+                0
+            ]
+
+        small, large = (read(name, size, method__k=50, sampling=None) for name, size in (("small", 32), ("large", 64)))
+        assert small.fingerprint() == large.fingerprint()
+        assert small.overrides == {}
+        assert {key for key in small.settings if key.startswith("dataset.")} == {
+            *("dataset.name", "dataset.propensity.a", "dataset.propensity.b"),
+        }
+        assert read("trained", 32).fingerprint() != read("trained_too", 64).fingerprint()
 
     def test_an_object_that_moved_within_the_package_is_the_same(self, tmp_path, write_run):
         targets = ("prime_xmc.callbacks.Rebuild", "prime_xmc.training.callbacks.Rebuild", "other.callbacks.Rebuild")

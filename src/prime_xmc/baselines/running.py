@@ -26,7 +26,7 @@ from prime_xmc.evaluation.rank import remove_filtered
 from prime_xmc.evaluation.table import print_notes, print_table
 from prime_xmc.files import write_json
 from prime_xmc.printing import unfailing_output
-from prime_xmc.run_files import METRICS
+from prime_xmc.run_files import METRICS, OF_TRAINING, key_of
 from prime_xmc.training.record import describe_run, describe_splits, quiet_libraries
 from prime_xmc.training.run_folder import BASELINE, claimed, given_settings, with_run_folder
 
@@ -93,10 +93,14 @@ def describe_cost(cost: Cost) -> dict[str, float | str]:
 
 
 def _warn_of_unused(config: DictConfig) -> None:
-    """Warn of settings of tf-idf that are given for a method without it: a result should not seem to be due to them."""
-    given = [each for each in given_settings() if re.match(r"[+~]*tfidf\b", each)]
-    if given and "${tfidf" not in OmegaConf.to_yaml(config.method):
-        logger.warning("%s: no effect, since this method has no tf-idf vectors", " ".join(given))
+    """Warn of settings that are given and have no effect: a result should not seem to be due to them."""
+    given = {each: key_of(each) for each in given_settings()}
+    of_tfidf = [each for each, key in given.items() if re.match(r"tfidf\b", key)]
+    if of_tfidf and "${tfidf" not in OmegaConf.to_yaml(config.method):
+        logger.warning("%s: no effect, since this method has no tf-idf vectors", " ".join(of_tfidf))
+    of_training = [each for each, key in given.items() if re.match(rf"dataset\.({'|'.join(OF_TRAINING)})\b", key)]
+    if of_training:
+        logger.warning("%s: no effect; the settings of a method are under method.", " ".join(of_training))
 
 
 def _open_data(config: DictConfig) -> PrimeDataModule:
@@ -198,8 +202,6 @@ def _show(
     Console().print(line, markup=False, highlight=False, soft_wrap=True)
     print_notes(note for name, note in metrics.items() if name.startswith("note/"))
     if "test" in rankings:
-        train = data.corpus.train.positives.take(data.sampler.query_ids)
-        frequency = np.bincount(train.values.astype(np.int64), minlength=data.corpus.num_labels)
-        words = put_in_words(rankings["test"][0], data.corpus.test.positives, frequency)
+        words = put_in_words(rankings["test"][0], data.corpus.test.positives, data.train_frequency())
         if words is not None:
             print_in_words(words, "test")

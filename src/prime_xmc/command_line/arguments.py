@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from prime_xmc.conf_files import groups
+from prime_xmc.run_files import key_of
 
 # Keys that name a file or a folder. Their values are taken as they are typed, whatever Hydra's grammar makes of them.
 PATH_KEYS = {
@@ -137,7 +138,7 @@ def folders_of_runs(settings: Sequence[str], name: str, configs: Path, config_pa
     own = yaml.safe_load((configs / f"{name}.yaml").read_text(encoding="utf-8")).get("hydra", {})
     if config_path is None or "sweep" not in own:
         return []
-    given = {setting.lstrip("+").partition("=")[0] for setting in settings}
+    given = {key_of(setting) for setting in settings}
     folders = {f"hydra.{kind}.{key}": value for kind in ("run", "sweep") for key, value in own[kind].items()}
     return [f"{key}={in_quotes(value.replace('${task}', name))}" for key, value in folders.items() if key not in given]
 

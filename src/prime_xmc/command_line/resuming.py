@@ -13,7 +13,7 @@ from prime_xmc.command_line.arguments import PATH_KEYS, in_quotes, split_options
 from prime_xmc.command_line.targets import OPTION, check_file_of_run, is_trusted
 from prime_xmc.conf_files import groups
 from prime_xmc.foreign import check_links, shown
-from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, CONFIG, METADATA, METRICS, OVERRIDES
+from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, CONFIG, METADATA, METRICS, OVERRIDES, key_of
 
 KEY = "resume"
 _COMMANDS = ("train", "classify")  # which have runs to continue
@@ -135,7 +135,7 @@ def _check_settings(settings: Sequence[str], config: Path) -> None:
     """
     names = {group.name for group in groups(config)}
     for setting in settings:
-        key = setting.partition("=")[0].lstrip("+~")
+        key = key_of(setting)
         if key.partition("@")[0] in names or "/" in key or setting.startswith("~"):
             raise ValueError(
                 f"{setting} chooses among options, and a run that is continued has its settings: give the values that "

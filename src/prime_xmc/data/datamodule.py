@@ -197,10 +197,10 @@ class PrimeDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Training batches. Every process builds the whole batch; the module shares out the encoding."""
         queries_of_label = label_frequency = None
-        query_ids, label_ids = self.train_pairs()
         if self.leave_one_out:
-            label_frequency = np.bincount(label_ids, minlength=self.corpus.num_labels)
+            label_frequency = self.train_frequency()
         if self.more_queries_per_label:
+            query_ids, label_ids = self.train_pairs()
             queries_of_label = Ragged.grouped(label_ids, query_ids, self.corpus.num_labels)
         builder = BatchBuilder(
             self.corpus.train,
@@ -248,7 +248,9 @@ class PrimeDataModule(LightningDataModule):
 
     def train_frequency(self) -> Int64[np.ndarray, " label"]:
         """Return how many queries of each label are trained on."""
-        return np.bincount(self.train_pairs()[1], minlength=self.corpus.num_labels)
+        return np.bincount(
+            self.corpus.train.positives.take(self.sampler.query_ids).values, minlength=self.corpus.num_labels
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sampler's state."""

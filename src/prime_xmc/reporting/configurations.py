@@ -12,6 +12,7 @@ from typing import Any
 
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.reporting.run_folders import RunRecord, comparable
+from prime_xmc.run_files import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +274,7 @@ def _is_name(name: str) -> bool:
 
 
 def _finished_at(run: RunRecord) -> float:
-    return (run.path / "metrics.json").stat().st_mtime
+    return (run.path / METRICS).stat().st_mtime
 
 
 def _hash(content: Any) -> str:

@@ -14,10 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prime_xmc.foreign import check_links, parse_json
 from prime_xmc.reporting.expressions import cache_folder, check_numbers, load_yaml, resolved, without_machine
+from prime_xmc.run_files import CONFIG, METADATA, METRICS, OF_TRAINING, OVERRIDES, key_of
 
-_CONFIG = Path(".hydra", "config.yaml")
-_OVERRIDES = Path(".hydra", "overrides.yaml")
-_CHOICES = Path(".hydra", "hydra.yaml")
+_CHOICES = METADATA / "hydra.yaml"
 _EXPORT = Path("model", "prime_config.json")
 _CLASSIFIERS = Path("classifiers", "classifiers.json")
 _BASELINE = "baseline.json"
@@ -53,7 +52,7 @@ _WATCHERS = {
 # What is raised for a configuration whose values are of other types than those of a training.
 _UNSUITED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, OmegaConfBaseException)
 _CALLBACK = re.compile(r"callbacks\.\w+")  # null: switched off, the same as if it were not there
-_READ = (_CONFIG, _OVERRIDES, _CHOICES, _EXPORT, _CLASSIFIERS, _BASELINE, "metrics.json", "metrics.csv", _JOB)
+_READ = (CONFIG, OVERRIDES, _CHOICES, _EXPORT, _CLASSIFIERS, _BASELINE, METRICS, "metrics.csv", _JOB)
 _SYSTEMS = ("method", "model")  # groups of configurations whose choice names a system
 # Options with which a run sees only part of the data; "model." is before those of a model that classifiers build on.
 _PARTIAL = re.compile(r"(?:model\.)?trainer\.(fast_dev_run|overfit_batches|limit_(?:train|val|test)_batches)")
@@ -119,11 +118,11 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
         Path(path)
         for pattern in patterns
         for path in glob.iglob(_escaped(pattern), recursive=True)
-        if Path(path, _CONFIG).is_file()
+        if Path(path, CONFIG).is_file()
     }
     if not matched:
         raise ValueError(
-            f"runs={','.join(patterns)}: no run folder matches. A run folder is one that holds {_CONFIG}, which "
+            f"runs={','.join(patterns)}: no run folder matches. A run folder is one that holds {CONFIG}, which "
             "training writes; expected a pattern in quotes, such as 'outputs/train/**'"
         )
     return sorted(matched, key=lambda path: [_natural(part) for part in path.parts])
@@ -145,12 +144,12 @@ def read_runs(path: Path) -> list[RunRecord]:
         ValueError: If a file of the run is damaged; the message names the file.
     """
     check_links(path, map(str, _READ))
-    config = load_yaml(path / _CONFIG)
-    overrides = load_yaml(path / _OVERRIDES) if (path / _OVERRIDES).is_file() else []
-    metrics, export, job = (_load_json(path / name) for name in ("metrics.json", _EXPORT, _JOB))
+    config = load_yaml(path / CONFIG)
+    overrides = load_yaml(path / OVERRIDES) if (path / OVERRIDES).is_file() else []
+    metrics, export, job = (_load_json(path / name) for name in (METRICS, _EXPORT, _JOB))
     if not isinstance(overrides, list):
-        raise ValueError(f"{path / _OVERRIDES}: expected a list of settings, got {type(overrides).__name__}")
-    check_numbers(path / "metrics.json", metrics or {})
+        raise ValueError(f"{path / OVERRIDES}: expected a list of settings, got {type(overrides).__name__}")
+    check_numbers(path / METRICS, metrics or {})
     export = export or _load_json(path / _CLASSIFIERS) or _load_json(path / _BASELINE) or {}
     export = export.get("settings") or {}
     try:
@@ -167,7 +166,7 @@ def read_runs(path: Path) -> list[RunRecord]:
             del settings["model.dir"]
         dataset = str(settings["dataset.name"])
     except _UNSUITED as error:
-        raise ValueError(f"{path / _CONFIG}: not the configuration of a training run ({error!r})") from error
+        raise ValueError(f"{path / CONFIG}: not the configuration of a training run ({error!r})") from error
     run = RunRecord(
         path=path,
         dataset=dataset,
@@ -185,6 +184,8 @@ def read_runs(path: Path) -> list[RunRecord]:
         system=_system(path / _CHOICES, overrides),
         data_folder=_data_folder(config),
     )
+    if "method" in config:  # which trains no encoder
+        run = _without(run, [f"dataset.{name}" for name in OF_TRAINING])
     scorers = dict.fromkeys(match[2] for name in metrics or {} if (match := _MEASURED.fullmatch(name)))
     if None not in scorers:  # classifiers alone, or a run that has not measured anything
         return [_of_scorer(run, path, scorer) for scorer in scorers if scorer is not None] or [run]
@@ -204,7 +205,7 @@ def comparable(key: str, value: Any) -> Any:
 
 def _system(path: Path, overrides: Any) -> str:
     """Return what a run has chosen of the groups that name a system, as Hydra or the command line says."""
-    given = dict(str(override).lstrip("+~").partition("=")[::2] for override in overrides or [])
+    given = _by_key(overrides)
     content = load_yaml(path) if path.is_file() else {}
     for key in ("hydra", "runtime", "choices"):
         content = content.get(key) if isinstance(content, Mapping) else None
@@ -284,13 +285,19 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _is_apart(key: str, watchers: Sequence[str]) -> bool:
-    groups = (*_APART_GROUPS, *watchers)
-    return key in _APART or any(key == group or key.startswith(f"{group}.") for group in groups)
+    return key in _APART or _is_below(key, (*_APART_GROUPS, *watchers))
+
+
+def _is_below(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _parse_overrides(overrides: Any, watchers: Sequence[str]) -> dict[str, str]:
-    pairs = (str(override).lstrip("+~").partition("=")[::2] for override in overrides or [])
-    return {key: value for key, value in pairs if not _is_apart(key, watchers)}
+    return {key: value for key, value in _by_key(overrides).items() if not _is_apart(key, watchers)}
+
+
+def _by_key(overrides: Any) -> dict[str, str]:
+    return {key_of(str(override)): str(override).partition("=")[2] for override in overrides or []}
 
 
 def _load_json(path: Path) -> dict[str, Any] | None:
@@ -322,17 +329,16 @@ def _read_epochs(path: Path) -> list[dict[str, float]]:
 
 def _of_prototypes(run: RunRecord) -> RunRecord:
     """Return the record of the prototypes of a run, which do not depend on what follows them."""
+    return replace(_without(run, _AFTERWARDS), metrics=_values_of(run.metrics or {}, None))
+
+
+def _without(run: RunRecord, names: Sequence[str]) -> RunRecord:
+    """Return the record of a run without settings that change nothing of it, given by the keys that they begin with."""
 
     def kept(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in values.items() if key.partition(".")[0] not in _AFTERWARDS}
+        return {key: value for key, value in values.items() if not _is_below(key, names)}
 
-    return replace(
-        run,
-        settings=kept(run.settings),
-        derived=kept(run.derived),
-        overrides=kept(run.overrides),
-        metrics=_values_of(run.metrics or {}, None),
-    )
+    return replace(run, settings=kept(run.settings), derived=kept(run.derived), overrides=kept(run.overrides))
 
 
 def _of_scorer(run: RunRecord, stage: Path, scorer: str) -> RunRecord:

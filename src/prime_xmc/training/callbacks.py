@@ -90,7 +90,7 @@ class InitialisePrototypes(Callback):
         prototypes = module.prototypes
         fill_mean_centroids(prototypes.centroids, module.query_memory, labels, *_train_pairs(data, module.device))
         if prototypes.free_vectors is not None and not prototypes.cluster_of_label.any():
-            frequency = torch.bincount(_train_pairs(data, module.device)[1], minlength=prototypes.num_labels)
+            frequency = torch.from_numpy(data.train_frequency()).to(module.device)
             sharing = prototypes.labels_that_share(frequency)
             rows = labels.rows  # on the host, maybe, and copied only where some are left out
             if prototypes.num_private:

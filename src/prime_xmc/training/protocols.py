@@ -58,6 +58,9 @@ class TrainingData(Protocol):
     def train_pairs(self) -> tuple[Int64[np.ndarray, " pair"], Int64[np.ndarray, " pair"]]:
         """Return query id and label id of every pair that is trained on."""
 
+    def train_frequency(self) -> Int64[np.ndarray, " label"]:
+        """Return how many queries of each label are trained on."""
+
 
 @runtime_checkable
 class QueryMemory(Protocol):

@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from prime_xmc.files import flush, remove_leftovers, write_text
-from prime_xmc.run_files import CONFIG, METADATA, METRICS, OVERRIDES
+from prime_xmc.run_files import CONFIG, METADATA, METRICS, OVERRIDES, key_of
 
 logger = logging.getLogger(__name__)
 
@@ -289,11 +289,7 @@ def record_changes(config: DictConfig, folder: Path) -> None:
         changed[key] = known.get(key)
     if changed == known:
         return
-    given = {_key(each): each for each in [*OmegaConf.load(folder / OVERRIDES), *given_settings()]}
+    given = {key_of(each): each for each in [*OmegaConf.load(folder / OVERRIDES), *given_settings()]}
     overrides = [each for key, each in given.items() if key not in _OF_A_START]
     write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(changed)))
     write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)))
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prime_xmc.evaluation.metrics import METRICS
 from prime_xmc.model.losses import dynamic_margin
+from prime_xmc.run_files import key_of
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 
 TAGGED = ("dataset", "encoder", "model", "loss")  # the groups whose choices become tags
@@ -59,7 +60,7 @@ def run_names(choices: Mapping[str, str | None], overrides: Sequence[str], *, se
     base = experiment or choices.get("dataset")
     told = []
     for override in overrides:
-        key = override.split("=")[0].lstrip("+~")
+        key = key_of(override)
         if key.split(".")[0] not in UNNAMED and (key != "dataset" or experiment):
             told.append(override)
     name = " ".join([base, f"seed={seed}", *told])[:MAX_NAME] if base else None

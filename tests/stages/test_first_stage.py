@@ -17,11 +17,10 @@ from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from prime_xmc import stages
 from prime_xmc.app import compose as compose_config
 from prime_xmc.model.encoder import TextEncoder
-from prime_xmc.stages import _same_device, classify_settings
-from prime_xmc.stages import train_prototypes as run
+from prime_xmc.stages import first_stage
+from prime_xmc.stages.first_stage import train_prototypes as run
 from prime_xmc.training.callbacks import EpochTable, ExportModel, RebuildClusters
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.interruption import Interrupted
@@ -180,7 +179,7 @@ def test_a_signal_in_validation_or_test_ends_the_run_there(train, complete, tmp_
 
 
 def test_a_signal_before_anything_is_saved(train, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("prime_xmc.stages.make_module", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("prime_xmc.stages.first_stage.make_module", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         train(tmp_path)
     assert ended.value.code == 143
@@ -229,9 +228,9 @@ def unbroken(train, tmp_path_factory) -> Path:
         (PrimeModule, "validation_step", 1, False, 1),
         (EpochTable, "on_train_epoch_end", 2, True, 1),
         (ShardedCheckpointIO, "save_checkpoint", 3 * STEPS, False, 1),
-        (stages, "save_bundle", 2, False, 0),
+        (first_stage, "save_bundle", 2, False, 0),
         (PrimeModule, "test_step", 1, False, 0),
-        (stages, "write_json", 1, False, 0),
+        (first_stage, "write_json", 1, False, 0),
     ],
 )
 def test_a_killed_run_ends_as_the_uninterrupted_one(
@@ -490,47 +489,3 @@ def test_output_that_cannot_be_written_costs_nothing(quick, overrides, call, tmp
 
 def _quoted(name: str) -> str:
     return "'" + name.replace("'", r"\'") + "'"
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({"classify": False, "classify_settings": ["a=1"]}, None),
-        ({"classify": True, "classify_settings": []}, []),
-        ({"classify": True, "classify_settings": ["a=1", "b=2"]}, ["a=1", "b=2"]),
-        ({"classify": None}, None),  # as in version 0.1.0
-        ({"classify": []}, []),
-        ({"classify": ["a=1"]}, ["a=1"]),
-        ({}, None),
-    ],
-)
-def test_the_second_stage_is_asked_for_by_a_plain_key_or_a_list(config, expected):
-    assert classify_settings(OmegaConf.create(config)) == expected
-
-
-@pytest.mark.parametrize("setting", ["seed=7", "test=false", "dataset.max_length=16", "model.dir=x", "++verify=full"])
-def test_what_the_stages_of_a_run_share_is_not_a_setting_of_the_second(setting):
-    key = setting.lstrip("+").partition("=")[0]
-    with pytest.raises(ValueError, match=f"the stages of a run share {key}, .* prime-xmc-classify model=<run>/model"):
-        classify_settings(OmegaConf.create({"classify": True, "classify_settings": [setting]}))
-
-
-def test_another_value_of_classify():
-    with pytest.raises(ValueError, match="classify=no: expected true, false, or a list of settings"):
-        classify_settings(OmegaConf.create({"classify": "no"}))
-
-
-@pytest.mark.parametrize(
-    ("trainer", "settings", "expected"),
-    [
-        ("cpu", [], ("cpu", "cpu")),
-        ("gpu", [], ("gpu", "cuda")),
-        ("gpu", ["dropout=0.3"], ("gpu", "cuda")),
-        ("gpu", ["trainer.accelerator=cpu"], ("cpu", None)),
-        ("gpu", ["trainer=cpu"], ("cpu", None)),
-        ("cpu", ["trainer=gpu"], ("gpu", None)),
-    ],
-)
-def test_the_second_stage_computes_where_the_first_did_unless_told_otherwise(trainer, settings, expected, compose):
-    stage = compose(*_same_device(compose(f"trainer={trainer}"), settings), *settings, name="classify")
-    assert (stage.trainer.accelerator, stage.device) == expected
