@@ -94,6 +94,29 @@ def test_repetitions(tmp_path):
     ]
 
 
+def test_copies_without_labels_conflict_with_none_and_leaks_are_compared_with_all_copies(tmp_path):
+    train = [("bark", [1]), ("bark", []), ("aa", [0]), ("aa", [1])]
+    found = audit(write(tmp_path, LABELS, train, [("aa", [1])]))
+    assert kinds(found)["conflicting_queries", "trn.json"] == 1
+    assert example(found, "conflicting_queries") == (4, "aa", "trn.json, line 3: aa")
+    assert [f.note for f in found.findings if f.kind == "leaked_query"] == [
+        "1 of them have the same labels in both files."
+    ]
+
+
+def test_words_in_capitals_that_end_in_a_tilde_are_no_damaged_text(tmp_path):
+    train = [("\u201cAMANHÃ\u201d e MAÇÃ\u2026", [0]), ("cafÃ© SEÃ\u2018OR", [1]), ("b", [2])]
+    found = audit(write(tmp_path, LABELS, train))
+    assert kinds(found)["mojibake", "trn.json"] == 1
+    assert example(found, "mojibake")[0] == 2
+
+
+def test_of_labels_of_one_text_a_query_is_the_one_that_it_has(tmp_path):
+    found = audit(write(tmp_path, ["apple", "apple", "pie"], [("apple", [1]), ("apple", [2]), ("x", [0])]))
+    assert kinds(found)["self_pair", "trn.json"] == 1
+    assert found.filters["train"].tolist() == [[0, 1], [1, 0]]
+
+
 def test_near_duplicates(tmp_path):
     train = [("one two three four five six", [0]), ("six five four three two one", [1]), ("other", [2])]
     test = [("One, two, three, four, five: six!", [0])]

@@ -38,6 +38,14 @@ def test_columns_by_content():
     assert choose(["a", "b", "c", "d"], sample) == {"text": "b", "labels": "c", "uid": None}
 
 
+def test_lists_go_before_a_name_if_theirs_is_a_usual_one_too():
+    vector, sentences, tags = ([{"text": "a", "label": "x", "genre": "g", name: ["p", "q"]}] for name in "vst")
+    tags[0]["tags"] = tags[0].pop("t")
+    sentences[0]["text"] = sentences[0].pop("s")
+    assert [choose(list(rows[0]), rows)["labels"] for rows in (vector, sentences, tags)] == ["label", "label", "tags"]
+    assert choose(["text", "b"], [{"text": ["One.", "Two."], "b": "x"}]) == {"text": "text", "labels": "b", "uid": None}
+
+
 def test_identifier_by_its_values():
     sample = [{"ticket_id": "1", "group_id": "a", "text": "x"}, {"ticket_id": "2", "group_id": "a", "text": "y"}]
     assert choose(["group_id", "ticket_id", "text", "label"], sample)["uid"] == "ticket_id"
@@ -81,6 +89,8 @@ def test_columns_that_are_missing(columns, given, said):
         (["3 17", "4"], " "),
         (["machine learning", "a b"], ""),
         (["a", "", "b"], ""),
+        (["Arts &amp; Crafts", "Bread &#38; Wine"], ""),
+        (["Arts &amp; Crafts", "R&D;Sales"], ";"),
         ([], ""),
     ],
 )
@@ -95,6 +105,15 @@ def test_separator(cells, expected):
         (["a ", "", "b;c"], ";", ["a", "b;c"]),
         ('["a", 3]', JSON, ["a", "3"]),
         ("['a']", JSON, ["a"]),
+        (
+            "['a b' 'c'\n \"d's\"]",
+            JSON,
+            ["a b", "c", "d's"],
+        ),  # as NumPy writes it, in which Python would see one string
+        ("[1 2\n 3]", JSON, ["1", "2", "3"]),
+        ('["x", null, NaN]', JSON, ["x"]),
+        ("['x', None, True, 2.0]", JSON, ["x", "true", "2"]),
+        ("Arts &amp; Crafts;R&D;b", ";", ["Arts &amp; Crafts", "R&D", "b"]),
         ("", JSON, []),
         ("a;b", "", ["a;b"]),
         ("", "", []),
@@ -120,6 +139,7 @@ LABELS = [{"code": "7", "name": "Paris, France"}, {"code": "8", "name": "Rome, I
         (["Paris, France;Rome, Italy", "unknown"], ("name", ";", 2, 3)),
         ([["0", "1"]], (ROW, LIST, 2, 2)),
         (["8"], ("code", "", 1, 1)),
+        (["7", "8", "7;new", "8;newer"], ("code", ";", 2, 4)),  # as many of which are there as of whole cells
     ],
 )
 def test_references(cells, expected):

@@ -34,6 +34,13 @@ def test_names(tmp_path):
     assert [row.labels for row in read_sparse(tmp_path / "train_labels.txt")] == [["animals", "pets"], ["plants"]]
 
 
+@pytest.mark.parametrize("content", ["12 15 20\n7 12\n", "12 15\n\n7\n", "GO:12 GO:15\nGO:7\n", "1\n\n2 3\n"])
+def test_names_that_look_like_something_else(tmp_path, content):
+    (tmp_path / "train_labels.txt").write_text(content)
+    rows = [row.labels for row in read_sparse(tmp_path / "train_labels.txt")]
+    assert rows == [line.split() for line in content.splitlines()]
+
+
 def test_npz(tmp_path):
     save_npz(tmp_path / "Y.npz", csr_matrix(np.array([[1, 0, 1], [0, 0, 0], [0, 2, 0]])))
     assert [row.labels for row in read_sparse(tmp_path / "Y.npz")] == ROWS
@@ -71,5 +78,9 @@ def test_a_row_without_labels_may_be_the_first_of_libsvm(tmp_path):
     assert [row.labels for row in read_sparse(tmp_path / "train.svm")] == [[], ["3"], ["4"]]
     (tmp_path / "train.svm").write_text(" 5:1 7:1\n1,2\n\n3 4:1\n")  # the second one without features
     assert [row.labels for row in read_sparse(tmp_path / "train.svm")] == [[], ["1", "2"], [], ["3"]]
+    (tmp_path / "train.svm").write_text("0:0.3 1:0.5\n2:1\n2 0:0.1\n1 1:0.1\n")  # without the blank
+    assert [row.labels for row in read_sparse(tmp_path / "train.svm")] == [[], [], ["2"], ["1"]]
+    (tmp_path / "train.txt").write_text("2 8\n4 5\n7\n")  # a header whose rows have no values
+    assert [row.labels for row in read_sparse(tmp_path / "train.txt")] == [["4", "5"], ["7"]]
     (tmp_path / "train.txt").write_text(" 5:1 7:1\n 3:1\n4\n" * 2000)  # a matrix that is indented
     assert [row.labels for row in read_sparse(tmp_path / "train.txt")] == [["5", "7"], ["3"], ["4"]] * 2000

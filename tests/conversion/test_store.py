@@ -28,7 +28,7 @@ def test_rows_of_a_query_become_one_within_a_split(store):
     assert store.number_labels(add_unknown=True) == (4, 0)  # blue, red, then green, mauve
     assert list(store.read_queries(TRAIN)) == [(0, "a", ["x", "y"], [1, 0, 2]), (1, "b", ["z", ""], [])]
     assert list(store.read_queries(TEST)) == [(0, "a", ["x", "y"], [3])]
-    assert [uid for uid, _ in store.read_labels()] == ["1", "2", "green", "mauve"]
+    assert [uid for uid, *_ in store.read_labels()] == ["1", "2", "green", "mauve"]
     rows, positives = store.positives(TRAIN)
     assert rows.tolist() == [0, 1]
     assert [sorted(labels.tolist()) for labels in (positives[0], positives[1])] == [[0, 1, 2], []]
@@ -73,7 +73,7 @@ def test_the_order_of_the_file_is_kept_beyond_a_batch(store):
     store.add_queries(TRAIN, (QueryRow(row, str(row), ["x"], [f"l{row % 1000}"]) for row in range(20_000)))
     store.group_queries(None)
     assert store.number_labels(add_unknown=True) == (1000, 0)
-    names = np.array([uid for uid, _ in store.read_labels()])
+    names = np.array([uid for uid, *_ in store.read_labels()])
     assert names.tolist() == sorted(names.tolist())
     read = list(store.read_queries(TRAIN))
     assert [uid for _, uid, *_ in read] == [str(row) for row in range(20_000)]

@@ -35,6 +35,8 @@ def test_rows_have_the_line_in_which_they_begin():
         ("id,text\n1,中文 عربي 😀\n".encode(), {"id": "1", "text": "中文 عربي 😀"}),
         (b"id,text\n1," + b"x" * 200_000 + b"\n", {"id": "1", "text": "x" * 200_000}),
         (b"id,text\n1,", {"id": "1", "text": ""}),
+        (b'monitor 5"\tlabel\na\tb\n', {'monitor 5"': "a", "label": "b"}),
+        (b"sep=;\r\nid;text\r\n1;a,b\r\n", {"id": "1", "text": "a,b"}),
     ],
 )
 def test_a_row(content, expected):
@@ -58,6 +60,7 @@ def test_an_empty_file_has_no_columns_and_no_rows():
         (b'id,text\n1,"a"b\n', "t.csv, line 2: not a row of a table"),
         (b"id,text\n1,a\n2,\xff\n", "t.csv, line 3: not UTF-8"),
         (b"id,id\n1,a\n", "t.csv: the header of the table has the column 'id' more than once"),
+        (b'"id,text\n1,a\n', "t.csv: the header of the table "),
         ("id,text\n".encode("utf-16"), "t.csv, line 1: the file begins with the mark of UTF-16"),
     ],
 )

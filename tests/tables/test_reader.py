@@ -132,6 +132,38 @@ def test_folder_of_datasets(tmp_path):
         ]
 
 
+def test_classes_that_are_not_known(tmp_path):
+    save_dataset(tmp_path / "d", ["bad"])
+    write_arrow(tmp_path / "d" / "data-00000-of-00001.arrow", pa.table({"text": ["a"], "label": [[-1, 1]]}), "stream")
+    with open_table(tmp_path / "d") as table:
+        assert [row.values["label"] for row in table.rows()] == [[None, "pos"]]
+    write_arrow(tmp_path / "d" / "data-00000-of-00001.arrow", pa.table({"text": ["a"], "label": [[2]]}), "stream")
+    with (
+        open_table(tmp_path / "d") as table,
+        pytest.raises(ValueError, match=r"arrow: 'label' has the class 2, outside 0\.\.1 of dataset_info\.json"),
+    ):
+        list(table.rows())
+
+
+def test_columns_that_are_not_read_need_not_be_readable(tmp_path):
+    times = pa.array([2**60], pa.timestamp("s"))
+    write_arrow(tmp_path / "t.arrow", pa.table({"text": ["a"], "sha": [b"\xff"], "at": times}), "file")
+    with open_table(tmp_path / "t.arrow") as table:
+        assert [row.values for row in table.rows(strings=True, columns={"text"})] == [{"text": "a"}]
+    with (
+        open_table(tmp_path / "t.arrow") as table,
+        pytest.raises(ValueError, match=r"t\.arrow, row 1: 'sha' has bytes that are not UTF-8"),
+    ):
+        list(table.rows(strings=True))
+
+
+def test_a_column_twice(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["z", "z"])
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet has the column 'z' more than once"):
+        open_table(tmp_path / "t.parquet").__enter__()
+
+
 def test_folder_of_several_splits_asks_for_one(tmp_path):
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     for split in ("train", "test"):
@@ -208,7 +240,17 @@ def test_half_a_character():
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, ""), (3.0, "3"), (0.5, "0.5"), (True, "true"), (b"ab", "ab"), ((1, "b"), ["1", "b"]), ("x", "x")],
+    [
+        (None, ""),
+        (float("nan"), ""),
+        ([1.0, float("nan")], ["1", ""]),
+        (3.0, "3"),
+        (0.5, "0.5"),
+        (True, "true"),
+        (b"ab", "ab"),
+        ((1, "b"), ["1", "b"]),
+        ("x", "x"),
+    ],
 )
 def test_strings(value, expected):
     assert as_strings(value) == expected

@@ -75,6 +75,7 @@ def test_parquet_of_no_rows(tmp_path):
         ("t.csv", [{"a": 1, "b": 2}], "a row has the columns a, b; expected a as in the first one"),
         ("t.parquet", [{"b": 2}], "a row has the columns b; expected a"),
         ("t.parquet", [{"a": 2}, {"a": "x"}], "column 'a' has values of several types"),
+        ("t.parquet", [{"a": 2**63}], "column 'a' has values of several types or too large"),
         ("t.xlsx", [], r"t\.xlsx: expected a name that ends in \.csv"),
         ("t.txt", [], r"t\.txt: expected a name that ends in \.csv"),
     ],

@@ -132,7 +132,8 @@ def write_filters(found: Audit) -> list[Path]:
 def own_labels(queries: FileScan, labels: FileScan) -> Int64[np.ndarray, " query"]:
     """Return the label that each query is itself, by its text or its uid, -1 where it is none.
 
-    A uid that is a mere number says nothing: such are the numbers of lines.
+    A uid that is a mere number says nothing: such are the numbers of lines. Of several labels of one text it is one
+    that the query has, if it has one of them.
     """
     found = np.full(len(queries), -1, dtype=np.int64)
     for ours, theirs in ((queries.titles, labels.titles), (queries.uids, labels.uids)):
@@ -141,6 +142,10 @@ def own_labels(queries: FileScan, labels: FileScan) -> Int64[np.ndarray, " query
         places[places == len(order)] = 0
         fits = (theirs[order[places]] == ours) & (ours != 0) & (ours != hash("")) if len(order) else np.zeros(0, bool)
         found[fits] = order[places[fits]]
+        ends = np.searchsorted(theirs[order], ours, side="right")
+        for row in np.flatnonzero(fits & (ends - places > 1)).tolist():
+            has = np.intersect1d(order[places[row] : ends[row]], queries.positives[row])
+            found[row] = has[0] if len(has) else found[row]
     return found
 
 
@@ -238,7 +243,8 @@ def _repeats(data: DataScan, max_compared: int) -> list[Finding]:
         found += _finding(data, kind, file, len(rows), rows, partners=(file, earlier))
     rows, earlier = _earlier(data.train.texts, data.train)
     sets = np.array([hash(data.train.positives[int(row)].tobytes()) for row in range(len(data.train))], dtype=np.int64)
-    differ = sets[rows] != sets[earlier]
+    sizes = data.train.positives.lengths  # those without a label are not trained on
+    differ = (sets[rows] != sets[earlier]) & (sizes[rows] > 0) & (sizes[earlier] > 0)
     found += _finding(
         data, "conflicting_queries", data.train, int(differ.sum()), rows[differ], partners=(data.train, earlier[differ])
     )
@@ -263,13 +269,13 @@ def _repeats(data: DataScan, max_compared: int) -> list[Finding]:
 def _leaks(data: DataScan, test: FileScan, note: str) -> list[Finding]:
     train = data.train
     order = np.argsort(train.texts, kind="stable")
-    places = np.searchsorted(train.texts[order], test.texts)
-    places[places == len(order)] = 0
-    is_leaked = (train.texts[order[places]] == test.texts) & ~_is_empty(test)
-    rows, partners = np.flatnonzero(is_leaked), order[places[is_leaked]]
+    ascending = train.texts[order]
+    first, end = (np.searchsorted(ascending, test.texts, side=side) for side in ("left", "right"))
+    is_leaked = (first < end) & ~_is_empty(test)
+    rows, partners = np.flatnonzero(is_leaked), order[first[is_leaked]]
     same = sum(
-        np.array_equal(test.positives[int(row)], train.positives[int(partner)])
-        for row, partner in zip(rows, partners, strict=True)
+        any(np.array_equal(test.positives[row], train.positives[int(copy)]) for copy in order[first[row] : end[row]])
+        for row in rows.tolist()
     )
     found = _finding(
         data,

@@ -21,7 +21,10 @@ SAMPLED = 10_000  # texts whose tokens are counted
 LONGEST = 20_000  # characters of them that are
 _SHOWN = 90  # characters of a text in an example
 # What UTF-8 looks like when it is read as cp1252 or latin-1: é as Ã©, ” as â€, a hard blank as Â and a blank.
-_MOJIBAKE = re.compile("Ã[\u0080-\u00bf\u0152-\u0178\u2018-\u2122]|â€|Â[\u00a0-\u00bf]|ï»¿|Ð[\u0080-\u00bf]Ñ|ðŸ")
+# Ã before a quotation mark, a dash or an ellipsis is one within a word alone: Portuguese words end in Ã.
+_MOJIBAKE = re.compile(
+    "Ã[\u0080-\u00bf\u0152-\u0178\u2020-\u2022\u2030-\u2122]|Ã[\u2013-\u201e\u2026](?=\\w)|â€|Â[\u00a0-\u00bf]|ï»¿|Ð[\u0080-\u00bf]Ñ|ðŸ"
+)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]")
 
 

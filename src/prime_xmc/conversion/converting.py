@@ -1,5 +1,6 @@
 """Users' tables and the field's formats to a folder of raw files, with a record of what was read."""
 
+import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,9 +12,9 @@ import numpy as np
 import orjson
 from jaxtyping import Bool
 
-from prime_xmc.conversion.columns import Columns, choose_columns, open_input
+from prime_xmc.conversion.columns import Columns, choose_columns, field_names, open_input
 from prime_xmc.conversion.conversion_settings import Settings
-from prime_xmc.conversion.guessing import ROW, split_cell
+from prime_xmc.conversion.guessing import ROW, describe_separator, guess_separator, split_cell
 from prime_xmc.conversion.layouts import Inputs
 from prime_xmc.conversion.sparse_files import read_sparse
 from prime_xmc.conversion.store import TEST, TRAIN, LabelRow, Place, QueryRow, Store, open_store
@@ -25,6 +26,8 @@ from prime_xmc.progress import track
 from prime_xmc.tables.reader import OpenTable
 
 FORMAT = 1  # of the record
+_WRITTEN = ("trn.json", "tst.json", "lbl.json", RECORD)
+_MADE_FROM = re.compile(r"audit\.\w+|filter_labels_(train|test)\.txt|\..*")  # by other commands, from what is replaced
 _DIGEST = {"id": "uid", "text": "digest"}
 
 
@@ -70,25 +73,23 @@ def convert(inputs: Inputs, output: Path, settings: Settings) -> Conversion:
 
     Args:
         inputs: The files; see `find_inputs` for folders.
-        output: The folder; one of an earlier conversion is replaced.
+        output: The folder; one of an earlier conversion is replaced, with the filter files that an audit made of it.
         settings: How to read the files.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: With file, line and value, for what cannot be read or does not fit; if `output` is something else.
+        ValueError: With file, line and value, for what cannot be read or does not fit; if `output` is something else,
+            or has files in it that would be lost.
     """
-    if not settings.overwrite and output.exists() and not (output / RECORD).is_file() and _is_used(output):
-        raise ValueError(
-            f"output={output} is there already and was not made by this command (no {RECORD} in it); name another "
-            "folder, or replace it by overwrite=true"
-        )
+    _check_output(inputs, output, settings)
     if inputs.test_positives is not None and inputs.test is None:
         raise ValueError("test_positives= needs test=, the texts of the test queries")
     if (inputs.positives is None) != (inputs.test_positives is None) and inputs.test is not None:
         raise ValueError("expected both positives= and test_positives=, or none of them, where there is test=")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    place = output.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work,
+        tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as work,
         open_store(Path(work), memory_limit=settings.memory_limit, threads=settings.threads) as store,
     ):
         return _Converter(inputs, output, settings, store).run()
@@ -114,7 +115,9 @@ class _Converter:
         self._group()
         num_labels = self._number_labels()
         is_test = self._split(num_labels)
-        with publishing(self.output, replace=True) as temporary:
+        for path in sorted(self.output.glob("filter_labels_*.txt")):
+            self.note("filters", f"{path} was of the earlier conversion and is gone; prime-xmc-audit writes a new one")
+        with publishing(self.output.resolve(), replace=True) as temporary:
             counts = self._write(temporary, is_test, num_labels)
             self.conversion.record = self._record(counts)
             write_json(temporary / RECORD, self.conversion.record)
@@ -134,7 +137,7 @@ class _Converter:
         columns = self.columns
         assert columns.reference is not None
         names = columns.label_uid, columns.reference.column
-        for index, row in enumerate(table.rows(strings=True)):
+        for index, row in enumerate(table.rows(strings=True, columns={*names, *columns.label_text})):
             texts = [_text(row.values.get(column, "")) for column in columns.label_text]
             values = {**row.values, ROW: str(index)}
             uid, reference = (_text(values.get(column, "")).strip() for column in names)
@@ -153,17 +156,20 @@ class _Converter:
 
     def _query_rows(self, table: OpenTable, sparse: Iterator[Any] | None, positives: Path | None) -> Iterator[QueryRow]:
         columns, index = self.columns, -1
-        for index, row in enumerate(table.rows(strings=True)):
+        used = {*columns.text, str(columns.labels), str(columns.uid)}
+        for index, row in enumerate(table.rows(strings=True, columns=used)):
             texts = []
             for column in columns.text:
                 if column not in row.values:
                     raise ValueError(
                         f"{table.place(row.number)}: no column {column!r}, only {', '.join(row.values) or 'none'}"
                     )
-                texts.append(_text(row.values[column]))
+                texts.append(_text(row.values[column]).strip())
             if sparse is None:
+                cell = row.values.get(str(columns.labels), "")
                 try:
-                    labels = split_cell(row.values.get(str(columns.labels), ""), columns.separator)
+                    self._check_separator(cell)
+                    labels = split_cell(cell, columns.separator)
                 except ValueError as error:
                     raise ValueError(f"{table.place(row.number)}: {error}") from error
             else:
@@ -171,10 +177,27 @@ class _Converter:
                 if listed is None:
                     raise ValueError(f"{positives} ends after {index:,} rows, and {table.name} has more queries")
                 labels = listed.labels
-            uid = _text(row.values.get(columns.uid, "")).strip() if columns.uid is not None else ""
-            yield QueryRow(row.number, uid or str(index), texts, labels)
+            uid = str(index)
+            if columns.uid is not None:  # a row without one must not get that of another
+                uid = _text(row.values.get(columns.uid, "")).strip() or f"row-{index}"
+            yield QueryRow(row.number, uid, texts, labels)
         if sparse is not None and next(sparse, None) is not None:
             raise ValueError(f"{table.name} ends after {index + 1:,} queries, and {positives} has more rows")
+
+    def _check_separator(self, cell: str | list[str]) -> None:
+        """Check that a cell is one label where the first rows said that each cell is one.
+
+        Raises:
+            ValueError: If it has several, as it seems.
+        """
+        columns = self.columns
+        if columns.separator or columns.reference is not None or self.settings.label_separator is not None:
+            return
+        if separator := guess_separator([cell]):
+            raise ValueError(
+                f"{_text(cell)[:60]!r} seems to be several labels, {describe_separator(separator)}, and the first rows "
+                f"have one label each; give label_separator={separator!r}, or label_separator='' if each cell is one"
+            )
 
     def _group(self) -> None:
         by = self.settings.group_by
@@ -183,8 +206,8 @@ class _Converter:
         if by == "auto":
             by = "none"
             if self.inputs.positives is None and self.columns.uid is not None:
-                if self.store.repeats("uid") and self.store.different_texts() is None:
-                    by = "id"
+                if self.store.repeats("uid"):
+                    by = self._by_identifier()
             elif self.inputs.positives is None and self.store.most_labels() <= 1 and self.store.repeats("digest"):
                 by = "text"
         elif by == "id" and (place := self.store.different_texts()) is not None:
@@ -202,6 +225,18 @@ class _Converter:
                 f"those with {what} are one query: {rows:,} rows, {queries:,} queries (group_by=none: each is one)",
             )
         self.grouped_by = by
+
+    def _by_identifier(self) -> str:
+        """Return "id", or "none" with a note where the texts of an identifier differ."""
+        place = self.store.different_texts()
+        if place is None:
+            return "id"
+        self.note(
+            "  rows",
+            f"each is a query, although identifiers repeat: those of {place.value!r} (first in {self._place(place)}) "
+            f"have {place.times} different texts; group_by=text makes one query of rows with the same text",
+        )
+        return "none"
 
     def _number_labels(self) -> int:
         path = self.inputs.labels
@@ -294,18 +329,25 @@ class _Converter:
             for file in files.values():
                 file.close()
         with (folder / "lbl.json").open("wb") as file:
-            for uid, texts in self.store.read_labels():
+            reference = self._reference_field()
+            for uid, named, texts in self.store.read_labels():
                 if len(texts) < len(self.conversion.label_fields):  # an added label has its name alone
                     texts = [*texts, *[""] * (len(self.conversion.label_fields) - len(texts))]
-                file.write(
-                    orjson.dumps({"uid": uid, **dict(zip(self.conversion.label_fields, texts, strict=True))}) + b"\n"
-                )
+                label = {"uid": uid, **dict(zip(self.conversion.label_fields, texts, strict=True))}
+                file.write(orjson.dumps(label if reference is None else {**label, reference: named}) + b"\n")
         for name, what in (("trn", "queries"), ("tst", "test queries")):
             if name in names:
                 mean = counts[name]["pairs"] / max(1, counts[name]["queries"])
                 self.note(f"{name}.json", f"{counts[name]['queries']:,} {what} with {mean:.2f} labels on average")
         self.note("lbl.json", f"{num_labels:,} labels")
         return {**{name: counts[name] for name in sorted(names)}, "lbl": {"labels": num_labels}}
+
+    def _reference_field(self) -> str | None:
+        """Return the field of a label by which queries refer to it, where no other field has that."""
+        columns = self.columns
+        if columns.reference is None or columns.reference.column in (ROW, columns.label_uid, *columns.label_text):
+            return None
+        return field_names([*self.conversion.label_fields, columns.reference.column])[-1]
 
     def _describe(self, path: Path, rows: int) -> None:
         size = path.stat().st_size if path.is_file() else sum(each.stat().st_size for each in path.iterdir())
@@ -349,5 +391,28 @@ def _text(cell: str | list[str]) -> str:
     return cell if isinstance(cell, str) else " ".join(cell)
 
 
-def _is_used(path: Path) -> bool:
-    return not path.is_dir() or any(path.iterdir())
+def _check_output(inputs: Inputs, output: Path, settings: Settings) -> None:
+    """Check that nothing is lost where a folder is replaced: neither what is read nor what others have put there.
+
+    Raises:
+        ValueError: If something would be.
+    """
+    is_ours = (output / RECORD).is_file()
+    for path in inputs:
+        if path is not None and path.resolve().is_relative_to(output.resolve()):
+            if is_ours and path.name in _WRITTEN and path.resolve().parent == output.resolve():
+                continue  # of the earlier conversion, such as its labels
+            raise ValueError(f"output={output} is replaced, and {path} would be lost with it; name another folder")
+    if settings.overwrite or not output.exists():
+        return
+    if not output.is_dir() or (not is_ours and any(output.iterdir())):
+        raise ValueError(
+            f"output={output} is there already and was not made by this command (no {RECORD} in it); name another "
+            "folder, or replace it by overwrite=true"
+        )
+    others = [path for path in output.iterdir() if path.name not in _WRITTEN and not _MADE_FROM.fullmatch(path.name)]
+    if others:
+        raise ValueError(
+            f"output={output} is replaced, and {min(others)} was not made by this command; move it, name another "
+            "folder, or replace all of it by overwrite=true"
+        )

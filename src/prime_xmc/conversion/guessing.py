@@ -1,11 +1,16 @@
 """Which columns hold what, and how labels are separated, guessed from names and a sample of the rows."""
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from html.entities import html5
+from itertools import pairwise
 from typing import NamedTuple
 
 from prime_xmc.foreign import parse_json
+from prime_xmc.tables.reader import as_strings
 
 TEXT_NAMES = (
     *("text", "query", "title", "question", "sentence", "utterance", "content", "document", "description"),
@@ -74,7 +79,8 @@ def choose_query_columns(
 ) -> dict[str, Column]:
     """Return the columns `text`, `labels` and `uid` of a table of queries.
 
-    A column that nothing else is left for, or that alone has lists or the longest texts, is taken whatever its name.
+    A column that nothing else is left for, or that alone has lists or the longest texts, is taken whatever its name,
+    where no name tells. A column of lists with a usual name goes before others with one.
 
     Args:
         columns: Columns of the table.
@@ -96,10 +102,12 @@ def choose_query_columns(
         lists = [
             name for name in columns if name not in known and any(isinstance(row.get(name), list) for row in sample)
         ]
-        if labels is None and len(lists) == 1:
-            chosen_labels = Column(lists[0], "the only one with lists; labels_column= names another")
-        else:
-            chosen_labels = choose_column(columns, LABELS_NAMES, labels, "labels_column", known)
+        named_lists = [name for name in lists if _plain(name) in LABELS_NAMES]
+        chosen_labels = choose_column(columns, LABELS_NAMES, labels, "labels_column", known)
+        others = [name for name in lists if _plain(name) not in TEXT_NAMES]
+        only = named_lists if named_lists else others if chosen_labels.column is None else []
+        if labels is None and len(only) == 1:
+            chosen_labels = Column(only[0], "the only one with lists; labels_column= names another")
         known |= {chosen_labels.column} if chosen_labels.column is not None else set()
     chosen_text = choose_column(columns, TEXT_NAMES, text, "text_column", {each for each in known if each != text})
     rest = [name for name in columns if name not in known and name != chosen_text.column]
@@ -147,9 +155,20 @@ def split_cell(cell: str | list[str], separator: str) -> list[str]:
         parts = _parse_list(cell)
     elif separator in ("", LIST):
         parts = [cell]
+    elif separator == ";" and "&" in cell:
+        parts = (part.replace(_END, ";") for part in _ENTITY.sub(_without_end, cell).split(";"))
     else:
         parts = cell.split(separator)
     return [stripped for part in parts if (stripped := part.strip())]
+
+
+_ENTITY = re.compile(r"&(#\w+|\w+);")  # such as &amp; or &#38;
+_END = "\0"  # in the place of the semicolon of an entity
+
+
+def _without_end(entity: re.Match[str]) -> str:
+    is_one = entity[1].startswith("#") or f"{entity[1]};" in html5
+    return f"&{entity[1]}{_END}" if is_one else entity[0]
 
 
 def guess_separator(cells: Sequence[str | list[str]]) -> str:
@@ -167,7 +186,7 @@ def guess_separator(cells: Sequence[str | list[str]]) -> str:
     """
     if any(isinstance(cell, list) for cell in cells):
         return LIST
-    filled = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()]
+    filled = [_ENTITY.sub(_without_end, cell.strip()) for cell in cells if isinstance(cell, str) and cell.strip()]
     if filled and all(re.fullmatch(r"\[.*\]", cell, re.DOTALL) for cell in filled):
         return JSON
     frequent = max(_CLEAR_SEPARATORS, key=lambda separator: sum(separator in cell for cell in filled))
@@ -230,11 +249,11 @@ def match_references(
             if str(number) in parts:
                 found[ROW, each].add(str(number))
 
-    def fit(key: tuple[str, str]) -> tuple[float, int, int]:
+    def fit(key: tuple[str, str]) -> tuple[float, bool, int, int]:
         column, each = key
         total = len(wanted[each])
         order = -list((*columns, ROW)).index(column)
-        return len(found[key]) / total if total else 0.0, total, order
+        return len(found[key]) / total if total else 0.0, each in _CLEAR_SEPARATORS, total, order
 
     column, chosen = max(found, key=fit)
     return Reference(column, chosen, len(found[column, chosen]), len(wanted[chosen]))
@@ -258,9 +277,25 @@ def _parse_list(cell: str) -> list[str]:
         value = parse_json(cell)
     except ValueError:
         try:
-            value = ast.literal_eval(cell.strip())  # what pandas writes of a list; literals only, nothing is run
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            # what pandas writes of a list; literals only, nothing is run
+            value = ast.literal_eval(_with_commas(cell.strip()))
+        except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
             raise ValueError(f"{cell[:60]!r} is not a list; give label_separator=") from error
-    if not isinstance(value, list | tuple):
+    labels = as_strings(value)
+    if not isinstance(labels, list):
         raise ValueError(f"{cell[:60]!r} is not a list; give label_separator=")
-    return [each if isinstance(each, str) else str(each) for each in value]
+    return labels
+
+
+def _with_commas(cell: str) -> str:
+    """Return a list as Python writes it from one as NumPy does, ['a' 'b'], of which Python would make ['ab']."""
+    values = (tokenize.STRING, tokenize.NUMBER, tokenize.NAME)
+    found = [
+        token
+        for token in tokenize.generate_tokens(io.StringIO(cell).readline)
+        if token.type not in (tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT)
+    ]
+    parts = [found[0].string] if found else []
+    for before, token in pairwise(found):
+        parts += [",", token.string] if before.type in values and token.type in values else [" ", token.string]
+    return "".join(parts)

@@ -73,26 +73,33 @@ def _read_text(path: Path) -> Iterator[SparseRow]:
     with open_lines(path) as raw:
         lines: Iterator[tuple[int, str]] = enumerate(decode_lines(raw, str(path)), start=1)
         number, first = next(lines, (0, ""))
+        pending: list[tuple[int, str]] = []
         header = [int(cell) for cell in first.split()] if re.fullmatch(r"\s*\d+(\s+\d+){1,2}\s*", first) else []
+        if header:
+            for each in lines:
+                pending.append(each)
+                if each[1].strip():
+                    break
+            # names that are numbers look like a header: what follows has neither values nor features
+            if pending and not re.search("[:,]", pending[-1][1]) and _num_lines(path) != header[0] + 1:
+                header = []
+            lines, pending = chain(pending, lines), []
         if not header and first:
             lines = chain([(number, first)], lines)
-        pending: list[tuple[int, str]] = []
         kind = {2: "matrix", 3: "libsvm"}.get(len(header))
         if kind is None:  # the first line that says something decides
             for number, line in lines:
                 pending.append((number, line))
                 cells = line.split()
-                if cells and ":" in cells[0] and line[:1].isspace():
-                    kind = "matrix"  # or, if another of the first lines says so, libsvm whose first row has no label
+                if cells and re.match(r"\d+(\.0*)?:", cells[0]):
+                    kind = "matrix"  # or, if another of the first lines says so, libsvm whose first rows have no label
                     if len(pending) == _FIRST_LINES:
                         break
                 elif kind is not None and cells and ":" not in line:
                     kind = "libsvm" if "," in line else kind  # labels without features
                 elif cells:
                     has_features = len(cells) > 1 and ":" in cells[1]
-                    kind = (
-                        "matrix" if ":" in cells[0] and "," not in cells[0] else "libsvm" if has_features else "names"
-                    )
+                    kind = "libsvm" if has_features and _is_numbers(cells[0]) else "names"
                     break
         num_labels = header[-1] if header else None
         count = 0
@@ -101,6 +108,15 @@ def _read_text(path: Path) -> Iterator[SparseRow]:
             yield SparseRow(number, _labels_of(line, str(kind), num_labels, path, number))
         if header and count != header[0]:
             raise ValueError(f"{path}: the first line announces {header[0]:,} rows, and {count:,} follow")
+
+
+def _num_lines(path: Path) -> int:
+    with open_lines(path) as lines:
+        return sum(1 for _ in lines)
+
+
+def _is_numbers(cell: str) -> bool:
+    return re.fullmatch(r"\d+(\.0*)?(,\d+(\.0*)?)*,?", cell) is not None
 
 
 def _labels_of(line: str, kind: str, num_labels: int | None, path: Path, number: int) -> list[str]:

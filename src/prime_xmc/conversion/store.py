@@ -181,9 +181,12 @@ class Store:
             )
 
     def conflicting_labels(self, by: str) -> Place | None:
-        """Return a `uid` or a `reference` that labels of different content share, None where there is none."""
+        """Return a `uid` or a `reference` that labels of different content share, None where there is none.
+
+        Labels without a reference, which no query can name, share none.
+        """
         return self._place(
-            f"SELECT {by}, -1, min(number), count(*) FROM read_labels GROUP BY {by} "
+            f"SELECT {by}, -1, min(number), count(*) FROM read_labels WHERE {by} <> '' GROUP BY {by} "
             "HAVING count(DISTINCT (uid, texts)) > 1 ORDER BY 3 LIMIT 1"
         )
 
@@ -290,9 +293,9 @@ class Store:
                 pair = next(pairs, None)
             yield row, uid, texts, labels
 
-    def read_labels(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield uid and texts of each label in the order of their numbers."""
-        yield from self._fetch("SELECT uid, texts FROM labels ORDER BY label")
+    def read_labels(self) -> Iterator[tuple[str, str, list[str]]]:
+        """Yield uid, reference and texts of each label in the order of their numbers."""
+        yield from self._fetch("SELECT uid, reference, texts FROM labels ORDER BY label")
 
     def _fetch(self, query: str) -> Iterator[tuple]:
         for columns in self._batches(query):

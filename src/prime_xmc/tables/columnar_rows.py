@@ -33,11 +33,13 @@ class ColumnarFiles:
             file_format: "parquet" or "arrow".
 
         Raises:
-            ValueError: If the first file is not of that format.
+            ValueError: If the first file is not of that format, or has a column more than once.
         """
         self._paths, self._format = paths, file_format
         self._classes = _class_names(paths[0].parent)
         self.columns = list(self._reading(paths[0], lambda path: _schema(path, file_format)).names)
+        if repeated := [name for name in self.columns if self.columns.count(name) > 1]:
+            raise ValueError(f"{paths[0]} has the column {repeated[0]!r} more than once; rename one")
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows of all files in order, numbered through; integers that stand for classes become their names.
@@ -54,7 +56,7 @@ class ColumnarFiles:
                         f"{path} has the columns {', '.join(batch.schema.names)}, expected {', '.join(self.columns)} "
                         f"as in {self._paths[0]}"
                     )
-                columns = [self._named(name, batch.column(name).to_pylist()) for name in self.columns]
+                columns = [self._named(path, name, _values(batch.column(name))) for name in self.columns]
                 for cells in zip(*columns, strict=True):
                     number += 1
                     yield Row(number, dict(zip(self.columns, cells, strict=True)))
@@ -67,11 +69,14 @@ class ColumnarFiles:
                 raise
             raise ValueError(f"{path} is not readable as {self._format} ({error}); is it complete?") from error
 
-    def _named(self, column: str, values: list[Any]) -> list[Any]:
+    def _named(self, path: Path, column: str, values: list[Any]) -> list[Any]:
         names = self._classes.get(column)
         if names is None:
             return values
-        return [_name_classes(value, names) for value in values]
+        try:
+            return [_name_classes(value, names) for value in values]
+        except ValueError as error:
+            raise ValueError(f"{path}: {column!r} has {error}") from error
 
 
 def dataset_splits(folder: Path) -> dict[str, list[Path]]:
@@ -150,6 +155,22 @@ def _class_names(folder: Path) -> dict[str, list[str]]:
 
 
 def _name_classes(value: Any, names: Sequence[str]) -> Any:
+    """Return the names of classes; None for -1, by which `datasets` says that the class is not known.
+
+    Raises:
+        ValueError: If a number is none of a class.
+    """
     if isinstance(value, list):
         return [_name_classes(each, names) for each in value]
-    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+    if not isinstance(value, int):
+        return value
+    if not -1 <= value < len(names):
+        raise ValueError(f"the class {value}, outside 0..{len(names) - 1} of dataset_info.json")
+    return None if value == -1 else names[value]
+
+
+def _values(column: pa.Array) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (OverflowError, ValueError):  # times that Python does not have, such as those after the year 9999
+        return column.cast(pa.string()).to_pylist()

@@ -7,13 +7,14 @@ place, and takes each line as it comes, from a terminal or a pipe too.
 import csv
 import gzip
 import json
+import re
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
 from prime_xmc.foreign import parse_json
-from prime_xmc.tables.input_format import LONGEST_CELL, WHOLE_TEXT, delimiter_of, split_header
+from prime_xmc.tables.input_format import LONGEST_CELL, WHOLE_TEXT, delimiter_of
 
 TEXT_COLUMN = "text"  # what the lines of plain text are called
 _ENCODING = "convert it to UTF-8, or say what it is in, such as encoding=cp1252"
@@ -120,7 +121,7 @@ class DelimitedTable:
             wanted: Columns that the header is likely to have.
 
         Raises:
-            ValueError: If the header has a column more than once.
+            ValueError: If the header has a column more than once, or is not one.
         """
         self._name = name
         self._lines = iter(lines)
@@ -129,20 +130,30 @@ class DelimitedTable:
             if header.strip():
                 break
             self._skipped += 1  # blank lines before the header
+        # how Excel is told by what the cells are separated
+        if (said := re.fullmatch(r"sep=(.)", header.strip("\r\n"))) and delimiter in (None, said[1]):
+            delimiter, header = said[1], next(self._lines, "")
+            self._skipped += 1
         self._is_empty = not header.strip()
         self.delimiter = delimiter or delimiter_of(header, wanted or WHOLE_TEXT)
         self.columns = [] if self._is_empty else self._read_header(header)
 
     def _read_header(self, line: str) -> list[str]:
-        while line.count('"') % 2:  # a line break within a quoted name
-            line += next(self._lines, '"')
-            self._skipped += 1
         if "\r" in line.replace("\r\n", "").strip("\r"):
             raise ValueError(
                 f"{self._name}: the header of the table has a carriage return in it, {_shorten(line)}; if lines end in "
                 "one, as in old files of a Mac, write the file with line feeds"
             )
-        cells: Sequence[str] = split_header(line, self.delimiter)
+        csv.field_size_limit(LONGEST_CELL)
+        reader = csv.reader(chain([line], self._lines), delimiter=self.delimiter, strict=True)
+        try:
+            cells = next(reader)  # of several lines, if there is a line break within a quoted name
+        except csv.Error as error:
+            raise ValueError(
+                f"{self._name}: the header of the table is not a row of one ({error}), {_shorten(line)}; a quoted name "
+                "has to be closed, and a quote within it written twice"
+            ) from error
+        self._skipped += reader.line_num - 1
         columns = [" ".join(cell.split()) or f"column {place}" for place, cell in enumerate(cells, start=1)]
         if repeated := [column for column in columns if columns.count(column) > 1]:
             raise ValueError(

@@ -55,10 +55,10 @@ class ParquetWriter:
             wanted = self._types.get(column) if schema is None else schema.field(column).type
             try:
                 array = pa.array(values, type=wanted)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+            except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
                 expected = "" if wanted is None else f"; its first rows have {wanted}"
                 raise ValueError(
-                    f"{self._path}: column {column!r} has values of several types ({error}){expected}"
+                    f"{self._path}: column {column!r} has values of several types or too large ({error}){expected}"
                 ) from error
             # a column without a value yet may get strings later
             arrays.append(array.cast(pa.string()) if pa.types.is_null(array.type) else array)

@@ -44,12 +44,13 @@ class OpenTable:
         self.name, self.input_format, self.columns, self.delimiter = name, input_format, columns, delimiter
         self._rows = rows
 
-    def rows(self, *, strings: bool = False) -> Iterator[Row]:
+    def rows(self, *, strings: bool = False, columns: Collection[str] | None = None) -> Iterator[Row]:
         """Yield the rows.
 
         Args:
             strings: Whether all cells become strings or lists of strings, as `as_strings` makes them; otherwise they
                 are what the file has: always strings in CSV, TSV and text, also numbers, lists and None in others.
+            columns: Columns that are read; others need not be readable and may be left out. None: all.
 
         Raises:
             ValueError: With file, line (row where a file has no lines) and value, for what cannot be read.
@@ -58,11 +59,19 @@ class OpenTable:
             yield from self._rows
             return
         for row in self._rows:
-            try:
-                values = {column: as_strings(value) for column, value in row.values.items()}
-            except UnicodeEncodeError as error:
-                # JSON can escape half a character ("\\ud800"), which no tokenizer takes
-                raise ValueError(f"{self.place(row.number)}: half of a character ({error}); remove it") from error
+            values = {}
+            for column, value in row.values.items():
+                if columns is not None and column not in columns:
+                    continue
+                try:
+                    values[column] = as_strings(value)
+                except UnicodeEncodeError as error:
+                    # JSON can escape half a character ("\\ud800"), which no tokenizer takes
+                    raise ValueError(f"{self.place(row.number)}: half of a character ({error}); remove it") from error
+                except UnicodeDecodeError as error:
+                    raise ValueError(
+                        f"{self.place(row.number)}: {column!r} has bytes that are not UTF-8 ({error})"
+                    ) from error
             yield Row(row.number, values)
 
     def place(self, number: int) -> str:
@@ -178,11 +187,11 @@ def open_lines(path: Path) -> Iterator[Iterable[bytes]]:
 def as_strings(value: Any) -> str | list[str]:
     """Return a cell as a string, or a list as a list of strings.
 
-    None, of a null, is empty; a float without a fraction loses its ".0", since tools turn integers into floats where
-    one is missing; what has fields becomes JSON.
+    None, of a null, and NaN are empty; a float without a fraction loses its ".0", since tools turn integers into
+    floats where one is missing; what has fields becomes JSON.
 
     Raises:
-        UnicodeEncodeError: If a string has half of a character.
+        UnicodeError: If a string has half of a character, or bytes are not UTF-8.
     """
     if isinstance(value, list | tuple):
         return [each if isinstance(each, str) else _as_string(each) for each in map(_checked, value)]
@@ -206,7 +215,7 @@ def _checked(value: Any) -> Any:
 
 
 def _as_string(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # NaN is what pandas has where nothing is
         return ""
     if isinstance(value, str):
         return value
