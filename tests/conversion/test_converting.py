@@ -1,6 +1,7 @@
 import csv
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -485,11 +486,18 @@ def test_a_folder_with_files_of_others_is_not_replaced(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["train.csv"]
     queries = queries.rename(tmp_path / "train.csv")
     run(queries)
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"out/notes\.txt was not made by this command; move it"):
-        run(queries)
-    assert (folder / "notes.txt").read_text() == "mine"
-    (folder / "notes.txt").unlink()
+    for name in ("notes.txt", ".env", "audit.md"):
+        (folder / name).write_text("mine")
+        with pytest.raises(ValueError, match=rf"out/{re.escape(name)} was not made by this command; move it"):
+            run(queries)
+        assert (folder / name).read_text() == "mine"
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match=r"out/trn\.json would be lost with it"):
+        convert(Inputs(folder / "trn.json", folder / "lbl.json"), folder, Settings(labels_column="target_ind"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with pytest.raises(ValueError, match=r"output=\. holds the folder that you are in"):
+            convert(Inputs(queries), Path("."), Settings())
     (folder / "filter_labels_train.txt").write_text("0 0\n")
     again = run(queries, folder / "lbl.json", unknown_labels="add")
     assert any("filter_labels_train.txt was of the earlier conversion" in note for _, note in again.notes)
@@ -534,6 +542,13 @@ def test_a_separator_that_the_first_rows_do_not_have(tmp_path):
         run(queries)
     assert read(run(queries, label_separator=";"))["trn"][-1] == ("z", ["L1", "L2"])
     assert read(run(queries, label_separator=""))["trn"][-1] == ("z", ["L1;L2"])
+    rows[-1][1] = "L1\tL2"
+    with pytest.raises(ValueError, match="give label_separator=tab, or"):
+        run(write_csv(tmp_path / "q.csv", rows))
+    assert read(run(queries, label_separator="tab"))["trn"][-1] == ("z", ["L1", "L2"])
+    lines = [*({"text": f"t{n}", "labels": None} for n in range(1001)), {"text": "z", "labels": ["L1", "L2"]}]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read(run(tmp_path / "q.jsonl"))["trn"][-1] == ("z", ["L1", "L2"])
 
 
 def test_labels_that_queries_know_by_a_code_can_grow(tmp_path):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from prime_xmc.conversion.guessing import (
@@ -6,6 +8,7 @@ from prime_xmc.conversion.guessing import (
     ROW,
     choose_query_columns,
     guess_separator,
+    hidden_separator,
     match_references,
     split_cell,
 )
@@ -43,6 +46,8 @@ def test_lists_go_before_a_name_if_theirs_is_a_usual_one_too():
     tags[0]["tags"] = tags[0].pop("t")
     sentences[0]["text"] = sentences[0].pop("s")
     assert [choose(list(rows[0]), rows)["labels"] for rows in (vector, sentences, tags)] == ["label", "label", "tags"]
+    vague = [{"title": "a", "code": "c", "subjects": ["q"]}]
+    assert choose(list(vague[0]), vague)["labels"] == "subjects"
     assert choose(["text", "b"], [{"text": ["One.", "Two."], "b": "x"}]) == {"text": "text", "labels": "b", "uid": None}
 
 
@@ -113,6 +118,8 @@ def test_separator(cells, expected):
         ("[1 2\n 3]", JSON, ["1", "2", "3"]),
         ('["x", null, NaN]', JSON, ["x"]),
         ("['x', None, True, 2.0]", JSON, ["x", "true", "2"]),
+        ("['x', nan]", JSON, ["x"]),
+        ("[nan 'a']", JSON, ["a"]),
         ("Arts &amp; Crafts;R&D;b", ";", ["Arts &amp; Crafts", "R&D", "b"]),
         ("", JSON, []),
         ("a;b", "", ["a;b"]),
@@ -123,9 +130,26 @@ def test_split(cell, separator, expected):
     assert split_cell(cell, separator) == expected
 
 
-def test_a_cell_that_is_no_list():
-    with pytest.raises(ValueError, match=r"'\[a, b' is not a list; give label_separator="):
-        split_cell("[a, b", JSON)
+@pytest.mark.parametrize("cell", ["[a, b", "[02139, 10115]", "['a' 'b' ... 'c']", "['a\nb' 'c']", "[1 2 ... 3]", "3"])
+def test_a_cell_that_is_no_list(cell):
+    with pytest.raises(ValueError, match=f"{re.escape(repr(cell))} is not a list; give label_separator="):
+        split_cell(cell, JSON)
+
+
+def test_a_name_with_a_separator_that_is_known_as_it_is():
+    labels = [{"name": "A; B"}, {"name": "A"}, {"name": "B"}]
+    assert match_references(["A; B", "A"], labels, ["name"]).separator == ""
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        *(("a;b", ";"), ("a\tb", "\t"), ("12 15", " "), ("['a', 'b']", JSON), ("Arts &amp; Crafts; b", ";")),
+        *((name, "") for name in ("New York, New York", "1,000", "[Deleted]", "['a']", "a b", "Arts &amp; Crafts", "")),
+    ],
+)
+def test_what_divides_a_cell_beyond_doubt(cell, expected):
+    assert hidden_separator(cell) == expected
 
 
 LABELS = [{"code": "7", "name": "Paris, France"}, {"code": "8", "name": "Rome, Italy"}]
@@ -140,6 +164,7 @@ LABELS = [{"code": "7", "name": "Paris, France"}, {"code": "8", "name": "Rome, I
         ([["0", "1"]], (ROW, LIST, 2, 2)),
         (["8"], ("code", "", 1, 1)),
         (["7", "8", "7;new", "8;newer"], ("code", ";", 2, 4)),  # as many of which are there as of whole cells
+        (["7", "8", "new;newer"], ("code", ";", 2, 4)),
     ],
 )
 def test_references(cells, expected):

@@ -53,6 +53,8 @@ def test_npz(tmp_path):
         ("1 3\n3:1\n", r"line 2: label 3 is outside 0\.\.2"),
         ("1 3\nx:1\n", "line 2: 'x' is no number of a label"),
         ("1 3\n0:y\n", "line 2: 'y' is no relevance"),
+        ("-1 1:0.5 2:0.3\n+1 1:0.2\n", "line 1: '-1' is no number of a label"),
+        ("3 10\n1 2\n3\n", "the first line announces 3 rows, and 2 follow; if it is the labels of a query"),
     ],
 )
 def test_errors(tmp_path, content, said):

@@ -37,6 +37,8 @@ def test_rows_have_the_line_in_which_they_begin():
         (b"id,text\n1,", {"id": "1", "text": ""}),
         (b'monitor 5"\tlabel\na\tb\n', {'monitor 5"': "a", "label": "b"}),
         (b"sep=;\r\nid;text\r\n1;a,b\r\n", {"id": "1", "text": "a,b"}),
+        (b'"sep=;"\n\nid;text\n1;a,b\n', {"id": "1", "text": "a,b"}),
+        (b'"id" ,"text"\n1,a\n', {"id": "1", "text": "a"}),
     ],
 )
 def test_a_row(content, expected):
@@ -60,7 +62,7 @@ def test_an_empty_file_has_no_columns_and_no_rows():
         (b'id,text\n1,"a"b\n', "t.csv, line 2: not a row of a table"),
         (b"id,text\n1,a\n2,\xff\n", "t.csv, line 3: not UTF-8"),
         (b"id,id\n1,a\n", "t.csv: the header of the table has the column 'id' more than once"),
-        (b'"id,text\n1,a\n', "t.csv: the header of the table "),
+        (b'"id,text\n1,a\n', "t.csv: '\"id,text' is not the header of a table"),
         ("id,text\n".encode("utf-16"), "t.csv, line 1: the file begins with the mark of UTF-16"),
     ],
 )

@@ -140,7 +140,9 @@ def test_classes_that_are_not_known(tmp_path):
     write_arrow(tmp_path / "d" / "data-00000-of-00001.arrow", pa.table({"text": ["a"], "label": [[2]]}), "stream")
     with (
         open_table(tmp_path / "d") as table,
-        pytest.raises(ValueError, match=r"arrow: 'label' has the class 2, outside 0\.\.1 of dataset_info\.json"),
+        pytest.raises(
+            ValueError, match=r"d, row 1: 'label' cannot be read \(the class 2 is outside 0\.\.1 of dataset_in"
+        ),
     ):
         list(table.rows())
 
@@ -149,12 +151,17 @@ def test_columns_that_are_not_read_need_not_be_readable(tmp_path):
     times = pa.array([2**60], pa.timestamp("s"))
     write_arrow(tmp_path / "t.arrow", pa.table({"text": ["a"], "sha": [b"\xff"], "at": times}), "file")
     with open_table(tmp_path / "t.arrow") as table:
-        assert [row.values for row in table.rows(strings=True, columns={"text"})] == [{"text": "a"}]
-    with (
-        open_table(tmp_path / "t.arrow") as table,
-        pytest.raises(ValueError, match=r"t\.arrow, row 1: 'sha' has bytes that are not UTF-8"),
-    ):
-        list(table.rows(strings=True))
+        assert [row.values for row in table.rows(strings=True, columns={"text"})] == [
+            {"text": "a", "sha": "", "at": ""}
+        ]
+    with open_table(tmp_path / "t.arrow") as table:
+        assert [row.values["at"] for row in table.rows(strings=True, lenient=True)] == [""]
+    for column, strings in (("sha", True), ("at", False)):
+        with (
+            open_table(tmp_path / "t.arrow") as table,
+            pytest.raises(ValueError, match=rf"t\.arrow, row 1: '{column}' cannot be read"),
+        ):
+            list(table.rows(strings=strings))
 
 
 def test_a_column_twice(tmp_path):

@@ -144,8 +144,8 @@ def own_labels(queries: FileScan, labels: FileScan) -> Int64[np.ndarray, " query
         found[fits] = order[places[fits]]
         ends = np.searchsorted(theirs[order], ours, side="right")
         for row in np.flatnonzero(fits & (ends - places > 1)).tolist():
-            has = np.intersect1d(order[places[row] : ends[row]], queries.positives[row])
-            found[row] = has[0] if len(has) else found[row]
+            has = [label for label in queries.positives[row].tolist() if theirs[label] == ours[row]]
+            found[row] = min(has, default=found[row])
     return found
 
 
@@ -273,10 +273,9 @@ def _leaks(data: DataScan, test: FileScan, note: str) -> list[Finding]:
     first, end = (np.searchsorted(ascending, test.texts, side=side) for side in ("left", "right"))
     is_leaked = (first < end) & ~_is_empty(test)
     rows, partners = np.flatnonzero(is_leaked), order[first[is_leaked]]
-    same = sum(
-        any(np.array_equal(test.positives[row], train.positives[int(copy)]) for copy in order[first[row] : end[row]])
-        for row in rows.tolist()
-    )
+    copies = np.flatnonzero(np.isin(train.texts, test.texts[rows])).tolist()
+    known = {(train.texts[copy], train.positives[copy].tobytes()) for copy in copies}
+    same = sum((test.texts[row], test.positives[row].tobytes()) in known for row in rows.tolist())
     found = _finding(
         data,
         "leaked_query",

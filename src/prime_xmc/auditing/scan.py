@@ -23,7 +23,7 @@ _SHOWN = 90  # characters of a text in an example
 # What UTF-8 looks like when it is read as cp1252 or latin-1: é as Ã©, ” as â€, a hard blank as Â and a blank.
 # Ã before a quotation mark, a dash or an ellipsis is one within a word alone: Portuguese words end in Ã.
 _MOJIBAKE = re.compile(
-    "Ã[\u0080-\u00bf\u0152-\u0178\u2020-\u2022\u2030-\u2122]|Ã[\u2013-\u201e\u2026](?=\\w)|â€|Â[\u00a0-\u00bf]|ï»¿|Ð[\u0080-\u00bf]Ñ|ðŸ"
+    "Ã[\u0080-\u00bf\u0152-\u0178\u02c6\u02dc\u2020\u2021\u2030-\u20ac]|Ã[\u2013-\u201e\u2022\u2026\u2122](?=\\w)|â€|Â[\u00a0-\u00bf]|ï»¿|Ð[\u0080-\u00bf]Ñ|ðŸ"
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]")
 

@@ -24,7 +24,7 @@ from prime_xmc.conversion.guessing import (
 )
 from prime_xmc.conversion.layouts import Inputs
 from prime_xmc.conversion.sparse_files import read_sparse
-from prime_xmc.tables.reader import OpenTable, as_strings, open_table
+from prime_xmc.tables.reader import OpenTable, open_table
 
 _SAMPLE = 1000  # rows by which columns and separators are guessed
 _RESERVED = ("uid", "target_ind", "target_rel")
@@ -161,7 +161,7 @@ class _Choice:
             reference = Reference(ROW, LIST, 0, 0)
         else:
             with open_input(path, given) as table:
-                rows = ({name: _readable(cell) for name, cell in row.values.items()} for row in table.rows())
+                rows = (row.values for row in table.rows(strings=True, lenient=True))
                 reference = match_references(cells, rows, likely, given.label_separator)
         if uid.column is None:
             by = {ROW: "the number of its row, from 0"}.get(
@@ -237,19 +237,9 @@ def _check_there(key: str, given: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _sample(table: OpenTable) -> tuple[list[dict[str, Any]], list[str]]:
-    sample = [
-        {column: _readable(value) for column, value in row.values.items()} for row in islice(table.rows(), _SAMPLE)
-    ]
+    sample = [row.values for row in islice(table.rows(strings=True, lenient=True), _SAMPLE)]
     columns = dict.fromkeys([*table.columns, *(column for row in sample for column in row)])
     return sample, list(columns)
-
-
-def _readable(value: Any) -> str | list[str]:
-    """Return a cell as a string or strings; an empty one for what cannot be read, which may be of a column not used."""
-    try:
-        return as_strings(value)
-    except UnicodeError:
-        return ""
 
 
 def _kind(table: OpenTable) -> str:

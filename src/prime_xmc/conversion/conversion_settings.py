@@ -6,6 +6,7 @@ from prime_xmc.tables.reader import AUTO, UTF_8
 
 GROUPINGS = ("auto", "id", "text", "none")
 UNKNOWN = ("error", "add", "drop")
+SEPARATORS = {"tab": "\t", "newline": "\n", "blank": " "}  # which a shell or Hydra would change
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Settings:
         id_column: Column of a query's identifier.
         label_text_column: Columns that make up the text of a label; empty: guessed.
         label_id_column: Column of a label's identifier.
-        label_separator: What separates labels in a cell; None: guessed.
+        label_separator: What separates labels in a cell, "json" for lists in JSON or one of the names of `SEPARATORS`;
+            None: guessed.
         group_by: Which rows are one query, one of `GROUPINGS`.
         unknown_labels: What is done with labels that the file of labels lacks, one of `UNKNOWN`.
         input_format: Format of all tables, or "auto".
@@ -52,6 +54,8 @@ class Settings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        if self.label_separator in SEPARATORS:
+            object.__setattr__(self, "label_separator", SEPARATORS[self.label_separator])
         for key, known in (("group_by", GROUPINGS), ("unknown_labels", UNKNOWN)):
             if getattr(self, key) not in known:
                 raise ValueError(f"expected {key} {', '.join(known)}, got {getattr(self, key)!r}")

@@ -1,6 +1,5 @@
 """Users' tables and the field's formats to a folder of raw files, with a record of what was read."""
 
-import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,8 +12,8 @@ import orjson
 from jaxtyping import Bool
 
 from prime_xmc.conversion.columns import Columns, choose_columns, field_names, open_input
-from prime_xmc.conversion.conversion_settings import Settings
-from prime_xmc.conversion.guessing import ROW, describe_separator, guess_separator, split_cell
+from prime_xmc.conversion.conversion_settings import SEPARATORS, Settings
+from prime_xmc.conversion.guessing import ROW, describe_separator, hidden_separator, split_cell
 from prime_xmc.conversion.layouts import Inputs
 from prime_xmc.conversion.sparse_files import read_sparse
 from prime_xmc.conversion.store import TEST, TRAIN, LabelRow, Place, QueryRow, Store, open_store
@@ -27,7 +26,7 @@ from prime_xmc.tables.reader import OpenTable
 
 FORMAT = 1  # of the record
 _WRITTEN = ("trn.json", "tst.json", "lbl.json", RECORD)
-_MADE_FROM = re.compile(r"audit\.\w+|filter_labels_(train|test)\.txt|\..*")  # by other commands, from what is replaced
+_MADE_FROM = ("audit.html", "audit.json", "filter_labels_train.txt", "filter_labels_test.txt")  # from what is replaced
 _DIGEST = {"id": "uid", "text": "digest"}
 
 
@@ -138,7 +137,7 @@ class _Converter:
         assert columns.reference is not None
         names = columns.label_uid, columns.reference.column
         for index, row in enumerate(table.rows(strings=True, columns={*names, *columns.label_text})):
-            texts = [_text(row.values.get(column, "")) for column in columns.label_text]
+            texts = [_text(row.values.get(column, "")).strip() for column in columns.label_text]
             values = {**row.values, ROW: str(index)}
             uid, reference = (_text(values.get(column, "")).strip() for column in names)
             if not uid:
@@ -193,10 +192,11 @@ class _Converter:
         columns = self.columns
         if columns.separator or columns.reference is not None or self.settings.label_separator is not None:
             return
-        if separator := guess_separator([cell]):
+        if isinstance(cell, str) and (separator := hidden_separator(cell)):
+            typed = next((name for name, meant in SEPARATORS.items() if meant == separator), f"'{separator}'")
             raise ValueError(
-                f"{_text(cell)[:60]!r} seems to be several labels, {describe_separator(separator)}, and the first rows "
-                f"have one label each; give label_separator={separator!r}, or label_separator='' if each cell is one"
+                f"{cell[:60]!r} seems to be several labels, {describe_separator(separator)}, and the first rows "
+                f"have one label each; give label_separator={typed}, or label_separator='' if each cell is one"
             )
 
     def _group(self) -> None:
@@ -397,11 +397,15 @@ def _check_output(inputs: Inputs, output: Path, settings: Settings) -> None:
     Raises:
         ValueError: If something would be.
     """
-    is_ours = (output / RECORD).is_file()
+    is_ours, place = (output / RECORD).is_file(), output.resolve()
+    if Path.cwd().is_relative_to(place):
+        raise ValueError(
+            f"output={output} holds the folder that you are in, and a new one takes its place; name another"
+        )
     for path in inputs:
-        if path is not None and path.resolve().is_relative_to(output.resolve()):
-            if is_ours and path.name in _WRITTEN and path.resolve().parent == output.resolve():
-                continue  # of the earlier conversion, such as its labels
+        if path is not None and path.resolve().is_relative_to(place):
+            if is_ours and path is inputs.labels and path.resolve() == place / "lbl.json":
+                continue  # the labels of the earlier conversion, to which those of the new one are added
             raise ValueError(f"output={output} is replaced, and {path} would be lost with it; name another folder")
     if settings.overwrite or not output.exists():
         return
@@ -410,7 +414,8 @@ def _check_output(inputs: Inputs, output: Path, settings: Settings) -> None:
             f"output={output} is there already and was not made by this command (no {RECORD} in it); name another "
             "folder, or replace it by overwrite=true"
         )
-    others = [path for path in output.iterdir() if path.name not in _WRITTEN and not _MADE_FROM.fullmatch(path.name)]
+    known = (*_WRITTEN, *_MADE_FROM, ".DS_Store")
+    others = [path for path in output.iterdir() if path.name not in known or path.is_dir()]
     if others:
         raise ValueError(
             f"output={output} is replaced, and {min(others)} was not made by this command; move it, name another "

@@ -5,9 +5,9 @@ import io
 import re
 import tokenize
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from html.entities import html5
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prime_xmc.foreign import parse_json
 from prime_xmc.tables.reader import as_strings
@@ -21,6 +21,7 @@ LABELS_NAMES = (
     *("category", "classes", "class", "topics", "topic", "targets", "target", "target_ind", "codes", "code"),
     *("keywords", "genres", "genre", "intent", "y"),
 )
+_VAGUE = ("targets", "target", "codes", "code", "keywords", "y")  # a column of lists is likelier to hold the labels
 ID_NAMES = ("id", "uid", "_id", "qid", "query_id", "text_id", "doc_id", "document_id", "guid", "key", "index")
 LABEL_ID_NAMES = ("id", "uid", "_id", "label_id", "lid", "code", "key", "index")
 LABEL_TEXT_NAMES = ("text", "title", "name", "label_name", "label_text", "label", "description")
@@ -102,10 +103,11 @@ def choose_query_columns(
         lists = [
             name for name in columns if name not in known and any(isinstance(row.get(name), list) for row in sample)
         ]
-        named_lists = [name for name in lists if _plain(name) in LABELS_NAMES]
         chosen_labels = choose_column(columns, LABELS_NAMES, labels, "labels_column", known)
-        others = [name for name in lists if _plain(name) not in TEXT_NAMES]
-        only = named_lists if named_lists else others if chosen_labels.column is None else []
+        by_name = None if chosen_labels.column is None else _plain(chosen_labels.column)
+        only = [name for name in lists if _plain(name) in LABELS_NAMES]
+        if not only and (by_name is None or by_name in _VAGUE):
+            only = [name for name in lists if _plain(name) not in TEXT_NAMES]
         if labels is None and len(only) == 1:
             chosen_labels = Column(only[0], "the only one with lists; labels_column= names another")
         known |= {chosen_labels.column} if chosen_labels.column is not None else set()
@@ -200,6 +202,16 @@ def guess_separator(cells: Sequence[str | list[str]]) -> str:
     return "," if len(parts) <= len(set(filled)) or all(part.isdigit() for part in parts) else ""
 
 
+def hidden_separator(cell: str) -> str:
+    """Return what divides a cell into several labels beyond doubt, where others have one each; "": nothing."""
+    if cell[:1] == "[":
+        with suppress(ValueError):
+            return JSON if len(_parse_list(cell)) > 1 else ""
+    cell = _ENTITY.sub(_without_end, cell.strip()) if "&" in cell else cell.strip()
+    found = next((separator for separator in _CLEAR_SEPARATORS if separator in cell), "")
+    return found or (" " if re.fullmatch(r"\d+( \d+)+", cell) else "")
+
+
 class Reference(NamedTuple):
     """How the queries refer to labels.
 
@@ -222,7 +234,7 @@ def match_references(
     columns: Sequence[str],
     separator: str | None = None,
 ) -> Reference:
-    """Return by which column of the labels, and separated how, the queries refer to labels: most of them are there.
+    """Return by which column of the labels, and separated how, most cells of the queries name one.
 
     Args:
         cells: Cells of the queries' column of labels, some of them.
@@ -249,11 +261,21 @@ def match_references(
             if str(number) in parts:
                 found[ROW, each].add(str(number))
 
-    def fit(key: tuple[str, str]) -> tuple[float, bool, int, int]:
+    different = {cell if isinstance(cell, str) else tuple(cell) for cell in cells}
+    parts_of = {
+        each: [split_cell(cell if isinstance(cell, str) else [*cell], each) for cell in different]
+        for each in separators
+    }
+
+    def fit(key: tuple[str, str]) -> tuple[int, bool, bool, float, int, int]:
         column, each = key
         total = len(wanted[each])
+        share = len(found[key]) / total if total else 0.0
+        num_known = sum(
+            not found[key].isdisjoint(parts) for parts in parts_of[each]
+        )  # cells; a new label stands anywhere
         order = -list((*columns, ROW)).index(column)
-        return len(found[key]) / total if total else 0.0, each in _CLEAR_SEPARATORS, total, order
+        return num_known, not each and share == 1, each in _CLEAR_SEPARATORS, share, total, order
 
     column, chosen = max(found, key=fit)
     return Reference(column, chosen, len(found[column, chosen]), len(wanted[chosen]))
@@ -277,8 +299,7 @@ def _parse_list(cell: str) -> list[str]:
         value = parse_json(cell)
     except ValueError:
         try:
-            # what pandas writes of a list; literals only, nothing is run
-            value = ast.literal_eval(_with_commas(cell.strip()))
+            value = _literal(cell.strip())  # what pandas writes of a list; literals only, nothing is run
         except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
             raise ValueError(f"{cell[:60]!r} is not a list; give label_separator=") from error
     labels = as_strings(value)
@@ -287,15 +308,34 @@ def _parse_list(cell: str) -> list[str]:
     return labels
 
 
+_ADJACENT = re.compile(r"""['"]\s*['"]""")  # strings of which Python would make one
+
+
+def _literal(cell: str) -> Any:
+    if not _ADJACENT.search(cell):
+        with suppress(ValueError, SyntaxError):
+            return ast.literal_eval(cell)
+    return ast.literal_eval(_with_commas(cell))
+
+
 def _with_commas(cell: str) -> str:
-    """Return a list as Python writes it from one as NumPy does, ['a' 'b'], of which Python would make ['ab']."""
+    """Return a list as Python writes it from one as NumPy does, ['a' 'b'], of which Python would make ['ab'].
+
+    Raises:
+        ValueError: If it is no list of either.
+    """
     values = (tokenize.STRING, tokenize.NUMBER, tokenize.NAME)
-    found = [
-        token
-        for token in tokenize.generate_tokens(io.StringIO(cell).readline)
-        if token.type not in (tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT)
-    ]
-    parts = [found[0].string] if found else []
-    for before, token in pairwise(found):
-        parts += [",", token.string] if before.type in values and token.type in values else [" ", token.string]
+    parts, before = [], None
+    for token in tokenize.generate_tokens(io.StringIO(cell).readline):
+        if token.type == tokenize.ERRORTOKEN and token.string.strip():
+            raise ValueError(f"{token.string!r} is out of place")
+        if token.type in (tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT, tokenize.ERRORTOKEN):
+            continue
+        if before is not None and before.type in values and token.type in values:
+            is_apart = before.end != token.start or before.type == token.type == tokenize.STRING
+            parts.append("," if is_apart else "")  # 02139 is 0 and 2139 to Python, and no number in the end
+        elif before is not None and before.end != token.start:
+            parts.append(" ")
+        parts.append("None" if token.type == tokenize.NAME and token.string == "nan" else token.string)
+        before = token
     return "".join(parts)

@@ -81,8 +81,14 @@ def _read_text(path: Path) -> Iterator[SparseRow]:
                 if each[1].strip():
                     break
             # names that are numbers look like a header: what follows has neither values nor features
-            if pending and not re.search("[:,]", pending[-1][1]) and _num_lines(path) != header[0] + 1:
-                header = []
+            if pending and not re.search("[:,]", pending[-1][1]):
+                num_lines = _num_lines(path)
+                if num_lines == header[0]:
+                    raise ValueError(
+                        f"{path}: the first line announces {header[0]:,} rows, and {num_lines - 1:,} follow; if it is "
+                        "the labels of a query, put a line with the numbers of rows and labels before it"
+                    )
+                header = header if num_lines == header[0] + 1 else []
             lines, pending = chain(pending, lines), []
         if not header and first:
             lines = chain([(number, first)], lines)
@@ -98,8 +104,8 @@ def _read_text(path: Path) -> Iterator[SparseRow]:
                 elif kind is not None and cells and ":" not in line:
                     kind = "libsvm" if "," in line else kind  # labels without features
                 elif cells:
-                    has_features = len(cells) > 1 and ":" in cells[1]
-                    kind = "libsvm" if has_features and _is_numbers(cells[0]) else "names"
+                    features = [re.fullmatch(r"\d+:[-+.\deE]+", cell) for cell in cells[1:]]
+                    kind = "libsvm" if features and all(features) else "names"
                     break
         num_labels = header[-1] if header else None
         count = 0
@@ -113,10 +119,6 @@ def _read_text(path: Path) -> Iterator[SparseRow]:
 def _num_lines(path: Path) -> int:
     with open_lines(path) as lines:
         return sum(1 for _ in lines)
-
-
-def _is_numbers(cell: str) -> bool:
-    return re.fullmatch(r"\d+(\.0*)?(,\d+(\.0*)?)*,?", cell) is not None
 
 
 def _labels_of(line: str, kind: str, num_labels: int | None, path: Path, number: int) -> list[str]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
-from prime_xmc.tables.line_rows import Row
+from prime_xmc.tables.line_rows import Row, Unreadable
 
 _BATCH = 1024  # rows
 _MAGIC = b"ARROW1"  # first bytes of the Arrow format of files; that of streams has none
@@ -56,7 +56,7 @@ class ColumnarFiles:
                         f"{path} has the columns {', '.join(batch.schema.names)}, expected {', '.join(self.columns)} "
                         f"as in {self._paths[0]}"
                     )
-                columns = [self._named(path, name, _values(batch.column(name))) for name in self.columns]
+                columns = [self._named(name, _values(batch.column(name))) for name in self.columns]
                 for cells in zip(*columns, strict=True):
                     number += 1
                     yield Row(number, dict(zip(self.columns, cells, strict=True)))
@@ -69,14 +69,11 @@ class ColumnarFiles:
                 raise
             raise ValueError(f"{path} is not readable as {self._format} ({error}); is it complete?") from error
 
-    def _named(self, path: Path, column: str, values: list[Any]) -> list[Any]:
+    def _named(self, column: str, values: list[Any]) -> list[Any]:
         names = self._classes.get(column)
         if names is None:
             return values
-        try:
-            return [_name_classes(value, names) for value in values]
-        except ValueError as error:
-            raise ValueError(f"{path}: {column!r} has {error}") from error
+        return [_name_classes(value, names) for value in values]
 
 
 def dataset_splits(folder: Path) -> dict[str, list[Path]]:
@@ -155,22 +152,20 @@ def _class_names(folder: Path) -> dict[str, list[str]]:
 
 
 def _name_classes(value: Any, names: Sequence[str]) -> Any:
-    """Return the names of classes; None for -1, by which `datasets` says that the class is not known.
-
-    Raises:
-        ValueError: If a number is none of a class.
-    """
+    """Return the names of classes; None for -1, by which `datasets` says that the class is not known."""
     if isinstance(value, list):
-        return [_name_classes(each, names) for each in value]
+        named = [_name_classes(each, names) for each in value]
+        return next((each for each in named if isinstance(each, Unreadable)), named)
     if not isinstance(value, int):
         return value
     if not -1 <= value < len(names):
-        raise ValueError(f"the class {value}, outside 0..{len(names) - 1} of dataset_info.json")
+        return Unreadable(f"the class {value} is outside 0..{len(names) - 1} of dataset_info.json")
     return None if value == -1 else names[value]
 
 
 def _values(column: pa.Array) -> list[Any]:
     try:
         return column.to_pylist()
-    except (OverflowError, ValueError):  # times that Python does not have, such as those after the year 9999
-        return column.cast(pa.string()).to_pylist()
+    except (OverflowError, ValueError, pa.ArrowException) as error:
+        # such as times after the year 9999, which Python does not have
+        return [Unreadable(str(error))] * len(column)

@@ -10,6 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -30,6 +31,17 @@ class Row(NamedTuple):
 
     number: int
     values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What stands for a cell that cannot be read, which matters only where somebody reads it.
+
+    Attributes:
+        reason: Why it cannot.
+    """
+
+    reason: str
 
 
 def decode_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
@@ -130,10 +142,12 @@ class DelimitedTable:
             if header.strip():
                 break
             self._skipped += 1  # blank lines before the header
-        # how Excel is told by what the cells are separated
-        if (said := re.fullmatch(r"sep=(.)", header.strip("\r\n"))) and delimiter in (None, said[1]):
-            delimiter, header = said[1], next(self._lines, "")
-            self._skipped += 1
+        if said := re.fullmatch(r'"?sep=(.)"?', header.strip("\r\n")):  # which tells Excel what separates the cells
+            delimiter = said[1]
+            for header in self._lines:
+                self._skipped += 1
+                if header.strip():
+                    break
         self._is_empty = not header.strip()
         self.delimiter = delimiter or delimiter_of(header, wanted or WHOLE_TEXT)
         self.columns = [] if self._is_empty else self._read_header(header)
@@ -145,15 +159,20 @@ class DelimitedTable:
                 "one, as in old files of a Mac, write the file with line feeds"
             )
         csv.field_size_limit(LONGEST_CELL)
-        reader = csv.reader(chain([line], self._lines), delimiter=self.delimiter, strict=True)
+        reader = csv.reader(chain([line], self._lines), delimiter=self.delimiter)
+        reason = "a quoted name has to be closed, and a quote within it written twice"
         try:
             cells = next(reader)  # of several lines, if there is a line break within a quoted name
         except csv.Error as error:
             raise ValueError(
-                f"{self._name}: the header of the table is not a row of one ({error}), {_shorten(line)}; a quoted name "
-                "has to be closed, and a quote within it written twice"
+                f"{self._name}: {_shorten(line)} is not the header of a table ({error}); {reason}"
             ) from error
-        self._skipped += reader.line_num - 1
+        if reader.line_num > 1:
+            following = next(self._lines, None)
+            if following is None:  # the name has taken the rest of the file
+                raise ValueError(f"{self._name}: {_shorten(line)} is not the header of a table; {reason}")
+            self._lines = chain([following], self._lines)
+            self._skipped += reader.line_num - 1
         columns = [" ".join(cell.split()) or f"column {place}" for place, cell in enumerate(cells, start=1)]
         if repeated := [column for column in columns if columns.count(column) > 1]:
             raise ValueError(

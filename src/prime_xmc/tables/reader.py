@@ -17,6 +17,7 @@ from prime_xmc.tables.line_rows import (
     TEXT_COLUMN,
     DelimitedTable,
     Row,
+    Unreadable,
     decode_lines,
     first_line,
     read_json_lines,
@@ -44,34 +45,42 @@ class OpenTable:
         self.name, self.input_format, self.columns, self.delimiter = name, input_format, columns, delimiter
         self._rows = rows
 
-    def rows(self, *, strings: bool = False, columns: Collection[str] | None = None) -> Iterator[Row]:
+    def rows(
+        self, *, strings: bool = False, columns: Collection[str] | None = None, lenient: bool = False
+    ) -> Iterator[Row]:
         """Yield the rows.
 
         Args:
             strings: Whether all cells become strings or lists of strings, as `as_strings` makes them; otherwise they
                 are what the file has: always strings in CSV, TSV and text, also numbers, lists and None in others.
-            columns: Columns that are read; others need not be readable and may be left out. None: all.
+            columns: Columns that are read as strings; cells of others may be empty. None: all.
+            lenient: Whether cells that cannot be read are empty strings, rather than an error.
 
         Raises:
             ValueError: With file, line (row where a file has no lines) and value, for what cannot be read.
         """
-        if not strings or self.input_format in ("csv", "tsv", "text"):
+        if self.input_format in ("csv", "tsv", "text"):
             yield from self._rows
             return
         for row in self._rows:
-            values = {}
+            values: dict[str, Any] = {}
             for column, value in row.values.items():
-                if columns is not None and column not in columns:
+                if strings and columns is not None and column not in columns:
+                    values[column] = ""
                     continue
                 try:
-                    values[column] = as_strings(value)
+                    values[column] = as_strings(value) if strings else _readable(value)
                 except UnicodeEncodeError as error:
                     # JSON can escape half a character ("\\ud800"), which no tokenizer takes
-                    raise ValueError(f"{self.place(row.number)}: half of a character ({error}); remove it") from error
-                except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"{self.place(row.number)}: {column!r} has bytes that are not UTF-8 ({error})"
-                    ) from error
+                    if not lenient:
+                        raise ValueError(
+                            f"{self.place(row.number)}: half of a character ({error}); remove it"
+                        ) from error
+                    values[column] = ""
+                except ValueError as error:
+                    if not lenient:
+                        raise ValueError(f"{self.place(row.number)}: {column!r} cannot be read ({error})") from error
+                    values[column] = ""
             yield Row(row.number, values)
 
     def place(self, number: int) -> str:
@@ -192,6 +201,7 @@ def as_strings(value: Any) -> str | list[str]:
 
     Raises:
         UnicodeError: If a string has half of a character, or bytes are not UTF-8.
+        ValueError: If the cell is `Unreadable`.
     """
     if isinstance(value, list | tuple):
         return [each if isinstance(each, str) else _as_string(each) for each in map(_checked, value)]
@@ -211,6 +221,12 @@ def need_pyarrow(path: Path) -> None:
 def _checked(value: Any) -> Any:
     if isinstance(value, str):
         value.encode("utf-8")
+    return _readable(value)
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, Unreadable):
+        raise ValueError(value.reason)
     return value
 
 
