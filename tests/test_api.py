@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 import prime_xmc
+from prime_xmc.api import _spelt
 from prime_xmc.reporting.run_folders import find_runs
+from prime_xmc.training.run_folder import Claim
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,26 @@ def test_training_from_python_is_training(settings, tmp_path, monkeypatch):
     assert len(prediction.labels) == 2
     assert not GlobalHydra.instance().is_initialized()
     assert not HydraConfig.initialized()
+
+
+def test_a_run_that_does_not_begin_leaves_the_folder_of_another_as_it_was(settings, tmp_path):
+    metadata, wrong = tmp_path / ".hydra" / "config.yaml", {**settings, "dataset.dir": tmp_path / "none"}
+    metadata.parent.mkdir()
+    metadata.write_text("seed: 1")
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="none"):
+        prime_xmc.train(run_dir=tmp_path, seed=2, **wrong)
+    claim = Claim(tmp_path)
+    claim.acquire()
+    with pytest.raises(ValueError, match="is working in the run folder"):
+        prime_xmc.train(run_dir=tmp_path, seed=2, **settings)
+    claim.release()
+    assert metadata.read_text() == "seed: 1"
+    assert [path.name for path in metadata.parent.iterdir()] == ["config.yaml"]
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert [_spelt(value) for value in (np.float64(1e-4), np.int64(3), np.bool_(True))] == ["0.0001", "3", "true"]
 
 
 def test_fit_trains_on_what_is_given(settings, tmp_path):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from prime_xmc.assemble import load_scorer
@@ -180,6 +182,28 @@ def test_one_seed_gives_one_result_and_embeddings_are_made_once(complete, config
 
 class KilledError(BaseException):
     """Ends a run at once, without what it does when it is asked to end."""
+
+
+def test_loggers_that_show_what_the_first_stage_has(configure, tmp_path, monkeypatch):
+    """W&B, whose run is finished at the end, and TensorBoard: there are no prototypes to show."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    shown = ["logger=[wandb,tensorboard]", "callbacks.histograms.every_n_steps=1", "trainer.max_epochs=1"]
+    run(configure(*shown, f"run_dir={tmp_path}", "test=false"))
+    assert wandb.run is None
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_settings_of_a_continued_second_stage_hold_from_then_on(configure, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifierModule, "on_validation_epoch_end", killed)
+        with pytest.raises(KilledError):
+            run(configure(f"run_dir={tmp_path}", "checkpoint.every_n_minutes=1e-9"))
+    run(configure(f"run_dir={tmp_path}", f"++resume={tmp_path}", "trainer.max_epochs=11", "test=false"))
+    assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").trainer.max_epochs == 11
 
 
 @pytest.mark.parametrize("place", ["training_step", "_evaluate_scorers"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import setup_globals
@@ -25,7 +26,7 @@ from prime_xmc.stages import train_prototypes
 from prime_xmc.trained_model import LabelLike, Model, as_label, rows_of
 from prime_xmc.training.module import PrimeModule
 from prime_xmc.training.one_vs_all_module import OneVsAllModule
-from prime_xmc.training.run_folder import folder_of_now
+from prime_xmc.training.run_folder import claim_early, folder_of_now, give_back
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def train(overrides: Sequence[str] = (), **settings: Any) -> TrainedRun:
             outputs/train/<time> unless it is given.
 
     Raises:
-        ValueError: If a setting is unknown or does not fit, with what is expected.
+        ValueError: If a setting is unknown or does not fit, with what is expected, or another process works in the
+            run folder.
         FileNotFoundError: If a file of the data is missing.
     """
     if isinstance(overrides, str):
@@ -79,9 +81,11 @@ def train(overrides: Sequence[str] = (), **settings: Any) -> TrainedRun:
             whole.hydra.runtime.output_dir = str(folder.absolute())
         HydraConfig.instance().set_config(whole)
         try:
+            claim_early(folder)
             _describe(folder / ".hydra", config, whole, given)
             made = train_prototypes(config)
         finally:
+            give_back()
             HydraConfig.instance().cfg = before
     return TrainedRun(made.metrics, folder, made.module, made.data)
 
@@ -149,6 +153,8 @@ def _describe(folder: Path, config: DictConfig, whole: DictConfig, overrides: Se
 
 def _spelt(value: Any) -> str:
     """Return a value in the grammar of Hydra's command line."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):

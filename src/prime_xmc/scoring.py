@@ -284,8 +284,8 @@ def finish_scorers(
         index=_approximate_index(model.predictor, prototypes, classifiers, weights),
     )
     cost = {
-        "ensemble/seconds": time.perf_counter() - started,
-        "ensemble/cpu_seconds": time.process_time() - cpu_started,
+        "ensemble/seconds": time.perf_counter() - started + kept.seconds,
+        "ensemble/cpu_seconds": time.process_time() - cpu_started + kept.cpu_seconds,
     }
     names = [name for name in searches if name != "theta"]
     metrics = _named("val", {name: validation[name] for name in names if name in validation})

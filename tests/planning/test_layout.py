@@ -68,6 +68,14 @@ class TestSchedule:
         assert schedule(setting).encodes_queries
         assert not schedule().encodes_queries
 
+    def test_no_validation_at_all(self, schedule):
+        assert schedule("trainer.check_val_every_n_epoch=null") == Schedule(4, 20, (8, 16, 16), 0, 1)
+
+    @pytest.mark.parametrize("setting", ["trainer.fast_dev_run=true", "trainer.overfit_batches=2"])
+    def test_runs_for_debugging(self, schedule, setting):
+        with pytest.raises(ValueError, match="is for debugging, and plans are of whole runs"):
+            schedule(f"+{setting}")
+
     def test_no_end(self, schedule):
         with pytest.raises(ValueError, match=r"no end: give trainer\.max_epochs or trainer\.max_steps"):
             schedule("trainer.max_epochs=-1")
@@ -83,7 +91,8 @@ class TestSchedule:
 
 class TestDevices:
     @pytest.mark.parametrize(
-        ("devices", "number"), [("1", 1), ("2", 2), ("'3'", 3), ("[0,1]", 2), ("auto", 1), ("-1", 1)]
+        ("devices", "number"),
+        [("1", 1), ("2", 2), ("'3'", 3), ("[0,1]", 2), ("'0,1'", 2), ("'0,'", 1), ("auto", 1), ("-1", 1)],
     )
     def test_processes(self, devices, number, compose):
         assert count_processes(compose(f"trainer.devices={devices}", name="plan")) == number

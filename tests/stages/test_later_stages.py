@@ -43,6 +43,8 @@ def test_another_value_of_classify():
         ("gpu", ["trainer.accelerator=cpu"], ("cpu", None)),
         ("gpu", ["trainer=cpu"], ("cpu", None)),
         ("cpu", ["trainer=gpu"], ("gpu", None)),
+        ("gpu", ["++trainer.accelerator=cpu"], ("cpu", None)),
+        ("gpu", ["device=cuda:1"], ("gpu", "cuda:1")),
     ],
 )
 def test_the_second_stage_computes_where_the_first_did_unless_told_otherwise(trainer, settings, expected, compose):
@@ -63,3 +65,18 @@ def test_the_second_stage_computes_where_the_first_did_unless_told_otherwise(tra
 )
 def test_what_a_run_for_debugging_passes_on(given, settings, expected, compose):
     assert _same_debugging(compose(*given), settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ("[1]", ["trainer.devices=[1]", "device=cuda:1"]),
+        ("[2,3]", ["trainer.devices=[2]", "device=cuda:2"]),
+        ("'1,'", ["trainer.devices=[1]", "device=cuda:1"]),
+        ("1", ["device=cuda"]),
+        ("auto", ["device=cuda"]),
+    ],
+)
+def test_of_several_gpus_the_second_stage_has_one_of_the_first(devices, expected, compose):
+    config = compose("trainer=gpu", f"trainer.devices={devices}")
+    assert _same_device(config, []) == ["trainer.accelerator=gpu", *expected]

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 
@@ -16,10 +18,15 @@ def test_a_part_is_made_once_for_the_same_settings(kept):
 
     def make():
         made.append(1)
+        time.sleep(0.05)
         return Part({"rows": torch.arange(6.0).view(2, 3), "none": torch.empty(0, 3)}, {"loss": 0.1 + 0.2})
 
-    first, again = (kept.once("part", ABOUT, make) for _ in range(2))
+    first = kept.once("part", ABOUT, make)
+    assert (kept.seconds, kept.cpu_seconds) == (0, 0)
+    again = kept.once("part", ABOUT, make)
     assert len(made) == 1
+    assert 0.05 <= kept.seconds < 5, "what it has cost the process that made it"
+    assert 0 <= kept.cpu_seconds < 5
     assert again.values == first.values == {"loss": 0.1 + 0.2}
     assert all(torch.equal(again.tensors[name], first.tensors[name]) for name in ("rows", "none"))
     assert kept.find("part", ABOUT | {"seed": 1}) is None

@@ -11,7 +11,7 @@ import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from prime_xmc.training.sweeps import fingerprint, note_finished, run_job, show
+from prime_xmc.training.sweeps import _continued, fingerprint, note_finished, run_job, show
 
 CONF = """
 seed: 0
@@ -145,15 +145,27 @@ def test_an_interrupted_job_continues_from_its_checkpoint(sweep):
 
 
 def test_a_job_that_was_continued_by_itself_is_done(tmp_path):
-    config = OmegaConf.create({"run_dir": str(tmp_path)})
+    config = OmegaConf.create({"run_dir": str(tmp_path), "ckpt_path": None, "callbacks": {}})
     (tmp_path / "metrics.json").write_text("{}")
     note_finished(config)
     assert not (tmp_path / "job.json").exists(), "it is no job"
-    (tmp_path / "job.json").write_text(json.dumps({"number": 3, "status": "failed", "message": "full disk"}))
+    job = {"fingerprint": fingerprint(config), "number": 3, "status": "failed"}
+    (tmp_path / "job.json").write_text(json.dumps({**job, "message": "full disk"}))
     (tmp_path / "error.txt").touch()
-    note_finished(config)
-    assert json.loads((tmp_path / "job.json").read_text()) == {"number": 3, "status": "done", "results": "."}
+    resumed = OmegaConf.merge(config, {"ckpt_path": "last.ckpt", "resume": str(tmp_path)})
+    note_finished(resumed)
+    assert json.loads((tmp_path / "job.json").read_text()) == {**job, "status": "done", "results": "."}
     assert not (tmp_path / "error.txt").exists()
+    note_finished(OmegaConf.merge(resumed, {"max_epochs": 30}))
+    assert json.loads((tmp_path / "job.json").read_text())["fingerprint"] != job["fingerprint"], "it is another job now"
+
+
+def test_a_job_that_began_at_another_run_s_checkpoint_continues_from_its_own(tmp_path):
+    config = OmegaConf.create({"run_dir": str(tmp_path), "ckpt_path": "other.ckpt"})
+    assert _continued(config) == config
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert _continued(config).ckpt_path == str(tmp_path / "checkpoints" / "last.ckpt")
 
 
 def test_a_folder_of_another_job_is_refused(sweep):

@@ -88,8 +88,13 @@ def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
         num_queries: Training queries, including those held out for validation.
 
     Raises:
-        ValueError: If the run has no end.
+        ValueError: If the run has no end, or sees only part of the data to be debugged.
     """
+    for key in ("fast_dev_run", "overfit_batches"):
+        if config.trainer.get(key):
+            raise ValueError(
+                f"trainer.{key}={config.trainer[key]} is for debugging, and plans are of whole runs; leave it out"
+            )
     trainer, clusters, num_validation = config.trainer, config.sampling.clusters, config.dataset.num_validation
     steps_per_epoch = _limited(-(-(num_queries - num_validation) // config.sampling.batch_size), trainer)
     limits = [trainer.max_epochs * steps_per_epoch] if trainer.max_epochs >= 0 else []
@@ -98,8 +103,9 @@ def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
     if not limits:
         raise ValueError("the run has no end: give trainer.max_epochs or trainer.max_steps")
     num_epochs, rest = divmod(min(limits), steps_per_epoch)  # complete epochs, and steps of one more
-    num_validations = num_epochs // trainer.check_val_every_n_epoch if num_validation else 0
-    ends_validated = num_validations > 0 and rest == 0 and num_epochs % trainer.check_val_every_n_epoch == 0
+    every = trainer.check_val_every_n_epoch  # None: never, as validation then goes by steps, of which there are none
+    num_validations = num_epochs // every if num_validation and every else 0
+    ends_validated = num_validations > 0 and rest == 0 and num_epochs % every == 0
     first = clusters.first_epoch
     rebuilds = [] if first is None else range(first, num_epochs + (rest > 0))
     sizes = [
@@ -160,4 +166,6 @@ def count_processes(config: DictConfig) -> int:
     devices = config.trainer.devices
     if devices in ("auto", -1, "-1"):
         return max(1, torch.cuda.device_count()) if device_of(config).type == "cuda" else 1
-    return int(devices) if isinstance(devices, int | str) else len(devices)
+    if isinstance(devices, str):
+        return len([device for device in devices.split(",") if device.strip()]) if "," in devices else int(devices)
+    return devices if isinstance(devices, int) else len(devices)

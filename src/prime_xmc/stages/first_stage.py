@@ -109,8 +109,8 @@ class _Start(NamedTuple):
         checkpoint = Path(config.ckpt_path).absolute()
         recorded, place = read_origin(checkpoint)
         # by whatever name: the checkpoints of another run in this folder go; theirs may be a link to a larger disk
-        places = [place.resolve() for place in (run_dir, (run_dir / CHECKPOINT).parent)]
-        in_place = any(checkpoint.resolve().is_relative_to(place) for place in places)
+        folders = [folder.resolve() for folder in (run_dir, (run_dir / CHECKPOINT).parent)]
+        in_place = any(checkpoint.resolve().is_relative_to(folder) for folder in folders)
         return cls(checkpoint, recorded, place, in_place, resumes)
 
 

@@ -167,7 +167,7 @@ def later_stages(
 
 def _same_debugging(config: DictConfig, settings: list[str]) -> list[str]:
     """Return settings with which the second stage of a run for debugging sees as little of the data as the first."""
-    if any(setting.startswith("debug=") for setting in settings):
+    if "debug" in map(key_of, settings):
         return []
     option = [] if config.get("debug") is None else [f"debug={config.debug}"]
     return [*option, *(f"trainer.{key}={value}" for key, value in limits(config).items())]
@@ -175,8 +175,19 @@ def _same_debugging(config: DictConfig, settings: list[str]) -> list[str]:
 
 def _same_device(config: DictConfig, settings: list[str]) -> list[str]:
     """Return settings with which the second stage computes where the first did, unless its own say where."""
-    if any(setting.startswith(("trainer=", "trainer.accelerator=", "device=")) for setting in settings):
+    given = {key_of(setting) for setting in settings}
+    if given & {"trainer", "trainer.accelerator"}:
         return []
-    accelerator = str(config.trainer.accelerator)
-    devices = {"cpu": ["device=cpu"], "gpu": ["device=cuda"], "cuda": ["device=cuda"]}
-    return [f"trainer.accelerator={accelerator}", *devices.get(accelerator, [])]
+    accelerator, device = str(config.trainer.accelerator), None
+    same = [f"trainer.accelerator={accelerator}"]
+    if accelerator in ("gpu", "cuda"):
+        device = "cuda"
+        devices = config.trainer.get("devices")
+        listed = devices.split(",") if isinstance(devices, str) else devices
+        # one of several GPUs: others may be of other runs
+        if isinstance(listed, list | ListConfig) and str(listed[0]).strip().isdecimal():
+            device = f"cuda:{str(listed[0]).strip()}"
+            same += [] if "trainer.devices" in given else [f"trainer.devices=[{str(listed[0]).strip()}]"]
+    elif accelerator == "cpu":
+        device = "cpu"
+    return same if device is None or "device" in given else [*same, f"device={device}"]

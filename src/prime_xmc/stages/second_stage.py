@@ -39,7 +39,7 @@ from prime_xmc.training.record import (
     quiet_libraries,
     show_classifiers,
 )
-from prime_xmc.training.run_folder import claimed, with_run_folder
+from prime_xmc.training.run_folder import claimed, is_first_process, record_changes, with_run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def fit_classifiers(
     with claimed(run_dir) as claim:
         if model is None:  # otherwise the run that the model is of has recorded all of it
             claim.record(config, continued=continues)
-        record = RunHistory()
+        record, begun_with = RunHistory(), config.copy()
         tidy_cache(config)
         model = model or open_finished(config)
         predictor, data = model.predictor, model.data
@@ -153,6 +153,8 @@ def fit_classifiers(
         save = make_save_progress(config, run_dir)
         trainer = make_trainer(config, [record, ContinuedRun(given, recorded)], [save])
         claim.begin(continued=checkpoint is not None, reads=[model.folder])
+        if config.get("resume") is not None and is_first_process():
+            record_changes(begun_with, run_dir)
         if place is not None:
             continue_curves(trainer.loggers, run_dir, run_dir, place)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,10 +41,15 @@ class KeptParts:
 
     Args:
         folder: The folder, made when there is something to keep.
+
+    Attributes:
+        seconds: What the parts that `once` has found have taken the processes that made them.
+        cpu_seconds: The same, of all processors.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.seconds = self.cpu_seconds = 0.0
 
     def find(self, name: str, about: Mapping[str, Any]) -> Part | None:
         """Return a part, None if there is none that depends on the same.
@@ -84,8 +90,15 @@ class KeptParts:
         """Return a part that is kept, or make it and keep it."""
         part = self.find(name, about)
         if part is None:
+            started, cpu_started = time.perf_counter(), time.process_time()
             part = make()
-            self.add(name, about, part)
+            cost = [time.perf_counter() - started, time.process_time() - cpu_started]
+            self.add(name, about, part._replace(values=part.values | {"cost": cost}))
+        else:
+            values = dict(part.values)
+            seconds, cpu_seconds = values.pop("cost", (0.0, 0.0))
+            self.seconds, self.cpu_seconds = self.seconds + seconds, self.cpu_seconds + cpu_seconds
+            part = part._replace(values=values)
         return part
 
     def clear(self) -> None:

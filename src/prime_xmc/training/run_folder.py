@@ -234,6 +234,25 @@ def claimed(folder: Path) -> Iterator[Claim]:
         claim.release()
 
 
+def claim_early(folder: Path) -> None:
+    """Claim a run folder before its metadata are written there, for the run to take over by `claimed`.
+
+    Raises:
+        ValueError: If another process works there.
+    """
+    claim = Claim(folder.absolute())
+    if is_first_process():
+        claim.acquire()
+        claim.keep_metadata()
+        _claims[claim.folder] = claim
+
+
+def give_back() -> None:
+    """Give back what was claimed early for a run that ended before it took it over."""
+    for folder in list(_claims):
+        _claims.pop(folder).release()
+
+
 class ClaimRunFolder(Callback):
     """Claims the folder of a run before Hydra writes its metadata and its log there."""
 
@@ -245,19 +264,14 @@ class ClaimRunFolder(Callback):
         """
         if config.hydra.output_subdir is None:  # of a command that has no run folder, such as plan
             return
-        claim = Claim(Path(config.hydra.run.dir).absolute())
-        if is_first_process():
-            try:
-                claim.acquire()
-            except ValueError as error:
-                sys.exit(str(error))  # Hydra would turn another exception into a warning
-            claim.keep_metadata()
-            _claims[claim.folder] = claim
+        try:
+            claim_early(Path(config.hydra.run.dir))
+        except ValueError as error:
+            sys.exit(str(error))  # Hydra would turn another exception into a warning
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Give it back, where the run ended before it began."""
-        for folder in list(_claims):
-            _claims.pop(folder).release()
+        give_back()
 
 
 def _folder_of_hydra() -> Path | None:

@@ -129,10 +129,16 @@ def run_job(config: DictConfig, train: Callable[[DictConfig], Any]) -> float | N
 
 
 def note_finished(config: DictConfig) -> None:
-    """Note that a job of a sweep is done, where it has been continued by itself."""
+    """Note that a job of a sweep is done, where it has been continued by itself.
+
+    With other settings it is another job: the sweep then trains the one that it has asked for in a folder of its own.
+    """
     path = Path(str(config.run_dir)) / RECORD
     if path.is_file() and (path.parent / METRICS).is_file():
-        job = {**json.loads(path.read_text(encoding="utf-8")), "status": "done", "results": "."}
+        made = config.copy()
+        OmegaConf.update(made, "ckpt_path", None, force_add=True)
+        now = fingerprint(made)
+        job = {**json.loads(path.read_text(encoding="utf-8")), "fingerprint": now, "status": "done", "results": "."}
         job.pop("message", None)
         (path.parent / ERROR).unlink(missing_ok=True)
         write_json(path, job)
@@ -249,10 +255,13 @@ def _finished(folder: Path, wanted: str) -> Path | None:
 
 
 def _continued(config: DictConfig) -> DictConfig:
-    """Return a configuration that goes on from the last checkpoint in its run folder, if there is one."""
+    """Return a configuration that goes on from the last checkpoint in its run folder, if there is one.
+
+    That comes before a checkpoint of another run, from which the job has begun.
+    """
     places = (Path(config.run_dir) / name for name in (CHECKPOINT, CHECKPOINT_BEFORE))
     checkpoint = next((place for place in places if place.is_file()), None)
-    if checkpoint is None or config.ckpt_path is not None:
+    if checkpoint is None:
         return config
     logger.info("continuing from %s", checkpoint)
     return OmegaConf.merge(config, {"ckpt_path": str(checkpoint)})  # type: ignore[return-value]

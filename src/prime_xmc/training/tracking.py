@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -149,7 +150,7 @@ class WandbRun(Callback):
     W&B would finish it when the process ends, which may be many jobs of a sweep later; these would all add to it.
 
     Args:
-        tested: Whether the Trainer tests after it has trained.
+        tested: Whether the Trainer tests after it has trained, if the module has a test.
     """
 
     def __init__(self, tested: bool):
@@ -158,6 +159,8 @@ class WandbRun(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say how W&B sums up validation metrics: by the best and by the last, that of the exported model."""
+        if not is_overridden("test_step", pl_module):
+            self.last_stage = "fit"
         for logger in _wandb_loggers(trainer):
             self.run_id = logger.version
             for name in METRICS:
@@ -218,6 +221,8 @@ class LogPredictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the rows of those queries that are in the batch."""
+        if not isinstance(outputs, Mapping):  # of a module that ranks nothing in validation
+            return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         ids = batch.ids.cpu().numpy()
         for place in np.isin(ids, self._shown).nonzero()[0]:
@@ -225,7 +230,9 @@ class LogPredictions(Callback):
             self._rows[int(ids[place])] = self._row(data, int(ids[place]), indices, scores)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the table."""
+        """Log the table, if anything was ranked."""
+        if not self._rows:
+            return
         columns = ["query", "labels", "hits", *(str(rank) for rank in range(1, self.top_k + 1))]
         rows = [self._rows[query] for query in sorted(self._rows)]
         for logger in _wandb_loggers(trainer):
@@ -271,6 +278,8 @@ class LogHistograms(Callback):
     ) -> None:
         """Log them if it is time."""
         if trainer.global_step % self.every_n_steps or not trainer.is_global_zero:
+            return
+        if "query_emb" not in outputs:  # of a module that trains classifiers, which has no prototypes
             return
         query_emb = outputs["query_emb"].float()
         histograms: dict[str, Tensor] = {}
