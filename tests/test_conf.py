@@ -122,7 +122,8 @@ def test_data_sets_keep_their_settings(compose):
         composed = OmegaConf.to_container(compose(f"dataset={name}", "run_dir=run").dataset, resolve=True)
         expected.setdefault("dir", composed["dir"])  # that of carried data is where the package lies
         assert composed == expected
-        others = set(expected) - set(OF_TRAINING) - {"propensity", "max_length", "num_validation"}
+        of_training = {key.removeprefix("dataset.") for key in OF_TRAINING}
+        others = set(expected) - of_training - {"propensity", "max_length", "num_validation"}
         assert others <= {"name", "dir", "fields", "label_fields", "hint", "token_pattern", "size"}, "of texts"
 
 

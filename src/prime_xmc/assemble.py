@@ -10,7 +10,7 @@ import torch
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.data.datamodule import PrimeDataModule
@@ -498,6 +498,15 @@ def make_trainer(config: DictConfig, first: Sequence[Any] = (), last: Sequence[A
         default_root_dir=str(config.run_dir),
         _convert_="all",
     )
+
+
+def listed_devices(config: DictConfig) -> list[str] | None:
+    """Return the devices that `trainer.devices` names one by one, as [0,1] and "0,1" do; None: it has their number."""
+    devices = config.trainer.get("devices")
+    listed = devices.split(",") if isinstance(devices, str) and "," in devices else devices
+    if not isinstance(listed, list | ListConfig):
+        return None
+    return [name for each in listed if (name := str(each).strip())]
 
 
 def make_loggers(config: DictConfig | None) -> list[Any]:

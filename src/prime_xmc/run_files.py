@@ -1,5 +1,6 @@
 """Names of the files of a run folder that commands and trainings know it by, and of settings."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 METADATA = Path(".hydra")  # what Hydra writes before a run begins
@@ -9,7 +10,10 @@ CHECKPOINT = Path("checkpoints", "last.ckpt")  # the newest checkpoint
 CHECKPOINT_BEFORE = CHECKPOINT.with_name(f"before-{CHECKPOINT.name}")
 METRICS = "metrics.json"  # the last that a run writes, which says that it is finished
 # Settings of a data set that only the training of an encoder reads.
-OF_TRAINING = ("num_free_vectors", "batch_size", "num_positives", "validate_every", "max_epochs", "lr", "clusters")
+OF_TRAINING = tuple(
+    f"dataset.{name}"
+    for name in ("num_free_vectors", "batch_size", "num_positives", "validate_every", "max_epochs", "lr", "clusters")
+)
 
 
 def key_of(setting: str) -> str:
@@ -20,3 +24,13 @@ def key_of(setting: str) -> str:
         ['loss.gamma_min', 'name', 'encoder']
     """
     return setting.lstrip("+~").partition("=")[0]
+
+
+def is_below(key: str, names: Iterable[str]) -> bool:
+    """Return whether a key is one of some names, or one of the keys that these hold.
+
+    Example:
+        >>> [is_below(key, ["loss", "dataset.lr"]) for key in ("loss", "loss.gamma_min", "dataset.lr_end")]
+        [True, True, False]
+    """
+    return any(key == name or key.startswith(f"{name}.") for name in names)

@@ -138,11 +138,11 @@ def own_labels(queries: FileScan, labels: FileScan) -> Int64[np.ndarray, " query
     found = np.full(len(queries), -1, dtype=np.int64)
     for ours, theirs in ((queries.titles, labels.titles), (queries.uids, labels.uids)):
         order = np.argsort(theirs, kind="stable")
-        places = np.searchsorted(theirs[order], ours)
+        ascending = theirs[order]
+        places, ends = (np.searchsorted(ascending, ours, side=side) for side in ("left", "right"))
         places[places == len(order)] = 0
-        fits = (theirs[order[places]] == ours) & (ours != 0) & (ours != hash("")) if len(order) else np.zeros(0, bool)
+        fits = (ascending[places] == ours) & (ours != 0) & (ours != hash("")) if len(order) else np.zeros(0, bool)
         found[fits] = order[places[fits]]
-        ends = np.searchsorted(theirs[order], ours, side="right")
         for row in np.flatnonzero(fits & (ends - places > 1)).tolist():
             has = [label for label in queries.positives[row].tolist() if theirs[label] == ours[row]]
             found[row] = min(has, default=found[row])

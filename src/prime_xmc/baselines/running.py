@@ -1,7 +1,6 @@
 """A method to compare with, from a configuration to a run folder that reports read like that of a training."""
 
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from prime_xmc.evaluation.rank import remove_filtered
 from prime_xmc.evaluation.table import print_notes, print_table
 from prime_xmc.files import write_json
 from prime_xmc.printing import unfailing_output
-from prime_xmc.run_files import METRICS, OF_TRAINING, key_of
+from prime_xmc.run_files import METRICS, OF_TRAINING, is_below, key_of
 from prime_xmc.training.record import describe_run, describe_splits, quiet_libraries
 from prime_xmc.training.run_folder import BASELINE, claimed, given_settings, with_run_folder
 
@@ -95,10 +94,10 @@ def describe_cost(cost: Cost) -> dict[str, float | str]:
 def _warn_of_unused(config: DictConfig) -> None:
     """Warn of settings that are given and have no effect: a result should not seem to be due to them."""
     given = {each: key_of(each) for each in given_settings()}
-    of_tfidf = [each for each, key in given.items() if re.match(r"tfidf\b", key)]
+    of_tfidf = [each for each, key in given.items() if is_below(key, ["tfidf"])]
     if of_tfidf and "${tfidf" not in OmegaConf.to_yaml(config.method):
         logger.warning("%s: no effect, since this method has no tf-idf vectors", " ".join(of_tfidf))
-    of_training = [each for each, key in given.items() if re.match(rf"dataset\.({'|'.join(OF_TRAINING)})\b", key)]
+    of_training = [each for each, key in given.items() if is_below(key, OF_TRAINING)]
     if of_training:
         logger.warning("%s: no effect; the settings of a method are under method.", " ".join(of_training))
 

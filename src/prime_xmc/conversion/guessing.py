@@ -157,8 +157,8 @@ def split_cell(cell: str | list[str], separator: str) -> list[str]:
         parts = _parse_list(cell)
     elif separator in ("", LIST):
         parts = [cell]
-    elif separator == ";" and "&" in cell:
-        parts = (part.replace(_END, ";") for part in _ENTITY.sub(_without_end, cell).split(";"))
+    elif separator == ";":
+        parts = (part.replace(_END, ";") for part in _without_ends(cell).split(";"))
     else:
         parts = cell.split(separator)
     return [stripped for part in parts if (stripped := part.strip())]
@@ -168,9 +168,14 @@ _ENTITY = re.compile(r"&(#\w+|\w+);")  # such as &amp; or &#38;
 _END = "\0"  # in the place of the semicolon of an entity
 
 
-def _without_end(entity: re.Match[str]) -> str:
-    is_one = entity[1].startswith("#") or f"{entity[1]};" in html5
-    return f"&{entity[1]}{_END}" if is_one else entity[0]
+def _without_ends(cell: str) -> str:
+    """Return a cell in which no semicolon ends an entity, which would look like a separator."""
+
+    def without(entity: re.Match[str]) -> str:
+        is_one = entity[1].startswith("#") or f"{entity[1]};" in html5
+        return f"&{entity[1]}{_END}" if is_one else entity[0]
+
+    return _ENTITY.sub(without, cell) if "&" in cell else cell
 
 
 def guess_separator(cells: Sequence[str | list[str]]) -> str:
@@ -188,7 +193,7 @@ def guess_separator(cells: Sequence[str | list[str]]) -> str:
     """
     if any(isinstance(cell, list) for cell in cells):
         return LIST
-    filled = [_ENTITY.sub(_without_end, cell.strip()) for cell in cells if isinstance(cell, str) and cell.strip()]
+    filled = [_without_ends(cell.strip()) for cell in cells if isinstance(cell, str) and cell.strip()]
     if filled and all(re.fullmatch(r"\[.*\]", cell, re.DOTALL) for cell in filled):
         return JSON
     frequent = max(_CLEAR_SEPARATORS, key=lambda separator: sum(separator in cell for cell in filled))
@@ -207,7 +212,7 @@ def hidden_separator(cell: str) -> str:
     if cell[:1] == "[":
         with suppress(ValueError):
             return JSON if len(_parse_list(cell)) > 1 else ""
-    cell = _ENTITY.sub(_without_end, cell.strip()) if "&" in cell else cell.strip()
+    cell = _without_ends(cell.strip())
     found = next((separator for separator in _CLEAR_SEPARATORS if separator in cell), "")
     return found or (" " if re.fullmatch(r"\d+( \d+)+", cell) else "")
 
@@ -248,7 +253,9 @@ def match_references(
         separators = (guess,)
     else:
         separators = ("", *(each for each in _SEPARATORS if any(each in str(cell) for cell in cells)))
-    wanted = {each: {part for cell in cells for part in split_cell(cell, each)} for each in separators}
+    different = list({str(cell): cell for cell in cells}.values())
+    parts_of = {each: [split_cell(cell, each) for cell in different] for each in separators}
+    wanted = {each: {part for parts in split for part in parts} for each, split in parts_of.items()}
     found: dict[tuple[str, str], set[str]] = {
         (column, each): set() for each in separators for column in (*columns, ROW)
     }
@@ -261,19 +268,12 @@ def match_references(
             if str(number) in parts:
                 found[ROW, each].add(str(number))
 
-    different = {cell if isinstance(cell, str) else tuple(cell) for cell in cells}
-    parts_of = {
-        each: [split_cell(cell if isinstance(cell, str) else [*cell], each) for cell in different]
-        for each in separators
-    }
-
     def fit(key: tuple[str, str]) -> tuple[int, bool, bool, float, int, int]:
         column, each = key
         total = len(wanted[each])
         share = len(found[key]) / total if total else 0.0
-        num_known = sum(
-            not found[key].isdisjoint(parts) for parts in parts_of[each]
-        )  # cells; a new label stands anywhere
+        # in cells, since a new label may stand in any
+        num_known = sum(not found[key].isdisjoint(parts) for parts in parts_of[each])
         order = -list((*columns, ROW)).index(column)
         return num_known, not each and share == 1, each in _CLEAR_SEPARATORS, share, total, order
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from omegaconf import DictConfig
 
+from prime_xmc.assemble import listed_devices
 from prime_xmc.data.sampling import cluster_size_at
 from prime_xmc.index.search import FaissSearch
 from prime_xmc.model.banks import DTYPES
@@ -166,6 +167,5 @@ def count_processes(config: DictConfig) -> int:
     devices = config.trainer.devices
     if devices in ("auto", -1, "-1"):
         return max(1, torch.cuda.device_count()) if device_of(config).type == "cuda" else 1
-    if isinstance(devices, str):
-        return len([device for device in devices.split(",") if device.strip()]) if "," in devices else int(devices)
-    return devices if isinstance(devices, int) else len(devices)
+    listed = listed_devices(config)
+    return int(devices) if listed is None else len(listed)

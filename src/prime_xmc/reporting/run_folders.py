@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prime_xmc.foreign import check_links, parse_json
 from prime_xmc.reporting.expressions import cache_folder, check_numbers, load_yaml, resolved, without_machine
-from prime_xmc.run_files import CONFIG, METADATA, METRICS, OF_TRAINING, OVERRIDES, key_of
+from prime_xmc.run_files import CONFIG, METADATA, METRICS, OF_TRAINING, OVERRIDES, is_below, key_of
 
 _CHOICES = METADATA / "hydra.yaml"
 _EXPORT = Path("model", "prime_config.json")
@@ -185,7 +185,7 @@ def read_runs(path: Path) -> list[RunRecord]:
         data_folder=_data_folder(config),
     )
     if "method" in config:  # which trains no encoder
-        run = _without(run, [f"dataset.{name}" for name in OF_TRAINING])
+        run = _without(run, OF_TRAINING)
     scorers = dict.fromkeys(match[2] for name in metrics or {} if (match := _MEASURED.fullmatch(name)))
     if None not in scorers:  # classifiers alone, or a run that has not measured anything
         return [_of_scorer(run, path, scorer) for scorer in scorers if scorer is not None] or [run]
@@ -285,11 +285,7 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _is_apart(key: str, watchers: Sequence[str]) -> bool:
-    return key in _APART or _is_below(key, (*_APART_GROUPS, *watchers))
-
-
-def _is_below(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+    return key in _APART or is_below(key, (*_APART_GROUPS, *watchers))
 
 
 def _parse_overrides(overrides: Any, watchers: Sequence[str]) -> dict[str, str]:
@@ -336,7 +332,7 @@ def _without(run: RunRecord, names: Sequence[str]) -> RunRecord:
     """Return the record of a run without settings that change nothing of it, given by the keys that they begin with."""
 
     def kept(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in values.items() if not _is_below(key, names)}
+        return {key: value for key, value in values.items() if not is_below(key, names)}
 
     return replace(run, settings=kept(run.settings), derived=kept(run.derived), overrides=kept(run.overrides))
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from prime_xmc.app import compose
+from prime_xmc.assemble import listed_devices
 from prime_xmc.evaluation.rank import Ranking
 from prime_xmc.export.model_size import describe_size
 from prime_xmc.run_files import key_of
@@ -178,16 +179,10 @@ def _same_device(config: DictConfig, settings: list[str]) -> list[str]:
     given = {key_of(setting) for setting in settings}
     if given & {"trainer", "trainer.accelerator"}:
         return []
-    accelerator, device = str(config.trainer.accelerator), None
+    accelerator, listed = str(config.trainer.accelerator), listed_devices(config)
     same = [f"trainer.accelerator={accelerator}"]
-    if accelerator in ("gpu", "cuda"):
-        device = "cuda"
-        devices = config.trainer.get("devices")
-        listed = devices.split(",") if isinstance(devices, str) else devices
-        # one of several GPUs: others may be of other runs
-        if isinstance(listed, list | ListConfig) and str(listed[0]).strip().isdecimal():
-            device = f"cuda:{str(listed[0]).strip()}"
-            same += [] if "trainer.devices" in given else [f"trainer.devices=[{str(listed[0]).strip()}]"]
-    elif accelerator == "cpu":
-        device = "cpu"
+    device = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}.get(accelerator)
+    if device == "cuda" and listed and listed[0].isdecimal():  # one of these GPUs: others may be of other runs
+        device = f"cuda:{listed[0]}"
+        same += [] if "trainer.devices" in given else [f"trainer.devices=[{listed[0]}]"]
     return same if device is None or "device" in given else [*same, f"device={device}"]

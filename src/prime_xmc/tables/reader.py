@@ -59,29 +59,31 @@ class OpenTable:
         Raises:
             ValueError: With file, line (row where a file has no lines) and value, for what cannot be read.
         """
-        if self.input_format in ("csv", "tsv", "text"):
+        if self.input_format in ("csv", "tsv", "text") or (not strings and self.input_format not in COLUMNAR):
             yield from self._rows
             return
+        wanted = columns if strings else None
         for row in self._rows:
-            values: dict[str, Any] = {}
-            for column, value in row.values.items():
-                if strings and columns is not None and column not in columns:
-                    values[column] = ""
-                    continue
-                try:
-                    values[column] = as_strings(value) if strings else _readable(value)
-                except UnicodeEncodeError as error:
-                    # JSON can escape half a character ("\\ud800"), which no tokenizer takes
-                    if not lenient:
-                        raise ValueError(
-                            f"{self.place(row.number)}: half of a character ({error}); remove it"
-                        ) from error
-                    values[column] = ""
-                except ValueError as error:
-                    if not lenient:
-                        raise ValueError(f"{self.place(row.number)}: {column!r} cannot be read ({error})") from error
-                    values[column] = ""
-            yield Row(row.number, values)
+            yield Row(
+                row.number,
+                {
+                    column: self._cell(row.number, column, value, strings, lenient)
+                    if wanted is None or column in wanted
+                    else ""
+                    for column, value in row.values.items()
+                },
+            )
+
+    def _cell(self, number: int, column: str, value: Any, strings: bool, lenient: bool) -> Any:
+        try:
+            return as_strings(value) if strings else _readable(value)
+        except ValueError as error:
+            if lenient:
+                return ""
+            if isinstance(error, UnicodeEncodeError):
+                # JSON can escape half a character ("\\ud800"), which no tokenizer takes
+                raise ValueError(f"{self.place(number)}: half of a character ({error}); remove it") from error
+            raise ValueError(f"{self.place(number)}: {column!r} cannot be read ({error})") from error
 
     def place(self, number: int) -> str:
         """Return how a message names a row: file and line, or file and row where the file has no lines."""
