@@ -14,6 +14,7 @@ from prime_xmc.printing import unfailing_output
 from prime_xmc.reporting.configurations import group_runs
 from prime_xmc.reporting.contents import make_report
 from prime_xmc.reporting.published import read_published, warn_of_names
+from prime_xmc.reporting.records import keep_records
 from prime_xmc.reporting.run_folders import find_runs, read_runs
 from prime_xmc.reporting.study import Study, make_studies
 
@@ -27,23 +28,25 @@ def run(config: DictConfig, command: str | None = None) -> list[Study]:
 
     Raises:
         FileNotFoundError: If there is no such file of published results.
-        ValueError: If no run matches, a file of a run is damaged, no configuration is the baseline, or a library is
-            missing.
+        ValueError: If no run matches, a file of a run is damaged, no configuration is the baseline, a library is
+            missing, or records cannot be kept.
     """
     if importlib.util.find_spec("jinja2") is None:
         raise ValueError("a report needs jinja2: pip install '.[report]' in the clone")
     from prime_xmc.reporting.writing import write_report  # imports jinja2, which belongs to an extra
 
-    patterns = list(config.runs) if isinstance(config.runs, ListConfig) else [config.runs]
-    records = [record for folder in find_runs([str(pattern) for pattern in patterns]) for record in read_runs(folder)]
+    patterns = [str(each) for each in (config.runs if isinstance(config.runs, ListConfig) else [config.runs])]
+    runs = [run for folder in find_runs(patterns) for run in read_runs(folder)]
     published = [] if config.published is None else read_published(str(config.published))
     studies = make_studies(
-        group_runs(records, [Path(config.cache_dir).expanduser()]),
+        group_runs(runs, [Path(config.cache_dir).expanduser()]),
         config.baseline,
         num_resamples=config.num_resamples,
         num_examples=config.num_examples,
         seed=config.seed,
     )
+    if config.records is not None:
+        keep_records(studies, patterns, Path(config.records).expanduser())
     report = make_report(
         studies,
         title=config.title,

@@ -63,20 +63,7 @@ def load_predictions(
         ValueError: when the file holds anything else than predictions; names the file, what is wrong and what is
             expected.
     """
-    try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise ValueError("a single array")
-            size, packed = archive.zip.infolist(), path.stat().st_size
-            if (total := sum(entry.file_size for entry in size)) > max(_UNSUSPICIOUS, _LARGEST_RATIO * packed):
-                raise ValueError(f"{packed:,} bytes that would become {total:,}")
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise
-    except _UNREADABLE as error:
-        raise ValueError(f"{path}: not readable as predictions ({error}); {_EXPECTED}") from error
-
+    arrays = read_arrays(path, _EXPECTED)
     if {"indptr", "indices", "data", "shape", "format"} <= arrays.keys():
         indices, scores = _from_csr(path, arrays, k, num_labels)
     elif {"indices", "scores"} <= arrays.keys():
@@ -85,6 +72,32 @@ def load_predictions(
         raise ValueError(f"{path}: holds the arrays {sorted(arrays)}; {_EXPECTED}")
     _LOG.info("%s: predictions of %d queries", path, len(indices))
     return indices, scores
+
+
+def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by name, without running anything of it.
+
+    Args:
+        path: the file.
+        expected: what it should be, for messages.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is not readable, or would take far more memory than its size promises.
+    """
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("a single array")
+            size, packed = archive.zip.infolist(), path.stat().st_size
+            if (total := sum(entry.file_size for entry in size)) > max(_UNSUSPICIOUS, _LARGEST_RATIO * packed):
+                raise ValueError(f"{packed:,} bytes that would become {total:,}")
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: not readable as predictions ({error}); {expected}") from error
 
 
 def _from_top_k(path: Path, arrays: dict[str, np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,13 +14,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prime_xmc.foreign import check_links, parse_json
 from prime_xmc.reporting.expressions import cache_folder, check_numbers, load_yaml, resolved, without_machine
+from prime_xmc.reporting.ranks import name_of_ranks
 from prime_xmc.run_files import CONFIG, METADATA, METRICS, OF_TRAINING, OVERRIDES, is_below, key_of
 
-_CHOICES = METADATA / "hydra.yaml"
+CHOICES = METADATA / "hydra.yaml"
 _EXPORT = Path("model", "prime_config.json")
 _CLASSIFIERS = Path("classifiers", "classifiers.json")
 _BASELINE = "baseline.json"
-_STAGE = "classify"  # folder of a second stage, within the run folder of the first
+RECORD = "record.json"  # settings of a run in its record, which has no model
+CURVES = "metrics.csv"
+STAGE = "classify"  # folder of a second stage, within the run folder of the first
 _AFTERWARDS = (
     "classify",
     "classify_settings",
@@ -52,7 +55,7 @@ _WATCHERS = {
 # What is raised for a configuration whose values are of other types than those of a training.
 _UNSUITED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, OmegaConfBaseException)
 _CALLBACK = re.compile(r"callbacks\.\w+")  # null: switched off, the same as if it were not there
-_READ = (CONFIG, OVERRIDES, _CHOICES, _EXPORT, _CLASSIFIERS, _BASELINE, METRICS, "metrics.csv", _JOB)
+_READ = (CONFIG, OVERRIDES, CHOICES, _EXPORT, _CLASSIFIERS, _BASELINE, RECORD, METRICS, CURVES, _JOB)
 _SYSTEMS = ("method", "model")  # groups of configurations whose choice names a system
 # Options with which a run sees only part of the data; "model." is before those of a model that classifiers build on.
 _PARTIAL = re.compile(r"(?:model\.)?trainer\.(fast_dev_run|overfit_batches|limit_(?:train|val|test)_batches)")
@@ -74,7 +77,8 @@ class RunRecord:
         epochs: Rows of metrics.csv.
         export: Description of the run in its model folder; empty if there is no model folder.
         status: State of the run: "finished", "unfinished", or what a sweep has noted about it.
-        predictions: File with the predictions for the test split; None if there is none.
+        predictions: File with the predictions for the test split, or with the ranks of its positives, which a record
+            has; None if there is none.
         is_debugging: Whether the run saw only part of the data on purpose, or was started with debug=.
         cache_dir: Folder of prepared data sets in its configuration; None if this machine cannot resolve it.
         system: What was trained, such as "model=ngame" or "method=bonsai"; empty where the folder does not tell.
@@ -128,11 +132,15 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
     return sorted(matched, key=lambda path: [_natural(part) for part in path.parts])
 
 
-def _escaped(pattern: str) -> str:
-    """Return a pattern in which folders at its beginning that exist, such as `run [1]`, stand for themselves."""
+def fixed_part(pattern: str) -> Path:
+    """Return the folders at the beginning of a pattern that exist, such as `run [1]`, and stand for themselves."""
     path = Path(pattern).expanduser()
-    folder = next(folder for folder in (path, *path.parents) if folder.exists())
-    return str(Path(glob.escape(str(folder))) / path.relative_to(folder))
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _escaped(pattern: str) -> str:
+    folder = fixed_part(pattern)
+    return str(Path(glob.escape(str(folder))) / Path(pattern).expanduser().relative_to(folder))
 
 
 def read_runs(path: Path) -> list[RunRecord]:
@@ -150,7 +158,8 @@ def read_runs(path: Path) -> list[RunRecord]:
     if not isinstance(overrides, list):
         raise ValueError(f"{path / OVERRIDES}: expected a list of settings, got {type(overrides).__name__}")
     check_numbers(path / METRICS, metrics or {})
-    export = export or _load_json(path / _CLASSIFIERS) or _load_json(path / _BASELINE) or {}
+    others = (_CLASSIFIERS, _BASELINE, RECORD)
+    export = export or next(filter(None, (_load_json(path / name) for name in others)), {})
     export = export.get("settings") or {}
     try:
         kinds = [isinstance(each, dict) for each in (config, export, export.get("config", {}))]
@@ -175,13 +184,13 @@ def read_runs(path: Path) -> list[RunRecord]:
         overrides=_parse_overrides(overrides, _watchers(config)),
         seed=seed,
         metrics=metrics,
-        epochs=_read_epochs(path / "metrics.csv"),
+        epochs=_read_epochs(path / CURVES),
         export=export,
         status=_status(metrics, job),
-        predictions=_file(path / "predictions.npz"),
+        predictions=_predictions("predictions.npz", path),
         is_debugging=_is_debugging(config, settings),
         cache_dir=_cache_dir(config),
-        system=_system(path / _CHOICES, overrides),
+        system=_system(path / CHOICES, overrides),
         data_folder=_data_folder(config),
     )
     if "method" in config:  # which trains no encoder
@@ -189,7 +198,7 @@ def read_runs(path: Path) -> list[RunRecord]:
     scorers = dict.fromkeys(match[2] for name in metrics or {} if (match := _MEASURED.fullmatch(name)))
     if None not in scorers:  # classifiers alone, or a run that has not measured anything
         return [_of_scorer(run, path, scorer) for scorer in scorers if scorer is not None] or [run]
-    later = [_of_scorer(_with_stages(run, scorer), path / _STAGE, scorer) for scorer in scorers if scorer is not None]
+    later = [_of_scorer(_with_stages(run, scorer), path / STAGE, scorer) for scorer in scorers if scorer is not None]
     return [_of_prototypes(run), *later]
 
 
@@ -345,7 +354,7 @@ def _of_scorer(run: RunRecord, stage: Path, scorer: str) -> RunRecord:
         stage: Folder of the classifiers' training; predictions are there where the run's own folder has none.
         scorer: Name of the scorer.
     """
-    rows = [] if scorer in ("neighbours", "lexical") else _read_epochs(stage / "metrics.csv")
+    rows = [] if scorer in ("neighbours", "lexical") else _read_epochs(stage / CURVES)
     name = f"predictions_{scorer}.npz"
     return replace(
         run,
@@ -353,7 +362,7 @@ def _of_scorer(run: RunRecord, stage: Path, scorer: str) -> RunRecord:
         overrides=run.overrides | {"scorer": scorer},
         metrics=_values_of(run.metrics or {}, scorer),
         epochs=[_values_of(row, scorer) for row in rows],
-        predictions=_file(run.path / name) or _file(stage / name),
+        predictions=_predictions(name, run.path, stage),
     )
 
 
@@ -390,8 +399,10 @@ def _values_of(values: Mapping[str, Any], scorer: str | None) -> dict[str, Any]:
     return result
 
 
-def _file(path: Path) -> Path | None:
-    return path if path.is_file() else None
+def _predictions(name: str, *folders: Path) -> Path | None:
+    """Return the first file of predictions of a name, or of the ranks that a record has in their place."""
+    paths = [folder / each for folder in folders for each in (name, name_of_ranks(name))]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _status(metrics: dict[str, Any] | None, job: dict[str, Any] | None) -> str:

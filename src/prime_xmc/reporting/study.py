@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
-from prime_xmc.data.corpus import Corpus
+from prime_xmc.data.corpus import Corpus, Ragged
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import read_records
 from prime_xmc.evaluation.metrics import SHOWN, hits, metric_parts
 from prime_xmc.evaluation.predictions import load_predictions
 from prime_xmc.reporting.configurations import Configuration, DatasetRuns, find_configuration
+from prime_xmc.reporting.ranks import are_ranks, load_ranks
 from prime_xmc.reporting.run_folders import RunRecord
 from prime_xmc.reporting.statistics import (
     BINS,
@@ -30,8 +31,9 @@ from prime_xmc.reporting.statistics import (
 logger = logging.getLogger(__name__)
 
 BINNED = ("P@5", "PSP@5")
-MACRO_K = (1, 3, 5)
 COVERAGE_K = (1, 3, 5, 10, 100)
+MACRO = tuple(f"macro-{name}@{k}" for name in ("P", "R", "F1") for k in (1, 3, 5))
+COVERAGE = tuple(f"coverage@{k}" for k in COVERAGE_K)
 _NOTES = ("note/test", "note/labels")  # how names of recorded sentences on the test split and the labels begin
 _DEPTH = 5  # labels of a query that are counted in bins and shown as examples
 _TOLERANCE = 1e-4  # metrics.json holds single precision, so a metric computed again from predictions.npz differs a bit
@@ -42,19 +44,21 @@ class Evaluation:
     """The predictions of a run, evaluated.
 
     Attributes:
+        run: The run.
         numerators: Contribution of each query to the numerator of each metric in `SHOWN`.
         denominators: Its contribution to the denominator, which for PSP is that of the run's inverse propensities.
         by_bin: Contribution of each bin of labels to the metrics in `BINNED`.
         macro: Macro metrics and coverage by name.
-        top: First five labels of each query, padded with -1.
-        hit: Whether each of them is a positive.
+        top: First five labels of each query, padded with -1; None for a record, which has the positives alone.
+        hit: Whether each of the first five is a positive.
     """
 
+    run: RunRecord
     numerators: Float32[np.ndarray, "query metric"]
     denominators: Float32[np.ndarray, "query metric"]
     by_bin: dict[str, Float64[np.ndarray, "bin"]]
     macro: dict[str, float]
-    top: Int32[np.ndarray, "query rank"]
+    top: Int32[np.ndarray, "query rank"] | None
     hit: Bool[np.ndarray, "query rank"]
 
 
@@ -196,6 +200,16 @@ def make_study(
             f"Predictions of some seeds are missing ({', '.join(partial)}): where predictions are needed, as for the "
             "differences from the baseline and their marks, only the other seeds count."
         )
+    of_records = [
+        configuration.name
+        for configuration, members in with_predictions
+        if members and members[0].predictions is not None and are_ranks(members[0].predictions)
+    ]
+    if of_records:
+        study.notes.append(
+            f"{len(of_records)} of {len(with_predictions)} configurations are read from records, which have what every "
+            "table needs and no predictions to show as examples."
+        )
     constants = {_propensity(run) for _, members in with_predictions for run in members}
     if len(constants) > 1:
         named = ", ".join(f"a={a:g} b={b:g}" for a, b in sorted(constants))
@@ -219,8 +233,12 @@ def _evaluate(
 ) -> Evaluation:
     assert run.predictions is not None
     weights = inverse_propensity(frequency, len(corpus.train), *_propensity(run))
-    indices, _ = load_predictions(run.predictions)
     positives = corpus.test.positives
+    macro = None
+    if are_ranks(run.predictions):
+        indices, macro = load_ranks(run.predictions, positives, (*MACRO, *COVERAGE))
+    else:
+        indices, _ = load_predictions(run.predictions)
     try:
         parts = {name: values for name, values in metric_parts(indices, positives, weights) if name in SHOWN}
         hit = hits(indices, positives)
@@ -236,21 +254,27 @@ def _evaluate(
             )
     top, hit_top = indices[:, :_DEPTH], hit[:, :_DEPTH]
     weight_of_hit = {"P@5": np.ones_like(weights), "PSP@5": weights}
-    macro: dict[str, float] = {}
-    for k in COVERAGE_K:
-        values = macro_metrics(hit, indices, positives, corpus.num_labels, k)
-        macro |= {name: value for name, value in values.items() if k in MACRO_K or name.startswith("coverage")}
     return Evaluation(
+        run=run,
         numerators=np.stack([parts[name][:, 0] for name in SHOWN], axis=1).astype(np.float32),
         denominators=np.stack([parts[name][:, 1] for name in SHOWN], axis=1).astype(np.float32),
         by_bin={
             name: binned_precision(hit_top, top, bins, weight_of_hit[name], float(parts[name][:, 1].sum()))
             for name in BINNED
         },
-        macro=macro,
-        top=top.copy(),
+        macro=_macro(hit, indices, positives, corpus.num_labels) if macro is None else macro,
+        top=top.copy() if macro is None else None,
         hit=hit_top.copy(),
     )
+
+
+def _macro(
+    hit: Bool[np.ndarray, "query k"], indices: Int32[np.ndarray, "query k"], positives: Ragged, num_labels: int
+) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for k in COVERAGE_K:
+        values |= macro_metrics(hit, indices, positives, num_labels, k)
+    return {name: values[name] for name in (*MACRO, *COVERAGE)}
 
 
 def _compare(study: Study, num_resamples: int, seed: int) -> dict[tuple[str, str], Comparison]:
@@ -287,13 +311,15 @@ def _compare(study: Study, num_resamples: int, seed: int) -> dict[tuple[str, str
 
 
 def _examples(study: Study, corpus: Corpus, num_examples: int, seed: int) -> list[ShownQuery]:
+    shown = {name: (each.top, each.hit) for name, (each, *_) in study.evaluations.items() if each.top is not None}
+    if not shown:
+        return []
     candidates = np.flatnonzero(corpus.test.positives.lengths)
     chosen = np.random.default_rng(seed).permutation(candidates)[:num_examples]
     rows = sorted(chosen.tolist())
     texts = query_texts(corpus, rows)
-    first = {name: evaluations[0] for name, evaluations in study.evaluations.items()}
     wanted = {int(label) for row in rows for label in corpus.test.positives[row]}
-    wanted |= {int(label) for evaluation in first.values() for label in evaluation.top[rows].ravel() if label >= 0}
+    wanted |= {int(label) for top, _ in shown.values() for label in top[rows].ravel() if label >= 0}
     label_texts = {place: text for place, (_, text) in enumerate(corpus.labels()) if place in wanted}
     return [
         ShownQuery(
@@ -302,11 +328,11 @@ def _examples(study: Study, corpus: Corpus, num_examples: int, seed: int) -> lis
             positives=[label_texts[int(label)] for label in corpus.test.positives[row]],
             predictions={
                 name: [
-                    (label_texts[int(label)], bool(hit))
-                    for label, hit in zip(evaluation.top[row], evaluation.hit[row], strict=True)
+                    (label_texts[int(label)], bool(is_hit))
+                    for label, is_hit in zip(top[row], hit[row], strict=True)
                     if label >= 0
                 ]
-                for name, evaluation in first.items()
+                for name, (top, hit) in shown.items()
             },
         )
         for row in rows

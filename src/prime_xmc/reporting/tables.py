@@ -11,7 +11,7 @@ from prime_xmc.evaluation.metrics import METRICS, SHOWN
 from prime_xmc.reporting.configurations import Configuration, differences, negative_pool
 from prime_xmc.reporting.published import PublishedResult, compared_methods
 from prime_xmc.reporting.statistics import bin_names, summary
-from prime_xmc.reporting.study import BINNED, COVERAGE_K, MACRO_K, Study
+from prime_xmc.reporting.study import BINNED, COVERAGE, MACRO, Study
 
 LEVEL = 0.05  # p-values below it count as significant
 ACROSS = ("P@1", "PSP@5", "R@100")  # metrics of the table across data sets
@@ -313,7 +313,7 @@ def _bins(study: Study, metric: str) -> Table:
 def _macro(study: Study) -> Table:
     return _of_labels(
         study,
-        [f"macro-{name}@{k}" for name in ("P", "R", "F1") for k in MACRO_K],
+        MACRO,
         name="macro",
         title="Macro metrics",
         caption=(
@@ -326,7 +326,7 @@ def _macro(study: Study) -> Table:
 def _coverage(study: Study) -> Table:
     return _of_labels(
         study,
-        [f"coverage@{k}" for k in COVERAGE_K],
+        COVERAGE,
         name="coverage",
         title="Coverage",
         caption=(

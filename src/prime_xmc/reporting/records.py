@@ -1,0 +1,118 @@
+"""Records: what a report reads of a finished run, small enough to send or to commit, for later reports without it."""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from prime_xmc.evaluation.predictions import load_predictions
+from prime_xmc.files import publishing, write_json, write_text
+from prime_xmc.reporting.ranks import are_ranks, name_of_ranks, ranks_of, save_ranks
+from prime_xmc.reporting.run_folders import CHOICES, CURVES, RECORD, STAGE, fixed_part, read_runs
+from prime_xmc.reporting.study import Study
+from prime_xmc.run_files import CONFIG, METRICS, OVERRIDES
+
+logger = logging.getLogger(__name__)
+
+_COPIED = (CONFIG, OVERRIDES, Path(METRICS), Path(CURVES), Path(STAGE, CURVES))
+
+
+def keep_records(studies: Sequence[Study], patterns: Sequence[str], folder: Path) -> list[Path]:
+    """Keep a record of each run that counts in a report.
+
+    A record is a folder that a report reads like a run folder. It has the settings, metrics and curves of the run, and
+    the ranks of the test positives in the place of the predictions. Its name is that of the run below the fixed part of
+    the pattern that found it. It takes the place of an earlier record of the same run; what is a record in this folder
+    already stays.
+
+    Args:
+        studies: The runs, evaluated.
+        patterns: Patterns for run folders that have found them.
+        folder: Folder for the records, which is made if need be.
+
+    Returns:
+        The records that were written.
+
+    Raises:
+        ValueError: If the true labels of a data set are missing, or a record would take the place of that of another
+            run. Nothing is written then.
+    """
+    for study in studies:
+        if study.runs.corpus is None and study.runs.configurations:
+            raise ValueError(
+                f"records={folder}: the prepared data of {study.runs.name} were not found, which have the true labels. "
+                "Give their folder with cache_dir=, or prepare them again with python -m prime_xmc.prepare"
+            )
+    sources = {
+        run.path: study
+        for study in studies
+        for configuration in study.runs.configurations
+        for run in configuration.runs
+        if not run.path.resolve().is_relative_to(folder.resolve())
+    }
+    records = {path: folder / _name(path, patterns) for path in sources}
+    for path, record in records.items():
+        _check_place(path, record, records)
+    for path, study in sources.items():
+        with publishing(records[path], replace=True) as temporary:
+            _write(path, study, temporary)
+    logger.info("%s: %d records", folder, len(records))
+    return [*records.values()]
+
+
+def _name(path: Path, patterns: Sequence[str]) -> Path:
+    """Return the path of a run below the fixed part of the pattern that found it, or its own name if it is that."""
+    parts = [part for part in map(fixed_part, patterns) if path.is_relative_to(part)]
+    name = path.relative_to(max(parts, key=lambda part: len(part.parts), default=path.parent))
+    return name if name.parts else Path(path.resolve().name)
+
+
+def _check_place(path: Path, record: Path, records: Mapping[Path, Path]) -> None:
+    """Refuse a place for a record that has something else, or that other records of this report are to have."""
+    others = [other for other, place in records.items() if other != path and place.is_relative_to(record)]
+    is_earlier = (record / RECORD).is_file() and _identity(record) == _identity(path)
+    if not others and record.exists() and not is_earlier:
+        others = [record]
+    if others:
+        raise ValueError(
+            f"{record} would be the record of {path}, but is the place of {others[0]}, which is something else. Choose "
+            "another folder, or a pattern with fewer folders before the first wildcard, so that names are longer"
+        )
+
+
+def _identity(path: Path) -> list[tuple[str, str, int]]:
+    """Return what a run and its record have in common, and no other run."""
+    return sorted((run.dataset, run.fingerprint(), run.seed) for run in read_runs(path))
+
+
+def _write(path: Path, study: Study, record: Path) -> None:
+    """Write the record of a run into a new folder."""
+    run = next(run for configuration in study.runs.configurations for run in configuration.runs if run.path == path)
+    for name in _COPIED:
+        if (path / name).is_file():
+            (record / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path / name, record / name)  # with its time: the newest run of a seed counts
+    group, _, choice = run.system.partition("=")
+    choices = {group: choice} if choice else {}  # all that is read of a file that names folders of the machine
+    write_text(record / CHOICES, OmegaConf.to_yaml({"hydra": {"runtime": {"choices": choices}}}))
+    write_json(record / RECORD, {"settings": _of_export(run.export)})
+    assert study.runs.corpus is not None
+    positives = study.runs.corpus.test.positives
+    for evaluation in (each for of_name in study.evaluations.values() for each in of_name if each.run.path == path):
+        predictions = evaluation.run.predictions
+        assert predictions is not None
+        ranks = record / name_of_ranks(predictions.name)
+        if are_ranks(predictions):
+            shutil.copy2(predictions, ranks)
+        else:
+            save_ranks(ranks, ranks_of(load_predictions(predictions)[0], positives), evaluation.macro)
+
+
+def _of_export(export: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what reports read of the description of a run in its model folder, which has much more."""
+    kept = {key: export[key] for key in ("data_fingerprint", "machine", "model") if key in export}
+    precision = export.get("config", {}).get("trainer", {}).get("precision")
+    return kept if precision is None else kept | {"config": {"trainer": {"precision": precision}}}
