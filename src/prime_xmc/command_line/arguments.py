@@ -20,7 +20,7 @@ PATH_KEYS = {
     *("bank.directory", "cache_dir", "envs_dir", "run_dir", "ckpt_path", "hydra.run.dir", "hydra.sweep.dir"),
     *("queries", "labels", "positives", "test_positives"),
     *("input", "output", "predictions", "predictions_output", "classifiers", "runs", "baseline"),
-    *("dataset.dir.raw", "dataset.dir.contents", "run", "published"),
+    *("dataset.dir.raw", "dataset.dir.contents", "run", "published", "records"),
 }
 LIST_KEYS = {"runs"}  # those of them that may name several
 # Keys that name labels, one or several in [...]. What looks like a number, such as 1.10, is a name, too.
