@@ -29,7 +29,7 @@ def run(config: DictConfig) -> Path:
     from prime_xmc.conversion.layouts import Inputs, find_inputs
 
     files = {name: _path(config[name]) for name in Inputs._fields if config[name] is not None}
-    names = {key: _names(config[key]) for key in ("text_column", "label_text_column")}
+    names = {key: _names(config[key]) for key in ("text_column", "labels_column", "label_text_column")}
     settings: dict[str, Any] = {key: config[key] for key in Settings.__dataclass_fields__ if key not in names}
     conversion = convert(find_inputs(Inputs(**files)), _path(config.output), Settings(**settings | names))
     with unfailing_output():

@@ -219,7 +219,7 @@ def test_equal_texts_are_in_one_split(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"labels_column": "tags"}, r"q\.csv: labels_column=tags: there is no such column, only text, labels"),
+        ({"labels_column": ("tags",)}, r"q\.csv: labels_column=tags: there is no such column, only text, labels"),
         ({"text_column": ("text", "body")}, r"q\.csv: text_column=body: there is no such column, only text, labels"),
         ({"label_text_column": ("long",)}, r"l\.csv: label_text_column=long: there is no such column, only id, name"),
         ({"label_id_column": "code"}, r"l\.csv: label_id_column=code: there is no such column, only id, name"),
@@ -493,7 +493,7 @@ def test_a_folder_with_files_of_others_is_not_replaced(tmp_path):
         assert (folder / name).read_text() == "mine"
         (folder / name).unlink()
     with pytest.raises(ValueError, match=r"out/trn\.json would be lost with it"):
-        convert(Inputs(folder / "trn.json", folder / "lbl.json"), folder, Settings(labels_column="target_ind"))
+        convert(Inputs(folder / "trn.json", folder / "lbl.json"), folder, Settings(labels_column=("target_ind",)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         with pytest.raises(ValueError, match=r"output=\. holds the folder that you are in"):
@@ -572,3 +572,156 @@ def test_a_column_that_nobody_uses_need_not_be_readable(tmp_path):
     table = pa.table({"text": ["a", "b"], "labels": [["x"], ["y"]], "sha": [b"\xff", b"\xfe"]})
     pyarrow.parquet.write_table(table, tmp_path / "q.parquet")
     assert read(run(tmp_path / "q.parquet"))["trn"] == [("a", ["x"]), ("b", ["y"])]
+
+
+def table(path: Path, header: str, *rows: str) -> Path:
+    """Write a CSV file from its lines."""
+    path.write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+    return path
+
+
+def test_numbers_are_identifiers_where_labels_have_numbers(tmp_path):
+    labels = table(tmp_path / "l.csv", "code,name", "003,Apple", "001,Banana", "002,Cherry", "000,Date")
+    queries = table(tmp_path / "q.csv", "text,labels", "a,3;1", "b,2", "c,0")
+    said = r"4 labels .* are not in .*l\.csv: '3' in .*q\.csv, line 2.* has '003' instead, the same number; write both"
+    with pytest.raises(ValueError, match=said):
+        run(queries, labels, label_id_column="code")
+    table(tmp_path / "l.csv", "id,name", "1,Apple", "2,Banana", "3,Cherry", "4,Date", "5,Elder")
+    table(tmp_path / "q.csv", "text,labels", *["a,0"] * 9, "b,1", "c,2;4", "d,3")
+    kept = run(queries, labels, unknown_labels="drop")
+    assert [names for _, names in read(kept)["trn"][-3:]] == [["1"], ["2", "4"], ["3"]]
+
+
+def test_target_ind_is_the_number_of_a_row_whatever_identifiers_are(tmp_path):
+    (tmp_path / "l.json").write_text("".join(json.dumps({"uid": uid, "title": f"t{uid}"}) + "\n" for uid in "210"))
+    (tmp_path / "q.json").write_text('{"uid": "a", "title": "x", "target_ind": [0, 1]}\n')
+    assert read(run(tmp_path / "q.json", tmp_path / "l.json"))["trn"] == [("x", ["2", "1"])]
+
+
+@pytest.mark.parametrize("cells", [([0, 1, 0, 1], [1, 0, 0, 0]), ("[0, 1, 0, 1]", "[1, 0, 0, 0]"), ("0 1 0", "1 0 0")])
+def test_a_place_for_each_label_is_no_list_of_labels(tmp_path, cells):
+    path = tmp_path / "q.json"
+    path.write_text("".join(json.dumps({"text": f"a{row}", "labels": cell}) + "\n" for row, cell in enumerate(cells)))
+    with pytest.raises(ValueError, match=r"q\.json: 'labels' has zeros and ones, .* a place for each label"):
+        run(path)
+    labels = table(tmp_path / "l.csv", "name", "a", "b", "c", "d")
+    with pytest.raises(ValueError, match="a place for each label"):
+        run(path, labels)
+
+
+def test_names_of_labels_are_whole_where_the_data_grow(tmp_path):
+    labels = table(tmp_path / "l.csv", "name", "learning", "deep learning", "vision")
+    names = ["deep learning", "learning", "reinforcement learning", "vision"]
+    queries = table(tmp_path / "q.csv", "text,labels", *(f"t{name},{name}" for name in names))
+    found = read(run(queries, labels, unknown_labels="add"))
+    assert [labels for _, labels in found["trn"]] == [[name] for name in names]
+    assert found["lbl"][-1] == ("reinforcement learning", "reinforcement learning")
+
+
+@pytest.mark.parametrize("done", ["add", "drop"])
+def test_labels_separated_otherwise_later_are_not_lost(tmp_path, done):
+    labels = table(tmp_path / "l.csv", "name", "a", "b", "x;y")
+    queries = table(tmp_path / "q.csv", "text,labels", *(f"t{i},a" for i in range(1000)), "u,x;y", "v,a;b")
+    with pytest.raises(ValueError, match=r"q\.csv: 'a;b' seems to be several labels, separated by ';'"):
+        run(queries, labels, unknown_labels=done)
+    kept = run(queries, labels, unknown_labels=done, label_separator="")
+    assert read(kept)["trn"][-1][1] == (["a;b"] if done == "add" else [])
+
+
+@pytest.mark.parametrize(
+    ("queries", "test", "said"),
+    [
+        (["a"], "x;y", "have lists; give label_separator=';'"),
+        (["a"], '["x", "y"]', "have lists; give label_separator='json'"),
+        ("a;b", "x|y", "have labels separated by ';'; write it alike"),
+        ("a;b", "12 13", "have labels separated by ';'; write it alike"),
+    ],
+)
+def test_labels_separated_otherwise_in_the_test_queries(tmp_path, queries, test, said):
+    for name, cell in (("q", queries), ("t", test)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"text": name, "labels": cell}) + "\n")
+    with pytest.raises(ValueError, match=rf"t\.json, line 1: .* seems to be several labels, .* {re.escape(said)}"):
+        run(tmp_path / "q.json", test=tmp_path / "t.json")
+
+
+def test_separators_within_labels_are_let_be(tmp_path):
+    rows = ["AC|DC;rock", "rock;pop"]
+    test = table(tmp_path / "t.csv", "text,labels", "c,AC|DC")
+    kept = run(table(tmp_path / "q.csv", "text,labels", *(f"t{row},{row}" for row in rows)), test=test)
+    assert read(kept)["tst"] == [("c", ["AC|DC"])]
+
+
+def test_test_queries_without_the_column_of_labels(tmp_path):
+    test = table(tmp_path / "t.csv", "text,label", "x,soup")
+    with pytest.raises(ValueError, match=r"t\.csv: no row has the column 'labels', which has the labels in .*q\.csv"):
+        run(recipes_csv(tmp_path / "q.csv"), test=test)
+
+
+def test_one_number_written_in_two_ways_is_told(tmp_path):
+    test = table(tmp_path / "t.csv", "text,labels", "x,3", "y,10")
+    conversion = run(table(tmp_path / "q.csv", "text,labels", "a,3.0", "b,4.0"), test=test)
+    said = [said for subject, said in conversion.notes if subject == "  alike"]
+    assert [each[:28] for each in said] == ["'3' and '3.0' are two labels"]
+    plain = run(table(tmp_path / "q.csv", "text,labels", "a,3", "b,4"), test=test)
+    assert "alike" not in {subject.strip() for subject, _ in plain.notes}
+
+
+def test_labels_of_another_number_than_announced(tmp_path):
+    (tmp_path / "train.raw.txt").write_text("a\nb\n")
+    (tmp_path / "trn_X_Y.txt").write_text("2 2\n0:1\n1:1\n")
+    (tmp_path / "Y.txt").write_text("name\nx\ny\n")
+    with pytest.raises(ValueError, match=r"trn_X_Y\.txt announces 2 labels, and .*Y\.txt has 3 rows"):
+        run(tmp_path)
+    (tmp_path / "Y.txt").write_text("x\ny\n")
+    assert read(run(tmp_path))["lbl"] == [("0", "x"), ("1", "y")]
+
+
+def test_rows_without_a_text_are_not_one_query(tmp_path):
+    queries = table(tmp_path / "q.csv", "text,label", ",a", ",b", "x,a", "x,b", " ,c")
+    assert read(run(queries))["trn"] == [("", ["a"]), ("", ["b"]), ("x", ["a", "b"]), ("", ["c"])]
+
+
+@pytest.mark.parametrize("columns", [("label", "label2", "label3"), ("tag_1", "tag_2", "tag_3")])
+def test_labels_in_several_columns(tmp_path, columns):
+    queries = table(tmp_path / "q.csv", ",".join(["text", *columns, "other"]), "a,x,y,,o", "b,y,,,o", "c,z,y,x,o")
+    expected = [("a", ["x", "y"]), ("b", ["y"]), ("c", ["z", "y", "x"])]
+    conversion = run(queries)
+    assert read(conversion)["trn"] == expected
+    assert conversion.record["columns"]["labels"] == list(columns)
+    given = run(queries, labels_column=columns[:2])
+    assert [labels for _, labels in read(given)["trn"]] == [["x", "y"], ["y"], ["z", "y"]]
+    with pytest.raises(ValueError, match=r"labels_column=label9: there is no such column"):
+        run(queries, labels_column=(columns[0], "label9"))
+
+
+def test_columns_of_the_text_are_no_labels(tmp_path):
+    queries = table(tmp_path / "q.csv", "title,keywords,mesh", "a,k1,m1", "b,k2,m2")
+    assert read(run(queries, text_column=("title", "keywords")))["trn"] == [("a k1", ["m1"]), ("b k2", ["m2"])]
+
+
+@pytest.mark.parametrize("word", ["tab", "\t", r"\t"])
+def test_words_for_separators(tmp_path, word):
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps({"text": "a", "labels": "x\ty"}) + "\n")
+    assert read(run(path, label_separator=word))["trn"] == [("a", ["x", "y"])]
+
+
+def test_a_given_separator_that_nothing_has_is_told(tmp_path):
+    conversion = run(table(tmp_path / "q.csv", "text,labels", "a,x/y"), label_separator="comma")
+    assert ("separator", "separated by ',' (given; no cell of the first rows has several labels)") in [
+        (subject.strip(), said) for subject, said in conversion.notes
+    ]
+
+
+def test_splits_that_are_not_read_are_told(tmp_path):
+    for split in ("train", "test", "validation"):
+        (tmp_path / "d" / split).mkdir(parents=True)
+        data = pa.table({"text": [split], "labels": [[f"of {split}"]]})
+        with pa.ipc.new_stream(str(tmp_path / "d" / split / "data.arrow"), data.schema) as writer:
+            writer.write_table(data)
+        (tmp_path / "d" / split / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    (tmp_path / "d" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test", "validation"]}))
+    conversion = run(tmp_path / "d")
+    assert ("not used", f"{tmp_path}/d/validation; test= names the test queries") in [
+        (subject.strip(), said) for subject, said in conversion.notes
+    ]

@@ -6,16 +6,18 @@ from prime_xmc.conversion.guessing import (
     JSON,
     LIST,
     ROW,
+    are_indicators,
     choose_query_columns,
     guess_separator,
     hidden_separator,
     match_references,
+    numbered_alike,
     split_cell,
 )
 
 
 def choose(columns: list[str], sample: list[dict] | None = None, **given) -> dict:
-    options = {"text": None, "labels": None, "uid": None, "needs_labels": True} | given
+    options = {"texts": (), "labels": None, "uid": None, "needs_labels": True} | given
     chosen = choose_query_columns(columns, sample or [], **options)
     return {name: choice.column for name, choice in chosen.items()}
 
@@ -59,7 +61,7 @@ def test_identifier_by_its_values():
 
 
 def test_given_columns_are_taken():
-    assert choose(["text", "labels", "a", "b"], text="a", labels="b", uid="text") == {
+    assert choose(["text", "labels", "a", "b"], texts=("a",), labels="b", uid="text") == {
         "text": "a",
         "labels": "b",
         "uid": "text",
@@ -71,7 +73,7 @@ def test_given_columns_are_taken():
     [
         (["text", "a", "b"], {}, "no column of labels: the columns are text, a, b; name it by labels_column="),
         (["labels"], {}, "no column of texts: the columns are labels"),
-        (["text", "labels"], {"text": "body"}, "text_column=body: there is no such column, only text, labels"),
+        (["text", "labels"], {"texts": ("body",)}, "text_column=body: there is no such column, only text, labels"),
     ],
 )
 def test_columns_that_are_missing(columns, given, said):
@@ -173,3 +175,42 @@ def test_references(cells, expected):
 
 def test_references_with_a_given_separator():
     assert match_references(["7;8"], LABELS, ["code"], "") == ("code", "", 0, 1)
+
+
+def test_a_slip_is_no_separator():
+    tags = ["python, java", "java, go", "go, css", "css, html", "html, python"] * 4
+    assert guess_separator([*tags, "c; c++, java"]) == ","
+    places = ["Paris, France", "Rome, Italy", "Nice, France"] * 7
+    assert guess_separator([*places, "Paris, France; Rome, Italy"]) == ";"  # whose parts are cells of others
+
+
+def test_tuples_and_sets_of_python_are_lists():
+    cells = ["('x', 'y')", "{'b', 'a'}", "['z' nan]", "nan", '["w"]']
+    assert guess_separator(cells) == JSON
+    assert [split_cell(cell, JSON) for cell in cells] == [["x", "y"], ["a", "b"], ["z"], [], ["w"]]
+    assert guess_separator(["(deprecated)", "(old)"]) == ""
+    assert guess_separator(["{'a': 1}"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([["0", "1", "0"], ["1", "0", "0"]], True),
+        ([["0.0", "1.0", "1.0"]], True),
+        ([["0", "1"], ["1"]], False),
+        ([["0", "1"], ["1", "0"]], False),
+        ([["0"], ["1"]], False),
+        ([["2", "2"], ["0", "1"]], False),
+        ([], False),
+    ],
+)
+def test_rows_of_zeros_and_ones(cells, expected):
+    assert are_indicators(cells, LIST) is expected
+
+
+def test_columns_that_are_numbered_go_together():
+    assert numbered_alike(["text", "label", "label2", "label_3", "labels4"], "label", ["text"]) == (
+        *("label", "label2", "label_3"),
+    )
+    assert numbered_alike(["tag_1", "other", "tag_2"], "tag_1", []) == ("tag_1", "tag_2")
+    assert numbered_alike(["y", "2020", "2021"], "y", []) == ("y",)

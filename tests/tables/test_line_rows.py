@@ -114,3 +114,12 @@ def test_lines_of_text():
         Row(2, {"text": ""}),
         Row(3, {"text": "c"}),
     ]
+
+
+def test_quotes_that_are_letters_do_not_join_rows():
+    with pytest.raises(
+        ValueError, match=r"t\.csv, line 2: .* opens a quote that the line does not close, .* line 3, is"
+    ):
+        values(b'id\ttext\tlabel\n1\t"I will go.\ta\n2\tI will not come back."\tb\n')
+    assert values(b'id\ttext\tlabel\n1\t"two\nlines"\ta\n') == [{"id": "1", "text": "two\nlines", "label": "a"}]
+    assert values(b'text\tlabel\n"a\tb"\tc\n"d"\te\n') == [{"text": "a\tb", "label": "c"}, {"text": "d", "label": "e"}]

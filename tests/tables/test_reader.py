@@ -141,7 +141,7 @@ def test_classes_that_are_not_known(tmp_path):
     with (
         open_table(tmp_path / "d") as table,
         pytest.raises(
-            ValueError, match=r"d, row 1: 'label' cannot be read \(the class 2 is outside 0\.\.1 of dataset_in"
+            ValueError, match=r"d, row 1: 'label' cannot be read \(the class 2 is outside 0\.\.1, the classes that"
         ),
     ):
         list(table.rows())
@@ -292,3 +292,36 @@ def test_wrong_encodings(tmp_path):
         open_table(path, encoding="klingon"),
     ):
         pass
+
+
+def test_classes_in_a_file_that_datasets_has_written(tmp_path):
+    features = {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}, "text": {"dtype": "string"}}
+    schema = pa.schema(
+        [("text", pa.string()), ("label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    data = pa.table({"text": ["a", "b", "c"], "label": [1, 0, -1]}, schema=schema)
+    pa.parquet.write_table(data, tmp_path / "q.parquet")
+    write_arrow(tmp_path / "q.arrow", data, "file")
+    for name in ("q.parquet", "q.arrow"):
+        with open_table(tmp_path / name) as table:
+            assert [row.values["label"] for row in table.rows()] == ["pos", "neg", None]
+    pa.parquet.write_table(data.replace_schema_metadata({"huggingface": "{"}), tmp_path / "q.parquet")
+    with open_table(tmp_path / "q.parquet") as table:
+        assert [row.values["label"] for row in table.rows()] == [1, 0, -1]
+
+
+def test_the_row_that_cannot_be_read_is_named(tmp_path):
+    text = pa.array([b"a", b"b", b"\xff", b"d"]).view(pa.string())
+    pa.parquet.write_table(pa.table({"text": text}), tmp_path / "q.parquet")
+    with (
+        open_table(tmp_path / "q.parquet") as table,
+        pytest.raises(ValueError, match=r"q\.parquet, row 3: 'text' cannot"),
+    ):
+        list(table.rows())
+
+
+def test_half_of_a_character_within_fields(tmp_path):
+    (tmp_path / "q.json").write_text('{"labels": [{"a": "\\ud800"}]}\n')
+    with open_table(tmp_path / "q.json") as table, pytest.raises(ValueError, match=r"line 1: half of a character"):
+        list(table.rows(strings=True))

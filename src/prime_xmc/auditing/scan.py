@@ -25,6 +25,7 @@ _SHOWN = 90  # characters of a text in an example
 _MOJIBAKE = re.compile(
     "Ã[\u0080-\u00bf\u0152-\u0178\u02c6\u02dc\u2020\u2021\u2030-\u20ac]|Ã[\u2013-\u201e\u2022\u2026\u2122](?=\\w)|â€|Â[\u00a0-\u00bf]|ï»¿|Ð[\u0080-\u00bf]Ñ|ðŸ"
 )
+_NUMBER = re.compile(r"\d+(\.0+)?")  # as identifiers, such as 7 of a query and 7 of a label, which say nothing
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]")
 
 
@@ -178,7 +179,7 @@ def _scan_file(path: Path, fields: Sequence[str], num_labels: int | None, max_co
         arrays["texts"].append(hash(text))
         arrays["titles"].append(hash(record.title.strip()))
         arrays["all_uids"].append(hash(record.uid))
-        arrays["uids"].append(0 if record.uid.isdigit() else hash(record.uid))
+        arrays["uids"].append(0 if _NUMBER.fullmatch(record.uid) else hash(record.uid))
         values.extend(sorted(set(record.positives)))
         ends.append(len(values))
         if row < max_compared:

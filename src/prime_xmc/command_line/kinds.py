@@ -19,11 +19,13 @@ KINDS: dict[str, str] = {
     # of several commands
     **dict.fromkeys(("threads", "export_every_n_epochs"), _INT),
     **dict.fromkeys(("ckpt_path", "output", "device", "precision", "classifiers", "predictions", "debug"), _TEXT),
-    **dict.fromkeys(("predictions_output", "input", "token", "title", "baseline", "run", "published", "records"), _TEXT),
+    **dict.fromkeys(
+        ("predictions_output", "input", "token", "title", "baseline", "run", "published", "records"), _TEXT
+    ),
     **dict.fromkeys(("labels", "positives", "test_positives", "queries"), _TEXT),
-    **dict.fromkeys(("label_column", "labels_column", "id_column", "label_id_column", "uid_column"), _TEXT),
+    **dict.fromkeys(("label_column", "id_column", "label_id_column", "uid_column"), _TEXT),
     **dict.fromkeys(("separator", "label_separator", "delimiter"), _TEXT),
-    **dict.fromkeys(("text_field", "text_column", "query_column", "label_text_column"), _TEXTS),
+    **dict.fromkeys(("text_field", "text_column", "labels_column", "query_column", "label_text_column"), _TEXTS),
     **dict.fromkeys(("allow", "exclude", "uids"), _TEXTS),
     **dict.fromkeys(("action", "run_dir", "cache_dir", "model.dir"), "text"),
     "evaluate/model.dir": _TEXT,

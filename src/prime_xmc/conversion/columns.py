@@ -9,20 +9,24 @@ from typing import Any
 
 from prime_xmc.conversion.conversion_settings import Settings
 from prime_xmc.conversion.guessing import (
+    CLEAR_SEPARATORS,
+    JSON,
     LABEL_ID_NAMES,
     LABEL_TEXT_NAMES,
     LIST,
     ROW,
     Column,
     Reference,
+    are_indicators,
     choose_column,
     choose_query_columns,
     describe_separator,
     guess_separator,
     match_references,
+    numbered_alike,
     split_cell,
 )
-from prime_xmc.conversion.layouts import Inputs
+from prime_xmc.conversion.layouts import Inputs, other_splits
 from prime_xmc.conversion.sparse_files import read_sparse
 from prime_xmc.tables.reader import OpenTable, open_table
 
@@ -37,8 +41,9 @@ class Columns:
     Attributes:
         text: Columns that make up the text of a query.
         uid: Column of a query's identifier; None: there is none.
-        labels: Column of a query's labels; None: they are in a file of their own.
+        labels: Columns of a query's labels; none: they are in a file of their own.
         separator: What separates them in a cell.
+        within: Separators that the first cells have within labels.
         fields: Fields of a query in the raw files.
         label_text: Columns that make up the text of a label; none where there is no file of labels.
         label_uid: Column of a label's identifier, likewise.
@@ -49,8 +54,9 @@ class Columns:
 
     text: tuple[str, ...] = ()
     uid: str | None = None
-    labels: str | None = None
+    labels: tuple[str, ...] = ()
     separator: str = ""
+    within: frozenset[str] = frozenset()
     fields: list[str] = field(default_factory=list)
     label_text: tuple[str, ...] = ()
     label_uid: str = ""
@@ -94,6 +100,9 @@ class _Choice:
             columns.reference = self._choose_of_labels(inputs.labels, cells)
             columns.separator = columns.reference.separator
         if inputs.positives is None:
+            self._check_indicators(cells)
+            others = (each for each in CLEAR_SEPARATORS if each != columns.separator)
+            columns.within = frozenset(each for each in others if any(each in cell for cell in cells))
             self._note_separator(cells, columns.separator)
         if inputs.labels is None:
             self.note("labels", "no file of labels: the names of labels are their texts")
@@ -114,27 +123,33 @@ class _Choice:
             found = choose_query_columns(
                 names,
                 sample,
-                text=given.text_column[0] if given.text_column else None,
-                labels=given.labels_column,
+                texts=given.text_column,
+                labels=given.labels_column[0] if given.labels_column else None,
                 uid=given.id_column,
                 needs_labels=inputs.positives is None,
             )
             _check_there("text_column", given.text_column, names)
+            _check_there("labels_column", given.labels_column, names)
         chosen.text = given.text_column or (str(found["text"].column),)
-        chosen.labels, chosen.uid = found["labels"].column, found["uid"].column
+        chosen.uid = found["uid"].column
+        if inputs.positives is None:
+            taken = {*chosen.text, *([] if chosen.uid is None else [chosen.uid])}
+            chosen.labels = given.labels_column or numbered_alike(names, str(found["labels"].column), taken)
         chosen.fields = field_names(chosen.text)
         self.note("queries", f"{inputs.queries} ({kind})")
+        if others := other_splits(inputs):
+            self.note("  not used", f"{', '.join(map(str, others))}; test= names the test queries")
         self._note_column("  text", found["text"], chosen.text)
         if chosen.uid is not None:
             self._note_column("  id", found["uid"], (chosen.uid,))
         cells: list[str | list[str]]
         if inputs.positives is None:
-            self._note_column("  labels", found["labels"], (str(chosen.labels),))
-            cells = [row.get(str(chosen.labels), "") for row in sample]
+            self._note_column("  labels", found["labels"], chosen.labels)
+            cells = [row.get(column, "") for row in sample for column in chosen.labels]
         else:
             self.note("  labels", f"{inputs.positives}, a line for each query")
             cells = [row.labels for row in islice(read_sparse(inputs.positives), _SAMPLE)]
-        self._note_unused(names, {*chosen.text, chosen.uid, chosen.labels}, "text_column", chosen.text)
+        self._note_unused(names, {*chosen.text, chosen.uid, *chosen.labels}, "text_column", chosen.text)
         return cells
 
     def _choose_of_labels(self, path: Path, cells: Sequence[str | list[str]]) -> Reference:
@@ -162,7 +177,9 @@ class _Choice:
         else:
             with open_input(path, given) as table:
                 rows = (row.values for row in table.rows(strings=True, lenient=True))
-                reference = match_references(cells, rows, likely, given.label_separator)
+                # target_ind is the number of a row in the repository's raw files, whatever identifiers are
+                candidates, numbered = ([], None) if chosen.labels == ("target_ind",) else (likely, uid.column)
+                reference = match_references(cells, rows, candidates, given.label_separator, numbered)
         if uid.column is None:
             by = {ROW: "the number of its row, from 0"}.get(
                 reference.column, f"{reference.column!r}, to which queries refer"
@@ -197,9 +214,25 @@ class _Choice:
             shown = f"{', '.join(map(repr, unused[:5]))}{', …' if len(unused) > 5 else ''}"
             self.note("  not used", f"{shown}; {key}=[{','.join([*texts, unused[0]])}] adds a column to the text")
 
+    def _check_indicators(self, cells: Sequence[str | list[str]]) -> None:
+        """Refuse rows of zeros and ones, which would become the labels 0 and 1.
+
+        Raises:
+            ValueError: If the cells are such rows.
+        """
+        chosen = self.columns
+        if are_indicators(cells, chosen.separator):
+            raise ValueError(
+                f"{self.inputs.queries}: {', '.join(map(repr, chosen.labels))} has zeros and ones, such as "
+                f"{next(filter(None, cells))!r}, a place for each label of the data (multi-hot); write the names or "
+                "numbers of the labels instead: [name for name, one in zip(names, row) if one] in Python"
+            )
+
     def _note_separator(self, cells: Sequence[str | list[str]], separator: str) -> None:
         reason = "given" if self.settings.label_separator is not None else "label_separator= says otherwise"
         example = next((cell for cell in cells if len(split_cell(cell, separator)) > 1), None)
+        if separator not in ("", LIST, JSON) and self.settings.label_separator is not None and example is None:
+            reason += "; no cell of the first rows has several labels"
         shown = "" if example is None else ", as in " + ", ".join(map(repr, split_cell(example, separator)[:3]))
         self.note("  separator", f"{describe_separator(separator)}{shown} ({reason})")
 

@@ -7,6 +7,7 @@ from prime_xmc.tables.reader import AUTO, UTF_8
 GROUPINGS = ("auto", "id", "text", "none")
 UNKNOWN = ("error", "add", "drop")
 SEPARATORS = {"tab": "\t", "newline": "\n", "blank": " "}  # which a shell or Hydra would change
+_WORDS = {"comma": ",", "semicolon": ";", "bar": "|", "space": " ", "\\t": "\t", "\\n": "\n"}  # what users type besides
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,11 @@ class Settings:
 
     Attributes:
         text_column: Columns that make up the text of a query; empty: guessed.
-        labels_column: Column of a query's labels.
+        labels_column: Columns of a query's labels; empty: guessed.
         id_column: Column of a query's identifier.
         label_text_column: Columns that make up the text of a label; empty: guessed.
         label_id_column: Column of a label's identifier.
-        label_separator: What separates labels in a cell, "json" for lists in JSON or one of the names of `SEPARATORS`;
+        label_separator: What separates labels in a cell, "json" for lists in JSON, or a word for it such as "tab";
             None: guessed.
         group_by: Which rows are one query, one of `GROUPINGS`.
         unknown_labels: What is done with labels that the file of labels lacks, one of `UNKNOWN`.
@@ -37,7 +38,7 @@ class Settings:
     """
 
     text_column: tuple[str, ...] = ()
-    labels_column: str | None = None
+    labels_column: tuple[str, ...] = ()
     id_column: str | None = None
     label_text_column: tuple[str, ...] = ()
     label_id_column: str | None = None
@@ -54,8 +55,9 @@ class Settings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.label_separator in SEPARATORS:
-            object.__setattr__(self, "label_separator", SEPARATORS[self.label_separator])
+        words = SEPARATORS | _WORDS
+        if self.label_separator in words:
+            object.__setattr__(self, "label_separator", words[self.label_separator])
         for key, known in (("group_by", GROUPINGS), ("unknown_labels", UNKNOWN)):
             if getattr(self, key) not in known:
                 raise ValueError(f"expected {key} {', '.join(known)}, got {getattr(self, key)!r}")

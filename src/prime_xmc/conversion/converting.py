@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 from prime_xmc.conversion.columns import Columns, choose_columns, field_names, open_input
 from prime_xmc.conversion.conversion_settings import SEPARATORS, Settings
-from prime_xmc.conversion.guessing import ROW, describe_separator, hidden_separator, split_cell
+from prime_xmc.conversion.guessing import JSON, LIST, ROW, describe_separator, hidden_separator, split_cell
 from prime_xmc.conversion.layouts import Inputs
 from prime_xmc.conversion.sparse_files import read_sparse
 from prime_xmc.conversion.store import TEST, TRAIN, LabelRow, Place, QueryRow, Store, open_store
@@ -102,6 +102,7 @@ class _Converter:
         self.conversion = Conversion(output, self.columns.fields, self.columns.label_fields, self.columns.notes)
         self.read: list[dict[str, Any]] = []
         self.grouped_by = settings.group_by
+        self.num_labels: int | None = None  # of the file of labels
 
     def run(self) -> Conversion:
         if self.inputs.labels is not None:
@@ -127,7 +128,7 @@ class _Converter:
 
     def _read_labels(self, path: Path) -> None:
         with open_input(path, self.settings) as table:
-            count = self.store.add_labels(track(self._label_rows(table), "labels"))
+            count = self.num_labels = self.store.add_labels(track(self._label_rows(table), "labels"))
         if count == 0:
             raise ValueError(f"{path} has no rows; expected a row for each label")
         self._describe(path, count)
@@ -154,8 +155,9 @@ class _Converter:
         self._describe(path, count)
 
     def _query_rows(self, table: OpenTable, sparse: Iterator[Any] | None, positives: Path | None) -> Iterator[QueryRow]:
-        columns, index = self.columns, -1
-        used = {*columns.text, str(columns.labels), str(columns.uid)}
+        columns, index, announced = self.columns, -1, None
+        used = {*columns.text, *columns.labels, str(columns.uid)}
+        has_labels = sparse is not None
         for index, row in enumerate(table.rows(strings=True, columns=used)):
             texts = []
             for column in columns.text:
@@ -165,39 +167,65 @@ class _Converter:
                     )
                 texts.append(_text(row.values[column]).strip())
             if sparse is None:
-                cell = row.values.get(str(columns.labels), "")
+                cells = [row.values[column] for column in columns.labels if column in row.values]
+                has_labels = has_labels or bool(cells)
                 try:
-                    self._check_separator(cell)
-                    labels = split_cell(cell, columns.separator)
+                    for cell in cells:
+                        self._check_separator(cell)
+                    labels = [label for cell in cells for label in split_cell(cell, columns.separator)]
                 except ValueError as error:
                     raise ValueError(f"{table.place(row.number)}: {error}") from error
             else:
                 listed = next(sparse, None)
                 if listed is None:
                     raise ValueError(f"{positives} ends after {index:,} rows, and {table.name} has more queries")
-                labels = listed.labels
+                labels, announced = listed.labels, listed.num_labels
             uid = str(index)
             if columns.uid is not None:  # a row without one must not get that of another
                 uid = _text(row.values.get(columns.uid, "")).strip() or f"row-{index}"
             yield QueryRow(row.number, uid, texts, labels)
         if sparse is not None and next(sparse, None) is not None:
             raise ValueError(f"{table.name} ends after {index + 1:,} queries, and {positives} has more rows")
+        if announced is not None and self.num_labels is not None and announced != self.num_labels:
+            raise ValueError(
+                f"{positives} announces {announced:,} labels, and {self.inputs.labels} has {self.num_labels:,} rows; "
+                "expected a row for each, without a header where it is plain text"
+            )
+        if index >= 0 and not has_labels:
+            raise ValueError(
+                f"{table.name}: no row has the column {', '.join(map(repr, columns.labels))}, which has the labels in "
+                f"{self.inputs.queries}; give the columns of both tables the same names, or leave test= out"
+            )
 
     def _check_separator(self, cell: str | list[str]) -> None:
-        """Check that a cell is one label where the first rows said that each cell is one.
+        """Check that labels of a cell are not separated otherwise than in the first rows.
+
+        With a file of labels, which may have such a name, only references that it lacks are checked, later.
 
         Raises:
-            ValueError: If it has several, as it seems.
+            ValueError: If they are, as it seems.
         """
         columns = self.columns
-        if columns.separator or columns.reference is not None or self.settings.label_separator is not None:
-            return
-        if isinstance(cell, str) and (separator := hidden_separator(cell)):
-            typed = next((name for name, meant in SEPARATORS.items() if meant == separator), f"'{separator}'")
-            raise ValueError(
-                f"{cell[:60]!r} seems to be several labels, {describe_separator(separator)}, and the first rows "
-                f"have one label each; give label_separator={typed}, or label_separator='' if each cell is one"
-            )
+        if columns.reference is None and isinstance(cell, str) and (problem := self._other_separator(cell)):
+            raise ValueError(problem)
+
+    def _other_separator(self, cell: str) -> str | None:
+        """Return what is wrong with a cell in which something else separates labels, None where nothing does."""
+        columns = self.columns
+        if self.settings.label_separator is not None or columns.separator == JSON:
+            return None
+        if columns.separator not in ("", LIST) and columns.separator in cell:
+            return None
+        separator = hidden_separator(cell, columns.within)
+        if not separator:
+            return None
+        typed = next((name for name, meant in SEPARATORS.items() if meant == separator), f"'{separator}'")
+        seems = f"{cell[:60]!r} seems to be several labels, {describe_separator(separator)}, and the first rows have "
+        if columns.separator == "":
+            return f"{seems}one label each; give label_separator={typed}, or label_separator='' if each cell is one"
+        if columns.separator == LIST:
+            return f"{seems}lists; give label_separator={typed}, or label_separator='' if a text is one label"
+        return f"{seems}labels {describe_separator(columns.separator)}; write it alike, or give label_separator="
 
     def _group(self) -> None:
         by = self.settings.group_by
@@ -241,19 +269,30 @@ class _Converter:
     def _number_labels(self) -> int:
         path = self.inputs.labels
         if path is not None:
-            for by, key in (("uid", "label_id_column"), ("reference", "label_id_column")):
+            for by in ("uid", "reference"):
                 if (place := self.store.conflicting_labels(by)) is not None:
+                    column = self.columns.label_uid if by == "uid" else getattr(self.columns.reference, "column", "")
+                    way = {
+                        "uid": "name the column that distinguishes them by label_id_column=",
+                        "reference": "let queries refer to labels by a column in which they differ",
+                    }
                     raise ValueError(
-                        f"{self._label_place(place)}: {place.times} labels that differ are called {place.value!r}; "
-                        f"give each a name of its own, or name the column that distinguishes them by {key}="
+                        f"{self._label_place(place)}: {place.times} labels that differ are called {place.value!r} in "
+                        f"{column!r}; give each a name of its own, or {way[by]}"
                     )
             self._check_references(path)
         add = path is None or self.settings.unknown_labels == "add"
         num_labels, repeated = self.store.number_labels(add_unknown=add)
         if num_labels == 0:
+            columns = ", ".join(map(repr, self.columns.labels)) or self.inputs.positives
             raise ValueError(
-                f"{self.inputs.queries}: no query has a label in {self.columns.labels!r}; name the column by "
-                "labels_column="
+                f"{self.inputs.queries}: no query has a label in {columns}; name the column by labels_column="
+            )
+        if path is None and (names := self.store.written_twice()) is not None:
+            self.note(
+                "  alike",
+                f"{names[0]!r} and {names[1]!r} are two labels, and may be one number that a tool has written in two "
+                "ways; if so, write it alike in all rows",
             )
         if repeated:
             self.note("  repeated", f"{repeated:,} rows repeat a label word by word and are dropped")
@@ -267,11 +306,20 @@ class _Converter:
         found = f"{count:,} labels of queries are not in {path}: {listed}"
         if self.settings.unknown_labels == "error":
             raise ValueError(
-                f"{found}. Add them there, or take unknown_labels=add (their names are their texts) or "
-                "unknown_labels=drop; if all are unknown, label_separator= or label_id_column= may be meant otherwise"
+                f"{found}. {self._alike(places[0], path)}Add them there, or take unknown_labels=add (their names are "
+                "their texts) or unknown_labels=drop; if all are unknown, label_separator= or label_id_column= may be "
+                "meant otherwise"
             )
+        for name in self.store.unknown_names():
+            if problem := self._other_separator(name):
+                raise ValueError(f"{self.inputs.queries}: {problem}")
         done = {"add": "become labels, with their names as texts", "drop": "are dropped"}[self.settings.unknown_labels]
         self.note("  unknown", f"{found}; they {done}")
+
+    def _alike(self, place: Place, path: Path) -> str:
+        """Return a sentence on the label whose identifier is the same number as one that is not known, if any."""
+        alike = self.store.same_number(place.value)
+        return "" if alike is None else f"{path} has {alike!r} instead, the same number; write both alike. "
 
     def _split(self, num_labels: int) -> Bool[np.ndarray, " row"]:
         """Return which rows of the training queries become the test split."""
@@ -363,7 +411,7 @@ class _Converter:
             "read": self.read,
             "columns": {
                 "text": list(columns.text),
-                "labels": columns.labels,
+                "labels": columns.labels[0] if len(columns.labels) == 1 else list(columns.labels) or None,
                 "id": columns.uid,
                 "label_separator": columns.separator,
                 "group_by": self.grouped_by,

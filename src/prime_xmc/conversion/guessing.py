@@ -28,8 +28,11 @@ LABEL_TEXT_NAMES = ("text", "title", "name", "label_name", "label_text", "label"
 
 LIST = "list"  # the separator of cells that are lists already
 JSON = "json"  # and of those that hold a list as JSON or Python writes it
-_CLEAR_SEPARATORS = (";", "|", "\t", "\n")
-_SEPARATORS = (*_CLEAR_SEPARATORS, ",", " ")
+CLEAR_SEPARATORS = (";", "|", "\t", "\n")
+_SEPARATORS = (*CLEAR_SEPARATORS, ",", " ")
+_MISSING = ("nan", "NaN", "None", "null", "<NA>")  # what tools write among lists where there is none
+# Lists as JSON, Python and NumPy write them, and Python's tuples and sets of strings.
+_LISTS = re.compile(r"""\s*(\[.*\]|\(\s*['"].*\)|\{\s*['"](?!.*['"]\s*:).*\})\s*""", re.DOTALL)
 ROW = "row number"  # what stands for the column by which labels without a name are referred to
 
 
@@ -73,12 +76,12 @@ def choose_query_columns(
     columns: Sequence[str],
     sample: Sequence[Mapping[str, str | list[str]]],
     *,
-    text: str | None,
+    texts: Sequence[str],
     labels: str | None,
     uid: str | None,
     needs_labels: bool,
 ) -> dict[str, Column]:
-    """Return the columns `text`, `labels` and `uid` of a table of queries.
+    """Return the columns `text`, `labels` and `uid` of a table of queries, the first one where these are several.
 
     A column that nothing else is left for, or that alone has lists or the longest texts, is taken whatever its name,
     where no name tells. A column of lists with a usual name goes before others with one.
@@ -86,24 +89,30 @@ def choose_query_columns(
     Args:
         columns: Columns of the table.
         sample: Its first rows.
-        text: The user's choice of the first column of the text.
-        labels: The user's choice of the column of labels.
+        texts: The user's choice of the columns of the text; none: guessed.
+        labels: The user's choice of the first column of labels.
         uid: The user's choice of the column of identifiers.
         needs_labels: Whether there has to be a column of labels; otherwise none is looked for.
 
     Raises:
         ValueError: If a given column is not there, or none can be found.
     """
-    chosen_uid = choose_column(columns, ID_NAMES, uid, "id_column", {each for each in (text, labels) if each})
-    if chosen_uid.column is None and (named := _identifying(columns, sample, {text, labels})) is not None:
+    text = texts[0] if texts else None
+    given = {*texts, *([] if labels is None else [labels])}
+    chosen_uid = choose_column(columns, ID_NAMES, uid, "id_column", given)
+    if chosen_uid.column is None and (named := _identifying(columns, sample, given)) is not None:
         chosen_uid = Column(named, "by its name, and no two rows have the same; id_column= names another")
-    known = {name for name in (text, chosen_uid.column) if name is not None}
+    known = {name for name in (*texts, chosen_uid.column) if name is not None}
     chosen_labels = Column(None, "")
     if needs_labels:
         lists = [
             name for name in columns if name not in known and any(isinstance(row.get(name), list) for row in sample)
         ]
         chosen_labels = choose_column(columns, LABELS_NAMES, labels, "labels_column", known)
+        if chosen_labels.column is None:  # label_1, label_2, ...
+            numbered = {_stem(name): name for name in reversed(columns) if name not in known and _stem(name)}
+            first = next((numbered[name] for name in LABELS_NAMES if name in numbered), None)
+            chosen_labels = Column(first, chosen_labels.reason)
         by_name = None if chosen_labels.column is None else _plain(chosen_labels.column)
         only = [name for name in lists if _plain(name) in LABELS_NAMES]
         if not only and (by_name is None or by_name in _VAGUE):
@@ -128,8 +137,27 @@ def choose_query_columns(
     return {"text": chosen_text, "labels": chosen_labels, "uid": chosen_uid}
 
 
+def numbered_alike(columns: Sequence[str], column: str, taken: Collection[str]) -> tuple[str, ...]:
+    """Return a column of labels and those that go on with it, such as `label`, `label2` and `label3`.
+
+    Args:
+        columns: Columns of the table.
+        column: The column of labels that was found.
+        taken: Columns that hold something else.
+    """
+    stem = _stem(column) or _plain(column)
+    others = (name for name in columns if name not in taken and name != column and _stem(name) == stem)
+    return (column, *others)
+
+
+def _stem(column: str) -> str:
+    """Return what stands before the number at the end of a column's name, empty where there is none."""
+    found = re.fullmatch(r"(.*[^\d_])_?\d+", _plain(column))
+    return found[1] if found else ""
+
+
 def _identifying(
-    columns: Sequence[str], sample: Sequence[Mapping[str, str | list[str]]], taken: Collection[str | None]
+    columns: Sequence[str], sample: Sequence[Mapping[str, str | list[str]]], taken: Collection[str]
 ) -> str | None:
     """Return the first column such as `ticket_id` that has another value in each row."""
     for column in columns:
@@ -181,9 +209,10 @@ def _without_ends(cell: str) -> str:
 def guess_separator(cells: Sequence[str | list[str]]) -> str:
     """Return what separates the labels of cells, where nothing but the cells says so.
 
-    Semicolons, bars, tabs and line breaks separate wherever they occur, the most frequent of them; blanks where there
-    are numbers alone. Commas are in many names: they separate numbers, and names if labels of different cells are then
-    more often the same.
+    Semicolons, bars, tabs and line breaks separate wherever they occur, the most frequent of them, unless a few cells
+    have one and other cells none of what it separates, and commas separate. Blanks do where there are numbers alone.
+    Commas are in many names: they separate numbers, and names if labels of different cells are then more often the
+    same.
 
     Example:
         >>> guess_separator(["soup;vegan", "dessert", "soup;quick, easy"])
@@ -194,27 +223,60 @@ def guess_separator(cells: Sequence[str | list[str]]) -> str:
     if any(isinstance(cell, list) for cell in cells):
         return LIST
     filled = [_without_ends(cell.strip()) for cell in cells if isinstance(cell, str) and cell.strip()]
-    if filled and all(re.fullmatch(r"\[.*\]", cell, re.DOTALL) for cell in filled):
+    lists = [cell for cell in filled if cell not in _MISSING]
+    if lists and all(_LISTS.fullmatch(cell) for cell in lists):
         return JSON
-    frequent = max(_CLEAR_SEPARATORS, key=lambda separator: sum(separator in cell for cell in filled))
-    if any(frequent in cell for cell in filled):
+    by_comma = "," if _commas_separate(filled) else ""
+    frequent = max(CLEAR_SEPARATORS, key=lambda separator: sum(separator in cell for cell in filled))
+    if any(frequent in cell for cell in filled) and not (by_comma and _is_stray(frequent, filled)):
         return frequent
     if any(" " in cell for cell in filled) and all(re.fullmatch(r"[\d ]+", cell) for cell in filled):
         return " "
-    if not any("," in cell for cell in filled):
-        return ""
-    parts = {part for cell in filled for part in split_cell(cell, ",")}
-    return "," if len(parts) <= len(set(filled)) or all(part.isdigit() for part in parts) else ""
+    return by_comma
 
 
-def hidden_separator(cell: str) -> str:
-    """Return what divides a cell into several labels beyond doubt, where others have one each; "": nothing."""
-    if cell[:1] == "[":
+def _commas_separate(cells: Sequence[str]) -> bool:
+    if not any("," in cell for cell in cells):
+        return False
+    parts = {part for cell in cells for part in split_cell(cell, ",")}
+    return len(parts) <= len(set(cells)) or all(part.isdigit() for part in parts)
+
+
+def _is_stray(separator: str, cells: Sequence[str]) -> bool:
+    """Return whether a separator is a slip: in few cells, of whose parts the other cells have less than a half."""
+    having = [cell for cell in cells if separator in cell]
+    others = {cell for cell in cells if separator not in cell}
+    parts = [part for cell in having for part in split_cell(cell, separator)]
+    return 10 * len(having) <= len(cells) and 2 * sum(part in others for part in parts) < len(parts)
+
+
+def hidden_separator(cell: str, known: Collection[str] = ()) -> str:
+    """Return what divides a cell into several labels beyond doubt, where others are divided otherwise; "": nothing.
+
+    Args:
+        cell: The cell.
+        known: Separators that do not count, since they are within labels elsewhere.
+    """
+    if _LISTS.fullmatch(cell):
         with suppress(ValueError):
             return JSON if len(_parse_list(cell)) > 1 else ""
     cell = _without_ends(cell.strip())
-    found = next((separator for separator in _CLEAR_SEPARATORS if separator in cell), "")
+    found = next((separator for separator in CLEAR_SEPARATORS if separator in cell and separator not in known), "")
     return found or (" " if re.fullmatch(r"\d+( \d+)+", cell) else "")
+
+
+def are_indicators(cells: Sequence[str | list[str]], separator: str) -> bool:
+    """Return whether cells are rows of zeros and ones, a place for each label of the data, in the place of labels.
+
+    Lists of labels name each once, so that zeros or ones which repeat are not labels.
+    """
+    rows = [split_cell(cell, separator) for cell in cells if cell]
+    values = {value for row in rows for value in row}
+    is_even = len({len(row) for row in rows}) == 1 and values <= {"0", "1", "0.0", "1.0", "false", "true"}
+    return is_even and any(len(set(row)) < len(row) for row in rows)
+
+
+IS_NUMBER = re.compile(r"\d+(\.0+)?")  # of what is an identifier, possibly turned into a float by a tool
 
 
 class Reference(NamedTuple):
@@ -238,14 +300,19 @@ def match_references(
     rows: Iterable[Mapping[str, str | list[str]]],
     columns: Sequence[str],
     separator: str | None = None,
+    uid: str | None = None,
 ) -> Reference:
-    """Return by which column of the labels, and separated how, most cells of the queries name one.
+    """Return by which column of the labels, and separated how, most cells of the queries name labels alone.
+
+    Where identifiers of labels are numbers, numbers in the cells are identifiers too, and not numbers of rows, however
+    many these would be: 3 and 003 or 3.0 are told apart later, with an error rather than the label of another row.
 
     Args:
         cells: Cells of the queries' column of labels, some of them.
         rows: All rows of the labels.
         columns: Columns of the labels, the most likely first.
         separator: The user's choice; None: all that occur are tried.
+        uid: Column of identifiers; None: not known.
     """
     if separator is not None:
         separators: tuple[str, ...] = (separator,)
@@ -259,7 +326,10 @@ def match_references(
     found: dict[tuple[str, str], set[str]] = {
         (column, each): set() for each in separators for column in (*columns, ROW)
     }
+    has_numbers, names_numbers = False, uid is not None
     for number, row in enumerate(rows):
+        if names_numbers and (name := str(row.get(str(uid), "")).strip()):
+            has_numbers, names_numbers = True, IS_NUMBER.fullmatch(name) is not None
         for each, parts in wanted.items():
             for column in columns:
                 value = row.get(column, "")
@@ -268,14 +338,18 @@ def match_references(
             if str(number) in parts:
                 found[ROW, each].add(str(number))
 
-    def fit(key: tuple[str, str]) -> tuple[int, bool, bool, float, int, int]:
+    if has_numbers and names_numbers:
+        found = {key: names for key, names in found.items() if key[0] != ROW}
+
+    def fit(key: tuple[str, str]) -> tuple[int, int, bool, bool, float, int, int]:
         column, each = key
         total = len(wanted[each])
         share = len(found[key]) / total if total else 0.0
         # in cells, since a new label may stand in any
-        num_known = sum(not found[key].isdisjoint(parts) for parts in parts_of[each])
+        all_known = sum(bool(parts) and found[key].issuperset(parts) for parts in parts_of[each])
+        some_known = sum(not found[key].isdisjoint(parts) for parts in parts_of[each])
         order = -list((*columns, ROW)).index(column)
-        return num_known, not each and share == 1, each in _CLEAR_SEPARATORS, share, total, order
+        return all_known, some_known, not each and share == 1, each in CLEAR_SEPARATORS, share, total, order
 
     column, chosen = max(found, key=fit)
     return Reference(column, chosen, len(found[column, chosen]), len(wanted[chosen]))
@@ -293,7 +367,7 @@ def _plain(column: str) -> str:
 
 
 def _parse_list(cell: str) -> list[str]:
-    if not cell.strip():
+    if not cell.strip() or cell.strip() in _MISSING:
         return []
     try:
         value = parse_json(cell)
@@ -302,7 +376,7 @@ def _parse_list(cell: str) -> list[str]:
             value = _literal(cell.strip())  # what pandas writes of a list; literals only, nothing is run
         except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
             raise ValueError(f"{cell[:60]!r} is not a list; give label_separator=") from error
-    labels = as_strings(value)
+    labels = as_strings(sorted(map(str, value)) if isinstance(value, set) else value)
     if not isinstance(labels, list):
         raise ValueError(f"{cell[:60]!r} is not a list; give label_separator=")
     return labels

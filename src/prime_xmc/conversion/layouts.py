@@ -79,6 +79,16 @@ def find_inputs(given: Inputs) -> Inputs:
     )
 
 
+def other_splits(inputs: Inputs) -> list[Path]:
+    """Return the splits beside the queries that `datasets` has saved in the same folder and nothing reads."""
+    folder = inputs.queries.parent
+    if not (inputs.queries.is_dir() and (folder / "dataset_dict.json").is_file()):
+        return []
+    read = {path.resolve() for path in inputs if path is not None}
+    splits = sorted(path.parent for path in folder.glob("*/state.json"))
+    return [split for split in splits if split.resolve() not in read]
+
+
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
     candidates = (folder / f"{name}{suffix}" for name in names for suffix in ("", ".gz"))
     return next((path for path in candidates if path.is_file()), None)

@@ -23,10 +23,12 @@ class SparseRow(NamedTuple):
     Attributes:
         number: Line, or row of an npz file, from 1.
         labels: Label numbers, or names in files that have names.
+        num_labels: Number of labels of the data set that the file announces; None: it does not.
     """
 
     number: int
     labels: list[str]
+    num_labels: int | None = None
 
 
 def read_sparse(path: Path) -> Iterator[SparseRow]:
@@ -66,7 +68,7 @@ def _read_npz(path: Path) -> Iterator[SparseRow]:
         raise ValueError(f"{path} has label {indices.max()}, outside 0..{num_columns - 1}")
     for row in range(num_rows):
         part = slice(indptr[row], indptr[row + 1])
-        yield SparseRow(row + 1, [str(label) for label in indices[part][values[part] != 0].tolist()])
+        yield SparseRow(row + 1, [str(label) for label in indices[part][values[part] != 0].tolist()], num_columns)
 
 
 def _read_text(path: Path) -> Iterator[SparseRow]:
@@ -111,7 +113,7 @@ def _read_text(path: Path) -> Iterator[SparseRow]:
         count = 0
         for number, line in chain(pending, lines):
             count += 1
-            yield SparseRow(number, _labels_of(line, str(kind), num_labels, path, number))
+            yield SparseRow(number, _labels_of(line, str(kind), num_labels, path, number), num_labels)
         if header and count != header[0]:
             raise ValueError(f"{path}: the first line announces {header[0]:,} rows, and {count:,} follow")
 

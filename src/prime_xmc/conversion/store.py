@@ -15,6 +15,10 @@ from prime_xmc.data.corpus import Ragged
 _BATCH_ROWS, _BATCH_CHARACTERS = 8192, 1 << 24  # whichever comes first: there are texts of 100,000 characters
 _FETCHED = 2048  # rows of a result at once
 TRAIN, TEST = 0, 1  # splits
+# What queries of one text share. Those without any share nothing.
+_SHARED = {"uid": "uid", "digest": "CASE WHEN array_to_string(texts, '') = '' THEN row::UHUGEINT ELSE digest END"}
+_DIGITS = "ltrim(regexp_replace({0}, '\\.0+$', ''), '0')"  # what ways to write such a number have in common
+_WHOLE = "'^[0-9]+(\\.0+)?$'"  # a number without a fraction
 
 
 class QueryRow(NamedTuple):
@@ -154,7 +158,7 @@ class Store:
 
     def repeats(self, what: str) -> int:
         """Return how many rows of queries repeat the `uid`, or the `digest` of the texts, of an earlier one."""
-        return self._number(f"SELECT count(*) - count(DISTINCT (split, {what})) FROM queries")
+        return self._number(f"SELECT count(*) - count(DISTINCT (split, {_SHARED[what]})) FROM queries")
 
     def most_labels(self) -> int:
         """Return the most labels that a row of queries lists."""
@@ -173,11 +177,12 @@ class Store:
             self._db.execute("CREATE VIEW firsts AS SELECT split, row, row AS first FROM queries")
         else:
             self._db.execute(
-                f"CREATE TABLE groups AS SELECT split, {by} AS shared, min(row) AS first FROM queries GROUP BY ALL"
+                f"CREATE TABLE groups AS SELECT split, {_SHARED[by]} AS shared, min(row) AS first FROM queries "
+                "GROUP BY ALL"
             )
             self._db.execute(
                 "CREATE TABLE firsts AS SELECT queries.split, row, first FROM queries "
-                f"JOIN groups ON queries.split = groups.split AND queries.{by} = groups.shared"
+                f"JOIN groups ON queries.split = groups.split AND {_SHARED[by]} = groups.shared"
             )
 
     def conflicting_labels(self, by: str) -> Place | None:
@@ -197,12 +202,35 @@ class Store:
         if not count:
             return 0, []
         rows = self._db.execute(
-            "SELECT reference, split, number, times FROM (SELECT reference, min((listed.split, listed.row)) AS first, "
+            "SELECT reference, split, number, times FROM "
+            "(SELECT reference, min((listed.split, listed.row, place)) AS first, "
             f"count(*) AS times {unknown} GROUP BY reference) "
-            "JOIN queries ON queries.split = first[1] AND queries.row = first[2] ORDER BY split, row LIMIT $limit",
+            "JOIN queries ON queries.split = first[1] AND queries.row = first[2] ORDER BY first LIMIT $limit",
             {"limit": limit},
         ).fetchall()
         return count, [Place(*row) for row in rows]
+
+    def unknown_names(self) -> Iterator[str]:
+        """Yield references that name no label, each once."""
+        names = self._fetch("SELECT DISTINCT reference FROM listed ANTI JOIN read_labels USING (reference)")
+        return (name for (name,) in names)
+
+    def same_number(self, reference: str) -> str | None:
+        """Return a label's reference that is another way to write a number, such as 003 or 3.0 for 3; None: none."""
+        found = self._db.execute(
+            f"SELECT min(reference) FROM read_labels WHERE regexp_matches(reference, {_WHOLE}) AND "
+            f"regexp_matches($name, {_WHOLE}) AND {_DIGITS.format('reference')} = {_DIGITS.format('$name')}",
+            {"name": reference},
+        ).fetchall()
+        return found[0][0]
+
+    def written_twice(self) -> tuple[str, str] | None:
+        """Return two references of queries that are the same number, such as 3 and 3.0; None where there are none."""
+        found = self._db.execute(
+            f"SELECT min(reference), max(reference) FROM listed WHERE regexp_matches(reference, {_WHOLE}) "
+            f"GROUP BY {_DIGITS.format('reference')} HAVING min(reference) <> max(reference) ORDER BY 1 LIMIT 1"
+        ).fetchall()
+        return found[0] if found else None
 
     def number_labels(self, *, add_unknown: bool) -> tuple[int, int]:
         """Give each label its number: those that were added in their order, then references without one by name.

@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
+from prime_xmc.foreign import parse_json
 from prime_xmc.tables.line_rows import Row, Unreadable
 
 _BATCH = 1024  # rows
+# What is raised for values such as times after the year 9999, which Python does not have.
+_UNREADABLE = (OverflowError, ValueError, pa.ArrowException)
 _MAGIC = b"ARROW1"  # first bytes of the Arrow format of files; that of streams has none
 
 
@@ -36,8 +39,10 @@ class ColumnarFiles:
             ValueError: If the first file is not of that format, or has a column more than once.
         """
         self._paths, self._format = paths, file_format
-        self._classes = _class_names(paths[0].parent)
-        self.columns = list(self._reading(paths[0], lambda path: _schema(path, file_format)).names)
+        schema = self._reading(paths[0], lambda path: _schema(path, file_format))
+        self._classes = _class_names(paths[0].parent) if file_format == "arrow" else {}
+        self._classes = self._classes or _classes_of(_features(schema))
+        self.columns = list(schema.names)
         if repeated := [name for name in self.columns if self.columns.count(name) > 1]:
             raise ValueError(f"{paths[0]} has the column {repeated[0]!r} more than once; rename one")
 
@@ -140,9 +145,20 @@ def _class_names(folder: Path) -> dict[str, list[str]]:
     info = folder / "dataset_info.json"
     if not info.is_file():
         return {}
-    features = json.loads(info.read_text(encoding="utf-8")).get("features") or {}
-    found = {}
-    for column, feature in features.items():
+    return _classes_of(json.loads(info.read_text(encoding="utf-8")).get("features") or {})
+
+
+def _features(schema: pa.Schema) -> Any:
+    """Return what `datasets` says of the columns in a Parquet or Arrow file that it has written."""
+    try:
+        return parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _classes_of(features: Any) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for column, feature in features.items() if isinstance(features, dict) else ():
         inner = feature[0] if isinstance(feature, list) and feature else feature
         if isinstance(inner, dict) and inner.get("_type") in ("Sequence", "List", "LargeList"):
             inner = inner.get("feature")
@@ -159,13 +175,19 @@ def _name_classes(value: Any, names: Sequence[str]) -> Any:
     if not isinstance(value, int):
         return value
     if not -1 <= value < len(names):
-        return Unreadable(f"the class {value} is outside 0..{len(names) - 1} of dataset_info.json")
+        return Unreadable(f"the class {value} is outside 0..{len(names) - 1}, the classes that `datasets` has noted")
     return None if value == -1 else names[value]
 
 
 def _values(column: pa.Array) -> list[Any]:
     try:
         return column.to_pylist()
-    except (OverflowError, ValueError, pa.ArrowException) as error:
-        # such as times after the year 9999, which Python does not have
-        return [Unreadable(str(error))] * len(column)
+    except _UNREADABLE:
+        return [_value(cell) for cell in column]
+
+
+def _value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except _UNREADABLE as error:
+        return Unreadable(str(error))

@@ -189,8 +189,8 @@ class DelimitedTable:
         if self._is_empty:
             return
         csv.field_size_limit(LONGEST_CELL)
-        reader = csv.reader(self._lines, delimiter=self.delimiter, strict=True)
-        num_columns = len(self.columns)
+        num_columns, lines = len(self.columns), list[str]()  # of the row
+        reader = csv.reader(_noted(self._lines, lines), delimiter=self.delimiter, strict=True)
         first = self._skipped + 2  # the line in which the next row begins
         while True:
             try:
@@ -211,8 +211,27 @@ class DelimitedTable:
                         f"{_shorten(self.delimiter.join(row))}; a cell with {self.delimiter!r}, a quote or a line "
                         "break in it must be quoted"
                     )
+                if self.delimiter == "\t" and num_columns > 1 and _are_rows(lines, num_columns):
+                    raise ValueError(
+                        f"{self._name}, line {first}: {_shorten(lines[0])} opens a quote that the line does not close, "
+                        f"and each line up to the one that does, line {first + len(lines) - 1}, is a row by its tabs; "
+                        "if quotes are letters here, put the cell into quotes and write those within it twice"
+                    )
                 yield Row(first, dict(zip(self.columns, row, strict=True)))
+            lines.clear()
             first = self._skipped + 2 + reader.line_num
+
+
+def _noted(lines: Iterable[str], notes: list[str]) -> Iterator[str]:
+    """Yield lines, and put each into a list."""
+    for line in lines:
+        notes.append(line)
+        yield line
+
+
+def _are_rows(lines: list[str], num_columns: int) -> bool:
+    """Return whether lines that a quoted cell has made one row look like a row each."""
+    return len(lines) > 1 and all(line.count("\t") == num_columns - 1 for line in lines)
 
 
 def _shorten(line: str) -> str:

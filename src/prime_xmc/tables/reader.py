@@ -243,9 +243,9 @@ def _as_string(value: Any) -> str:
         return str(int(value))
     if isinstance(value, bytes):
         return value.decode("utf-8")
-    if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+    text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)
+    text.encode("utf-8")  # what has fields may have half of a character, too
+    return text
 
 
 def _chain(head: Row, rows: Iterator[Row]) -> Iterator[Row]:
