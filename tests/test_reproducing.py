@@ -95,6 +95,25 @@ def test_a_run_with_classifiers_is_compared_with_both(write_run, published):
     ]
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"classify": True, "classify_settings": ["dropout=0.9", "loss.num_negatives=1"]},
+            "dropout=0.9, loss.num_negatives=1.",
+        ),
+        ({"classify": ["dropout=0.9"]}, "dropout=0.9."),  # as in version 0.1.0
+        ({"classify": True, "classify_settings": []}, None),
+    ],
+)
+def test_settings_of_the_classifiers_are_told(configure, write_run, published, config, said):
+    folder = write_run({"test/P@1": 0.5, "test/W/P@1": 0.55}, **config)
+    _, notes = compare_config(configure(f"run={folder}"))
+    told = [note for note in notes if "second stage" in note]
+    said = [] if said is None else [f"Settings of the second stage that differ from those of the package: {said}"]
+    assert [note[: len(said[0])] for note in told] == said
+
+
 def test_metrics_that_one_of_the_two_lacks_are_left_out(write_run, published):
     runs, results = read_runs(write_run({"test/P@1": 0.5, "test/P@3": 0.4})), read_published(str(published))
     (compared,) = compare(runs, results, "PRIME")

@@ -1,7 +1,7 @@
 """The paper's numbers beside those of a run, which is trained with the paper's settings or finished already."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,7 +93,7 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
         if not (folder / METRICS).is_file():
             raise ValueError(f"run={config.run} has no {METRICS}: expected the folder of a finished run")
     runs = read_runs(folder)
-    notes = notes_on(runs[0])
+    notes = [*notes_on(runs[0]), *_notes_on_classifiers(runs)]
     if config.run is not None:
         try:
             check_raw_files(OmegaConf.load(folder / CONFIG).dataset)
@@ -173,6 +173,16 @@ def notes_on(run: RunRecord) -> list[str]:
         if differing:
             notes.append(f"Settings of the run that differ from the paper's (in parentheses): {', '.join(differing)}.")
     return notes
+
+
+def _notes_on_classifiers(runs: Sequence[RunRecord]) -> list[str]:
+    """Return a sentence on the settings of the second stage, where it has some and its classifiers are shown."""
+    run = next((run for run in runs if run.settings.get("scorer") == "W"), None)
+    given = [] if run is None else [run.settings.get(key) for key in ("classify", "classify_settings")]
+    settings = [str(setting) for listed in given if isinstance(listed, list) for setting in listed]
+    if not settings:
+        return []
+    return [f"Settings of the second stage that differ from those of the package: {', '.join(settings)}."]
 
 
 def _matters(key: str) -> bool:

@@ -129,6 +129,9 @@ def test_settings_mean_what_they_did_where_the_run_was_started(run, tmp_path, mo
     monkeypatch.setenv("PYTHONSAFEPATH", "")
     path = list(sys.path)
     assert f"dataset.dir='{tmp_path}/elsewhere/data'" in expand("resume=../my run", "dataset.dir=data")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    arguments = expand("resume=../my run", "cache_dir=new cache", "encoder.source=a/b", "bank.directory=null")
+    assert {f"cache_dir='{tmp_path}/elsewhere/new cache'", "encoder.source=a/b", "bank.directory=null"} <= {*arguments}
     assert Path.cwd() == tmp_path
     assert sys.path == path, "nothing is imported from there"
     (tmp_path / "marker.py").touch()

@@ -68,6 +68,29 @@ class TestSchedule:
         assert schedule(setting).encodes_queries
         assert not schedule().encodes_queries
 
+    @pytest.mark.parametrize(
+        ("settings", "expected"),
+        [
+            (["trainer.check_val_every_n_epoch=null", "+trainer.val_check_interval=5"], (4, 4)),  # 5, 10, 15 and 20
+            (["trainer.check_val_every_n_epoch=null", "+trainer.val_check_interval=6"], (3, 4)),
+            (["+trainer.val_check_interval=2"], (4, 5)),  # twice in epochs 2 and 4
+            (["+trainer.val_check_interval=2", "trainer.max_epochs=4"], (4, 4)),
+            (["+trainer.val_check_interval=3", "trainer.max_epochs=4"], (2, 3)),
+            (["+trainer.val_check_interval=0.5"], (4, 5)),
+            (["+trainer.val_check_interval=1.0"], (2, 3)),
+            (["+trainer.val_check_interval=2", "trainer.max_steps=6"], (1, 1)),  # in the middle of epoch 2, at its end
+            (["+trainer.val_check_interval=2", "trainer.max_steps=11"], (2, 3)),
+            (["+trainer.val_check_interval=2", "dataset.num_validation=0"], (0, 1)),
+        ],
+    )
+    def test_validations_within_epochs(self, schedule, settings, expected):
+        planned = schedule(*settings)
+        assert (planned.num_validations, planned.num_indexes) == expected
+
+    def test_queries_without_a_label_are_not_trained_on(self, compose):
+        config = compose("dataset.num_validation=100", "dataset.batch_size=100", "dataset.max_epochs=2", name="plan")
+        assert [schedule_of(config, 1100, number).steps_per_epoch for number in (0, 110, 550)] == [10, 9, 5]
+
     def test_no_validation_at_all(self, schedule):
         assert schedule("trainer.check_val_every_n_epoch=null") == Schedule(4, 20, (8, 16, 16), 0, 1)
 

@@ -1,5 +1,8 @@
 """Sizes of data that are given, counted, generated or published."""
 
+import gzip
+import json
+
 import pytest
 
 from prime_xmc.datasets.building import write_records
@@ -59,6 +62,24 @@ class TestSizes:
         assert sizes[:4] == short[:4]
         assert sizes.tokens_per_label == short.tokens_per_label + 2
         assert "counted in" in notes[0]
+
+    def test_queries_without_labels(self, configure, toy_dataset, tmp_path):
+        lines = gzip.decompress((toy_dataset / "trn.json.gz").read_bytes()).splitlines()
+        records = [json.loads(line) for line in lines]
+        for record in records[:200]:
+            record["target_ind"] = []
+        folder = tmp_path / "sparse"
+        folder.mkdir()
+        for path in toy_dataset.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        write_records(folder / "trn.json.gz", records, name_in_header=False)
+        sizes, _ = find_sizes(configure(f"dataset.dir={folder}"))
+        assert 0 < sizes.labels_per_query < 1
+        assert (sizes.num_queries, sizes.num_unlabelled) == (240, 200)
+        with pytest.raises(ValueError, match=r"expected labels_per_query above 0, got 0"):
+            find_sizes(configure("labels_per_query=0"))
+        with pytest.raises(ValueError, match=r"expected num_labels of at least 1, got 0"):
+            find_sizes(configure("num_labels=0"))
 
     def test_given_ones_go_first(self, configure):
         sizes, notes = find_sizes(configure("num_queries=1000", "tokens_per_text=9"))

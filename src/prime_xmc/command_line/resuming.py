@@ -17,6 +17,7 @@ from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, CONFIG, METADATA,
 
 KEY = "resume"
 _COMMANDS = ("train", "classify")  # which have runs to continue
+_NAMES_TOO = ("encoder.source",)  # keys of paths whose values may be names of the hub
 _PLACES = ("run_dir", "ckpt_path", "hydra.run.dir", "hydra.sweep.dir")  # which are those of the run
 
 
@@ -146,10 +147,15 @@ def _check_settings(settings: Sequence[str], config: Path) -> None:
 
 
 def _absolute(setting: str) -> str:
-    """Return a setting whose path, if it names one that is there, does not depend on the current folder."""
+    """Return a setting whose path does not depend on the current folder, also where nothing is there yet.
+
+    The source of an encoder may be a name on the hub, and is a path only where there is one.
+    """
     key, _, value = setting.partition("=")
-    if key.lstrip("+") in PATH_KEYS and value and Path(_unquoted(value)).expanduser().exists():
-        return f"{key}={in_quotes(str(Path(_unquoted(value)).expanduser().absolute()))}"
+    name, path = key.lstrip("+"), Path(_unquoted(value)).expanduser()
+    is_path = name in PATH_KEYS and value not in ("", "null") and "${" not in value
+    if is_path and (name not in _NAMES_TOO or path.exists()):
+        return f"{key}={in_quotes(os.path.abspath(path))}"
     return setting
 
 

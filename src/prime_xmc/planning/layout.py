@@ -81,12 +81,14 @@ class Schedule(NamedTuple):
     num_minings: int = 0  # how often all labels are encoded and indexed, and searched for all training queries
 
 
-def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
+def schedule_of(config: DictConfig, num_queries: int, num_unlabelled: int = 0) -> Schedule:
     """Return the schedule of a run.
 
     Args:
         config: The configuration.
         num_queries: Training queries, including those held out for validation.
+        num_unlabelled: Those of them without a label, which are not trained on. As many of those held out are taken to
+            be such, since they are chosen at random.
 
     Raises:
         ValueError: If the run has no end, or sees only part of the data to be debugged.
@@ -97,16 +99,18 @@ def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
                 f"trainer.{key}={config.trainer[key]} is for debugging, and plans are of whole runs; leave it out"
             )
     trainer, clusters, num_validation = config.trainer, config.sampling.clusters, config.dataset.num_validation
-    steps_per_epoch = _limited(-(-(num_queries - num_validation) // config.sampling.batch_size), trainer)
+    num_trained = num_queries - num_validation
+    num_trained -= round(num_unlabelled * num_trained / max(num_queries, 1))
+    steps_per_epoch = _limited(-(-num_trained // config.sampling.batch_size), trainer)
     limits = [trainer.max_epochs * steps_per_epoch] if trainer.max_epochs >= 0 else []
     if trainer.max_steps >= 0:
         limits.append(_batches_of(trainer.max_steps, steps_per_epoch, trainer.get("accumulate_grad_batches") or 1))
     if not limits:
         raise ValueError("the run has no end: give trainer.max_epochs or trainer.max_steps")
     num_epochs, rest = divmod(min(limits), steps_per_epoch)  # complete epochs, and steps of one more
-    every = trainer.check_val_every_n_epoch  # None: never, as validation then goes by steps, of which there are none
-    num_validations = num_epochs // every if num_validation and every else 0
-    ends_validated = num_validations > 0 and rest == 0 and num_epochs % every == 0
+    num_validations, ends_validated = (
+        _validations(trainer, steps_per_epoch, min(limits)) if num_validation else (0, False)
+    )
     first = clusters.first_epoch
     rebuilds = [] if first is None else range(first, num_epochs + (rest > 0))
     sizes = [
@@ -126,6 +130,27 @@ def schedule_of(config: DictConfig, num_queries: int) -> Schedule:
         has_later_stages(config),
         len(minings),
     )
+
+
+def _validations(trainer: DictConfig, steps_per_epoch: int, num_steps: int) -> tuple[int, bool]:
+    """Return how often a run is validated, and whether it is after its last step.
+
+    The Trainer counts `val_check_interval` in batches, or as a share of an epoch, within each epoch that
+    `check_val_every_n_epoch` has its turn; where the latter is None, in batches of the whole run.
+    """
+    every, interval = trainer.check_val_every_n_epoch, trainer.get("val_check_interval")
+    if every is None:
+        if not isinstance(interval, int):  # by steps, of which there are none
+            return 0, False
+        return num_steps // interval, num_steps % interval == 0
+    if interval is None or isinstance(interval, float):
+        interval = max(1, int(steps_per_epoch * (1.0 if interval is None else interval)))
+    num_epochs, rest = divmod(num_steps, steps_per_epoch)
+    is_begun = rest > 0 and (num_epochs + 1) % every == 0
+    count = num_epochs // every * (steps_per_epoch // interval) + (rest // interval if is_begun else 0)
+    last = rest if rest else steps_per_epoch
+    has_turn = is_begun if rest else num_epochs % every == 0
+    return count, count > 0 and has_turn and last % interval == 0
 
 
 def _limited(num_batches: int, trainer: DictConfig) -> int:

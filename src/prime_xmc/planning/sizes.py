@@ -16,7 +16,7 @@ _TOKEN_CHARACTERS = 4.5
 
 
 class Sizes(NamedTuple):
-    """How much data there is; the last three numbers are means, and tokens include special ones."""
+    """How much data there is; numbers of labels and tokens are means, and tokens include special ones."""
 
     num_labels: int  # L
     num_queries: int  # training queries, including those held out for validation
@@ -24,6 +24,7 @@ class Sizes(NamedTuple):
     labels_per_query: float
     tokens_per_query: float
     tokens_per_label: float
+    num_unlabelled: int = 0  # training queries without a label, which training leaves out
     prepared: Mapping[str, int] = {}  # bytes of each file of the prepared data set; empty where there is none yet
 
     @property
@@ -58,7 +59,7 @@ def find_sizes(config: DictConfig) -> tuple[Sizes, list[str]]:
     given = {name: config[name] for name in GIVEN if config[name] is not None}
     known, notes = ({}, []) if len(given) == len(GIVEN) else _look_up(config)
     if given:
-        known |= given | {"prepared": {}}  # the prepared files have other sizes
+        known |= given | {"prepared": {}, "num_unlabelled": 0}  # the prepared files have other sizes
         notes.append("given: " + ", ".join(f"{name}={value}" for name, value in given.items()))
     missing = [f"{name}=..." for name in GIVEN[:3] if name not in known]
     if missing:
@@ -74,9 +75,10 @@ def find_sizes(config: DictConfig) -> tuple[Sizes, list[str]]:
     tokens_per_text = known.pop("tokens_per_text", None)
     for name in ("tokens_per_query", "tokens_per_label"):
         known[name] = min(tokens_per_text or known[name], dataset.max_length)
-    for name in sorted(known.keys() - {"prepared"}):
-        if known[name] < 1:
-            raise ValueError(f"expected {name} of at least 1, got {known[name]}")
+    for name in sorted(known.keys() - {"prepared", "num_unlabelled"}):
+        is_share = name == "labels_per_query"  # below 1 where most queries have no label
+        if known[name] < 1 and not (is_share and known[name] > 0):
+            raise ValueError(f"expected {name} {'above 0' if is_share else 'of at least 1'}, got {known[name]}")
     return Sizes(**known), notes
 
 
@@ -100,6 +102,7 @@ def _look_up(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
             "labels_per_query": train["positives"] / train["texts"],
             "tokens_per_query": train["tokens"] / train["texts"],
             "tokens_per_label": labels["tokens"] / labels["texts"],
+            "num_unlabelled": int((corpus.train.positives.lengths == 0).sum()),
             "prepared": corpus.manifest["files"],
         }
         return counted, [f"sizes of {dataset.name}: counted in {corpus.directory}"]
