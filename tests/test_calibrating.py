@@ -31,7 +31,7 @@ def ranking(num_queries, seed):
     return (indices, np.take_along_axis(scores, indices, axis=1).astype(np.float32)), positives
 
 
-def test_each_scorer_is_calibrated_and_measured():
+def test_each_scorer_is_calibrated_and_measured(caplog):
     (first, positives), (second, of_test) = ranking(200, 0), ranking(300, 1)
     nothing = first[0], np.zeros_like(first[1])  # scores that say nothing
     found = calibrate_rankings(
@@ -43,6 +43,7 @@ def test_each_scorer_is_calibrated_and_measured():
     )
     assert found.fitted_on == "200 validation queries"
     assert list(found.scorers) == ["theta"]
+    assert "W: no probabilities from 200 validation queries, of which too few have right answers" in caplog.text
     assert found.weights == {"theta": 0.5, "W": 0.5, "neighbours": 0.0, "lexical": 0.0}
     held = found.scorers["theta"].held
     assert [(name, each.num_queries, each.num_answers) for name, each in held.items()] == [

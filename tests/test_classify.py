@@ -194,6 +194,23 @@ def test_loggers_that_show_what_the_first_stage_has(configure, tmp_path, monkeyp
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+def test_the_run_of_wandb_goes_on_with_a_continued_second_stage(configure, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KilledError
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    chosen = ["logger=wandb", "callbacks.histograms=null", "test=false", f"run_dir={tmp_path}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifierModule, "on_validation_epoch_end", killed)
+        with pytest.raises(KilledError):
+            run(configure(*chosen, "checkpoint.every_n_minutes=1e-9"))
+    wandb.finish()
+    run(configure(*chosen, f"++resume={tmp_path}"))
+    names = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert len(names) == 2
+    assert len({name.rpartition("-")[2] for name in names}) == 1, "one run has one identifier"
+
+
 def test_settings_of_a_continued_second_stage_hold_from_then_on(configure, tmp_path, monkeypatch):
     def killed(*_):
         raise KilledError

@@ -1,5 +1,6 @@
 """Probabilities for a model's scores, fitted on queries whose labels are known and that the model has not seen."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import encoder_digest, read_prototypes
 from prime_xmc.export.searchers import load_searcher, scorers_of
 from prime_xmc.index.fused import Weights
+
+_LOG = logging.getLogger(__name__)
 
 VALIDATION = "validation"
 TEST = "test"
@@ -73,6 +76,13 @@ def calibrate_rankings(
         scorers[name] = ScorerCalibration(**fitted.regression._asdict(), threshold=fitted.threshold.score, held=held)
     if not scorers:
         return None
+    if lacking := ", ".join(name for name in rankings if name not in scorers):
+        _LOG.warning(
+            "%s: no probabilities from %d %s queries, of which too few have right answers that score higher; give more",
+            lacking,
+            len(positives),
+            queries,
+        )
     fitted_on = f"{len(positives):,} {queries} queries"
     return Calibration(fitted_on, scorers, None if weights is None else weights._asdict(), version)
 

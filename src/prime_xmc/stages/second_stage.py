@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from prime_xmc.assemble import check_settings, fit_second_stage, make_trainer, method_callbacks
@@ -150,6 +150,9 @@ def fit_classifiers(
             seed=config.seed,
             callbacks=method_callbacks(config),
         )
+        if checkpoint is not None:  # whose W&B run goes on
+            config = config.copy()
+            OmegaConf.update(config, "ckpt_path", str(checkpoint), force_add=True)
         save = make_save_progress(config, run_dir)
         trainer = make_trainer(config, [record, ContinuedRun(given, recorded)], [save])
         claim.begin(continued=checkpoint is not None, reads=[model.folder])
