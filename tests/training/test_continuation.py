@@ -127,7 +127,7 @@ def test_the_command_of_this_process_continues_with_its_own_settings(monkeypatch
     monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "prime_xmc.train", *arguments])
     main = SimpleNamespace(__spec__=SimpleNamespace(name="prime_xmc.train"))
     monkeypatch.setitem(sys.modules, "__main__", main)
-    command = continuing_command(Path("a b/last.ckpt"), hydra__run__dir="y")
+    command = continuing_command(hydra__run__dir="y", ckpt_path=Path("a b/last.ckpt"))
     kept = ["dataset=custom", "dataset.dir=my data", "+a.b=1"]
     assert shlex.split(command) == [
         *("python3", "-m", "prime_xmc.train"),
@@ -135,10 +135,13 @@ def test_the_command_of_this_process_continues_with_its_own_settings(monkeypatch
         "hydra.run.dir=y",
         "ckpt_path='a b/last.ckpt'",
     ]
+    other = shlex.split(continuing_command(hydra__sweep__dir="y"))
+    assert "ckpt_path=old.ckpt" in other, "where a run or a sweep begins is one of its settings"
+    assert "ckpt_path=old.ckpt" not in shlex.split(continuing_command(without=["ckpt_path"]))
     main.__spec__ = None
-    assert continuing_command(PATH) is None, "a script of the user's own"
+    assert continuing_command(ckpt_path=PATH) is None, "a script of the user's own"
     monkeypatch.setattr(sys, "argv", ["/bin/prime-xmc-train", "seed=1"])
-    assert continuing_command(PATH) == f"/bin/prime-xmc-train seed=1 ckpt_path={PATH}"
+    assert continuing_command(ckpt_path=PATH) == f"/bin/prime-xmc-train seed=1 ckpt_path={PATH}"
 
 
 def test_a_checkpoint_that_is_missing_or_none(tmp_path):

@@ -11,7 +11,7 @@ import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from prime_xmc.training.sweeps import _continued, fingerprint, note_finished, run_job, show
+from prime_xmc.training.sweeps import _continued, _how_to_continue, fingerprint, note_finished, run_job, show
 
 CONF = """
 seed: 0
@@ -149,6 +149,8 @@ def test_a_job_that_was_continued_by_itself_is_done(tmp_path):
     (tmp_path / "metrics.json").write_text("{}")
     note_finished(config)
     assert not (tmp_path / "job.json").exists(), "it is no job"
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save(config, tmp_path / ".hydra" / "config.yaml")
     job = {"fingerprint": fingerprint(config), "number": 3, "status": "failed"}
     (tmp_path / "job.json").write_text(json.dumps({**job, "message": "full disk"}))
     (tmp_path / "error.txt").touch()
@@ -160,12 +162,32 @@ def test_a_job_that_was_continued_by_itself_is_done(tmp_path):
     assert json.loads((tmp_path / "job.json").read_text())["fingerprint"] != job["fingerprint"], "it is another job now"
 
 
+def test_a_job_that_began_at_a_checkpoint_and_was_continued_by_itself_is_still_that_job(tmp_path):
+    """And not the one of the sweep that has begun without it."""
+    begun = OmegaConf.create({"run_dir": str(tmp_path), "ckpt_path": "other.ckpt", "callbacks": {}})
+    job = {"fingerprint": fingerprint(begun), "number": 0, "status": "interrupted"}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    (tmp_path / "metrics.json").touch()
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save(begun, tmp_path / ".hydra" / "config.yaml")
+    note_finished(OmegaConf.merge(begun, {"ckpt_path": "last.ckpt", "resume": str(tmp_path)}))
+    assert json.loads((tmp_path / "job.json").read_text()) == {**job, "status": "done", "results": "."}
+    assert job["fingerprint"] != fingerprint(OmegaConf.merge(begun, {"ckpt_path": None}))
+
+
 def test_a_job_that_began_at_another_run_s_checkpoint_continues_from_its_own(tmp_path):
     config = OmegaConf.create({"run_dir": str(tmp_path), "ckpt_path": "other.ckpt"})
     assert _continued(config) == config
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     assert _continued(config).ckpt_path == str(tmp_path / "checkpoints" / "last.ckpt")
+
+
+def test_the_command_that_continues_a_sweep_begins_where_its_jobs_do(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/prime-xmc-train", "-m", "ckpt_path=a.ckpt,null", "hydra.sweep.dir=old"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    again = "/bin/prime-xmc-train -m ckpt_path=a.ckpt,null hydra.sweep.dir=new"
+    assert _how_to_continue(Path("new")).splitlines()[-1].strip() == again
 
 
 def test_a_folder_of_another_job_is_refused(sweep):

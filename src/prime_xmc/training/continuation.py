@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def origin(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
         "data_fingerprint": data.corpus.manifest["fingerprint"],
         "tokenizer": data.corpus.manifest["tokenizer_hash"],
         "validation_queries": hashlib.sha256(data.validation_ids.tobytes()).hexdigest(),
-        "command": continuing_command(None),
+        "command": continuing_command(without=("ckpt_path",)),
     }
 
 
@@ -278,12 +278,12 @@ def resuming_command(run_dir: Path) -> str:
     return shlex.join([*command, f"resume={run_dir}"])
 
 
-def continuing_command(checkpoint: Path | None, **settings: Path | str) -> str | None:
-    """Return the command of this process, to be pasted into a shell, that continues from a checkpoint.
+def continuing_command(*, without: Sequence[str] = (), **settings: Path | str) -> str | None:
+    """Return the command of this process, to be pasted into a shell, with other values of some keys.
 
     Args:
-        checkpoint: The checkpoint; None: the command without one.
-        settings: Further keys to set, `__` for a dot; they replace those that the command has.
+        without: Keys that it is to set no more.
+        settings: Keys to set, `__` for a dot; they replace those that the command has.
 
     Returns:
         None if this process was not started by an entry point of this package.
@@ -292,9 +292,7 @@ def continuing_command(checkpoint: Path | None, **settings: Path | str) -> str |
     if start is None:
         return None
     chosen: dict[str, Path | str] = {key.replace("__", "."): value for key, value in settings.items()}
-    if checkpoint is not None:
-        chosen["ckpt_path"] = checkpoint
-    replaced = {"ckpt_path", *chosen}
+    replaced = {*without, *chosen}
     kept = [argument for argument in sys.argv[1:] if argument.split("=")[0].lstrip("+") not in replaced]
     return shlex.join([*start, *kept, *(f"{key}={quoted(str(value))}" for key, value in chosen.items())])
 

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from prime_xmc.files import locked, write_json, write_text
 from prime_xmc.printing import unfailing_output, visible
-from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, METRICS
+from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, CONFIG, METRICS
 from prime_xmc.training.continuation import as_number, continuing_command, quoted, without_watching
 from prime_xmc.training.interruption import Interrupted, interruptible
 
@@ -135,8 +135,10 @@ def note_finished(config: DictConfig) -> None:
     """
     path = Path(str(config.run_dir)) / RECORD
     if path.is_file() and (path.parent / METRICS).is_file():
+        begun_with: Any = OmegaConf.to_container(OmegaConf.load(path.parent / CONFIG))
         made = config.copy()
-        OmegaConf.update(made, "ckpt_path", None, force_add=True)
+        if "ckpt_path" in made:  # the checkpoint that the job has begun at, not that at which it has been continued
+            made.ckpt_path = begun_with.get("ckpt_path")
         now = fingerprint(made)
         job = {**json.loads(path.read_text(encoding="utf-8")), "fingerprint": now, "status": "done", "results": "."}
         job.pop("message", None)
@@ -269,7 +271,7 @@ def _continued(config: DictConfig) -> DictConfig:
 
 def _how_to_continue(sweep: Path) -> str:
     """Return how to continue a sweep that was interrupted."""
-    command = continuing_command(None, hydra__sweep__dir=str(sweep))
+    command = continuing_command(hydra__sweep__dir=sweep)
     again = f"\n  {command}" if command else f" the same command with hydra.sweep.dir='{sweep}'"
     return f"Finished jobs are kept, and this one continues from its last checkpoint. To continue the sweep:{again}"
 
