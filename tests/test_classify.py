@@ -357,3 +357,21 @@ def test_command_line(overrides, model, call, tmp_path):
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert "test, ensemble" in done.stdout
     assert f"{100 * metrics['test/theta/P@1']:.2f}" in done.stdout
+
+
+def test_jobs_of_a_sweep_keep_their_folders_and_run_once(overrides, call, tmp_path):
+    given = ["-m", *overrides, "trainer.max_epochs=1", "test=false", "hydra.sweep.dir=sweep"]
+    first = call("classify", *given, "dropout=0.1,2", cwd=tmp_path)
+    assert first.returncode == 1
+    assert "expected a dropout of at least 0 and below 1, got 2" in (tmp_path / "sweep" / "1" / "error.txt").read_text()
+    before = (tmp_path / "sweep" / "0" / "metrics.json").read_bytes()
+    metrics = json.loads(before)
+    assert f"{100 * metrics['val/W/P@1']:.1f}" in first.stdout, "in the table of jobs"
+
+    second = call("classify", *given, "dropout=0.3,0.1", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr[-2000:]
+    records = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/job.json")}
+    status = {name: (record["status"], "dropout=0.1" in record["overrides"]) for name, record in records.items()}
+    (other,) = (name for name in status if name.startswith("0-"))
+    assert status == {"0": ("skipped", True), "1": ("failed", False), other: ("done", False)}
+    assert (tmp_path / "sweep" / "0" / "metrics.json").read_bytes() == before

@@ -6,10 +6,15 @@ from prime_xmc.app import run_app
 
 
 def classify(config: DictConfig) -> float | None:
-    """Run by a configuration; return the validation P@1 of the classifiers, for sweepers that optimise it."""
+    """Run by a configuration, or as a job of a sweep; return the validation P@1 of the classifiers."""
     from prime_xmc.stages import train_classifiers  # here, because the help need not wait for torch
+    from prime_xmc.training.sweeps import in_sweep, note_finished, objective, run_job
 
-    return train_classifiers(config).metrics.get("val/W/P@1")
+    if in_sweep():
+        return run_job(config, train_classifiers)
+    value = objective(train_classifiers(config).metrics)
+    note_finished(config)
+    return value
 
 
 def main() -> None:

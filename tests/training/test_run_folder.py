@@ -153,6 +153,15 @@ def test_settings_with_which_a_run_is_continued_hold_from_then_on(tmp_path):
     assert OmegaConf.to_container(written) == {"run_dir": "${a}", "a": 2, "resume": None, "ckpt_path": None}
 
 
+def test_a_configuration_gets_no_keys_that_it_has_not(tmp_path):
+    """A job of a sweep with one more would be another job."""
+    config = OmegaConf.create({"run_dir": ".", "resume": None, "a": 1})
+    with claimed(tmp_path) as claim:
+        claim.record(config, continued=False)
+    record_changes(OmegaConf.merge(config, {"resume": "x", "a": 2}), tmp_path)
+    assert recorded(tmp_path)[0] == {"run_dir": ".", "resume": None, "a": 2}
+
+
 @pytest.mark.parametrize("resume", ["x", None])
 def test_settings_that_are_given_again_replace_those_of_the_start(resume, tmp_path, monkeypatch):
     config = OmegaConf.create({"run_dir": ".", "a": 1, "resume": None, "ckpt_path": None})

@@ -11,7 +11,15 @@ import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from prime_xmc.training.sweeps import _continued, _how_to_continue, fingerprint, note_finished, run_job, show
+from prime_xmc.training.sweeps import (
+    _continued,
+    _how_to_continue,
+    fingerprint,
+    note_finished,
+    objective,
+    run_job,
+    show,
+)
 
 CONF = """
 seed: 0
@@ -188,6 +196,21 @@ def test_the_command_that_continues_a_sweep_begins_where_its_jobs_do(monkeypatch
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     again = "/bin/prime-xmc-train -m ckpt_path=a.ckpt,null hydra.sweep.dir=new"
     assert _how_to_continue(Path("new")).splitlines()[-1].strip() == again
+
+
+def test_a_second_stage_looks_for_its_checkpoint_itself(tmp_path):
+    config = OmegaConf.create({"run_dir": str(tmp_path), "resume": None})
+    OmegaConf.set_struct(config, True)
+    assert _continued(config) == config
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert _continued(config) == {"run_dir": str(tmp_path), "resume": str(tmp_path)}
+
+
+def test_what_is_optimised_is_of_the_prototypes_or_of_classifiers_by_themselves():
+    alone = {"val/theta/P@1": 0.1, "val/W/P@1": 0.2, "test/W/P@1": 0.3}
+    assert [objective(alone), objective(alone, "test"), objective({})] == [0.2, 0.3, None]
+    assert objective(alone | {"val/P@1": 0.4}) == 0.4
 
 
 def test_a_folder_of_another_job_is_refused(sweep):

@@ -299,7 +299,7 @@ def record_changes(config: DictConfig, folder: Path) -> None:
     """
     known: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
     changed: Any = OmegaConf.to_container(config)
-    for key in _OF_A_START:
+    for key in changed.keys() & {*_OF_A_START}:  # a second stage has no ckpt_path
         changed[key] = known.get(key)
     if changed == known:
         return

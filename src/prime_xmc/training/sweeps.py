@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -34,12 +34,22 @@ logger = logging.getLogger(__name__)
 
 RECORD = "job.json"  # in a job's folder: what the job is and how it ended
 ERROR = "error.txt"  # the traceback, where it has failed
-OBJECTIVE = "val/P@1"
 
 
 def in_sweep() -> bool:
     """Return whether this is a job of a sweep (-m)."""
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def objective(metrics: Mapping[str, Any], split: str = "val") -> float | None:
+    """Return what sweepers optimise and the table of a sweep shows, P@1 as a fraction; None if it was not measured.
+
+    Args:
+        metrics: Content of metrics.json.
+        split: "val" or "test".
+    """
+    # a run has that of its prototypes, and a second stage by itself that of its classifiers
+    return metrics.get(f"{split}/P@1", metrics.get(f"{split}/W/P@1"))
 
 
 def fingerprint(config: DictConfig) -> str:
@@ -109,7 +119,7 @@ def run_job(config: DictConfig, train: Callable[[DictConfig], Any]) -> float | N
         if finished is not None:
             _record(folder, job, "skipped", results=os.path.relpath(finished, folder))
             logger.info("skipped: %s has the same configuration and is finished", finished)
-            return _metrics(finished).get(OBJECTIVE)
+            return objective(_metrics(finished))
         _record(folder, job, "running")
         _forget_peak_memory()
         try:
@@ -125,7 +135,7 @@ def run_job(config: DictConfig, train: Callable[[DictConfig], Any]) -> float | N
             return None
         (folder / ERROR).unlink(missing_ok=True)
         _record(folder, job, "done", results=".")
-        return _metrics(folder).get(OBJECTIVE)
+        return objective(_metrics(folder))
 
 
 def note_finished(config: DictConfig) -> None:
@@ -219,7 +229,8 @@ def show(jobs: dict[Path, dict[str, Any]], sweep: Path) -> None:
     failures = []
     for folder, record in sorted(jobs.items(), key=lambda item: item[1]["number"]):
         metrics = _metrics(folder / record["results"]) if "results" in record else {}
-        shown = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for name in (OBJECTIVE, "test/P@1")]
+        measured = (objective(metrics, split) for split in ("val", "test"))
+        shown = ["-" if value is None else f"{100 * value:.1f}" for value in measured]
         apart = " ".join(override for override in record["overrides"] if override not in common)
         where = folder.name if record.get("results", ".") == "." else f"{folder.name} as {record['results']}"
         table.add_row(Text(visible(apart)), visible(record["status"]), *shown, Text(visible(where)))
@@ -266,7 +277,9 @@ def _continued(config: DictConfig) -> DictConfig:
     if checkpoint is None:
         return config
     logger.info("continuing from %s", checkpoint)
-    return OmegaConf.merge(config, {"ckpt_path": str(checkpoint)})  # type: ignore[return-value]
+    # a second stage looks for its checkpoint itself
+    goes_on = {"ckpt_path": str(checkpoint)} if "ckpt_path" in config else {"resume": str(config.run_dir)}
+    return OmegaConf.merge(config, goes_on)  # type: ignore[return-value]
 
 
 def _how_to_continue(sweep: Path) -> str:
