@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +62,79 @@ def test_a_run_that_does_not_begin_leaves_the_folder_of_another_as_it_was(settin
     claim.release()
     assert metadata.read_text() == "seed: 1"
     assert [path.name for path in metadata.parent.iterdir()] == ["config.yaml"]
+
+
+@pytest.fixture
+def trained_in(monkeypatch) -> list[tuple[str, str]]:
+    """Folders of runs, as they and their metadata name them, of trainings that end as soon as they begin."""
+    folders = []
+
+    def train_prototypes(config):
+        folders.append((str(config.run_dir), HydraConfig.get().runtime.output_dir))
+        raise ValueError("as far as that")
+
+    monkeypatch.setattr("prime_xmc.api.train_prototypes", train_prototypes)
+    return folders
+
+
+def test_the_folder_of_a_run_has_the_names_of_the_command_line(trained_in, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    given = [
+        (["hydra.run.dir=a/${seed}", "seed=3"], {}, "a/3"),
+        ([], {"hydra.run.dir": "b"}, "b"),
+        ([], {"run_dir": tmp_path / "c", "hydra.run.dir": "c"}, str(tmp_path / "c")),
+        (["run_dir=d/${seed}", "seed=4"], {}, "d/4"),
+        ([], {"run_dir": "~/e"}, str(tmp_path / "home" / "e")),
+        (["hydra.run.dir=~/f"], {}, str(tmp_path / "home" / "f")),
+    ]
+    for overrides, settings, folder in given:
+        with pytest.raises(ValueError, match="as far as that"):
+            prime_xmc.train(overrides, **settings)
+        assert trained_in.pop() == (folder, str(tmp_path / folder))
+        recorded = (tmp_path / folder / ".hydra" / "overrides.yaml").read_text()
+        assert "hydra.run.dir" not in recorded, "as on the command line, it is no setting of the run"
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"run_dir": "a", "hydra.run.dir": "b"}, "^run_dir=a and hydra.run.dir=b are two folders for one run"),
+        ({"hydra.sweep.dir": "a"}, "^hydra.sweep.dir: from Python, there are no sweeps"),
+    ],
+)
+def test_a_run_has_one_folder(settings, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        prime_xmc.train(**settings)
+    with pytest.raises(ValueError, match=message):
+        prime_xmc.fit(["q"], [[0]], ["a"], **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_fit_has_written_goes_where_its_run_does_not_begin(trained_in, tmp_path, monkeypatch):
+    """So that the call that has been mended finds no run there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    for wrong in ({"dataset.lrr": 1}, {"seed": -1}):
+        with pytest.raises(ValueError, match=r"dataset\.lr=|^seed=-1"):
+            prime_xmc.fit(["q"], [[0]], ["a"], run_dir="new", **wrong)
+        assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    for settings in (
+        {"run_dir": "new/run"},
+        {"run_dir": None, "hydra.run.dir": "~/new/run"},
+        {"run_dir": "empty"},
+    ):
+        with pytest.raises(ValueError, match="as far as that"):
+            prime_xmc.fit(["q"], [[0]], ["a"], **settings)
+    assert [str(Path(folder).absolute().relative_to(tmp_path)) for folder, _ in trained_in] == [
+        *["new/run"] * 2,
+        "empty",
+    ]
+    assert not list((tmp_path / "new").iterdir())
+    assert not list((tmp_path / "empty").iterdir())
 
 
 def test_numbers_of_numpy_are_numbers():

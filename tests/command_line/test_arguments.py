@@ -29,6 +29,32 @@ def test_a_path_is_read_as_it_was_typed(key, value):
     assert OmegaConf.create({"x": override.value()}).x == value
 
 
+@pytest.mark.parametrize("key", ["run_dir", "hydra.run.dir", "hydra.sweep.dir", "encoder.source", "ckpt_path"])
+@pytest.mark.parametrize("value", ["~/x", "'~/x'"])  # as it is typed, and from Python
+def test_the_home_folder_may_be_written_as_in_a_shell(key, value, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of mine")
+    (setting,) = prepare_settings([f"{key}={value}"], "train", config_dir())
+    assert OverridesParser.create().parse_override(setting).value() == "/home/of mine/x"
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("encoder.source=~/a,~/b", "encoder.source='/home/a','/home/b'"),
+        ("run_dir=a~", "run_dir='a~'"),
+        ("run_dir=~", "run_dir=/home"),
+        ("run_dir=a,~/b", "run_dir='a','/home/b'"),
+        ("dataset.dir=~/a", "dataset.dir='~/a'"),  # expanded where it is read, see there
+    ],
+)
+def test_where_a_path_begins(setting, expected, monkeypatch):
+    monkeypatch.setenv("HOME", "/home")
+    (prepared,) = prepare_settings([setting], "train", config_dir(), multirun=True)
+    read = [OverridesParser.create().parse_override(each) for each in (prepared, expected)]
+    assert read[0].is_sweep_override() == read[1].is_sweep_override()
+    assert prepared.replace("'", "") == expected.replace("'", "")
+
+
 def test_quoting_again_changes_nothing():
     once = [quote_value(f"output={value}", multirun=False) for value in ODD]
     assert [quote_value(argument, multirun=False) for argument in once] == once

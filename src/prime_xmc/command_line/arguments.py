@@ -1,5 +1,6 @@
 """What is done with the arguments of a command line before Hydra reads them."""
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -19,10 +20,13 @@ PATH_KEYS = {
     *("dataset.dir", "dataset.dir.directory", "dataset.dir.vocabulary", "encoder.source", "model.dir"),
     *("bank.directory", "cache_dir", "envs_dir", "run_dir", "ckpt_path", "hydra.run.dir", "hydra.sweep.dir"),
     *("queries", "labels", "positives", "test_positives"),
-    *("input", "output", "predictions", "predictions_output", "classifiers", "runs", "baseline"),
-    *("dataset.dir.raw", "dataset.dir.contents", "run", "published", "records"),
+    *("input", "output", "predictions", "predictions_output", "classifiers", "runs", "records", "baseline"),
+    *("dataset.dir.raw", "dataset.dir.contents", "run", "published"),
 }
 LIST_KEYS = {"runs"}  # those of them that may name several
+# Those of them in which ~ is put into words here. The others keep it until the path is opened: what jobs of a sweep are
+# known by is what was typed.
+_HOME_KEYS = {"bank.directory", "ckpt_path", "encoder.source", "hydra.run.dir", "hydra.sweep.dir", "run_dir"}
 # Keys that name labels, one or several in [...]. What looks like a number, such as 1.10, is a name, too.
 _NAME_KEYS = {"allow", "exclude", "uids"}
 _NAME = re.compile(r"""\s*'(?:\\.|[^'\\])*'\s*(?=,|$)|\s*"(?:\\.|[^"\\])*"\s*(?=,|$)|[^,]+""", re.DOTALL)
@@ -73,7 +77,8 @@ def prepare_settings(settings: Sequence[str], name: str, configs: Path, *, multi
                 f"{setting}: prime_xmc.{name} does not choose an option of {key}; its settings are {key}.<name>=<value>"
             )
         else:
-            prepared.append(quote_value(add_or_override(setting), multirun=multirun))
+            expanded = expand_home(add_or_override(setting), multirun=multirun)
+            prepared.append(quote_value(expanded, multirun=multirun))
     return prepared
 
 
@@ -152,6 +157,24 @@ def _is_no_option(setting: str) -> bool:
 def add_or_override(argument: str) -> str:
     """Return `++trainer.x=` for `+trainer.x=`: keys that were to be added in version 0.1.0 are in the files by now."""
     return f"+{argument}" if re.match(r"\+(trainer|callbacks|logger)\.", argument) else argument
+
+
+def expand_home(argument: str, *, multirun: bool) -> str:
+    """Return a setting whose path begins with the folder that `~` or `~name` stands for, as in a shell.
+
+    A shell puts it in at the start of a word alone, and what Hydra gets or Python passes has not seen one.
+
+    Args:
+        argument: A setting, key=value.
+        multirun: Whether the commas of a value may separate the values of a sweep.
+    """
+    match = _SETTING.fullmatch(argument)
+    if match is None or match["key"] not in _HOME_KEYS:
+        return argument
+    starts = r"\A|(?<=,)" if multirun else r"\A"
+    home = re.compile(rf"(?P<start>(?:{starts})['\"]?)(?P<home>~[^/,'\"]*)")
+    value = home.sub(lambda found: found["start"] + os.path.expanduser(found["home"]), match["value"])
+    return f"{match['sign']}{match['key']}={value}"
 
 
 def quote_value(argument: str, *, multirun: bool) -> str:

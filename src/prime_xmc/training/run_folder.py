@@ -115,7 +115,7 @@ class Claim:
             holder = lock.read_text(encoding="utf-8").partition("\n")[0].strip() or "unknown"
             raise ValueError(
                 f"another process (pid {holder}) is working in the run folder {self.folder}: wait for its end, or give "
-                "this run another folder by hydra.run.dir"
+                "this run another folder by hydra.run.dir, or run_dir from Python"
             ) from error
         self._foreign = [] if was_used else sorted(path.name for path in self._results(_MADE))
         # the next process has to know, too, when there are the metadata of this one
@@ -179,12 +179,12 @@ class Claim:
             if any(Path(given).resolve().is_relative_to(path.resolve()) for path in results):
                 raise ValueError(
                     f"{given} is a result of an earlier run in {self.folder}, which this run would remove: give it "
-                    "another folder by hydra.run.dir"
+                    "another folder by hydra.run.dir, or run_dir from Python"
                 )
         if self._foreign and not continued:
             raise ValueError(
                 f"{self.folder} is not the folder of a run and has {', '.join(self._foreign)}, which a run there would "
-                "remove: give this run a folder of its own by hydra.run.dir"
+                "remove: give this run a folder of its own by hydra.run.dir, or run_dir from Python"
             )
         (self.folder / LOCK).write_text(f"{os.getpid()}\n", encoding="utf-8")
         self._metadata = {}
