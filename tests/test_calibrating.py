@@ -43,7 +43,10 @@ def test_each_scorer_is_calibrated_and_measured(caplog):
     )
     assert found.fitted_on == "200 validation queries"
     assert list(found.scorers) == ["theta"]
-    assert "W: no probabilities from 200 validation queries, of which too few have right answers" in caplog.text
+    (warned,) = caplog.messages
+    assert warned.startswith("W: no probabilities")
+    assert "these 200 validation queries" in warned
+    assert "more queries" in warned
     assert found.weights == {"theta": 0.5, "W": 0.5, "neighbours": 0.0, "lexical": 0.0}
     held = found.scorers["theta"].held
     assert [(name, each.num_queries, each.num_answers) for name, each in held.items()] == [

@@ -19,6 +19,8 @@ from prime_xmc.data.raw import read_records
 from prime_xmc.evaluate import run as evaluate
 from prime_xmc.evaluation.metrics import METRICS
 from prime_xmc.evaluation.predictions import load_predictions
+from prime_xmc.export.predictor import Predictor
+from prime_xmc.serving.served_model import load_served
 from prime_xmc.stages import train_prototypes as run
 from prime_xmc.training.interruption import Interrupted
 from prime_xmc.training.one_vs_all_module import OneVsAllModule
@@ -242,3 +244,14 @@ def test_elmo_differs_from_renee_in_table_and_optimizer(compose):
     ]
     assert makes[0]["dense"] == makes[1]["dense"]
     assert elmo == renee
+
+
+def test_it_is_served_without_explanations_unless_they_are_asked_for(complete):
+    model = complete[0] / "model"
+
+    def load(folder, scorer):
+        return Predictor.load(folder, scorer=scorer)
+
+    assert not load_served(model, load, ["auto"]).explains
+    with pytest.raises(ValueError, match=r"made of nothing that could explain a score: leave explain=true out"):
+        load_served(model, load, ["auto"], explain=True)

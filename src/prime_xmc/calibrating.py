@@ -23,7 +23,7 @@ from prime_xmc.export.scorers import encoder_digest, read_prototypes
 from prime_xmc.export.searchers import load_searcher, scorers_of
 from prime_xmc.index.fused import Weights
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 VALIDATION = "validation"
 TEST = "test"
@@ -62,12 +62,14 @@ def calibrate_rankings(
         version: Version of the model, one more after each change of its labels.
 
     Returns:
-        None where it cannot be done: fewer than two queries have a label, or no answer of any scorer is right.
+        None where it cannot be done: fewer than two queries have a label, or no answer of any scorer is right. Scorers
+        with which it cannot be done, where it can with others, are left out, and the log says so.
     """
-    scorers = {}
+    scorers, left_out = {}, []
     for name, (indices, scores) in rankings.items():
         fitted = calibrate(indices, scores, positives)
         if fitted is None:
+            left_out.append(name)
             continue
         held = {queries: _held(len(positives), fitted.reliability, fitted.threshold)}
         if test is not None and name in test.rankings:
@@ -76,10 +78,11 @@ def calibrate_rankings(
         scorers[name] = ScorerCalibration(**fitted.regression._asdict(), threshold=fitted.threshold.score, held=held)
     if not scorers:
         return None
-    if lacking := ", ".join(name for name in rankings if name not in scorers):
-        _LOG.warning(
-            "%s: no probabilities from %d %s queries, of which too few have right answers that score higher; give more",
-            lacking,
+    if left_out:
+        logger.warning(
+            "%s: no probabilities, since how probable a label is does not follow from these %d %s queries; what was "
+            "fitted earlier goes. Calibrate with more queries whose right labels are among the best of these scorers",
+            ", ".join(left_out),
             len(positives),
             queries,
         )

@@ -24,7 +24,7 @@ def model_folder(toy_bundle, tmp_path) -> Path:
 def make_slot() -> Callable[..., ModelSlot]:
     """Opens a folder: make_slot(folder, "theta")."""
 
-    def make(folder: Path, *scorers: str, explain: bool = True) -> ModelSlot:
+    def make(folder: Path, *scorers: str, explain: bool | None = None) -> ModelSlot:
         def load(copy: Path, scorer: str) -> Predictor:
             return Predictor.load(copy, scorer=scorer)
 

@@ -169,7 +169,7 @@ class Serving:
             ProblemError: If it asks for what the model does not have, or names labels that there are not.
         """
         if body.explain and not model.explains:
-            raise ProblemError(422, "not_explained", "explain: this server was started with explain=false")
+            raise ProblemError(422, "not_explained", "explain: this server explains no answers, see /model")
         if body.explain and len(body.texts) * body.top_k > self.limits.explained:
             detail = f"explain: expected at most {self.limits.explained} labels, texts times top_k"
             raise ProblemError(422, "invalid", f"{detail}, got {len(body.texts)} times {body.top_k}")

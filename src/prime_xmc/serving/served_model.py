@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from prime_xmc.export.calibration import has_calibration, read_calibration
-from prime_xmc.export.folder import read_config
+from prime_xmc.export.folder import is_one_vs_all, read_config
 from prime_xmc.export.label_choice import are_numbers
 from prime_xmc.export.predictor import PRECISIONS, Predictor
 from prime_xmc.export.scorers import encoder_digest
@@ -85,7 +85,9 @@ class ServedModel:
         return found, False
 
 
-def load_served(directory: Path, load: LoadPredictor, scorers: Sequence[str], *, explain: bool = True) -> ServedModel:
+def load_served(
+    directory: Path, load: LoadPredictor, scorers: Sequence[str], *, explain: bool | None = None
+) -> ServedModel:
     """Load a model folder, and have each scorer answer once.
 
     Tables of a model are mapped into memory rather than read, so that a process ends (SIGBUS) when somebody copies
@@ -96,7 +98,7 @@ def load_served(directory: Path, load: LoadPredictor, scorers: Sequence[str], *,
         directory: Folder of the model.
         load: Function of a folder and a scorer that loads a predictor.
         scorers: Scorers; the first, which may be "auto", is that of requests that name none.
-        explain: Whether answers are to be explained, for which more is loaded.
+        explain: Whether answers are to be explained, for which more is loaded; None: where the model can.
 
     Raises:
         FileNotFoundError: If the folder is no exported model, or lacks what a scorer needs.
@@ -121,21 +123,23 @@ def load_served(directory: Path, load: LoadPredictor, scorers: Sequence[str], *,
             raise type(error)(str(error).replace(str(copy), str(directory))) from error
 
 
-def _load(directory: Path, load: LoadPredictor, scorers: Sequence[str], explain: bool) -> ServedModel:
+def _load(directory: Path, load: LoadPredictor, scorers: Sequence[str], explain: bool | None) -> ServedModel:
     if calibrates := has_calibration(directory):
         read_calibration(directory, encoder_digest(directory))  # a damaged one is an error
     calibrated = set()
     predictors: dict[str, Predictor] = {}
     first: Predictor | None = None
+    explains = False
     for scorer in scorers:
         predictor = load(directory, scorer)
         if first is None:
             first = predictor
+            explains = not is_one_vs_all(predictor.config) if explain is None else explain
             if predictor.device.type == "cpu":
                 predictor.encoder.keep_layers(PRECISIONS[predictor.precision] or torch.float32)
         else:  # one encoder in memory is enough
             predictor.encoder, predictor.tokenizer, predictor.labels = first.encoder, first.tokenizer, first.labels
-        predictor.predict(["a first query"], top_k=1, explain=explain)  # which loads what explains, once and for all
+        predictor.predict(["a first query"], top_k=1, explain=explains)  # which loads what explains, once and for all
         if calibrates:
             with suppress(ValueError):  # it is of other scorers
                 predictor.calibration()
@@ -150,7 +154,7 @@ def _load(directory: Path, load: LoadPredictor, scorers: Sequence[str], explain:
         datetime.now(UTC),
         folded,
         frozenset(uid for uid, _ in first.labels),
-        explain,
+        explains,
         frozenset(calibrated),
     )
 
@@ -207,7 +211,7 @@ class ModelSlot:
         directory: Folder of the model.
         load: Function of a folder and a scorer that loads a predictor.
         scorers: Scorers, see `load_served`.
-        explain: Whether answers are to be explained.
+        explain: Whether answers are to be explained; None: where the model can.
         report: Function that is told of each exchange, and of each that failed.
 
     Raises:
@@ -221,7 +225,7 @@ class ModelSlot:
         load: LoadPredictor,
         scorers: Sequence[str],
         *,
-        explain: bool = True,
+        explain: bool | None = None,
         report: Callable[[ReloadOutcome], None] = lambda _: None,
     ):
         self.directory = directory
