@@ -47,7 +47,10 @@ ROOMS: dict[str, set[str]] = {
         "scoring",
     },
     "trained_model": {"data", "evaluation", "export"},
-    "api": {"app", "command_line", "conf_files", "files", "data", "export", "stages", "training", "trained_model"},
+    "api": {
+        *("app", "command_line", "conf_files", "files", "run_files", "data", "export", "stages", "training"),
+        "trained_model",
+    },
     "baselines": {
         *("files", "run_files", "printing", "progress", "data", "model", "evaluation", "training", "assemble"),
     },

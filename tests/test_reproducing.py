@@ -95,25 +95,6 @@ def test_a_run_with_classifiers_is_compared_with_both(write_run, published):
     ]
 
 
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        (
-            {"classify": True, "classify_settings": ["dropout=0.9", "loss.num_negatives=1"]},
-            "dropout=0.9, loss.num_negatives=1.",
-        ),
-        ({"classify": ["dropout=0.9"]}, "dropout=0.9."),  # as in version 0.1.0
-        ({"classify": True, "classify_settings": []}, None),
-    ],
-)
-def test_settings_of_the_classifiers_are_told(configure, write_run, published, config, said):
-    folder = write_run({"test/P@1": 0.5, "test/W/P@1": 0.55}, **config)
-    _, notes = compare_config(configure(f"run={folder}"))
-    told = [note for note in notes if "second stage" in note]
-    said = [] if said is None else [f"Settings of the second stage that differ from those of the package: {said}"]
-    assert [note[: len(said[0])] for note in told] == said
-
-
 def test_metrics_that_one_of_the_two_lacks_are_left_out(write_run, published):
     runs, results = read_runs(write_run({"test/P@1": 0.5, "test/P@3": 0.4})), read_published(str(published))
     (compared,) = compare(runs, results, "PRIME")
@@ -204,6 +185,22 @@ class TestNotes:
 
     def test_the_paper_has_no_settings_for_other_data(self, write_run):
         assert notes_on(read_runs(write_run({}, optimizer={"lr": 1e-3}))[0]) == []
+
+    def test_settings_of_classifiers_that_differ_count_where_these_are_compared(self, write_run, configure):
+        metrics = {"test/P@1": 0.5, "test/W/P@1": 0.6}
+        same = ["optimizer.lr=0.001", "callbacks.progress=null", "dropout=0.50"]
+        settings = {"classify": True, "classify_settings": [*same, "dropout=0.1", "trainer.max_epochs=3", "loss=x"]}
+        folder = write_run(metrics, dataset="LF-AmazonTitles-131K", **settings)
+        _, notes = compare_config(configure("published=paper", f"run={folder}"))
+        said = "Settings of the run's classifiers that differ from the paper's (in parentheses): "
+        assert [note for note in notes if "classifiers" in note] == [
+            f"{said}dropout=0.1 (0.5), trainer.max_epochs=3 (30), loss=x."
+        ]
+        config = json.loads((folder / ".hydra" / "config.yaml").read_text())
+        for settings in ({"classify": same, "classify_settings": None}, {"classify_settings": same}):
+            (folder / ".hydra" / "config.yaml").write_text(json.dumps(config | settings))
+            _, notes = compare_config(configure("published=paper", f"run={folder}"))
+            assert not [note for note in notes if "classifiers" in note]
 
     def test_debugging(self, write_run):
         (note,) = notes_on(read_runs(write_run({}, debug="fast"))[0])

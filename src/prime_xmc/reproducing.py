@@ -1,11 +1,11 @@
 """The paper's numbers beside those of a run, which is trained with the paper's settings or finished already."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
@@ -17,12 +17,14 @@ from prime_xmc.conf_files import config_dir, entries
 from prime_xmc.printing import visible
 from prime_xmc.reporting.published import PAPER, PublishedResult, find_result, read_published
 from prime_xmc.reporting.run_folders import RunRecord, comparable, read_runs, settings_of
-from prime_xmc.run_files import CONFIG, METRICS
+from prime_xmc.run_files import CONFIG, METRICS, key_of
 from prime_xmc.stages import train_prototypes
+from prime_xmc.training.continuation import as_number
 from prime_xmc.training.run_folder import with_run_folder
 from prime_xmc.training.sweeps import in_sweep
 
 _OF_SCORER = {"theta": "", "W": " (W)"}  # what the paper puts behind the name of a method
+_OF_CLASSIFIERS = ("loss", "sampling", "optimizer", "negatives", "dropout")  # the same of the second stage
 _FILTERS = ("filter_labels_train", "filter_labels_test")
 # Settings on which it depends what is learnt and measured: groups, and of others some keys.
 _GROUPS = ("encoder", "model", "loss", "sampling", "optimizer")
@@ -93,13 +95,17 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
         if not (folder / METRICS).is_file():
             raise ValueError(f"run={config.run} has no {METRICS}: expected the folder of a finished run")
     runs = read_runs(folder)
-    notes = [*notes_on(runs[0]), *_notes_on_classifiers(runs)]
+    notes = notes_on(runs[0])
     if config.run is not None:
         try:
             check_raw_files(OmegaConf.load(folder / CONFIG).dataset)
         except (FileNotFoundError, ValueError, AttributeError, OmegaConfBaseException) as error:
             notes.append(f"It cannot be said whether the run had the filters: {error}")
-    return compare(runs, results, config.published_method), notes
+    compared = compare(runs, results, config.published_method)
+    classifiers = [run for run in runs if run.settings.get("scorer") == "W"]
+    if classifiers and any(each.published.method.endswith(_OF_SCORER["W"]) for each in compared):
+        notes += notes_on_classifiers(classifiers[0])
+    return compared, notes
 
 
 def check_raw_files(dataset: DictConfig) -> None:
@@ -175,14 +181,31 @@ def notes_on(run: RunRecord) -> list[str]:
     return notes
 
 
-def _notes_on_classifiers(runs: Sequence[RunRecord]) -> list[str]:
-    """Return a sentence on the settings of the second stage, where it has some and its classifiers are shown."""
-    run = next((run for run in runs if run.settings.get("scorer") == "W"), None)
-    given = [] if run is None else [run.settings.get(key) for key in ("classify", "classify_settings")]
-    settings = [str(setting) for listed in given if isinstance(listed, list) for setting in listed]
-    if not settings:
+def notes_on_classifiers(run: RunRecord) -> list[str]:
+    """Return a sentence on what makes the classifiers of a run others than the paper's, whose stage has its defaults.
+
+    Args:
+        run: Record of the classifiers.
+    """
+    option = dataset_option(run.dataset)
+    if option is None or not any(result.dataset == run.dataset for result in read_published(PAPER)):
         return []
-    return [f"Settings of the second stage that differ from those of the package: {', '.join(settings)}."]
+    given = run.settings.get("classify_settings") or []
+    if isinstance(run.settings.get("classify"), list):  # as in version 0.1.0
+        given = run.settings["classify"]
+    reference = compose("classify", [f"dataset={option}"])
+    differing = []
+    for key, setting in {key_of(str(each)): str(each) for each in given}.items():
+        if key.partition(".")[0] not in _OF_CLASSIFIERS and key not in _SETTINGS:
+            continue
+        default, value = OmegaConf.select(reference, key), setting.partition("=")[2]
+        if isinstance(default, DictConfig | ListConfig):
+            differing.append(setting)
+        elif as_number(value) != as_number(str(default)):
+            differing.append(f"{setting} ({default})")
+    if not differing:
+        return []
+    return [f"Settings of the run's classifiers that differ from the paper's (in parentheses): {', '.join(differing)}."]
 
 
 def _matters(key: str) -> bool:

@@ -32,8 +32,6 @@ def run(config: DictConfig) -> None:
     from prime_xmc.serving.served_model import ModelSlot
     from prime_xmc.serving.server import address_of, allowed_hosts, bind, check_token, serve
 
-    if config.explain not in (None, True, False):
-        raise ValueError(f"explain={config.explain}: expected true, false, or null for what the model has")
     token = check_token(config.token, config.host)
     hosts = allowed_hosts(config.hosts, config.host, token)
     limits = Limits(**config.limits)

@@ -128,10 +128,16 @@ def test_settings_mean_what_they_did_where_the_run_was_started(run, tmp_path, mo
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("PYTHONSAFEPATH", "")
     path = list(sys.path)
-    assert f"dataset.dir='{tmp_path}/elsewhere/data'" in expand("resume=../my run", "dataset.dir=data")
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    arguments = expand("resume=../my run", "cache_dir=new cache", "encoder.source=a/b", "bank.directory=null")
-    assert {f"cache_dir='{tmp_path}/elsewhere/new cache'", "encoder.source=a/b", "bank.directory=null"} <= {*arguments}
+    given = [
+        *("dataset.dir=data", "cache_dir=new/cache", "+bank.directory='~/bank'", "encoder.source=owner/name"),
+        *("model.dir=null", "dataset.dir.directory=${cache_dir}/x", "seed=1"),
+    ]
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert expand("resume=../my run", *given)[4:11] == [
+        *(f"dataset.dir='{tmp_path}/elsewhere/data'", f"cache_dir='{tmp_path}/elsewhere/new/cache'"),
+        *(f"+bank.directory='{tmp_path}/home/bank'", "encoder.source=owner/name"),
+        *("model.dir=null", "dataset.dir.directory=${cache_dir}/x", "seed=1"),
+    ]
     assert Path.cwd() == tmp_path
     assert sys.path == path, "nothing is imported from there"
     (tmp_path / "marker.py").touch()

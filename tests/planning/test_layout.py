@@ -1,30 +1,30 @@
 """Schedules, devices and tables of configurations, against the tables that training makes."""
 
+import gzip
+import json
+import shutil
+
 import pytest
 import torch
 
-from prime_xmc.assemble import fit_to_data, make_data, make_module
+from prime_xmc.assemble import fit_to_data, fit_to_size, make_data, make_module
 from prime_xmc.index.search import FaissSearch
 from prime_xmc.planning.budget import Measured, memory_by_phase
 from prime_xmc.planning.layout import Layout, Schedule, count_processes, device_of, layout_of, schedule_of
 from prime_xmc.planning.sizes import find_sizes
+
+SETTINGS = (
+    *("classify=false", "neighbours=null", "lexical=null"),
+    *("dataset.num_validation=100", "dataset.batch_size=300", "dataset.max_epochs=5", "dataset.validate_every=2"),
+    "dataset.clusters={first_epoch: 2, every_n_epochs: 2, initial_size: 8, double_at: [3]}",
+)
 
 
 class TestSchedule:
     @pytest.fixture
     def schedule(self, compose):
         """Makes the schedule of 1,100 queries with some overrides."""
-        settings = [
-            "classify=false",
-            "neighbours=null",
-            "lexical=null",
-            "dataset.num_validation=100",
-            "dataset.batch_size=300",
-            "dataset.max_epochs=5",
-            "dataset.validate_every=2",
-            "dataset.clusters={first_epoch: 2, every_n_epochs: 2, initial_size: 8, double_at: [3]}",
-        ]
-        return lambda *more: schedule_of(compose(*settings, *more, name="plan"), 1100)
+        return lambda *more: schedule_of(compose(*SETTINGS, *more, name="plan"), 1100)
 
     def test_epochs(self, schedule):
         assert schedule() == Schedule(4, 20, (8, 16, 16), 2, 3)
@@ -68,6 +68,29 @@ class TestSchedule:
         assert schedule(setting).encodes_queries
         assert not schedule().encodes_queries
 
+    def test_no_validation_at_all(self, schedule):
+        assert schedule("trainer.check_val_every_n_epoch=null") == Schedule(4, 20, (8, 16, 16), 0, 1)
+
+    def test_queries_without_a_label_are_not_trained_on(self, compose, toy_dataset, tiny_encoder_dir, tmp_path):
+        """As many steps as the sampler of the training has."""
+        some = compose(*SETTINGS, name="plan")
+        assert [schedule_of(some, 1100, labelled).steps_per_epoch for labelled in (1100, 650, 5)] == [4, 2, 1]
+        folder = shutil.copytree(toy_dataset, tmp_path / "raw")
+        with gzip.open(folder / "trn.json.gz", "rt") as file:
+            records = [json.loads(line) for line in file]
+        with gzip.open(folder / "trn.json.gz", "wt") as file:
+            for row, record in enumerate(records):
+                file.write(json.dumps(record | ({} if row % 3 == 0 else {"target_ind": []})) + "\n")
+        settings = ["encoder=local", f"encoder.source={tiny_encoder_dir}", f"cache_dir={tmp_path}", "dataset=custom"]
+        config = compose(*settings, f"dataset.dir={folder}", "dataset.batch_size=8", name="plan")
+        sizes, _ = find_sizes(config)
+        assert (sizes.num_queries, sizes.num_unlabelled, sizes.num_labelled) == (240, 160, 80)
+        assert 0 < sizes.labels_per_query < 1
+        config = fit_to_size(config, sizes.num_queries, sizes.num_labels)
+        data = make_data(config)
+        planned = schedule_of(config, sizes.num_queries, sizes.num_labelled)
+        assert planned.steps_per_epoch == pytest.approx(len(data.sampler), abs=1)
+
     @pytest.mark.parametrize(
         ("settings", "expected"),
         [
@@ -86,13 +109,6 @@ class TestSchedule:
     def test_validations_within_epochs(self, schedule, settings, expected):
         planned = schedule(*settings)
         assert (planned.num_validations, planned.num_indexes) == expected
-
-    def test_queries_without_a_label_are_not_trained_on(self, compose):
-        config = compose("dataset.num_validation=100", "dataset.batch_size=100", "dataset.max_epochs=2", name="plan")
-        assert [schedule_of(config, 1100, number).steps_per_epoch for number in (0, 110, 550)] == [10, 9, 5]
-
-    def test_no_validation_at_all(self, schedule):
-        assert schedule("trainer.check_val_every_n_epoch=null") == Schedule(4, 20, (8, 16, 16), 0, 1)
 
     @pytest.mark.parametrize("setting", ["trainer.fast_dev_run=true", "trainer.overfit_batches=2"])
     def test_runs_for_debugging(self, schedule, setting):

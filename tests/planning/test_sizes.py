@@ -1,8 +1,5 @@
 """Sizes of data that are given, counted, generated or published."""
 
-import gzip
-import json
-
 import pytest
 
 from prime_xmc.datasets.building import write_records
@@ -42,6 +39,12 @@ class TestSizes:
         assert sizes == Sizes(70_000, 90_000, 1000, 5, 14, 9)
         assert list(tmp_path.iterdir()) == [], "nothing is generated"
 
+    def test_queries_may_have_fewer_labels_than_one_on_average(self, compose):
+        sizes, _ = find_sizes(compose(*GIVEN, "labels_per_query=0.25", name="plan"))
+        assert (sizes.num_pairs, sizes.num_labelled) == (200, 200)
+        with pytest.raises(ValueError, match="expected labels_per_query above 0, got 0"):
+            find_sizes(compose(*GIVEN, "labels_per_query=0", name="plan"))
+
     def test_of_raw_files_are_counted(self, configure):
         sizes, notes = find_sizes(configure())
         assert sizes[:3] == (48, 240, 60)
@@ -62,24 +65,6 @@ class TestSizes:
         assert sizes[:4] == short[:4]
         assert sizes.tokens_per_label == short.tokens_per_label + 2
         assert "counted in" in notes[0]
-
-    def test_queries_without_labels(self, configure, toy_dataset, tmp_path):
-        lines = gzip.decompress((toy_dataset / "trn.json.gz").read_bytes()).splitlines()
-        records = [json.loads(line) for line in lines]
-        for record in records[:200]:
-            record["target_ind"] = []
-        folder = tmp_path / "sparse"
-        folder.mkdir()
-        for path in toy_dataset.iterdir():
-            (folder / path.name).write_bytes(path.read_bytes())
-        write_records(folder / "trn.json.gz", records, name_in_header=False)
-        sizes, _ = find_sizes(configure(f"dataset.dir={folder}"))
-        assert 0 < sizes.labels_per_query < 1
-        assert (sizes.num_queries, sizes.num_unlabelled) == (240, 200)
-        with pytest.raises(ValueError, match=r"expected labels_per_query above 0, got 0"):
-            find_sizes(configure("labels_per_query=0"))
-        with pytest.raises(ValueError, match=r"expected num_labels of at least 1, got 0"):
-            find_sizes(configure("num_labels=0"))
 
     def test_given_ones_go_first(self, configure):
         sizes, notes = find_sizes(configure("num_queries=1000", "tokens_per_text=9"))

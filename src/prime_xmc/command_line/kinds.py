@@ -53,6 +53,7 @@ KINDS: dict[str, str] = {
     # of trainings
     "resume": _TEXT,
     "predict/resume": "bool",
+    "serve/explain": "bool|null",
     "checkpoint.every_n_minutes": _NUMBER,
     "classify": "bool|texts|null",
     "classify_settings": "texts",

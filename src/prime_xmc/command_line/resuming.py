@@ -17,7 +17,6 @@ from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, CONFIG, METADATA,
 
 KEY = "resume"
 _COMMANDS = ("train", "classify")  # which have runs to continue
-_NAMES_TOO = ("encoder.source",)  # keys of paths whose values may be names of the hub
 _PLACES = ("run_dir", "ckpt_path", "hydra.run.dir", "hydra.sweep.dir")  # which are those of the run
 
 
@@ -147,16 +146,18 @@ def _check_settings(settings: Sequence[str], config: Path) -> None:
 
 
 def _absolute(setting: str) -> str:
-    """Return a setting whose path does not depend on the current folder, also where nothing is there yet.
+    """Return a setting whose path, if it names one, does not depend on the current folder.
 
-    The source of an encoder may be a name on the hub, and is a path only where there is one.
+    An encoder that is not there is one of the hub, and expressions are of the configuration.
     """
     key, _, value = setting.partition("=")
-    name, path = key.lstrip("+"), Path(_unquoted(value)).expanduser()
-    is_path = name in PATH_KEYS and value not in ("", "null") and "${" not in value
-    if is_path and (name not in _NAMES_TOO or path.exists()):
-        return f"{key}={in_quotes(os.path.abspath(path))}"
-    return setting
+    name = key.lstrip("+")
+    if name not in PATH_KEYS or value in ("", "null", "???"):
+        return setting
+    path = Path(_unquoted(value)).expanduser()
+    if not path.exists() and (name == "encoder.source" or "${" in value or value.startswith(("{", "["))):
+        return setting
+    return f"{key}={in_quotes(str(path.absolute()))}"
 
 
 def _go_to(folder: Path) -> None:

@@ -81,14 +81,13 @@ class Schedule(NamedTuple):
     num_minings: int = 0  # how often all labels are encoded and indexed, and searched for all training queries
 
 
-def schedule_of(config: DictConfig, num_queries: int, num_unlabelled: int = 0) -> Schedule:
+def schedule_of(config: DictConfig, num_queries: int, num_labelled: int | None = None) -> Schedule:
     """Return the schedule of a run.
 
     Args:
         config: The configuration.
         num_queries: Training queries, including those held out for validation.
-        num_unlabelled: Those of them without a label, which are not trained on. As many of those held out are taken to
-            be such, since they are chosen at random.
+        num_labelled: Those of them that have a label, which alone are trained on; None: all.
 
     Raises:
         ValueError: If the run has no end, or sees only part of the data to be debugged.
@@ -100,7 +99,8 @@ def schedule_of(config: DictConfig, num_queries: int, num_unlabelled: int = 0) -
             )
     trainer, clusters, num_validation = config.trainer, config.sampling.clusters, config.dataset.num_validation
     num_trained = num_queries - num_validation
-    num_trained -= round(num_unlabelled * num_trained / max(num_queries, 1))
+    if num_labelled is not None:  # queries are held out at random, of those without a label as many as of the others
+        num_trained = max(1, round(num_labelled * num_trained / num_queries))
     steps_per_epoch = _limited(-(-num_trained // config.sampling.batch_size), trainer)
     limits = [trainer.max_epochs * steps_per_epoch] if trainer.max_epochs >= 0 else []
     if trainer.max_steps >= 0:

@@ -122,7 +122,9 @@ def make_up_corpus(config: DictConfig, sizes: Sizes, *, num_queries: int, seed: 
     vocabulary, max_length = len(load_tokenizer(config.encoder.source)), config.dataset.max_length
     num_drawn = config.sampling.batch_size * config.sampling.num_positives
     num_labels = min(sizes.num_labels, _LABELS_PER_DRAW * num_drawn)
-    counts = np.floor(sizes.labels_per_query + rng.random(num_queries)).astype(np.int64)
+    # the queries of a batch all have labels
+    labels_per_query = max(1.0, sizes.labels_per_query * (sizes.num_queries / sizes.num_labelled))
+    counts = np.floor(labels_per_query + rng.random(num_queries)).astype(np.int64)
     pairs = np.stack([np.repeat(np.arange(num_queries), counts), rng.integers(num_labels, size=counts.sum())], axis=1)
     queries, labels = (
         _random_texts(count, mean, max_length, vocabulary, rng)

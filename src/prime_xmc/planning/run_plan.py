@@ -39,7 +39,8 @@ def plan(config: DictConfig) -> dict[str, Any]:
     config = fit_to_size(config, sizes.num_queries, sizes.num_labels)
     num_processes = count_processes(config)
     module, measured = probe(config, sizes)
-    layout, schedule = layout_of(config, module), schedule_of(config, sizes.num_queries, sizes.num_unlabelled)
+    layout = layout_of(config, module)
+    schedule = schedule_of(config, sizes.num_queries, sizes.num_labelled)
     phases = memory_by_phase(sizes, layout, schedule, measured)
     disk = disk_bytes(sizes, layout, phases)
     if config.callbacks.get("checkpoint") is None:

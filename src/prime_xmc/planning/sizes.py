@@ -16,7 +16,7 @@ _TOKEN_CHARACTERS = 4.5
 
 
 class Sizes(NamedTuple):
-    """How much data there is; numbers of labels and tokens are means, and tokens include special ones."""
+    """How much data there is; the last three numbers are means, and tokens include special ones."""
 
     num_labels: int  # L
     num_queries: int  # training queries, including those held out for validation
@@ -24,13 +24,18 @@ class Sizes(NamedTuple):
     labels_per_query: float
     tokens_per_query: float
     tokens_per_label: float
-    num_unlabelled: int = 0  # training queries without a label, which training leaves out
     prepared: Mapping[str, int] = {}  # bytes of each file of the prepared data set; empty where there is none yet
+    num_unlabelled: int = 0  # training queries without a label, as far as is known
 
     @property
     def num_pairs(self) -> int:
         """(query, label) pairs of the training data."""
         return round(self.num_queries * self.labels_per_query)
+
+    @property
+    def num_labelled(self) -> int:
+        """Training queries with a label, those held out included: the others are not trained on."""
+        return max(1, min(self.num_queries - self.num_unlabelled, self.num_pairs))
 
     def prepared_bytes(self) -> dict[str, int]:
         """Return the bytes of the prepared data set by file, or estimates by kind where it is not prepared yet."""
@@ -53,13 +58,14 @@ def find_sizes(config: DictConfig) -> tuple[Sizes, list[str]]:
     this), from the raw files, which are prepared as for training, or from the data set's published `size`.
 
     Raises:
-        ValueError: If a size is not known, with the keys to give, or is below 1.
+        ValueError: If a size is not known, with the keys to give, or is below 1; queries may have fewer labels than 1
+            on average, but some.
     """
     dataset = config.dataset
     given = {name: config[name] for name in GIVEN if config[name] is not None}
     known, notes = ({}, []) if len(given) == len(GIVEN) else _look_up(config)
     if given:
-        known |= given | {"prepared": {}, "num_unlabelled": 0}  # the prepared files have other sizes
+        known |= given | {"prepared": {}, "num_unlabelled": 0}  # prepared files and queries are others
         notes.append("given: " + ", ".join(f"{name}={value}" for name, value in given.items()))
     missing = [f"{name}=..." for name in GIVEN[:3] if name not in known]
     if missing:
@@ -75,10 +81,11 @@ def find_sizes(config: DictConfig) -> tuple[Sizes, list[str]]:
     tokens_per_text = known.pop("tokens_per_text", None)
     for name in ("tokens_per_query", "tokens_per_label"):
         known[name] = min(tokens_per_text or known[name], dataset.max_length)
-    for name in sorted(known.keys() - {"prepared", "num_unlabelled"}):
-        is_share = name == "labels_per_query"  # below 1 where most queries have no label
-        if known[name] < 1 and not (is_share and known[name] > 0):
-            raise ValueError(f"expected {name} {'above 0' if is_share else 'of at least 1'}, got {known[name]}")
+    if known["labels_per_query"] <= 0:
+        raise ValueError(f"expected labels_per_query above 0, got {known['labels_per_query']}")
+    for name in sorted(known.keys() - {"prepared", "labels_per_query", "num_unlabelled"}):
+        if known[name] < 1:
+            raise ValueError(f"expected {name} of at least 1, got {known[name]}")
     return Sizes(**known), notes
 
 
@@ -102,8 +109,8 @@ def _look_up(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
             "labels_per_query": train["positives"] / train["texts"],
             "tokens_per_query": train["tokens"] / train["texts"],
             "tokens_per_label": labels["tokens"] / labels["texts"],
-            "num_unlabelled": int((corpus.train.positives.lengths == 0).sum()),
             "prepared": corpus.manifest["files"],
+            "num_unlabelled": int((corpus.train.positives.lengths == 0).sum()),
         }
         return counted, [f"sizes of {dataset.name}: counted in {corpus.directory}"]
     if "size" in dataset:
