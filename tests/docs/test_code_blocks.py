@@ -32,7 +32,7 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
 # Written by prime-xmc-report.
-REPORTED = ("choices", "classifiers", "comparison", "paper")
+REPORTED = ("choices", "classifiers", "comparison", "paper", "seeds")
 REPORTS = tuple(f"/{name}/report.md" for name in REPORTED)
 PAGES = [
     ROOT / "README.md",
