@@ -96,7 +96,7 @@ CHANGED = {
 }
 # For 48 labels.
 SMALL = {
-    "dexa": ["model.num_private=8"],
+    "dexa": ["model.num_private=8", "optimizer.lr=5e-4"],
     "siamesexml": ["sampling.batch_size=16"],
     "unidec": ["trainer.max_epochs=12"],  # classifiers follow slowly
 }
@@ -143,8 +143,8 @@ def test_the_head_says_what_it_is_where_it_comes_from_and_how_it_differs(peer):
 @pytest.fixture(scope="module")
 def small(toy_settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    quiet = ["callbacks.progress=null", "logger=null", "trainer.precision=32-true", "optimizer.lr=3e-3"]
-    return [*toy_settings, f"cache_dir={folder}", "sampling.batch_size=32", "trainer.max_epochs=2", *quiet]
+    quiet = ["callbacks.progress=null", "logger=null", "trainer.precision=32-true", "optimizer.lr=1e-3"]
+    return [*toy_settings, f"cache_dir={folder}", "sampling.batch_size=32", "trainer.max_epochs=6", *quiet]
 
 
 @pytest.mark.parametrize("peer", CHANGED)
