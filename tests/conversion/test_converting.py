@@ -725,3 +725,41 @@ def test_splits_that_are_not_read_are_told(tmp_path):
     assert ("not used", f"{tmp_path}/d/validation; test= names the test queries") in [
         (subject.strip(), said) for subject, said in conversion.notes
     ]
+
+
+def test_lists_whose_labels_have_separators_in_them_can_grow(tmp_path):
+    labels = table(tmp_path / "l.csv", "name", "a", "b")
+    (tmp_path / "q.json").write_text('{"text": "t", "labels": ["x;y", "b"]}\n{"text": "u", "labels": ["a"]}\n')
+    assert read(run(tmp_path / "q.json", labels, unknown_labels="add"))["trn"] == [("t", ["x;y", "b"]), ("u", ["a"])]
+
+
+def test_entities_are_no_separators_of_the_first_rows(tmp_path):
+    queries = table(tmp_path / "q.csv", "text,labels", *(f"t{i},R&amp;D" for i in range(1000)), "u,x;y")
+    with pytest.raises(ValueError, match="'x;y' seems to be several labels"):
+        run(queries)
+
+
+def test_a_matrix_may_be_narrower_than_the_labels(tmp_path):
+    (tmp_path / "q.txt").write_text("a\nb\n")
+    (tmp_path / "l.txt").write_text("x\ny\nz\n")
+    save_npz(tmp_path / "y.npz", csr_matrix(np.eye(2)))
+    inputs = Inputs(tmp_path / "q.txt", tmp_path / "l.txt", positives=tmp_path / "y.npz")
+    conversion = convert(inputs, tmp_path / "out", Settings(test_share=0.0))
+    assert [labels for _, labels in read(conversion)["trn"]] == [["0"], ["1"]]
+
+
+def test_target_ind_may_have_identifiers(tmp_path):
+    labels = table(tmp_path / "l.csv", "id,text", "b,B", "a,A")
+    (tmp_path / "q.json").write_text('{"title": "x", "target_ind": ["a", "b"]}\n')
+    assert read(run(tmp_path / "q.json", labels))["trn"] == [("x", ["a", "b"])]
+
+
+def test_names_of_classes_are_whole_and_not_mixed_with_numbers(tmp_path):
+    features = {"label": {"names": ["Arts; Crafts", "Books"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    data = pa.table({"text": ["a", "b"], "label": [0, 1]})
+    pa.parquet.write_table(data.replace_schema_metadata(metadata), tmp_path / "q.parquet")
+    assert read(run(tmp_path / "q.parquet"))["trn"] == [("a", ["Arts; Crafts"]), ("b", ["Books"])]
+    pa.parquet.write_table(data, tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet: the labels are numbers, and those of .*q\.parquet are not"):
+        run(tmp_path / "q.parquet", test=tmp_path / "t.parquet")

@@ -208,9 +208,27 @@ def test_rows_of_zeros_and_ones(cells, expected):
     assert are_indicators(cells, LIST) is expected
 
 
+SAME = [dict.fromkeys(["label", "label2", "label_3", "labels4", "tag_1", "tag_2", "y", "2020", "2021"], "a")]
+
+
 def test_columns_that_are_numbered_go_together():
-    assert numbered_alike(["text", "label", "label2", "label_3", "labels4"], "label", ["text"]) == (
+    assert numbered_alike(["text", "label", "label2", "label_3", "labels4"], SAME, "label", ["text"]) == (
         *("label", "label2", "label_3"),
     )
-    assert numbered_alike(["tag_1", "other", "tag_2"], "tag_1", []) == ("tag_1", "tag_2")
-    assert numbered_alike(["y", "2020", "2021"], "y", []) == ("y",)
+    assert numbered_alike(["tag_1", "other", "tag_2"], SAME, "tag_1", []) == ("tag_1", "tag_2")
+    assert numbered_alike(["y", "2020", "2021"], SAME, "y", []) == ("y",)
+    years = [{"label": "a", "label_2019": "a", "topic": "a", "topic_1": "0.9"}]
+    assert numbered_alike(["label", "label_2019"], years, "label", []) == ("label",)
+    assert numbered_alike(["topic", "topic_1"], years, "topic", []) == ("topic",)
+
+
+def test_lists_go_before_a_name_with_a_number():
+    rows = [{"text": "a", "code1": "X0", "skills": ["p", "q"]}]
+    assert choose(list(rows[0]), rows)["labels"] == "skills"
+
+
+def test_what_only_looks_like_a_list():
+    assert guess_separator(['("A" series)', '("B" series)']) == ""
+    assert guess_separator(["('a', 'b')", "()", "set()"]) == JSON
+    with pytest.raises(ValueError, match="is not a list"):
+        split_cell("{'a', ['b']}", JSON)

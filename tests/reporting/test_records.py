@@ -138,3 +138,51 @@ def test_the_command_keeps_records_that_it_reads_later(compose, runs_dir, cache_
     assert results(f"runs={tmp_path}/kept/**") == expected
     assert results(f"runs=['{tmp_path}/kept/**','{runs_dir}/5']", f"records={tmp_path}/kept") != expected
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["0", "3", "4", "5"]
+
+
+def test_a_run_on_other_data_takes_no_place(runs_dir, study_of, tmp_path):
+    kept = tmp_path / "records"
+    keep_records([study_of(runs_dir)], [f"{runs_dir}/**"], kept)
+    path = kept / "0" / "record.json"
+    path.write_text(json.dumps({"settings": {"data_fingerprint": "0123456789ab"}}))
+    with pytest.raises(ValueError, match="is the place of"):
+        keep_records([study_of(runs_dir)], [f"{runs_dir}/**"], kept)
+
+
+def test_records_are_not_within_one_another_nor_in_the_place_of_runs(runs_dir, study_of, tmp_path):
+    kept, study = tmp_path / "records", study_of(runs_dir)
+    keep_records([study], [f"{runs_dir}/**"], kept)
+    (kept / "0" / "later").mkdir()
+    (kept / "0" / "later" / "record.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"is the place of {kept}/0/later"):
+        keep_records([study], [f"{runs_dir}/**"], kept)
+    with pytest.raises(ValueError, match=f"{runs_dir}/0 would be the record of {runs_dir}/0"):
+        keep_records([study], [f"{runs_dir}/**"], runs_dir)
+    with pytest.raises(ValueError, match=r"a pattern without \.\. for records="):
+        keep_records([study_of(runs_dir / ".." / "sweep")], [f"{runs_dir}/*"], tmp_path / "new")
+
+
+def test_a_run_counts_before_its_record(runs_dir, study_of):
+    study = study_of(runs_dir)
+    keep_records([study], [f"{runs_dir}/**"], runs_dir / "records")
+    again = study_of(runs_dir)
+    assert again.comparisons == study.comparisons
+    assert [example.predictions.keys() for example in again.examples] == [
+        example.predictions.keys() for example in study.examples
+    ]
+
+
+def test_the_settings_of_a_model_have_no_folders_in_a_record(write_run, study_of, tmp_path):
+    run = write_run(tmp_path / "runs" / "classifiers", model__dir="/home/me/first/model")
+    path = run / "model" / "prime_config.json"
+    content = json.loads(path.read_text())
+    content["settings"]["model"] = {
+        **{"seed": 3, "run_dir": "/home/me/first", "cache_dir": "/home/me/cache", "loss": {"gamma_min": 0.2}},
+        "callbacks": {"table": {"_target_": "prime_xmc.EpochTable", "path": "/home/me/first/metrics.csv"}},
+    }
+    path.write_text(json.dumps(content))
+    (record,) = keep_records([study_of(tmp_path / "runs")], [f"{tmp_path}/runs/**"], tmp_path / "records")
+    assert json.loads((record / "record.json").read_text())["settings"]["model"] == {"loss.gamma_min": 0.2, "seed": 3}
+    (kept,), (expected,) = read_runs(record), read_runs(run)
+    assert (kept.seed, kept.fingerprint()) == (3, expected.fingerprint())
+    assert kept.settings["model.loss.gamma_min"] == 0.2

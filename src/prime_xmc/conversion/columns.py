@@ -1,5 +1,6 @@
 """Which columns of the tables hold what: as the user says, or as their names and first rows suggest."""
 
+import re
 from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,6 @@ from typing import Any
 
 from prime_xmc.conversion.conversion_settings import Settings
 from prime_xmc.conversion.guessing import (
-    CLEAR_SEPARATORS,
     JSON,
     LABEL_ID_NAMES,
     LABEL_TEXT_NAMES,
@@ -24,6 +24,7 @@ from prime_xmc.conversion.guessing import (
     guess_separator,
     match_references,
     numbered_alike,
+    separators_in,
     split_cell,
 )
 from prime_xmc.conversion.layouts import Inputs, other_splits
@@ -44,6 +45,7 @@ class Columns:
         labels: Columns of a query's labels; none: they are in a file of their own.
         separator: What separates them in a cell.
         within: Separators that the first cells have within labels.
+        classes: Columns of labels whose numbers are read as the names of classes, which are whole.
         fields: Fields of a query in the raw files.
         label_text: Columns that make up the text of a label; none where there is no file of labels.
         label_uid: Column of a label's identifier, likewise.
@@ -57,6 +59,7 @@ class Columns:
     labels: tuple[str, ...] = ()
     separator: str = ""
     within: frozenset[str] = frozenset()
+    classes: frozenset[str] = frozenset()
     fields: list[str] = field(default_factory=list)
     label_text: tuple[str, ...] = ()
     label_uid: str = ""
@@ -101,8 +104,7 @@ class _Choice:
             columns.separator = columns.reference.separator
         if inputs.positives is None:
             self._check_indicators(cells)
-            others = (each for each in CLEAR_SEPARATORS if each != columns.separator)
-            columns.within = frozenset(each for each in others if any(each in cell for cell in cells))
+            columns.within = separators_in(cells) - {columns.separator}
             self._note_separator(cells, columns.separator)
         if inputs.labels is None:
             self.note("labels", "no file of labels: the names of labels are their texts")
@@ -116,7 +118,7 @@ class _Choice:
         given, inputs, chosen = self.settings, self.inputs, self.columns
         with open_input(inputs.queries, given) as table:
             sample, names = _sample(table)
-            kind = _kind(table)
+            kind, classes = _kind(table), table.classes
         if not names:
             raise ValueError(f"{inputs.queries} has no columns; expected a row for each query, below a header in CSV")
         with _naming(inputs.queries):
@@ -134,7 +136,7 @@ class _Choice:
         chosen.uid = found["uid"].column
         if inputs.positives is None:
             taken = {*chosen.text, *([] if chosen.uid is None else [chosen.uid])}
-            chosen.labels = given.labels_column or numbered_alike(names, str(found["labels"].column), taken)
+            chosen.labels = given.labels_column or numbered_alike(names, sample, str(found["labels"].column), taken)
         chosen.fields = field_names(chosen.text)
         self.note("queries", f"{inputs.queries} ({kind})")
         if others := other_splits(inputs):
@@ -146,6 +148,9 @@ class _Choice:
         if inputs.positives is None:
             self._note_column("  labels", found["labels"], chosen.labels)
             cells = [row.get(column, "") for row in sample for column in chosen.labels]
+            chosen.classes = classes & {*chosen.labels}
+            if chosen.classes:  # a name is whole, whatever is in it
+                cells = [cell if isinstance(cell, list) or not cell else [cell] for cell in cells]
         else:
             self.note("  labels", f"{inputs.positives}, a line for each query")
             cells = [row.labels for row in islice(read_sparse(inputs.positives), _SAMPLE)]
@@ -178,7 +183,8 @@ class _Choice:
             with open_input(path, given) as table:
                 rows = (row.values for row in table.rows(strings=True, lenient=True))
                 # target_ind is the number of a row in the repository's raw files, whatever identifiers are
-                candidates, numbered = ([], None) if chosen.labels == ("target_ind",) else (likely, uid.column)
+                are_rows = chosen.labels == ("target_ind",) and uid.reason != "given" and _are_numbers(cells)
+                candidates, numbered = ([], None) if are_rows else (likely, uid.column)
                 reference = match_references(cells, rows, candidates, given.label_separator, numbered)
         if uid.column is None:
             by = {ROW: "the number of its row, from 0"}.get(
@@ -221,11 +227,12 @@ class _Choice:
             ValueError: If the cells are such rows.
         """
         chosen = self.columns
-        if are_indicators(cells, chosen.separator):
+        if self.settings.label_separator is None and are_indicators(cells, chosen.separator):
             raise ValueError(
                 f"{self.inputs.queries}: {', '.join(map(repr, chosen.labels))} has zeros and ones, such as "
                 f"{next(filter(None, cells))!r}, a place for each label of the data (multi-hot); write the names or "
-                "numbers of the labels instead: [name for name, one in zip(names, row) if one] in Python"
+                "numbers of the labels instead: [name for name, one in zip(names, row) if one] in Python. If these are "
+                "labels, give label_separator="
             )
 
     def _note_separator(self, cells: Sequence[str | list[str]], separator: str) -> None:
@@ -262,6 +269,11 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _are_numbers(cells: Sequence[str | list[str]]) -> bool:
+    parts = (part for cell in cells for part in (cell if isinstance(cell, list) else [cell]) if part)
+    return all(re.fullmatch(r"[\d\s,;\[\]]+", part) for part in parts)
 
 
 def _check_there(key: str, given: Sequence[str], names: Sequence[str]) -> None:

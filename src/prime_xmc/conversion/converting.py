@@ -158,6 +158,11 @@ class _Converter:
         columns, index, announced = self.columns, -1, None
         used = {*columns.text, *columns.labels, str(columns.uid)}
         has_labels = sparse is not None
+        if table.classes & {*columns.labels} != columns.classes:
+            raise ValueError(
+                f"{table.name}: the labels are {'numbers' if columns.classes else 'classes with names'}, and those of "
+                f"{self.inputs.queries} are not; write both files in the same way"
+            )
         for index, row in enumerate(table.rows(strings=True, columns=used)):
             texts = []
             for column in columns.text:
@@ -186,7 +191,9 @@ class _Converter:
             yield QueryRow(row.number, uid, texts, labels)
         if sparse is not None and next(sparse, None) is not None:
             raise ValueError(f"{table.name} ends after {index + 1:,} queries, and {positives} has more rows")
-        if announced is not None and self.num_labels is not None and announced != self.num_labels:
+        # a matrix may be narrower, where the last labels have no query; a line more is a header
+        is_text = positives is not None and positives.suffix != ".npz"
+        if is_text and announced is not None and self.num_labels == announced + 1:
             raise ValueError(
                 f"{positives} announces {announced:,} labels, and {self.inputs.labels} has {self.num_labels:,} rows; "
                 "expected a row for each, without a header where it is plain text"
@@ -212,7 +219,7 @@ class _Converter:
     def _other_separator(self, cell: str) -> str | None:
         """Return what is wrong with a cell in which something else separates labels, None where nothing does."""
         columns = self.columns
-        if self.settings.label_separator is not None or columns.separator == JSON:
+        if self.settings.label_separator is not None or columns.separator == JSON or columns.classes:
             return None
         if columns.separator not in ("", LIST) and columns.separator in cell:
             return None
@@ -310,7 +317,8 @@ class _Converter:
                 "their texts) or unknown_labels=drop; if all are unknown, label_separator= or label_id_column= may be "
                 "meant otherwise"
             )
-        for name in self.store.unknown_names():
+        # names that come from lists are whole
+        for name in self.store.unknown_names() if self.columns.separator != LIST else ():
             if problem := self._other_separator(name):
                 raise ValueError(f"{self.inputs.queries}: {problem}")
         done = {"add": "become labels, with their names as texts", "drop": "are dropped"}[self.settings.unknown_labels]

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import itertools
 import re
 import tokenize
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -30,7 +31,8 @@ LIST = "list"  # the separator of cells that are lists already
 JSON = "json"  # and of those that hold a list as JSON or Python writes it
 CLEAR_SEPARATORS = (";", "|", "\t", "\n")
 _SEPARATORS = (*CLEAR_SEPARATORS, ",", " ")
-_MISSING = ("nan", "NaN", "None", "null", "<NA>")  # what tools write among lists where there is none
+_MISSING = ("nan", "NaN", "None", "null", "<NA>", "()", "set()")  # what tools write among lists where there is none
+_NOTHING = {"", "None", "[]"}  # cells without a label
 # Lists as JSON, Python and NumPy write them, and Python's tuples and sets of strings.
 _LISTS = re.compile(r"""\s*(\[.*\]|\(\s*['"].*\)|\{\s*['"](?!.*['"]\s*:).*\})\s*""", re.DOTALL)
 ROW = "row number"  # what stands for the column by which labels without a name are referred to
@@ -109,16 +111,17 @@ def choose_query_columns(
             name for name in columns if name not in known and any(isinstance(row.get(name), list) for row in sample)
         ]
         chosen_labels = choose_column(columns, LABELS_NAMES, labels, "labels_column", known)
-        if chosen_labels.column is None:  # label_1, label_2, ...
-            numbered = {_stem(name): name for name in reversed(columns) if name not in known and _stem(name)}
-            first = next((numbered[name] for name in LABELS_NAMES if name in numbered), None)
-            chosen_labels = Column(first, chosen_labels.reason)
         by_name = None if chosen_labels.column is None else _plain(chosen_labels.column)
         only = [name for name in lists if _plain(name) in LABELS_NAMES]
         if not only and (by_name is None or by_name in _VAGUE):
             only = [name for name in lists if _plain(name) not in TEXT_NAMES]
         if labels is None and len(only) == 1:
             chosen_labels = Column(only[0], "the only one with lists; labels_column= names another")
+        if chosen_labels.column is None:  # label_1, label_2, ...
+            numbered = {_stem(name): name for name in reversed(columns) if name not in known and _stem(name)}
+            first = next((numbered[name] for name in LABELS_NAMES if name in numbered), None)
+            if first is not None and len(numbered_alike(columns, sample, first, known)) > 1:
+                chosen_labels = Column(first, chosen_labels.reason)
         known |= {chosen_labels.column} if chosen_labels.column is not None else set()
     chosen_text = choose_column(columns, TEXT_NAMES, text, "text_column", {each for each in known if each != text})
     rest = [name for name in columns if name not in known and name != chosen_text.column]
@@ -137,17 +140,33 @@ def choose_query_columns(
     return {"text": chosen_text, "labels": chosen_labels, "uid": chosen_uid}
 
 
-def numbered_alike(columns: Sequence[str], column: str, taken: Collection[str]) -> tuple[str, ...]:
+def numbered_alike(
+    columns: Sequence[str], sample: Sequence[Mapping[str, str | list[str]]], column: str, taken: Collection[str]
+) -> tuple[str, ...]:
     """Return a column of labels and those that go on with it, such as `label`, `label2` and `label3`.
+
+    Their numbers follow one another from 0, 1 or 2, so that `label_2019` is none of them, and each has some value of
+    those before it, which probabilities and codes beside a label have not.
 
     Args:
         columns: Columns of the table.
+        sample: Its first rows.
         column: The column of labels that was found.
         taken: Columns that hold something else.
     """
     stem = _stem(column) or _plain(column)
-    others = (name for name in columns if name not in taken and name != column and _stem(name) == stem)
-    return (column, *others)
+    named = {_plain(name).removeprefix(stem).lstrip("_"): name for name in columns if name not in taken}
+    found, values = [column], {str(row.get(column)) for row in sample} - _NOTHING
+    start = _plain(column).removeprefix(stem).lstrip("_")
+    first = int(start) + 1 if start else 2 if "1" not in named else 1
+    for number in itertools.count(first):
+        name = named.get(str(number))
+        own = set() if name is None else {str(row.get(name)) for row in sample} - _NOTHING
+        if name is None or _stem(name) != stem or (own and values.isdisjoint(own)):
+            return tuple(found)
+        found.append(name)
+        values |= own
+    raise AssertionError("there are not so many columns")
 
 
 def _stem(column: str) -> str:
@@ -196,6 +215,12 @@ _ENTITY = re.compile(r"&(#\w+|\w+);")  # such as &amp; or &#38;
 _END = "\0"  # in the place of the semicolon of an entity
 
 
+def separators_in(cells: Sequence[str | list[str]]) -> frozenset[str]:
+    """Return which clear separators cells have, those of entities and within lists not counted."""
+    texts = [_without_ends(cell) for cell in cells if isinstance(cell, str)]
+    return frozenset(each for each in CLEAR_SEPARATORS if any(each in text for text in texts))
+
+
 def _without_ends(cell: str) -> str:
     """Return a cell in which no semicolon ends an entity, which would look like a separator."""
 
@@ -224,7 +249,7 @@ def guess_separator(cells: Sequence[str | list[str]]) -> str:
         return LIST
     filled = [_without_ends(cell.strip()) for cell in cells if isinstance(cell, str) and cell.strip()]
     lists = [cell for cell in filled if cell not in _MISSING]
-    if lists and all(_LISTS.fullmatch(cell) for cell in lists):
+    if lists and all(_is_list(cell) for cell in lists):
         return JSON
     by_comma = "," if _commas_separate(filled) else ""
     frequent = max(CLEAR_SEPARATORS, key=lambda separator: sum(separator in cell for cell in filled))
@@ -233,6 +258,17 @@ def guess_separator(cells: Sequence[str | list[str]]) -> str:
     if any(" " in cell for cell in filled) and all(re.fullmatch(r"[\d ]+", cell) for cell in filled):
         return " "
     return by_comma
+
+
+def _is_list(cell: str) -> bool:
+    """Return whether a cell is a list, or a tuple or set of Python; what only looks like one of these is not."""
+    if not _LISTS.fullmatch(cell):
+        return False
+    if cell.lstrip().startswith("["):
+        return True
+    with suppress(ValueError):
+        return bool(_parse_list(cell))
+    return False
 
 
 def _commas_separate(cells: Sequence[str]) -> bool:
@@ -257,7 +293,7 @@ def hidden_separator(cell: str, known: Collection[str] = ()) -> str:
         cell: The cell.
         known: Separators that do not count, since they are within labels elsewhere.
     """
-    if _LISTS.fullmatch(cell):
+    if _is_list(cell):
         with suppress(ValueError):
             return JSON if len(_parse_list(cell)) > 1 else ""
     cell = _without_ends(cell.strip())
@@ -374,7 +410,7 @@ def _parse_list(cell: str) -> list[str]:
     except ValueError:
         try:
             value = _literal(cell.strip())  # what pandas writes of a list; literals only, nothing is run
-        except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
             raise ValueError(f"{cell[:60]!r} is not a list; give label_separator=") from error
     labels = as_strings(sorted(map(str, value)) if isinstance(value, set) else value)
     if not isinstance(labels, list):
@@ -387,7 +423,7 @@ _ADJACENT = re.compile(r"""['"]\s*['"]""")  # strings of which Python would make
 
 def _literal(cell: str) -> Any:
     if not _ADJACENT.search(cell):
-        with suppress(ValueError, SyntaxError):
+        with suppress(ValueError, TypeError, SyntaxError):
             return ast.literal_eval(cell)
     return ast.literal_eval(_with_commas(cell))
 

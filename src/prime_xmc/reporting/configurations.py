@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prime_xmc.data.corpus import Corpus
-from prime_xmc.reporting.run_folders import RunRecord, comparable
+from prime_xmc.reporting.run_folders import RECORD, RunRecord, comparable
 from prime_xmc.run_files import METRICS
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def _group(name: str, dataset: str, corpus: Corpus | None, runs: Sequence[RunRec
     runs = [run for run in runs if not run.is_debugging]
     newest: dict[tuple[str, int], RunRecord] = {}
     repeated = []
-    for run in sorted((run for run in runs if run.metrics is not None), key=_finished_at):
+    for run in sorted((run for run in runs if run.metrics is not None), key=_preferred):
         older = newest.pop((run.fingerprint(), run.seed), None)
         newest[run.fingerprint(), run.seed] = run
         repeated += [] if older is None else [older]
@@ -273,8 +273,9 @@ def _is_name(name: str) -> bool:
     return Path(name).name == name and name not in ("", ".", "..")
 
 
-def _finished_at(run: RunRecord) -> float:
-    return (run.path / METRICS).stat().st_mtime
+def _preferred(run: RunRecord) -> tuple[float, bool]:
+    """Return a key by which the last of several runs counts: the newest, and a run before its own record."""
+    return (run.path / METRICS).stat().st_mtime, not (run.path / RECORD).is_file()
 
 
 def _hash(content: Any) -> str:

@@ -11,7 +11,16 @@ from omegaconf import OmegaConf
 from prime_xmc.evaluation.predictions import load_predictions
 from prime_xmc.files import publishing, write_json, write_text
 from prime_xmc.reporting.ranks import are_ranks, name_of_ranks, ranks_of, save_ranks
-from prime_xmc.reporting.run_folders import CHOICES, CURVES, RECORD, STAGE, fixed_part, read_runs
+from prime_xmc.reporting.run_folders import (
+    CHOICES,
+    CURVES,
+    RECORD,
+    STAGE,
+    fixed_part,
+    precision_of,
+    read_runs,
+    settings_of_model,
+)
 from prime_xmc.reporting.study import Study
 from prime_xmc.run_files import CONFIG, METRICS, OVERRIDES
 
@@ -40,22 +49,22 @@ def keep_records(studies: Sequence[Study], patterns: Sequence[str], folder: Path
         ValueError: If the true labels of a data set are missing, or a record would take the place of that of another
             run. Nothing is written then.
     """
-    for study in studies:
-        if study.runs.corpus is None and study.runs.configurations:
-            raise ValueError(
-                f"records={folder}: the prepared data of {study.runs.name} were not found, which have the true labels. "
-                "Give their folder with cache_dir=, or prepare them again with python -m prime_xmc.prepare"
-            )
     sources = {
         run.path: study
         for study in studies
         for configuration in study.runs.configurations
         for run in configuration.runs
-        if not run.path.resolve().is_relative_to(folder.resolve())
+        if not ((run.path / RECORD).is_file() and run.path.resolve().is_relative_to(folder.resolve()))
     }
+    for study in sources.values():
+        if study.runs.corpus is None:
+            raise ValueError(
+                f"records={folder}: the prepared data of {study.runs.name} were not found, which have the true labels. "
+                "Give their folder with cache_dir=, or prepare them again with python -m prime_xmc.prepare"
+            )
     records = {path: folder / _name(path, patterns) for path in sources}
     for path, record in records.items():
-        _check_place(path, record, records)
+        _check_place(path, record, records, folder)
     for path, study in sources.items():
         with publishing(records[path], replace=True) as temporary:
             _write(path, study, temporary)
@@ -67,12 +76,16 @@ def _name(path: Path, patterns: Sequence[str]) -> Path:
     """Return the path of a run below the fixed part of the pattern that found it, or its own name if it is that."""
     parts = [part for part in map(fixed_part, patterns) if path.is_relative_to(part)]
     name = path.relative_to(max(parts, key=lambda part: len(part.parts), default=path.parent))
+    if ".." in name.parts:
+        raise ValueError(f"{path} goes up again behind a wildcard; expected a pattern without .. for records=")
     return name if name.parts else Path(path.resolve().name)
 
 
-def _check_place(path: Path, record: Path, records: Mapping[Path, Path]) -> None:
-    """Refuse a place for a record that has something else, or that other records of this report are to have."""
+def _check_place(path: Path, record: Path, records: Mapping[Path, Path], folder: Path) -> None:
+    """Refuse a place for a record that has something else, others below it, or is within another one."""
     others = [other for other, place in records.items() if other != path and place.is_relative_to(record)]
+    others += [file.parent for file in record.rglob(RECORD) if file.parent != record]
+    others += [each for each in record.parents if each.is_relative_to(folder) and (each / RECORD).is_file()]
     is_earlier = (record / RECORD).is_file() and _identity(record) == _identity(path)
     if not others and record.exists() and not is_earlier:
         others = [record]
@@ -83,9 +96,11 @@ def _check_place(path: Path, record: Path, records: Mapping[Path, Path]) -> None
         )
 
 
-def _identity(path: Path) -> list[tuple[str, str, int]]:
+def _identity(path: Path) -> list[tuple[str, str, str, int]]:
     """Return what a run and its record have in common, and no other run."""
-    return sorted((run.dataset, run.fingerprint(), run.seed) for run in read_runs(path))
+    return sorted(
+        (run.dataset, str(run.export.get("data_fingerprint")), run.fingerprint(), run.seed) for run in read_runs(path)
+    )
 
 
 def _write(path: Path, study: Study, record: Path) -> None:
@@ -113,6 +128,8 @@ def _write(path: Path, study: Study, record: Path) -> None:
 
 def _of_export(export: Mapping[str, Any]) -> dict[str, Any]:
     """Return what reports read of the description of a run in its model folder, which has much more."""
-    kept = {key: export[key] for key in ("data_fingerprint", "machine", "model") if key in export}
-    precision = export.get("config", {}).get("trainer", {}).get("precision")
+    kept = {key: export[key] for key in ("data_fingerprint", "machine") if key in export}
+    if "model" in export:  # without the folders of the machine, which its settings have in the place of expressions
+        kept["model"] = settings_of_model(export["model"]) | {"seed": export["model"]["seed"]}
+    precision = precision_of(export)
     return kept if precision is None else kept | {"config": {"trainer": {"precision": precision}}}

@@ -170,7 +170,7 @@ def read_runs(path: Path) -> list[RunRecord]:
         if "model" in export:
             of_classifiers = settings | {"seed": seed}
             seed = int(export["model"]["seed"])
-            of_model = {f"model.{key}": value for key, value in _settings_of_model(export["model"]).items()}
+            of_model = {f"model.{key}": value for key, value in settings_of_model(export["model"]).items()}
             settings = of_classifiers | of_model
             del settings["model.dir"]
         dataset = str(settings["dataset.name"])
@@ -271,7 +271,7 @@ def _is_debugging(config: Mapping[str, Any], settings: Mapping[str, Any]) -> boo
     )
 
 
-def _settings_of_model(config: dict[str, Any]) -> dict[str, Any]:
+def settings_of_model(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a configuration that is resolved already.
 
     The expressions are gone, so values that repeat the seed or a path are recognised by their key or by how they begin.
@@ -283,6 +283,13 @@ def _settings_of_model(config: dict[str, Any]) -> dict[str, Any]:
         for key, value in _leaves(config)
         if not (_is_apart(key, watchers) or key.endswith(".seed") or str(value).startswith(paths))
     }
+
+
+def precision_of(export: Mapping[str, Any]) -> Any:
+    """Return the precision of a training by the description of its model; None where that does not say it."""
+    for key in ("config", "trainer", "precision"):
+        export = export.get(key) if isinstance(export, Mapping) else None  # type: ignore[assignment]
+    return export
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -161,7 +161,7 @@ def make_study(
             "trainer.fast_dev_run, trainer.overfit_batches or trainer.limit_..._batches is set."
         )
     recorded = [run.metrics or {} for configuration in runs.configurations for run in configuration.runs]
-    sentences = {note for metrics in recorded for name, note in metrics.items() if name.startswith(_NOTES)}
+    sentences = {note for metrics in recorded for name, note in metrics.items() if name.startswith(_NOTES) and note}
     study.notes.extend(f"{note[0].upper()}{note[1:]}." for note in sorted(sentences))
     with_predictions = [
         (configuration, [run for run in configuration.runs if run.predictions is not None])

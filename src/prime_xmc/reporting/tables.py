@@ -10,6 +10,7 @@ import numpy as np
 from prime_xmc.evaluation.metrics import METRICS, SHOWN
 from prime_xmc.reporting.configurations import Configuration, differences, negative_pool
 from prime_xmc.reporting.published import PublishedResult, compared_methods
+from prime_xmc.reporting.run_folders import precision_of
 from prime_xmc.reporting.statistics import bin_names, summary
 from prime_xmc.reporting.study import BINNED, COVERAGE, MACRO, Study
 
@@ -479,7 +480,7 @@ def _run_list(study: Study) -> Table:
     rows, records = [], []
     for name, run in (*runs, *superseded):
         metrics = run.metrics or {}
-        precision = run.export.get("config", {}).get("trainer", {}).get("precision", _DASH)
+        precision = precision_of(run.export) or _DASH
         record = {
             "run": str(run.path),
             "configuration": name,
@@ -491,7 +492,7 @@ def _run_list(study: Study) -> Table:
             **({"device": metrics.get("device", _DASH), _ON_GPU: metrics.get(_ON_GPU)} if on_gpu else {}),
             "torch_version": metrics.get("torch_version", _DASH),
             "prime_xmc_version": metrics.get("prime_xmc_version", _DASH),
-            "git_commit": metrics.get("git_commit") or _DASH,
+            "git_commit": str(metrics.get("git_commit") or _DASH),
         }
         records.append(record)
         seconds, peak = record["train/seconds"], record["peak_rss_bytes"]

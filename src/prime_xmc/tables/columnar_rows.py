@@ -26,6 +26,7 @@ class ColumnarFiles:
 
     Attributes:
         columns: Names of the columns.
+        classes: Names that the numbers of some columns stand for, by column.
     """
 
     def __init__(self, paths: Sequence[Path], file_format: str):
@@ -40,8 +41,8 @@ class ColumnarFiles:
         """
         self._paths, self._format = paths, file_format
         schema = self._reading(paths[0], lambda path: _schema(path, file_format))
-        self._classes = _class_names(paths[0].parent) if file_format == "arrow" else {}
-        self._classes = self._classes or _classes_of(_features(schema))
+        self.classes = _class_names(paths[0].parent) if file_format == "arrow" else {}
+        self.classes = self.classes or _classes_of(_features(schema))
         self.columns = list(schema.names)
         if repeated := [name for name in self.columns if self.columns.count(name) > 1]:
             raise ValueError(f"{paths[0]} has the column {repeated[0]!r} more than once; rename one")
@@ -75,7 +76,7 @@ class ColumnarFiles:
             raise ValueError(f"{path} is not readable as {self._format} ({error}); is it complete?") from error
 
     def _named(self, column: str, values: list[Any]) -> list[Any]:
-        names = self._classes.get(column)
+        names = self.classes.get(column)
         if names is None:
             return values
         return [_name_classes(value, names) for value in values]

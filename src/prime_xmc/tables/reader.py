@@ -37,12 +37,20 @@ class OpenTable:
         input_format: One of `FORMATS` and `COLUMNAR`.
         columns: Names of its columns; those of the first record for JSON lines, whose records may differ.
         delimiter: What separates the cells of a CSV or TSV file; None for other formats.
+        classes: Columns whose numbers are read as the names of classes that the file gives.
     """
 
     def __init__(
-        self, name: str, input_format: str, columns: list[str], rows: Iterable[Row], delimiter: str | None = None
+        self,
+        name: str,
+        input_format: str,
+        columns: list[str],
+        rows: Iterable[Row],
+        delimiter: str | None = None,
+        classes: Collection[str] = (),
     ):
         self.name, self.input_format, self.columns, self.delimiter = name, input_format, columns, delimiter
+        self.classes = frozenset(classes)
         self._rows = rows
 
     def rows(
@@ -293,7 +301,7 @@ def _open_columnar(paths: list[Path], file_format: str, name: str) -> OpenTable:
     from prime_xmc.tables.columnar_rows import ColumnarFiles
 
     files = ColumnarFiles(paths, file_format)
-    return OpenTable(name, file_format, files.columns, files.rows())
+    return OpenTable(name, file_format, files.columns, files.rows(), classes=files.classes)
 
 
 def _open_folder(folder: Path) -> OpenTable:
