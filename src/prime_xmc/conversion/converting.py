@@ -276,17 +276,7 @@ class _Converter:
     def _number_labels(self) -> int:
         path = self.inputs.labels
         if path is not None:
-            for by in ("uid", "reference"):
-                if (place := self.store.conflicting_labels(by)) is not None:
-                    column = self.columns.label_uid if by == "uid" else getattr(self.columns.reference, "column", "")
-                    way = {
-                        "uid": "name the column that distinguishes them by label_id_column=",
-                        "reference": "let queries refer to labels by a column in which they differ",
-                    }
-                    raise ValueError(
-                        f"{self._label_place(place)}: {place.times} labels that differ are called {place.value!r} in "
-                        f"{column!r}; give each a name of its own, or {way[by]}"
-                    )
+            self._check_names()
             self._check_references(path)
         add = path is None or self.settings.unknown_labels == "add"
         num_labels, repeated = self.store.number_labels(add_unknown=add)
@@ -304,6 +294,20 @@ class _Converter:
         if repeated:
             self.note("  repeated", f"{repeated:,} rows repeat a label word by word and are dropped")
         return num_labels
+
+    def _check_names(self) -> None:
+        """Check that labels which differ have different identifiers, and different names in the queries."""
+        columns = self.columns
+        assert columns.reference is not None
+        for by, column, way in (
+            ("uid", columns.label_uid, "name the column that distinguishes them by label_id_column="),
+            ("reference", columns.reference.column, "let queries refer to labels by a column in which they differ"),
+        ):
+            if (place := self.store.conflicting_labels(by)) is not None:
+                raise ValueError(
+                    f"{self._label_place(place)}: {place.times} labels that differ are called {place.value!r} in "
+                    f"{column!r}; give each a name of its own, or {way}"
+                )
 
     def _check_references(self, path: Path) -> None:
         count, places = self.store.unknown_references(3)

@@ -2,7 +2,6 @@
 
 import ast
 import io
-import itertools
 import re
 import tokenize
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -118,7 +117,7 @@ def choose_query_columns(
         if labels is None and len(only) == 1:
             chosen_labels = Column(only[0], "the only one with lists; labels_column= names another")
         if chosen_labels.column is None:  # label_1, label_2, ...
-            numbered = {_stem(name): name for name in reversed(columns) if name not in known and _stem(name)}
+            numbered = {_parted(name)[0]: name for name in reversed(columns) if name not in known and _parted(name)[1]}
             first = next((numbered[name] for name in LABELS_NAMES if name in numbered), None)
             if first is not None and len(numbered_alike(columns, sample, first, known)) > 1:
                 chosen_labels = Column(first, chosen_labels.reason)
@@ -154,25 +153,26 @@ def numbered_alike(
         column: The column of labels that was found.
         taken: Columns that hold something else.
     """
-    stem = _stem(column) or _plain(column)
-    named = {_plain(name).removeprefix(stem).lstrip("_"): name for name in columns if name not in taken}
+    stem, start = _parted(column)
+    parts = {name: _parted(name) for name in columns if name not in taken}
+    numbered = {number: name for name, (its_stem, number) in parts.items() if its_stem == stem and number}
     found, values = [column], {str(row.get(column)) for row in sample} - _NOTHING
-    start = _plain(column).removeprefix(stem).lstrip("_")
-    first = int(start) + 1 if start else 2 if "1" not in named else 1
-    for number in itertools.count(first):
-        name = named.get(str(number))
-        own = set() if name is None else {str(row.get(name)) for row in sample} - _NOTHING
-        if name is None or _stem(name) != stem or (own and values.isdisjoint(own)):
-            return tuple(found)
+    number = int(start) + 1 if start else 1 if "1" in numbered else 2
+    while (name := numbered.get(str(number))) is not None:
+        own = {str(row.get(name)) for row in sample} - _NOTHING
+        if own and values.isdisjoint(own):
+            break
         found.append(name)
         values |= own
-    raise AssertionError("there are not so many columns")
+        number += 1
+    return tuple(found)
 
 
-def _stem(column: str) -> str:
-    """Return what stands before the number at the end of a column's name, empty where there is none."""
-    found = re.fullmatch(r"(.*[^\d_])_?\d+", _plain(column))
-    return found[1] if found else ""
+def _parted(column: str) -> tuple[str, str]:
+    """Return the name of a column without a number at its end, and the number, empty where there is none."""
+    name = _plain(column)
+    found = re.fullmatch(r"(.*[^\d_])_?(\d+)", name)
+    return (found[1], found[2]) if found else (name, "")
 
 
 def _identifying(

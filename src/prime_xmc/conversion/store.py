@@ -18,6 +18,7 @@ TRAIN, TEST = 0, 1  # splits
 # What queries of one text share. Those without any share nothing.
 _SHARED = {"uid": "uid", "digest": "CASE WHEN array_to_string(texts, '') = '' THEN row::UHUGEINT ELSE digest END"}
 _DIGITS = "ltrim(regexp_replace({0}, '\\.0+$', ''), '0')"  # what ways to write such a number have in common
+_UNKNOWN = "FROM listed ANTI JOIN read_labels USING (reference)"  # references that name no label
 _WHOLE = "'^[0-9]+(\\.0+)?$'"  # a number without a fraction
 
 
@@ -197,14 +198,13 @@ class Store:
 
     def unknown_references(self, limit: int) -> tuple[int, list[Place]]:
         """Return how many references name no label, and the first of them."""
-        unknown = "FROM listed ANTI JOIN read_labels USING (reference)"
-        count = self._number(f"SELECT count(DISTINCT reference) {unknown}")
+        count = self._number(f"SELECT count(DISTINCT reference) {_UNKNOWN}")
         if not count:
             return 0, []
         rows = self._db.execute(
             "SELECT reference, split, number, times FROM "
             "(SELECT reference, min((listed.split, listed.row, place)) AS first, "
-            f"count(*) AS times {unknown} GROUP BY reference) "
+            f"count(*) AS times {_UNKNOWN} GROUP BY reference) "
             "JOIN queries ON queries.split = first[1] AND queries.row = first[2] ORDER BY first LIMIT $limit",
             {"limit": limit},
         ).fetchall()
@@ -212,7 +212,7 @@ class Store:
 
     def unknown_names(self) -> Iterator[str]:
         """Yield references that name no label, each once."""
-        names = self._fetch("SELECT DISTINCT reference FROM listed ANTI JOIN read_labels USING (reference)")
+        names = self._fetch(f"SELECT DISTINCT reference {_UNKNOWN}")
         return (name for (name,) in names)
 
     def same_number(self, reference: str) -> str | None:
@@ -251,7 +251,7 @@ class Store:
             self._db.execute(
                 f"INSERT INTO labels SELECT {num_given} + row_number() OVER (ORDER BY reference) - 1, reference, "
                 "reference, [reference] FROM "
-                "(SELECT DISTINCT reference FROM listed ANTI JOIN read_labels USING (reference))"
+                f"(SELECT DISTINCT reference {_UNKNOWN})"
             )
         # a row that repeats a label may be the only one with a reference
         self._db.execute(

@@ -41,8 +41,8 @@ class ColumnarFiles:
         """
         self._paths, self._format = paths, file_format
         schema = self._reading(paths[0], lambda path: _schema(path, file_format))
-        self.classes = _class_names(paths[0].parent) if file_format == "arrow" else {}
-        self.classes = self.classes or _classes_of(_features(schema))
+        beside = _class_names(paths[0].parent) if file_format == "arrow" else {}
+        self.classes = beside or _classes_of(_features(schema))
         self.columns = list(schema.names)
         if repeated := [name for name in self.columns if self.columns.count(name) > 1]:
             raise ValueError(f"{paths[0]} has the column {repeated[0]!r} more than once; rename one")
