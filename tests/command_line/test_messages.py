@@ -11,11 +11,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from prime_xmc.assemble import check_profiler
 from prime_xmc.command_line.arguments import UnknownOptionError
 from prime_xmc.command_line.messages import nearest, option_message, user_message
 from prime_xmc.export.label_tables import copy_model
 from prime_xmc.index.search import FaissSearch
+from prime_xmc.training.debugging import check_profiler
 
 
 def raised(call, *arguments, **options) -> Exception:
