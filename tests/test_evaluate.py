@@ -211,6 +211,15 @@ class TestPredictions:
         with pytest.raises(ValueError, match="row 0 of the predictions holds label 48"):
             run(configure(f"predictions={tmp_path / 'a.npz'}"))
 
+    def test_a_label_twice(self, configure, tmp_path):
+        save_predictions(tmp_path / "a.npz", np.zeros((60, 2), dtype=int), np.zeros((60, 2)))
+        with pytest.raises(ValueError, match=r"a\.npz: row 0 of the predictions holds label 0 more than once"):
+            run(configure(f"predictions={tmp_path / 'a.npz'}"))
+
+    def test_a_folder(self, configure, tmp_path):
+        with pytest.raises(FileNotFoundError, match="it is a folder, and a file is expected"):
+            run(configure(f"predictions={tmp_path}"))
+
     def test_missing_file(self, configure):
         with pytest.raises(FileNotFoundError, match=r"predictions=nowhere.npz: there is no such file"):
             run(configure("predictions=nowhere.npz"))

@@ -105,7 +105,22 @@ def test_metrics_that_one_of_the_two_lacks_are_left_out(write_run, published):
         compare(runs, results, "Mine")
 
 
+def test_classifiers_are_compared_alone_where_they_are_asked_for(write_run, published):
+    results = read_published(str(published))
+    runs = read_runs(write_run({"test/P@1": 0.5, "test/W/P@1": 0.55, "test/R@100": None}))
+    (compared,) = compare(runs, results, "PRIME (W)")
+    assert (compared.published.method, compared.rows()) == ("PRIME (W)", [("P@1", 0.5, 0.55)])
+    assert [each.rows() for each in compare(runs, results, "PRIME (θ)")] == [[("P@1", 0.6, 0.5)], [("P@1", 0.5, 0.55)]]
+    with pytest.raises(ValueError, match=r"no test metrics of classifiers, which PRIME \(W\) is: .*classify=true"):
+        compare(runs[:1], results, "PRIME (W)")
+
+
 class TestBeforeTraining:
+    def test_classifiers_that_are_not_going_to_be_trained(self, configure):
+        given = ["dataset.name=custom", "published_method='PRIME (W)'"]
+        with pytest.raises(ValueError, match=r"published_method=PRIME \(W\) is of classifiers: give classify=true"):
+            compare_config(configure(*given))
+
     def test_missing_raw_files_are_named_with_where_to_get_them(self, compose, tmp_path):
         with pytest.raises(FileNotFoundError) as error:
             compare_config(compose(f"dataset.dir={tmp_path}", name="reproduce"))

@@ -48,7 +48,10 @@ def run(config: DictConfig) -> dict[str, float]:
         indices, scores = read_rankings(path, corpus, raw_test_queries(config, corpus))
     constants = config.dataset.propensity
     weights = inverse_propensity(corpus.label_frequency, len(corpus.train), constants.a, constants.b)
-    metrics = evaluate(indices, corpus.test.positives, weights)
+    try:
+        metrics = evaluate(indices, corpus.test.positives, weights)
+    except ValueError as error:
+        raise ValueError(f"{config.predictions or config.model.dir}: {error}") from error
     results = {f"test/{metric}": value for metric, value in metrics.items()}
     if config.output is not None:
         write_json(Path(config.output).expanduser(), results)

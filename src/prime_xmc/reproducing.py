@@ -84,7 +84,9 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
         raise ValueError("-m: expected a single run; sweep with prime_xmc.train, and give reproduce run=<run folder>")
     results = read_published(str(config.published))
     if config.run is None:
-        find_result(results, config.dataset.name, config.published_method)  # before hours of training
+        asked = find_result(results, config.dataset.name, config.published_method)  # before hours of training
+        if asked.method.endswith(_OF_SCORER["W"]) and not config.classify:
+            raise ValueError(f"published_method={config.published_method} is of classifiers: give classify=true")
         check_raw_files(config.dataset)
         config = with_run_folder(config)
         if not train_prototypes(config).trainer.is_global_zero:
@@ -130,21 +132,26 @@ def compare(runs: list[RunRecord], results: list[PublishedResult], method: str) 
     Args:
         runs: Records of a run folder, one for each scorer.
         results: Published results.
-        method: Name of the method; that of its classifiers has (W) behind it.
+        method: Name of the method, which has its classifiers too, or of these alone, with (W) behind it.
 
     Raises:
         ValueError: If nothing was published of the method on the data set of the run, or the run has measured none of
             the metrics.
     """
-    find_result(results, runs[0].dataset, method)
+    asked = find_result(results, runs[0].dataset, method).method
+    prototypes = asked.removesuffix(_OF_SCORER["W"])
     known = {result.method for result in results if result.dataset == runs[0].dataset}
     found = []
     for run in runs:
-        name = f"{method}{_OF_SCORER.get(run.settings.get('scorer', 'theta'), ' of another kind')}"
-        if name in known:
+        name = f"{prototypes}{_OF_SCORER.get(run.settings.get('scorer', 'theta'), ' of another kind')}"
+        if name in known and name.startswith(asked):
             metrics = {key.removeprefix("test/"): value for key, value in (run.metrics or {}).items()}
             found.append(Reproduction(find_result(results, run.dataset, name), metrics))
     found = [each for each in found if each.rows()]
+    if not found and asked != prototypes:
+        raise ValueError(
+            f"{runs[0].path} has no test metrics of classifiers, which {asked} is: train it with classify=true"
+        )
     if not found:
         raise ValueError(
             f"{runs[0].path} has no test metrics that were published of {method}: was it run with test=false?"

@@ -67,6 +67,7 @@ def test_every_method_leaves_a_run_folder(settings, tmp_path, toy_dataset, name,
     (record,) = read_runs(tmp_path)
     assert (record.dataset, record.status, record.seed) == ("custom", "finished", 0)
     assert record.export["data_fingerprint"]
+    assert len(record.export["data_source"]) == 32
 
 
 def test_held_out_queries_are_those_of_a_training_and_not_trained_on(settings, tmp_path, monkeypatch):

@@ -366,6 +366,10 @@ class TestSplitOff:
         assert counts["train"]["positives"] == corpus.label_frequency.sum() == 12
         assert corpus.manifest["statistics"]["labels per training query"] == 1
 
+    def test_other_queries_to_test_on_are_other_data(self, tmp_path):
+        first, again, fewer = (Corpus.open(self.prepared(tmp_path, num_test=num_test)) for num_test in (3, 3, 2))
+        assert first.source_hash == again.source_hash != fewer.source_hash
+
     def test_it_is_said(self, tmp_path):
         corpus = Corpus.open(self.prepared(tmp_path))
         assert "there is no test file: 3 of the 15 queries of trn.json.gz" in corpus.split_note
@@ -474,6 +478,13 @@ class TestCache:
         before = {file.name: file.stat().st_mtime_ns for file in directory.iterdir()}
         assert run(raw) == directory
         assert {file.name: file.stat().st_mtime_ns for file in directory.iterdir()} == before
+
+    def test_the_source_is_the_same_however_it_is_prepared(self, raw):
+        first, shorter = Corpus.open(run(raw)), Corpus.open(run(raw, max_length=4))
+        assert first.directory != shorter.directory
+        assert first.source_hash == shorter.source_hash
+        write_raw(raw, test_filter="0 0\n")
+        assert Corpus.open(run(raw)).source_hash != first.source_hash
 
     def test_everything_that_matters_changes_the_fingerprint(self, raw):
         folders = [

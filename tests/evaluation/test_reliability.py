@@ -75,6 +75,14 @@ def test_expected_calibration_error_by_hand():
     assert measure_reliability(np.empty(0), np.empty(0, dtype=bool)).ece == 0
 
 
+def test_rounding_leaves_no_answer_out_of_those_above_a_threshold():
+    scores = np.array([0.9, 0.8, 0.5, 0.1813878])
+    found = best_threshold(scores, np.ones(4, dtype=bool), num_positives=4)
+    assert (found.score, found.f1) == (0.1813878, 1.0)
+    close = best_threshold(np.array([0.5, 0.50000008]), np.array([False, True]), num_positives=1)
+    assert (close.score, close.f1) == (0.50000008, 1.0)
+
+
 def test_the_best_threshold_among_all():
     rng = np.random.default_rng(0)
     scores, right = rng.integers(0, 20, 200) / 20, rng.uniform(size=200) < 0.4

@@ -117,6 +117,26 @@ class TestGroup:
             assert [run.seed for run in configuration.runs] == [0, 1]
             assert configuration.name == "gamma_min=0.3"
 
+    def test_data_that_have_changed_in_their_folder(self, tmp_path, write_run):
+        """Runs of the same settings whose prepared data are gone: their fingerprints tell them apart."""
+        for seed, fingerprint in enumerate("aab"):
+            path = write_run(tmp_path / str(seed), seed=seed, dataset__dir="my_data") / "model" / "prime_config.json"
+            path.write_text(json.dumps({"settings": {"data_fingerprint": 64 * fingerprint, "config": {}}}))
+        of_other_method = write_run(tmp_path / "3", dataset__dir="my_data", loss__gamma_min=0.3)
+        path = of_other_method / "model" / "prime_config.json"
+        path.write_text(json.dumps({"settings": {"data_fingerprint": 64 * "b", "config": {}}}))
+        found = [[[run.seed for run in c.runs] for c in group.configurations] for group in grouped(tmp_path)]
+        assert found == [[[0, 1]], [[2], [0]]]
+
+    def test_data_that_were_prepared_by_another_tokenizer(self, tmp_path, write_run):
+        """Runs note which raw files their data are made from, whatever the fingerprint of what was made."""
+        for seed, (fingerprint, source) in enumerate(["ax", "bx", "by"]):
+            path = write_run(tmp_path / str(seed), seed=seed) / "model" / "prime_config.json"
+            settings = {"data_fingerprint": 64 * fingerprint, "data_source": source, "config": {}}
+            path.write_text(json.dumps({"settings": settings}))
+        found = [[[run.seed for run in c.runs] for c in group.configurations] for group in grouped(tmp_path)]
+        assert found == [[[0, 1]], [[2]]]
+
     def test_names_are_short_and_unique(self, tmp_path, write_run):
         given = [
             (("experiment=table6/prime",), {}),
@@ -177,9 +197,15 @@ class TestGroup:
         (group,) = grouped(runs_dir)
         first, second = group.configurations
         monkeypatch.chdir(runs_dir)
-        assert find_configuration(group.configurations, "batch_size=128") is second
-        assert find_configuration(group.configurations, "1") is first
-        assert find_configuration(group.configurations, "9") is None
+        assert find_configuration(group, "batch_size=128") is second
+        assert find_configuration(group, "1") is first
+        assert find_configuration(group, "9") is None
+
+    def test_a_folder_of_a_run_that_does_not_count_is_its_configuration(self, runs_dir, write_run, caplog):
+        write_run(runs_dir / "again", seed=1, overrides=("dataset.batch_size=64",), dataset__batch_size=64)
+        (group,) = grouped(runs_dir)
+        assert find_configuration(group, str(runs_dir / "1")) is group.configurations[0]
+        assert "sweep/1: newer runs of the same configuration count in its place" in caplog.text
 
     def test_settings_computed_from_others_are_no_differences_of_their_own(self, tmp_path, write_run):
         for number in range(2):

@@ -1,7 +1,7 @@
 import pytest
 
 from prime_xmc import app  # noqa: F401  registers the resolvers of the configuration files
-from prime_xmc.reporting.expressions import cache_folder, check_numbers, is_pure, load_yaml, resolved, without_machine
+from prime_xmc.reporting.expressions import cache_folder, finite_numbers, is_pure, load_yaml, resolved, without_machine
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,9 @@ def test_the_folder_of_prepared_data():
 
 
 def test_metrics_are_numbers(tmp_path):
-    check_numbers(tmp_path, {"test/P@1": 0.5, "val/P@1": None, "torch_version": "2.6", "train/passes_note": "short"})
-    with pytest.raises(ValueError, match=r"'test/P@1' is '<b>', expected a number"):
-        check_numbers(tmp_path, {"test/P@1": "<b>"})
+    kept = {"test/P@1": 0.5, "torch_version": "2.6", "train/passes_note": "short", "seed": 0}
+    without = {"val/P@1": None, "train/cpu_seconds": float("inf"), "test/P@3": float("nan")}
+    assert finite_numbers(tmp_path, kept | without) == kept
+    for name in ("test/P@1", "peak_rss_bytes"):
+        with pytest.raises(ValueError, match=f"'{name}' is '<b>', expected a number"):
+            finite_numbers(tmp_path, {name: "<b>"})

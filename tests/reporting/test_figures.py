@@ -28,6 +28,20 @@ def test_a_value_of_a_single_epoch_has_a_row_for_each_configuration(study):
     assert [[point.x for point in series.points] for series in chart.series] == [[50.0], [50.0]]
 
 
+def test_a_training_that_diverged_has_the_charts_of_its_finite_values(tmp_path, write_run, study_of):
+    losses = [0.5, float("inf"), float("nan"), 1e308, 0.25]
+    write_run(tmp_path / "0", epochs=tuple((epoch, epoch, 1e-4, loss) for epoch, loss in enumerate(losses)))
+    study = study_of(tmp_path)
+    (series,) = of_title(figures.learning_curves(study))["Training loss"].series
+    assert [(point.x, point.y) for point in series.points] == [(1, 0.5), (5, 0.25)]
+    assert study.notes == [
+        f"The curves of {tmp_path / '0'} have values that are huge or no numbers, as after a training that has "
+        "diverged; the charts leave them out."
+    ]
+    write_run(tmp_path / "0", epochs=((0, 0, 1e-4, float("nan")), (1, 1, 1e-4, float("-inf"))))
+    assert "Training loss" not in of_title(figures.learning_curves(study_of(tmp_path)))
+
+
 class TestScale:
     LOW = ((0, 5, 1e-4, 0.5), (1, 10, 0, 0.25))
     HIGH = ((0, 5, 1e-4, 1200), (1, 10, 0, 900))

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -29,6 +30,17 @@ def test_latex(odd):
     assert r"\begin{tabular}{lr}" in text
     assert re.findall(r"\\(?:top|mid|bottom)rule", text) == [r"\toprule", r"\midrule", r"\bottomrule"]
     assert r"\caption{p \textless{} 0.05 $^{+}$}" in text
+
+
+def test_latex_beside_that_of_other_data_sets(odd):
+    text = to_latex(odd, "LF-Toy")
+    assert r"\caption{LF-Toy: p \textless{} 0.05 $^{+}$}" in text
+    assert r"\label{tab:LF-Toy:odd}" in text
+
+
+def test_a_bracket_is_no_option_of_the_line_before(odd):
+    text = to_latex(replace(odd, rows=[(Cell("[SOLVED] x"), Cell("1"))]))
+    assert "    {}[SOLVED] x & 1 \\\\\n" in text
 
 
 def test_latex_of_a_study_is_ascii_and_its_groups_close(study):

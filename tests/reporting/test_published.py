@@ -77,7 +77,7 @@ class TestOfThePaper:
 
 class TestOfAFile:
     def test_columns_that_are_needed_suffice(self, table):
-        (result,) = read_published(table(HEADER + "toy,Mine,P@1,50\ntoy,Mine,P@1,60\ntoy,Mine,hours,900\n"))
+        (result,) = read_published(table(HEADER + "toy,Mine,P@1,50\ntoy,Mine,P@1,50.0\ntoy,Mine,hours,900\n"))
         assert (result.dataset, result.method, result.kind, result.values) == ("toy", "Mine", "", {"P@1": 0.5})
         assert result.sources == {"P@1": ""}
         assert compared_methods([result], "toy") == [result]
@@ -107,11 +107,29 @@ class TestOfAFile:
             (HEADER + "toy,Mine,P@1,101\n", "got '101'"),
             (HEADER + "toy,Mine,P@1,nan\n", "got 'nan'"),
             (HEADER + "toy,Mine,P@1\n", "got ''"),
+            (
+                HEADER + "toy,Mine,P@1,50\ntoy,Mine,P@1,60\n",
+                r"line 3: P@1 of Mine on toy is 60, and a line before says 50; give the method another name",
+            ),
         ],
     )
     def test_faults_are_named(self, table, text, message):
         with pytest.raises(ValueError, match=message):
             read_published(table(text))
+
+    def test_prototypes_and_what_else_is_published_of_a_method_are_two(self, table):
+        results = read_published(table(HEADER + "toy,Mine,P@1,50\ntoy,Mine (θ),P@1,40\ntoy,Yours,P@1,30\n"))
+        assert [(each.method, each.values["P@1"]) for each in results] == [
+            ("Mine", 0.5),
+            ("Mine (θ)", 0.4),
+            ("Yours", 0.3),
+        ]
+        for asked, found in (("Mine", "Mine"), ("Mine (θ)", "Mine (θ)"), ("Yours (θ)", "Yours")):
+            assert find_result(results, "toy", asked).method == found
+
+    def test_names_of_metrics_that_there_are_not_are_warned_of(self, table, caplog):
+        read_published(table(HEADER + "toy,Mine,P@1,50\ntoy,Mine,p@3,40\ntoy,Mine,N@5,30\ntoy,Mine,hours,9\n"))
+        assert "there are no metrics N@5, p@3; expected P@1, " in caplog.text
 
     def test_names_that_fit_no_data_set_or_several(self, table, caplog):
         results = read_published(table(HEADER + "toy,Mine,P@1,50\n"))

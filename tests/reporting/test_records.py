@@ -83,7 +83,7 @@ def test_a_record_names_no_folder_of_the_machine(runs_dir, study_of, tmp_path):
     )
     assert read_runs(tmp_path / "records" / "0")[0].system == "model=ngame"
     settings = json.loads((tmp_path / "records" / "0" / "record.json").read_text())["settings"]
-    assert settings.keys() == {"data_fingerprint", "machine"}
+    assert settings.keys() == {"data_fingerprint", "data_source", "finished", "machine"}
 
 
 def test_records_are_added_to_and_written_anew(runs_dir, write_run, study_of, tmp_path):
@@ -170,6 +170,46 @@ def test_a_run_counts_before_its_record(runs_dir, study_of):
     assert [example.predictions.keys() for example in again.examples] == [
         example.predictions.keys() for example in study.examples
     ]
+
+
+def test_a_run_counts_before_an_older_record_that_git_has_brought(runs_dir, write_run, study_of, tmp_path):
+    """Git gives all files the time of the checkout; a record says itself when its run was finished."""
+    (record, *_) = keep_records([study_of(runs_dir)], [f"{runs_dir}/**"], tmp_path / "all" / "records")
+    path = record / "record.json"
+    content = json.loads(path.read_text())
+    assert content["settings"]["finished"] == (runs_dir / "0" / "metrics.json").stat().st_mtime
+    newer = write_run(
+        tmp_path / "all" / "mine", overrides=("dataset=evil", "dataset.batch_size=64"), dataset__batch_size=64
+    )
+    finished = content["settings"]["finished"] + 1
+    os.utime(newer / "metrics.json", (finished, finished))
+    assert [run.path for run in study_of(tmp_path / "all").runs.repeated] == [record]
+    del content["settings"]["finished"]  # a record of an earlier version
+    path.write_text(json.dumps(content))
+    assert [run.path for run in study_of(tmp_path / "all").runs.repeated] == [record]
+    path.write_text(json.dumps({"settings": content["settings"] | {"finished": finished + 1}}))
+    assert [run.path for run in study_of(tmp_path / "all").runs.repeated] == [newer]
+
+
+def test_a_record_has_the_scorers_that_do_not_count_too(write_run, study_of, tmp_path):
+    """Of two runs that differ in their ensemble, the same prototypes count once."""
+    for number, criterion in enumerate(("P@1", "PSP@1")):
+        run = write_run(tmp_path / "runs" / str(number), ensemble__criterion=criterion)
+        path = run / "metrics.json"
+        metrics = json.loads(path.read_text())
+        of_ensemble = {key.replace("test/", "test/ensemble/"): metrics[key] for key in metrics if "test/" in key}
+        path.write_text(json.dumps(metrics | of_ensemble))
+        (run / "predictions_ensemble.npz").write_bytes((run / "predictions.npz").read_bytes())
+        os.utime(path, (number, number))
+    study = study_of(tmp_path / "runs")
+    assert [run.path.name for run in study.runs.repeated] == ["0"]
+    for record in keep_records([study], [str(tmp_path / "runs" / "*")], tmp_path / "records"):
+        assert {"ranks.npz", "ranks_ensemble.npz"} <= {*files(record)}
+    again = study_of(tmp_path / "records" / "0")
+    assert {run.predictions.name for c in again.runs.configurations for run in c.runs} == {
+        "ranks.npz",
+        "ranks_ensemble.npz",
+    }
 
 
 def test_the_settings_of_a_model_have_no_folders_in_a_record(write_run, study_of, tmp_path):

@@ -53,6 +53,7 @@ class TestRead:
             ("metrics.json", "{", "metrics.json: not readable as JSON"),
             ("metrics.json", "[]", "metrics.json: expected a JSON object, got list"),
             ("metrics.csv", "epoch,train/loss\n0,0.5\n1,much\n", "metrics.csv, line 3: expected numbers"),
+            ("metrics.csv", "step,train/loss\n0,0.5\n", r"metrics.csv, line 1: .* \(there is no column epoch\)"),
             (".hydra/config.yaml", "a: [", "config.yaml: not readable as YAML"),
             (".hydra/config.yaml", "seed: 1", "config.yaml: not the configuration of a training run"),
             ("model/prime_config.json", "", "prime_config.json: not readable as JSON"),
@@ -137,6 +138,29 @@ class TestRead:
         (more / "metrics.json").write_text(json.dumps({"test/P@1": 0.1, "test/W/P@1": 0.2}))
         (alone,), (theta, weights) = read_runs(plain), read_runs(more)
         assert alone.fingerprint() == theta.fingerprint() != weights.fingerprint()
+
+    def test_scorers_are_the_same_whatever_is_set_of_others(self, tmp_path, write_run):
+        fingerprints = []
+        settings = {"neighbours__k": 5, "lexical__pairs": True, "ensemble__criterion": "P@1", "classify_settings": []}
+        others = {
+            "neighbours__k": 6,
+            "lexical__pairs": False,
+            "ensemble__criterion": "P@3",
+            "classify_settings": ["a=1"],
+        }
+        for key in (None, *settings):
+            given = settings | ({key: others[key]} if key else {})
+            path = write_run(
+                tmp_path / str(key), overrides=(f"ensemble.criterion={given['ensemble__criterion']}",), **given
+            )
+            scored = {f"test/{name}P@1": 0.5 for name in ("", "W/", "neighbours/", "lexical/", "ensemble/")}
+            (path / "metrics.json").write_text(json.dumps(scored))
+            fingerprints.append([run.fingerprint() for run in read_runs(path)])
+        first, *rest = (
+            dict(zip(("theta", "W", "neighbours", "lexical", "ensemble"), each, strict=True)) for each in fingerprints
+        )
+        changed = [[name for name in first if first[name] != each[name]] for each in rest]
+        assert changed == [["neighbours", "ensemble"], ["lexical", "ensemble"], ["ensemble"], ["W", "ensemble"]]
 
     def test_classifiers_of_models_that_differ_in_their_seed_are_of_one_configuration(self, tmp_path, write_run):
         paths = []

@@ -120,6 +120,20 @@ def test_differences_of_psp_are_those_of_the_metrics_where_propensities_differ(t
     ]
 
 
+def test_other_propensities_are_noted_without_the_data(tmp_path, write_run):
+    write_run(tmp_path / "0")
+    write_run(tmp_path / "1", overrides=("dataset.propensity.a=2",), dataset__propensity__a=2)
+    notes = study(group(tmp_path)).notes
+    assert notes[0].startswith("The runs have different constants of the propensity (a=0.55 b=1.5, a=2 b=1.5)")
+
+
+@pytest.mark.parametrize(("b", "said"), [(0, "B = 0.0"), (None, "expected numbers for dataset.propensity.a and .b")])
+def test_propensities_that_there_cannot_be_are_an_error(tmp_path, write_run, cache_dir, b, said):
+    write_run(tmp_path / "0", dataset__propensity__b=b)
+    with pytest.raises(ValueError, match=rf"0/\.hydra/config\.yaml: .*{said}"):
+        study(group(tmp_path, cache_dir))
+
+
 def test_predictions_of_another_run_are_an_error(runs_dir, cache_dir):
     (runs_dir / "0" / "predictions.npz").write_bytes((runs_dir / "5" / "predictions.npz").read_bytes())
     with pytest.raises(ValueError, match=r"0/predictions\.npz: P@1 is .* but metrics\.json of the run says"):

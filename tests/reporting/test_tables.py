@@ -30,6 +30,14 @@ def test_a_study_has_them_all(tables):
         assert len(records(table)) >= len(table.rows) - 1
 
 
+def test_seeds_are_those_that_have_the_metric(runs_dir, study_of):
+    path = runs_dir / "1" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    path.write_text(json.dumps(metrics | {"test/P@1": None}))
+    (results, *_) = make_tables(study_of(runs_dir))
+    assert [row[1].text for row in results.rows] == ["2 to 3", "3"]
+
+
 def test_results_are_means_and_deviations_over_seeds(tables, study):
     mean, deviation = summary([run.metrics["test/P@5"] for run in study.runs.configurations[1].runs])
     row = next(row for row in tables["results"].rows if row[0].text == "batch_size=128")

@@ -1,5 +1,6 @@
 """A prepared data set: token ids, positives and filters as rows of different lengths, memory-mapped from disk."""
 
+import hashlib
 import json
 import operator
 from collections.abc import Iterable, Iterator, Sequence
@@ -220,6 +221,16 @@ class Corpus:
         if test_rows is None:
             return None
         return np.setdiff1d(np.arange(len(self.train) + len(test_rows)), test_rows)
+
+    @property
+    def source_hash(self) -> str:
+        """What all data sets have in common that are made from these raw files with these queries to test on.
+
+        The tokenizer and the length of texts have no part in it, which the fingerprint of the manifest depends on.
+        """
+        rows = self.test_rows
+        content = [self.manifest["source"], None if rows is None else rows.tolist()]
+        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     @property
     def split_note(self) -> str | None:

@@ -33,7 +33,8 @@ def read_rankings(
         ValueError: If it is not readable, or has another number of rows than the split has queries.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"predictions={path}: there is no such file")
+        what = "it is a folder, and a file is expected" if path.is_dir() else "there is no such file"
+        raise FileNotFoundError(f"predictions={path}: {what}")
     split = corpus.test
     wanted = TOP_K + int(split.filtered.lengths.max(initial=0))
     if is_json_lines(path):
@@ -45,7 +46,10 @@ def read_rankings(
             f"{path} has {len(indices)} rows, the test split has {len(split)} queries: expected a row for each, in "
             "the order of the split"
         )
-    indices, scores = remove_filtered(indices, scores, split.filtered, TOP_K)
+    try:
+        indices, scores = remove_filtered(indices, scores, split.filtered, TOP_K)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     available = np.minimum(TOP_K, corpus.num_labels - split.filtered.lengths)
     num_short = int(((indices >= 0).sum(axis=1) < available).sum())
     if num_short:

@@ -196,7 +196,10 @@ def best_threshold(
     last = len(f1) - 1 - int(np.argmax(f1[::-1]))
     # halfway to the next score, since scores of other queries lie in between
     score = (ranked[last] + ranked[last + 1]) / 2 if last + 1 < len(ranked) else ranked[last]
-    return at_threshold(scores, right, num_positives, round(float(score), _DECIMALS))
+    rounded = round(float(score), _DECIMALS)
+    # rounding must neither leave the last answer out nor let the next one in
+    is_between = rounded <= ranked[last] and (last + 1 == len(ranked) or rounded > ranked[last + 1])
+    return at_threshold(scores, right, num_positives, rounded if is_between else float(ranked[last]))
 
 
 def at_threshold(

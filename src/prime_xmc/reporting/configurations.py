@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,8 +74,9 @@ def group_runs(runs: Iterable[RunRecord], cache_dirs: Sequence[Path]) -> list[Da
     """Put runs together by data set, and within it by configuration.
 
     Two prepared data sets count as the same one if they were made from the same raw files and have the same queries to
-    test on, because the tokenizer does not change which labels are true. A run whose prepared data are not found is put
-    with those of the same fingerprint, or else of the same name and folder.
+    test on, because the tokenizer does not change which labels are true. Runs note of which raw files their data are.
+    An older one, which has not done so and whose prepared data are not found, is put with those of the same
+    fingerprint, or else of the same name and folder, unless it has prepared other data in the same way.
 
     Args:
         runs: The runs, in the order in which the configurations are to be listed.
@@ -90,14 +92,7 @@ def group_runs(runs: Iterable[RunRecord], cache_dirs: Sequence[Path]) -> list[Da
             "trainer.limit_..._batches is set), so there is nothing to report; expected at least one complete run"
         )
     corpora = {run.path: _find_corpus(run, cache_dirs) for run in runs}
-    sources = {path: _source(corpus) for path, corpus in corpora.items() if corpus is not None}
-    by_mark: dict[str, str] = {}
-    for run in sorted(runs, key=lambda run: run.path not in sources):  # those that are known first
-        marks = _marks(run)
-        known = next((by_mark[mark] for mark in marks if mark in by_mark), _hash(marks[-1]))
-        source = sources.setdefault(run.path, known)
-        for mark in marks:
-            by_mark.setdefault(mark, source)
+    sources = _sources(runs, corpora)
     by_dataset: dict[tuple[str, str], list[RunRecord]] = {}
     for run in runs:
         by_dataset.setdefault((run.dataset, sources[run.path]), []).append(run)
@@ -124,11 +119,16 @@ def differences(configurations: Sequence[Configuration]) -> dict[str, list[Any]]
     }
 
 
-def find_configuration(configurations: Sequence[Configuration], name: str) -> Configuration | None:
-    """Return the configuration with this name, or the one with a run in this folder."""
-    for configuration in configurations:
-        folders = {run.path.absolute() for run in configuration.runs}
-        if configuration.name == name or Path(name).expanduser().absolute() in folders:
+def find_configuration(group: DatasetRuns, name: str) -> Configuration | None:
+    """Return the configuration with this name, or the one with a run in this folder, be it one that does not count."""
+    folder = Path(name).expanduser().absolute()
+    for configuration in group.configurations:
+        if configuration.name == name or folder in {run.path.absolute() for run in configuration.runs}:
+            return configuration
+    superseded = {run.fingerprint() for run in group.repeated if run.path.absolute() == folder}
+    for configuration in group.configurations:
+        if configuration.runs[0].fingerprint() in superseded:
+            logger.warning("%s: newer runs of the same configuration count in its place", name)
             return configuration
     return None
 
@@ -256,26 +256,54 @@ def _find_corpus(run: RunRecord, cache_dirs: Sequence[Path]) -> Corpus | None:
     return None
 
 
-def _marks(run: RunRecord) -> list[str]:
-    """Return what tells the data of a run from others, the surest first, as far as the run says it."""
-    fingerprint = run.export.get("data_fingerprint")
-    of_folder = ["folder", run.dataset, run.data_folder, run.settings.get("dataset.num_test")]
-    marks = [of_folder] if fingerprint is None else [["fingerprint", run.dataset, fingerprint], of_folder]
-    return [json.dumps(mark, sort_keys=True) for mark in marks]
+def _sources(runs: Sequence[RunRecord], corpora: Mapping[Path, Corpus | None]) -> dict[Path, str]:
+    """Return for each run folder what the runs on its data have in common, and no others."""
+    sources: dict[Path, str] = {}
+    for run in runs:
+        corpus, noted = corpora[run.path], run.export.get("data_source")
+        if corpus is not None:
+            sources[run.path] = corpus.source_hash
+        elif isinstance(noted, str):
+            sources[run.path] = noted
+    by_mark: dict[str, str] = {}
+    prepared: dict[tuple[str, str], Any] = {}  # fingerprint, by source and way of preparing
+    for run in sorted(runs, key=lambda run: run.path not in sources):  # those that are known first
+        fingerprint, way = run.export.get("data_fingerprint"), _way_of_preparing(run)
+        marks = [json.dumps(["folder", run.dataset, run.data_folder, run.settings.get("dataset.num_test")])]
+        if fingerprint is not None:
+            marks.insert(0, json.dumps(["fingerprint", run.dataset, fingerprint]))
+        if run.path not in sources:
+            known = [by_mark[mark] for mark in marks if mark in by_mark]
+            same = [each for each in known if fingerprint in (None, prepared.get((each, way), fingerprint))]
+            sources[run.path] = same[0] if same else _hash(marks[0] if known else marks[-1])
+        source = sources[run.path]
+        if fingerprint is not None:
+            prepared.setdefault((source, way), fingerprint)
+        for mark in marks:
+            by_mark.setdefault(mark, source)
+    return sources
 
 
-def _source(corpus: Corpus) -> str:
-    split_off = None if corpus.test_rows is None else corpus.test_rows.tolist()
-    return _hash([corpus.manifest["source"], split_off])
+def _way_of_preparing(run: RunRecord) -> str:
+    """Return the settings besides the raw files on which the fingerprint of prepared data depends."""
+    keys = ("encoder.source", "encoder.query_prompt", "encoder.label_prompt", "dataset.fields", "dataset.label_fields")
+    return json.dumps([run.settings.get(key) for key in (*keys, "dataset.max_length")], sort_keys=True)
 
 
 def _is_name(name: str) -> bool:
     return Path(name).name == name and name not in ("", ".", "..")
 
 
-def _preferred(run: RunRecord) -> tuple[float, bool]:
-    """Return a key by which the last of several runs counts: the newest, and a run before its own record."""
-    return (run.path / METRICS).stat().st_mtime, not (run.path / RECORD).is_file()
+def _preferred(run: RunRecord) -> tuple[float, bool, float]:
+    """Return a key by which the last of several runs counts: the newest, and a run before its own record.
+
+    A record says when its run was finished, since its files have the time of the checkout where Git has brought them.
+    An older record does not, and counts after all runs.
+    """
+    written, is_record = (run.path / METRICS).stat().st_mtime, (run.path / RECORD).is_file()
+    noted = run.export.get("finished")
+    finished = written if not is_record else noted if isinstance(noted, float) else -math.inf
+    return finished, not is_record, written
 
 
 def _hash(content: Any) -> str:

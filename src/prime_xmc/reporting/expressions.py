@@ -4,6 +4,7 @@ An expression such as `${oc.env:TOKEN}` asks the machine of the reader, so only 
 the configuration itself. What remains cannot blow up: neither by aliases of YAML nor by expressions that double others.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -143,13 +144,20 @@ def cache_folder(value: Any, environment: Mapping[str, str]) -> str | None:
     return None if "${" in value else value
 
 
-def check_numbers(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Refuse metrics that are no numbers; notes, such as train/passes_note, are texts.
+def finite_numbers(path: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics without those that have no value: null, or no finite number.
+
+    Texts are kept where they are notes, such as train/passes_note, or about the run as a whole, such as its versions.
 
     Raises:
-        ValueError: With the file, the name and the value.
+        ValueError: If a metric, or a size, is no number; with the file, the name and the value.
     """
+    kept = {}
     for name, value in metrics.items():
         is_note = (name.endswith("_note") or name.startswith("note/")) and isinstance(value, str)
-        if "/" in name and not is_note and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if ("/" in name or name.endswith("_bytes")) and not (is_note or is_number or value is None):
             raise ValueError(f"{path}: {shown(name)} is {shown(value)}, expected a number")
+        if value is not None and not (is_number and not math.isfinite(value)):
+            kept[name] = value
+    return kept

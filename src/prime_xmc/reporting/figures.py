@@ -1,5 +1,6 @@
 """The charts of a report as plain values: one series for each configuration, without any drawing."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,7 +10,7 @@ import numpy as np
 
 from prime_xmc.reporting.configurations import Configuration, negative_pool
 from prime_xmc.reporting.statistics import bin_names, summary
-from prime_xmc.reporting.study import BINNED, COVERAGE_K, Study
+from prime_xmc.reporting.study import BINNED, COVERAGE_K, LARGEST, Study
 
 _LEARNING = ("train/loss", "val/P@1", "val/P@5", "val/PSP@1", "val/PSP@5", "val/R@100")
 _AGAINST_COST = ("P@1", "PSP@5")
@@ -84,7 +85,10 @@ class Chart:
 
 
 def learning_curves(study: Study) -> list[Chart]:
-    """Return loss and validation metrics by epoch: means over seeds, and the band from the lowest to the highest."""
+    """Return loss and validation metrics by epoch: means over seeds, and the band from the lowest to the highest.
+
+    What is no finite number, or a huge one, has no point in them.
+    """
     return [chart for name in _LEARNING for chart in _by_epoch(study, name)]
 
 
@@ -96,6 +100,7 @@ def diagnostics(study: Study) -> list[Chart]:
         for run in configuration.runs
         for row in run.epochs
         for name in row
+        if name is not None
     ]
     names = [name for name in dict.fromkeys(logged) if name.startswith("train/") and name not in _LEARNING]
     return [chart for name in (*names, "lr") for chart in _by_epoch(study, name)]
@@ -219,7 +224,11 @@ def _by_epoch(study: Study, name: str) -> list[Chart]:
     series = []
     for place, configuration in enumerate(study.runs.configurations):
         by_run = [
-            {int(row["epoch"]) + 1: scale * row[name] for row in run.epochs if name in row}
+            {
+                int(row["epoch"]) + 1: scale * row[name]
+                for row in run.epochs
+                if abs(row.get(name, math.inf)) <= LARGEST and "epoch" in row
+            }
             for run in configuration.runs
         ]
         by_run = [values for values in by_run if values]

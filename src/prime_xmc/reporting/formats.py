@@ -52,8 +52,13 @@ def verbatim(text: str) -> str:
     return " ".join(text.replace("<", "&lt;").replace(">", "&gt;").split())
 
 
-def to_latex(table: Table) -> str:
-    r"""Return a table in LaTeX; the document needs \usepackage{booktabs}."""
+def to_latex(table: Table, dataset: str = "") -> str:
+    r"""Return a table in LaTeX; the document needs \usepackage{booktabs}.
+
+    Args:
+        table: The table.
+        dataset: Name of its data set, for caption and label, where a report has several.
+    """
 
     def cell(content: Cell) -> str:
         text = _tex(content.text)
@@ -62,18 +67,27 @@ def to_latex(table: Table) -> str:
         text += f" {_tex(content.interval)}" if content.interval else ""
         return text + (_TEX_MARKS[content.mark] if content.mark else "")
 
+    def line(cells: Iterable[str]) -> str:
+        text = " & ".join(cells)
+        # below another line, LaTeX would take a bracket for an option of that line's end
+        return f"    {'{}' if text.startswith('[') else ''}{text} \\\\"
+
     columns = "l" * table.num_text_columns + "r" * (len(table.header) - table.num_text_columns)
-    caption = _tex(table.caption).replace("▲", _TEX_MARKS["better"]).replace("▼", _TEX_MARKS["worse"])
+    caption = (
+        _tex(f"{dataset}: {table.caption}" if dataset else table.caption)
+        .replace("▲", _TEX_MARKS["better"])
+        .replace("▼", _TEX_MARKS["worse"])
+    )
     lines = [
         r"\begin{table}",
         r"  \centering",
         rf"  \caption{{{caption}}}",
-        rf"  \label{{tab:{table.name}}}",
+        rf"  \label{{tab:{f'{dataset}:' if dataset else ''}{table.name}}}",
         rf"  \begin{{tabular}}{{{columns}}}",
         r"    \toprule",
-        f"    {' & '.join(map(_tex, table.header))} \\\\",
+        line(map(_tex, table.header)),
         r"    \midrule",
-        *(f"    {' & '.join(map(cell, row))} \\\\" for row in table.rows),
+        *(line(map(cell, row)) for row in table.rows),
         r"    \bottomrule",
         r"  \end{tabular}",
         r"\end{table}",

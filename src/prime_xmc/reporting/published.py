@@ -26,9 +26,10 @@ class PublishedResult:
 
     Attributes:
         dataset: Name of the data set.
-        method: Name of the method; that of an encoder without the θ that some tables put behind it.
+        method: Name of the method; that of an encoder without the θ that some tables of the paper put behind it.
         kind: What scores the labels, such as "encoder"; empty if the file does not say.
-        values: Metrics as fractions, where the file has percent. Of a metric that is there twice, the first value.
+        values: Metrics as fractions, where the file has percent. Of a metric that is in several tables of the paper,
+            the first value.
         sources: Table that each metric is from, and what there is to say about the value; empty for nothing.
         is_variant: Whether only the paper's ablations have the method.
     """
@@ -47,11 +48,13 @@ def read_published(source: str) -> list[PublishedResult]:
     Args:
         source: "paper": Tables 2 to 6, 8, 9 and 11 of the paper. Otherwise a CSV file with the columns `dataset`,
             `method`, `metric` (such as P@1) and `value` (in percent); it may have `table`, `kind` and `note` too. Rows
-            of other metrics, such as sizes and hours, are passed over.
+            of other metrics, such as sizes and hours, are passed over, with a warning where their names look like those
+            of metrics of rankings.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a column is missing or a value is no number from 0 to 100; the message names file and line.
+        ValueError: If a column is missing, a value is no number from 0 to 100, or another one of the same method,
+            metric and data set stands before it; the message names file and line.
     """
     path = _CARRIED if source == PAPER else Path(source).expanduser()
     if not path.is_file():
@@ -60,16 +63,27 @@ def read_published(source: str) -> list[PublishedResult]:
         )
     rows: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     values: dict[tuple[str, str], dict[str, float]] = {}
+    unknown: set[str] = set()
     with _naming(path), path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, restval="")
         if missing := [column for column in _NEEDED if column not in (reader.fieldnames or ())]:
             raise ValueError(f"{path}: no column {', '.join(missing)}; expected {', '.join(_NEEDED)}")
         for row in reader:
-            if row["metric"] in METRICS:
-                key = row["dataset"], row["method"].removesuffix(_PROTOTYPES)
-                value = _percent(row["value"], f"{path}, line {reader.line_num}") / 100
-                rows.setdefault(key, {}).setdefault(row["metric"], row)
-                values.setdefault(key, {}).setdefault(row["metric"], value)
+            metric, where = row["metric"], f"{path}, line {reader.line_num}"
+            if metric not in METRICS:
+                unknown |= {metric} if "@" in metric else set()
+                continue
+            method = row["method"].removesuffix(_PROTOTYPES) if source == PAPER else row["method"]
+            key, value = (row["dataset"], method), _percent(row["value"], where) / 100
+            before = values.setdefault(key, {}).setdefault(metric, value)
+            if before != value and source != PAPER:
+                raise ValueError(
+                    f"{where}: {metric} of {method} on {row['dataset']} is {row['value']}, and a line before says "
+                    f"{100 * before:g}; give the method another name"
+                )
+            rows.setdefault(key, {}).setdefault(metric, row)
+    if unknown and source != PAPER:
+        logger.warning("%s: there are no metrics %s; expected %s", path, ", ".join(sorted(unknown)), ", ".join(METRICS))
     return [
         PublishedResult(
             dataset,
@@ -93,9 +107,10 @@ def find_result(results: Sequence[PublishedResult], dataset: str, method: str) -
     if not on_dataset:
         names = ", ".join(dict.fromkeys(result.dataset for result in results)) or "none"
         raise ValueError(f"there are no published results on {dataset}; the data sets with some are: {names}")
-    for result in on_dataset:
-        if result.method == method.removesuffix(_PROTOTYPES):
-            return result
+    for name in (method, method.removesuffix(_PROTOTYPES)):
+        for result in on_dataset:
+            if result.method == name:
+                return result
     names = "".join(f"\n  {result.method}" for result in on_dataset)
     raise ValueError(f"there are no published results of {method} on {dataset}; expected one of{names}")
 

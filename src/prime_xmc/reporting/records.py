@@ -21,7 +21,7 @@ from prime_xmc.reporting.run_folders import (
     read_runs,
     settings_of_model,
 )
-from prime_xmc.reporting.study import Study
+from prime_xmc.reporting.study import Study, evaluate_run
 from prime_xmc.run_files import CONFIG, METRICS, OVERRIDES
 
 logger = logging.getLogger(__name__)
@@ -104,26 +104,36 @@ def _identity(path: Path) -> list[tuple[str, str, str, int]]:
 
 
 def _write(path: Path, study: Study, record: Path) -> None:
-    """Write the record of a run into a new folder."""
-    run = next(run for configuration in study.runs.configurations for run in configuration.runs if run.path == path)
+    """Write the record of a run into a new folder, with all its scorers, whether or not they count in this report."""
+    corpus, runs = study.runs.corpus, read_runs(path)
+    assert corpus is not None
+    run = runs[0]
     for name in _COPIED:
         if (path / name).is_file():
             (record / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path / name, record / name)  # with its time: the newest run of a seed counts
+            shutil.copy2(path / name, record / name)
     group, _, choice = run.system.partition("=")
     choices = {group: choice} if choice else {}  # all that is read of a file that names folders of the machine
     write_text(record / CHOICES, OmegaConf.to_yaml({"hydra": {"runtime": {"choices": choices}}}))
-    write_json(record / RECORD, {"settings": _of_export(run.export)})
-    assert study.runs.corpus is not None
-    positives = study.runs.corpus.test.positives
-    for evaluation in (each for of_name in study.evaluations.values() for each in of_name if each.run.path == path):
-        predictions = evaluation.run.predictions
-        assert predictions is not None
+    about = _of_export(run.export) | {"data_source": corpus.source_hash, "finished": _finished(path)}
+    write_json(record / RECORD, {"settings": about})
+    evaluated = {
+        evaluation.run.predictions: evaluation for of_name in study.evaluations.values() for evaluation in of_name
+    }
+    for predictions in dict.fromkeys(run.predictions for run in runs if run.predictions is not None):
         ranks = record / name_of_ranks(predictions.name)
         if are_ranks(predictions):
             shutil.copy2(predictions, ranks)
-        else:
-            save_ranks(ranks, ranks_of(load_predictions(predictions)[0], positives), evaluation.macro)
+            continue
+        own = next(run for run in runs if run.predictions == predictions)
+        evaluation = evaluated.get(predictions) or evaluate_run(own, corpus)
+        save_ranks(ranks, ranks_of(load_predictions(predictions)[0], corpus.test.positives), evaluation.macro)
+
+
+def _finished(path: Path) -> float:
+    """Return when a run was finished, in seconds since 1970, by itself or by the record that is in its place."""
+    noted = next((run.export.get("finished") for run in read_runs(path)), None)
+    return noted if isinstance(noted, float) else (path / METRICS).stat().st_mtime
 
 
 def _of_export(export: Mapping[str, Any]) -> dict[str, Any]:

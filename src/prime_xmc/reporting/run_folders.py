@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf.errors import OmegaConfBaseException
 
 from prime_xmc.foreign import check_links, parse_json
-from prime_xmc.reporting.expressions import cache_folder, check_numbers, load_yaml, resolved, without_machine
+from prime_xmc.reporting.expressions import cache_folder, finite_numbers, load_yaml, resolved, without_machine
 from prime_xmc.reporting.ranks import name_of_ranks
 from prime_xmc.run_files import CONFIG, METADATA, METRICS, OF_TRAINING, OVERRIDES, is_below, key_of
 
@@ -31,6 +31,12 @@ _AFTERWARDS = (
     "lexical",
     "ensemble",
 )  # settings of what follows the prototypes
+# Of these, the settings that a scorer has nothing from; the ensemble has something from all of them.
+_OF_OTHERS = {
+    "W": ("neighbours", "lexical", "ensemble"),
+    "neighbours": ("classify", "classify_settings", "lexical", "ensemble"),
+    "lexical": ("classify", "classify_settings", "neighbours", "ensemble"),
+}
 _MEASURED = re.compile(r"(val|test)/(?:(\w+)/)?([^/]+)")  # split, scorer if there are several, metric
 _ANSWERING = "predict/milliseconds_per_query"
 _JOB = "job.json"  # what a sweep notes about each of its jobs
@@ -157,7 +163,7 @@ def read_runs(path: Path) -> list[RunRecord]:
     metrics, export, job = (_load_json(path / name) for name in (METRICS, _EXPORT, _JOB))
     if not isinstance(overrides, list):
         raise ValueError(f"{path / OVERRIDES}: expected a list of settings, got {type(overrides).__name__}")
-    check_numbers(path / METRICS, metrics or {})
+    metrics = None if metrics is None else finite_numbers(path / METRICS, metrics)
     others = (_CLASSIFIERS, _BASELINE, RECORD)
     export = export or next(filter(None, (_load_json(path / name) for name in others)), {})
     export = export.get("settings") or {}
@@ -327,15 +333,17 @@ def _load_json(path: Path) -> dict[str, Any] | None:
 def _read_epochs(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
-    rows, line = [], 0
+    rows, line = [], 1
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
+            if "epoch" not in (reader.fieldnames or ()):
+                raise ValueError("there is no column epoch")
             for row in reader:
                 line = reader.line_num
                 rows.append({name: float(value) for name, value in row.items() if value != ""})
     except (TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path}, line {line}: expected numbers ({error})") from error
+        raise ValueError(f"{path}, line {line}: expected numbers below the names of columns ({error})") from error
     return rows
 
 
@@ -363,6 +371,7 @@ def _of_scorer(run: RunRecord, stage: Path, scorer: str) -> RunRecord:
     """
     rows = [] if scorer in ("neighbours", "lexical") else _read_epochs(stage / CURVES)
     name = f"predictions_{scorer}.npz"
+    run = _without(run, _OF_OTHERS.get(scorer, ()))
     return replace(
         run,
         settings=run.settings | {"scorer": scorer},

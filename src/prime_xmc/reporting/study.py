@@ -27,6 +27,7 @@ from prime_xmc.reporting.statistics import (
     holm,
     macro_metrics,
 )
+from prime_xmc.run_files import CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ MACRO = tuple(f"macro-{name}@{k}" for name in ("P", "R", "F1") for k in (1, 3, 5
 COVERAGE = tuple(f"coverage@{k}" for k in COVERAGE_K)
 _NOTES = ("note/test", "note/labels")  # how names of recorded sentences on the test split and the labels begin
 _DEPTH = 5  # labels of a query that are counted in bins and shown as examples
+LARGEST = 1e30  # charts leave out what is larger, and what is no number, as after a training that has diverged
 _TOLERANCE = 1e-4  # metrics.json holds single precision, so a metric computed again from predictions.npz differs a bit
 
 
@@ -121,7 +123,7 @@ def make_studies(
     Raises:
         ValueError: If no data set has the baseline, or predictions are not readable or not those of their run.
     """
-    if baseline is not None and not any(find_configuration(group.configurations, baseline) for group in groups):
+    if baseline is not None and not any(find_configuration(group, baseline) for group in groups):
         names = "\n".join(f"  {configuration.name}" for group in groups for configuration in group.configurations)
         raise ValueError(
             f"baseline={baseline} is no configuration of these runs, expected one of\n{names}\n"
@@ -133,7 +135,7 @@ def make_studies(
         if baseline is None:
             chosen = next((c for c in group.configurations if c.has_predictions), None)
         else:
-            chosen = find_configuration(group.configurations, baseline)
+            chosen = find_configuration(group, baseline)
         studies.append(make_study(group, chosen, num_resamples=num_resamples, num_examples=num_examples, seed=seed))
     return studies
 
@@ -160,8 +162,9 @@ def make_study(
             f"{number} debugging {'run is' if number == 1 else 'runs are'} left out of everything here, because debug, "
             "trainer.fast_dev_run, trainer.overfit_batches or trainer.limit_..._batches is set."
         )
-    recorded = [run.metrics or {} for configuration in runs.configurations for run in configuration.runs]
-    sentences = {note for metrics in recorded for name, note in metrics.items() if name.startswith(_NOTES) and note}
+    counted = [run for configuration in runs.configurations for run in configuration.runs]
+    noted = [item for run in counted for item in (run.metrics or {}).items()]
+    sentences = {note for name, note in noted if name.startswith(_NOTES) and note}
     study.notes.extend(f"{note[0].upper()}{note[1:]}." for note in sorted(sentences))
     with_predictions = [
         (configuration, [run for run in configuration.runs if run.predictions is not None])
@@ -170,9 +173,22 @@ def make_study(
     lacking = [c.name for c, members in with_predictions if not members]
     if lacking:
         study.notes.append(
-            f"{len(lacking)} of {len(with_predictions)} configurations have no predictions (test=false), so they are "
-            "missing wherever predictions are needed: in the differences from the baseline, in the tables of rare and "
-            "frequent labels, and in the examples."
+            f"{len(lacking)} of {len(with_predictions)} configurations have no predictions, as with test=false, so "
+            "they are missing wherever predictions are needed: in the differences from the baseline, in the tables of "
+            "rare and frequent labels, and in the examples."
+        )
+    if diverged := sorted({str(run.path) for run in counted if _has_diverged(run)}):
+        study.notes.append(
+            f"The curves of {', '.join(diverged)} have values that are huge or no numbers, as after a training that "
+            "has diverged; the charts leave them out."
+        )
+    constants = {
+        " ".join(f"{name}={run.settings.get(f'dataset.propensity.{name}')}" for name in "ab") for run in counted
+    }
+    if len(constants) > 1:
+        named = ", ".join(sorted(constants))
+        study.notes.append(
+            f"The runs have different constants of the propensity ({named}): their PSP measures different things."
         )
     if runs.corpus is None:
         study.notes.append(
@@ -186,13 +202,12 @@ def make_study(
             "No test query has a label, so that there is nothing to measure: see the metrics on held-out queries."
         )
         return study
-    frequency = corpus.label_frequency
-    bins = bin_of_label(frequency)
+    bins = bin_of_label(corpus.label_frequency)
     study.labels_of_bin.extend(_counts(bins))
     study.positives_of_bin.extend(_counts(bins[corpus.test.positives.values]))
     for configuration, members in with_predictions:
         for run in members:
-            evaluation = _evaluate(run, corpus, frequency, bins)
+            evaluation = evaluate_run(run, corpus)
             study.evaluations.setdefault(configuration.name, []).append(evaluation)
     partial = [c.name for c, members in with_predictions if 0 < len(members) < len(c.runs)]
     if partial:
@@ -210,12 +225,6 @@ def make_study(
             f"{len(of_records)} of {len(with_predictions)} configurations are read from records, which have what every "
             "table needs and no predictions to show as examples."
         )
-    constants = {_propensity(run) for _, members in with_predictions for run in members}
-    if len(constants) > 1:
-        named = ", ".join(f"a={a:g} b={b:g}" for a, b in sorted(constants))
-        study.notes.append(
-            f"The runs have different constants of the propensity ({named}): their PSP measures different things."
-        )
     if len(study.evaluations) > 1 and (baseline is None or baseline.name not in study.evaluations):
         study.notes.append("Nothing is compared, because the baseline has no runs on this data set or no predictions.")
     if study.evaluations:
@@ -225,15 +234,31 @@ def make_study(
 
 
 def _propensity(run: RunRecord) -> tuple[float, float]:
-    return float(run.settings["dataset.propensity.a"]), float(run.settings["dataset.propensity.b"])
+    try:
+        return float(run.settings["dataset.propensity.a"]), float(run.settings["dataset.propensity.b"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{run.path / CONFIG}: expected numbers for dataset.propensity.a and .b ({error!r})"
+        ) from error
 
 
-def _evaluate(
-    run: RunRecord, corpus: Corpus, frequency: Int64[np.ndarray, " label"], bins: Int64[np.ndarray, " label"]
-) -> Evaluation:
+def _has_diverged(run: RunRecord) -> bool:
+    return any(not abs(value) <= LARGEST for row in run.epochs for value in row.values())
+
+
+def evaluate_run(run: RunRecord, corpus: Corpus) -> Evaluation:
+    """Evaluate the predictions of a run on the test split.
+
+    Raises:
+        ValueError: If they are not readable, or do not give the metrics that the run has recorded.
+    """
     assert run.predictions is not None
-    weights = inverse_propensity(frequency, len(corpus.train), *_propensity(run))
-    positives = corpus.test.positives
+    frequency, positives = corpus.label_frequency, corpus.test.positives
+    bins = bin_of_label(frequency)
+    try:
+        weights = inverse_propensity(frequency, len(corpus.train), *_propensity(run))
+    except ValueError as error:
+        raise ValueError(f"{run.path / CONFIG}: {error}") from error
     macro = None
     if are_ranks(run.predictions):
         indices, macro = load_ranks(run.predictions, positives, (*MACRO, *COVERAGE))

@@ -112,7 +112,9 @@ def _results(study: Study, stage: Literal["test", "val"]) -> Table:
     rows, records = [], []
     for configuration in configurations:
         cells = [column[configuration.name] for column in columns]
-        rows.append((_name(study, configuration), Cell(str(len(configuration.runs))), *cells))
+        counts = [len(configuration.final(f"{stage}/{name}")) for name in SHOWN]
+        seeds = str(max(counts)) if len({*counts} - {0}) == 1 else f"{min(filter(None, counts))} to {max(counts)}"
+        rows.append((_name(study, configuration), Cell(seeds), *cells))
         about = {"configuration": configuration.name}
         records += [about | record for name in METRICS for record in _record(configuration, stage, name)]
     marks = ""

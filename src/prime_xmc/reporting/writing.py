@@ -35,7 +35,7 @@ def write_report(report: Report, folder: Path) -> Path:
         tables = folder / _folder_name(chapter.study.runs.name)
         charts = against_cost(chapter.study)
         for table in chapter.tables:
-            _write_table(table, tables)
+            _write_table(table, tables, tables.name if len(report.chapters) > 1 else "")
         for chart in charts:
             write_text(tables / f"{chart.file}.svg", draw_alone(chart))
         written = {f"{table.name}.{suffix}" for table in chapter.tables for suffix in ("csv", "tex")}
@@ -46,9 +46,9 @@ def write_report(report: Report, folder: Path) -> Path:
     return page
 
 
-def _write_table(table: Table, folder: Path) -> None:
+def _write_table(table: Table, folder: Path, dataset: str = "") -> None:
     write_text(folder / f"{table.name}.csv", to_csv(table))
-    write_text(folder / f"{table.name}.tex", to_latex(table))
+    write_text(folder / f"{table.name}.tex", to_latex(table, dataset))
 
 
 def _folder_name(dataset: str) -> str:

@@ -64,6 +64,7 @@ def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
         "config": content,
         "dataset": data.corpus.manifest["name"],
         "data_fingerprint": data.corpus.manifest["fingerprint"],
+        "data_source": data.corpus.source_hash,
         "seed": config.seed,
         "torch_version": torch.__version__,
         "prime_xmc_version": version("prime_xmc"),
