@@ -325,7 +325,7 @@ class TestFolder:
             scorer(f"model.dir={model}", f"classifiers={complete['all'][0] / 'classifiers'}", "search=faiss")
 
     def test_another_model(self, model, tmp_path):
-        save_classifiers(tmp_path / "made", torch.eye(3), digest="other", settings={})
+        save_classifiers(tmp_path / "made", torch.eye(3), digest="other", labels="other", settings={})
         with pytest.raises(ValueError, match=f"are not for the model {re.escape(str(model))}"):
             load_classifiers(tmp_path / "made", model)
 

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 import prime_xmc
-from prime_xmc.export.scorers import encoder_digest, save_classifiers
+from prime_xmc.export.scorers import encoder_digest, labels_digest, save_classifiers
 from prime_xmc.serve import run
 
 TOKEN = "a-token-for-these-tests"
@@ -129,7 +129,13 @@ def test_settings_are_checked(compose, toy_bundle, overrides, problem):
 @pytest.mark.parametrize("scorers", [("theta", "[W]"), ("W", "[theta]")])
 def test_classifiers_are_for_the_scorers_that_use_them(compose, toy_bundle, tmp_path, scorers, monkeypatch):
     vectors = load_file(toy_bundle / "prototypes.safetensors")["prototypes"]
-    save_classifiers(tmp_path / "later", vectors.flip(0), digest=encoder_digest(toy_bundle), settings={})
+    save_classifiers(
+        tmp_path / "later",
+        vectors.flip(0),
+        digest=encoder_digest(toy_bundle),
+        labels=labels_digest(toy_bundle),
+        settings={},
+    )
     found = {}
 
     def served(directory, load, names, *, explain):

@@ -1,6 +1,8 @@
 """`Model`: predictions, metrics, changed labels, and what is saved."""
 
+import inspect
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,10 @@ from prime_xmc.trained_model import Model, as_label, rows_of
 @pytest.fixture
 def model(toy_bundle, tmp_path) -> Model:
     return prime_xmc.load(shutil.copytree(toy_bundle, tmp_path / "model"))
+
+
+# without the tests' own check of types, which is for programmers; the message is for users
+rename_labels = inspect.unwrap(Model.rename_labels)
 
 
 def uids(model: Model, text: str) -> list[str]:
@@ -77,6 +83,71 @@ class TestChanges:
                 change()
         assert model.version == 1
 
+    def test_a_request_of_before_is_not_answered(self, model, tmp_path):
+        request = model.request(top_k=3, allow=["l1", "l2", "l3"])
+        model.add_labels(["a"])
+        model.save(tmp_path / "second")
+        with pytest.raises(ValueError, match=r"the labels were changed since .*: call request\(\) again"):
+            model.answer(["a red cat"], request)
+        request = model.request(top_k=3, allow=["l1", "l2", "l3"])
+        model.save(tmp_path / "third")
+        (found,) = model.answer(["a red cat"], request)
+        assert {label.uid for label in found.labels} == {"l1", "l2", "l3"}
+
+    @pytest.mark.parametrize("what", ["predict", "evaluate"])
+    def test_a_call_under_way_is_answered_with_the_labels_of_its_beginning(self, model, monkeypatch, what):
+        """As if another thread changed them between search and looking up the labels."""
+        call = {
+            "predict": lambda: model.predict(["a red cat"], top_k=48)[0].labels,
+            "evaluate": lambda: model.evaluate(["a red cat"], [[best]]),
+        }[what]
+        best = uids(model, "a red cat")[0]
+        before, searcher, folder = call(), model.searcher, model.folder
+
+        class Changing:
+            def search(self, *arguments):
+                found = searcher.search(*arguments)
+                if model.version == 1:
+                    model.remove_labels(["l0", best] if best != "l0" else ["l0"])
+                return found
+
+        monkeypatch.setattr(model._ranked, "searcher", Changing())
+        assert call() == before
+        assert model.folder != folder
+        assert best not in uids(model, "a red cat")
+
+    def test_a_folder_of_before_stays_while_a_thread_answers_from_it(self, model):
+        model.add_labels(["a"])
+        first, held, told = model.folder, threading.Event(), threading.Event()
+
+        def answering():
+            ranked = model._ranked  # as a prediction keeps it
+            held.set()
+            told.wait()
+            assert ranked.folder == first
+
+        thread = threading.Thread(target=answering)
+        thread.start()
+        held.wait()
+        model.add_labels(["b"])
+        assert first.is_dir()
+        told.set()
+        thread.join()
+        assert not first.exists()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda model: model.add_labels([("a\ud800", "x")]), r"label \('a\\ud800', 'x'\) has half a character"),
+            (lambda model: model.add_labels(["a"], "ab", [["a"], ["a"]]), r"the single string 'ab': write \[text\]"),
+            (lambda model: rename_labels(model, {"l1": None}), r"expected a label as .*, got \('l1', None\)"),
+        ],
+    )
+    def test_what_is_no_label_or_query_is_named(self, model, change, message):
+        with pytest.raises(ValueError, match=message):
+            change(model)
+        assert model.version == 1
+
     def test_examples_without_labels(self, model):
         with pytest.raises(ValueError, match="expected labels for each of 1 queries, got 0 lists"):
             model.add_labels(["a"], ["q"])
@@ -97,6 +168,35 @@ class TestEvaluate:
 
     def test_of_nothing(self, model):
         assert model.evaluate([], []) == {}
+        assert model.evaluate(np.array([], dtype=str), []) == {}
+
+    def test_of_columns_and_generators(self, model):
+        texts, right = ["a red cat", "a blue house"], [["l1"], ["l2", "l3"]]
+        expected = model.evaluate(texts, right)
+        assert model.evaluate(np.array(texts), right) == expected
+        assert model.evaluate((text for text in texts), iter(right)) == expected
+
+    @pytest.mark.parametrize("by", ["uid", "id"])
+    def test_filtered_labels_take_no_place(self, model, by):
+        texts = ["a red cat", "a blue house"]
+        best = [[getattr(label, by) for label in each.labels] for each in model.predict(texts, top_k=3)]
+        right = [row[1:2] for row in best]
+        assert model.evaluate(texts, right)["P@1"] == 0
+        assert model.evaluate(texts, right, filtered=[best[0][:1], []])["P@1"] == 0.5
+        assert model.evaluate(texts, right, filtered=[row[:1] for row in best])["P@1"] == 1
+        with pytest.raises(ValueError, match="expected labels for each of 2 queries, got 1 lists"):
+            model.evaluate(texts, right, filtered=[[]])
+
+    @pytest.mark.parametrize(
+        ("queries", "message"),
+        [
+            ("ab", r"got the single string 'ab': write \[text\]"),
+            ({"a": "x", "b": "y"}, "got a dictionary: write list"),
+        ],
+    )
+    def test_what_are_no_queries(self, model, queries, message):
+        with pytest.raises(ValueError, match=message):
+            inspect.unwrap(Model.evaluate)(model, queries, [["l1"], ["l2"]])
 
     @pytest.mark.parametrize(
         ("positives", "message"),

@@ -4,14 +4,17 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
+from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.evaluation.metrics import TOP_K, evaluate
+from prime_xmc.evaluation.rank import search_unfiltered
 from prime_xmc.export.folder import model_version, read_metrics
 from prime_xmc.export.hub import download, is_hub_id, upload
 from prime_xmc.export.label_changes import Example, NewLabel, add_labels, remove_labels, rename_labels
@@ -25,7 +28,8 @@ LabelLike = str | tuple[str, str] | Mapping[str, Any]
 class Model(Predictor):
     """An exported model: ranks labels, is evaluated on queries, and gets further labels without training.
 
-    Changes of labels are made beside the folder that was opened, which stays as it was until `save`.
+    Changes of labels are made beside the folder that was opened, which stays as it was until `save`. Other threads may
+    predict meanwhile: each call is answered with the labels of before or with those of after. One thread changes them.
 
     Example:
         model = prime_xmc.load("outputs/train/2026-01-31_12-00-00/model")
@@ -33,15 +37,12 @@ class Model(Predictor):
         model.save("models/second")
 
     Attributes:
-        folder: Folder that holds the model as it is now.
         source: Folder that was opened, None where it came from the hub.
     """
 
-    folder: Path
     source: Path | None
     _arguments: dict[str, Any]  # with which it was opened
     _opened_version: int
-    _discard: Callable[[], object] | None = None  # removes a folder that was made for a change, until it is saved
 
     @classmethod
     def load(
@@ -90,10 +91,17 @@ class Model(Predictor):
         }
         model = super().load(folder, **arguments)
         assert isinstance(model, cls)
-        model.folder, model.source = folder, None if from_hub else folder
+        model.source = None if from_hub else folder
         model._arguments = arguments
         model._opened_version = model_version(model.config)
         return model
+
+    @property
+    def folder(self) -> Path:
+        """Folder that holds the model as it is now."""
+        folder = self._ranked.folder
+        assert folder is not None  # `load` has given it
+        return folder
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -107,40 +115,51 @@ class Model(Predictor):
 
     def evaluate(
         self,
-        queries: Sequence[str],
-        positives: Sequence[Sequence[int] | Sequence[str]],
+        queries: Iterable[str],
+        positives: Iterable[Sequence[int] | Sequence[str]],
         inverse_propensity: Float64[np.ndarray, " label"] | None = None,
+        *,
+        filtered: Iterable[Sequence[int] | Sequence[str]] | None = None,
     ) -> dict[str, float]:
         """Return the metrics of the model for queries whose labels are known.
+
+        The filter files of a data set are not known here: without `filtered`, a label that they leave out of a query's
+        answers, mostly the query's own, takes a place among the first k.
 
         Args:
             queries: Texts.
             positives: Labels of each query, by row (`ScoredLabel.id`) or by uid.
             inverse_propensity: Weight of each label, at least 1; None: there are no propensity-scored metrics.
+            filtered: Labels of each query that are no answers of it, likewise; None: there are none.
 
         Returns:
             Fractions in [0, 1] by name, such as "P@1" and "R@10"; empty where no query has a label.
 
         Raises:
-            ValueError: If queries and positives do not fit, or a label is not known.
+            ValueError: If queries, positives and filtered do not fit, or a label is not known.
         """
-        if len(queries) != len(positives):
-            raise ValueError(f"expected labels for each of {len(queries)} queries, got {len(positives)} lists")
-        truth = Ragged.from_rows([np.unique(row) for row in rows_of(positives, [uid for uid, _ in self.labels])])
-        if not queries:
+        ranked, texts = self._ranked, checked_texts(queries)
+        uids, num_labels = [uid for uid, _ in ranked.labels], len(ranked.labels)
+        truth = _ragged(positives, uids, len(texts))
+        left_out = _ragged([()] * len(texts) if filtered is None else filtered, uids, len(texts))
+        if not texts:
             return {}
-        query_emb, tokens = self._read(list(queries))
-        _, indices = self.search(query_emb, min(TOP_K, self.num_labels), tokens)
-        weights = np.ones(self.num_labels) if inverse_propensity is None else inverse_propensity
-        metrics = evaluate(indices.cpu().numpy(), truth, weights)
+        query_emb, tokens = self._read(texts)
+
+        def search(query_emb: Float[Tensor, "query d"], top_k: int) -> tuple[Tensor, Tensor]:
+            return self._search(ranked, query_emb, min(top_k, num_labels), tokens)
+
+        indices, _ = search_unfiltered(search, query_emb, left_out, TOP_K)
+        weights = np.ones(num_labels) if inverse_propensity is None else inverse_propensity
+        metrics = evaluate(indices, truth, weights)
         unweighted = inverse_propensity is None
         return {name: value for name, value in metrics.items() if not (unweighted and name.startswith("PS"))}
 
     def add_labels(
         self,
         labels: Iterable[LabelLike],
-        queries: Sequence[str] = (),
-        positives: Sequence[Sequence[str]] = (),
+        queries: Iterable[str] = (),
+        positives: Iterable[Sequence[str]] = (),
     ) -> None:
         """Add labels without training: prototypes come from their texts and from example queries.
 
@@ -153,12 +172,12 @@ class Model(Predictor):
             FileNotFoundError: If the model folder lacks what makes prototypes.
             ValueError: If a uid is taken, or an example names a label that there is not.
         """
-        if len(queries) != len(positives):
-            raise ValueError(f"expected labels for each of {len(queries)} queries, got {len(positives)} lists")
+        texts, uids = checked_texts(queries), [checked_texts(each) for each in positives]
+        _check_lengths(len(texts), len(uids))
         if isinstance(labels, str | Mapping):
             raise ValueError(f"expected a list of labels, got the single one {labels!r}: write [label]")
         new = [as_label(label) for label in labels]
-        examples = [Example(text, tuple(checked_texts(uids))) for text, uids in zip(queries, positives, strict=True)]
+        examples = [Example(text, tuple(of_text)) for text, of_text in zip(texts, uids, strict=True)]
         self._change(lambda tables: add_labels(tables, self, new, examples))
 
     def remove_labels(self, uids: Iterable[str]) -> None:
@@ -177,9 +196,9 @@ class Model(Predictor):
             texts: New text by uid, or pairs of uid and new text.
 
         Raises:
-            ValueError: If there is no such label, or a text is empty.
+            ValueError: If there is no such label, or a text is empty or none.
         """
-        new = [NewLabel(uid, text) for uid, text in dict(texts).items()]
+        new = [as_label(pair) for pair in dict(texts).items()]
         self._change(lambda tables: rename_labels(tables, self, new))
 
     def save(self, folder: str | Path | None = None) -> Path:
@@ -201,7 +220,7 @@ class Model(Predictor):
                 copy_model(self.folder, target, self._opened_version)
         else:
             copy_model(self.folder, target)
-        self._move_to(target, None)
+        self._ranked = replace(self._ranked, folder=target)
         self.source = target
         self._opened_version = self.version
         return target
@@ -214,22 +233,15 @@ class Model(Predictor):
 
     def _change(self, change: Callable[[LabelTables], LabelTables]) -> None:
         workspace = Path(tempfile.mkdtemp(prefix="prime_xmc-"))
-        discard = weakref.finalize(self, shutil.rmtree, workspace, ignore_errors=True)
         try:
             write_label_tables(change(read_label_tables(self.folder)), self.folder, workspace / "model", link=True)
             changed = Predictor.load(workspace / "model", **self._arguments)
         except BaseException:
-            discard()
+            shutil.rmtree(workspace, ignore_errors=True)
             raise
-        self.searcher, self.labels, self.config = changed.searcher, changed.labels, changed.config
-        self._calibration = self._explainer = None  # they are read from the folder when they are wanted
-        self._move_to(workspace / "model", discard)
-
-    def _move_to(self, folder: Path, discard: Callable[[], object] | None) -> None:
-        """Take a folder for the model's own; the one that was made for its last change goes."""
-        if self._discard is not None:
-            self._discard()
-        self.folder, self._discard = folder, discard
+        # until nobody answers with these labels any more, another thread included
+        weakref.finalize(changed._ranked, shutil.rmtree, workspace, ignore_errors=True)
+        self._ranked = changed._ranked
 
 
 def as_label(label: object) -> NewLabel:
@@ -247,7 +259,23 @@ def as_label(label: object) -> NewLabel:
         uid, text = label if isinstance(label, tuple) and len(label) == 2 else (None, None)
     if not isinstance(uid, str | int) or isinstance(uid, bool) or not isinstance(text, str):
         raise ValueError(f"expected a label as a text, (uid, text) or a dictionary with uid and text, got {label!r}")
+    try:
+        f"{uid}{text}".encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the label {label!r} has half a character ({error}): remove it") from error
     return NewLabel(str(uid), text)
+
+
+def _check_lengths(num_queries: int, num_lists: int) -> None:
+    if num_queries != num_lists:
+        raise ValueError(f"expected labels for each of {num_queries} queries, got {num_lists} lists")
+
+
+def _ragged(given: Iterable[Sequence[int] | Sequence[str]], uids: Sequence[str], num_queries: int) -> Ragged:
+    """Return the labels of each query by row, ascending and each once."""
+    lists = list(given)
+    _check_lengths(num_queries, len(lists))
+    return Ragged.from_rows([np.unique(np.array(row, dtype=np.int64)) for row in rows_of(lists, uids)])
 
 
 def rows_of(positives: Sequence[Sequence[int] | Sequence[str]], uids: Sequence[str]) -> list[list[int]]:

@@ -16,7 +16,7 @@ from prime_xmc.export.ensemble import Ensemble, add_scorers, read_ensemble
 from prime_xmc.export.lexical_folder import LexicalTables, load_lexical, save_lexical
 from prime_xmc.export.model_sums import SUMMED, sealed
 from prime_xmc.export.neighbours_folder import VotingQueries, load_neighbours, save_neighbours
-from prime_xmc.export.scorers import encoder_digest, read_prototypes, save_classifiers
+from prime_xmc.export.scorers import encoder_digest, labels_digest, read_prototypes, save_classifiers
 from prime_xmc.files import save_tensors, write_json
 from prime_xmc.index.fused import Weights
 from prime_xmc.index.lexical import build_postings
@@ -273,7 +273,9 @@ class TestWhatIsMissing:
             prime_xmc.load(model, scorer="w")
 
     def test_neighbours_of_other_classifiers(self, model, add, classifiers, tmp_path):
-        save_classifiers(tmp_path / "later", classifiers, digest=encoder_digest(model), settings={})
+        save_classifiers(
+            tmp_path / "later", classifiers, digest=encoder_digest(model), labels=labels_digest(model), settings={}
+        )
         for scorer in ("neighbours", "lexical"):
             with pytest.raises(ValueError, match=f"scorer={scorer} does not use classifiers"):
                 prime_xmc.load(model, scorer=scorer, classifiers=tmp_path / "later")
@@ -281,6 +283,37 @@ class TestWhatIsMissing:
         mean = scores(prime_xmc.load(model, classifiers=tmp_path / "later"))
         theta, w = (scores(prime_xmc.load(model, scorer=name)) for name in ("theta", "W"))
         torch.testing.assert_close(mean, (theta + w) / 2, atol=1e-5, rtol=0)
+
+    def test_other_classifiers_are_for_the_labels_that_the_model_had(self, model, classifiers, tmp_path):
+        later = tmp_path / "later"
+        digests = {"digest": encoder_digest(model), "labels": labels_digest(model)}
+        save_classifiers(later, classifiers, **digests, settings={})
+        changed = prime_xmc.load(model)
+        changed.rename_labels({"l3": "purple dragon"})
+        renamed = changed.save(tmp_path / "renamed")
+        best = prime_xmc.load(model, scorer="W", classifiers=later).predict(TEXTS, top_k=1)
+        found = prime_xmc.load(renamed, scorer="W", classifiers=later).predict(TEXTS, top_k=1)
+        assert [each.labels[0].uid for each in found] == [each.labels[0].uid for each in best]
+        changed.remove_labels(["l0"])
+        changed.add_labels(["n1"])
+        shifted = changed.save(tmp_path / "shifted")
+        assert prime_xmc.load(shifted).num_labels == len(classifiers)
+        with pytest.raises(ValueError, match=r"later are not for the model .*shifted: its labels, or their order, are"):
+            prime_xmc.load(shifted, scorer="W", classifiers=later)
+
+    def test_classifiers_of_a_version_that_did_not_name_their_labels(self, model, classifiers, tmp_path):
+        later = tmp_path / "later"
+        save_classifiers(later, classifiers, digest=encoder_digest(model), labels=labels_digest(model), settings={})
+        content = json.loads((later / "classifiers.json").read_text())
+        del content["labels"], content["checksum"], content["files"]
+        (later / "classifiers.json").write_text(json.dumps(content))
+        assert prime_xmc.load(model, classifiers=later).scorer == "ensemble"
+        changed = prime_xmc.load(model)
+        changed.remove_labels(["l0"])
+        changed.add_labels(["n1"])
+        changed.save()
+        with pytest.raises(ValueError, match=r"do not say which labels they are for, and the model .* is version 3"):
+            prime_xmc.load(model, classifiers=later)
 
 
 class TestDamage:

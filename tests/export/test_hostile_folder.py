@@ -31,9 +31,15 @@ def test_it_is_refused_with_a_message_and_nothing_runs(model, name):
 
 
 def test_classifiers_of_another_shape_are_refused(model):
-    from prime_xmc.export.scorers import encoder_digest, load_classifiers, save_classifiers
+    from prime_xmc.export.scorers import encoder_digest, labels_digest, load_classifiers, save_classifiers
 
-    save_classifiers(model / "classifiers", torch.randn(7, 32), digest=encoder_digest(model), settings={})
+    save_classifiers(
+        model / "classifiers",
+        torch.randn(7, 32),
+        digest=encoder_digest(model),
+        labels=labels_digest(model),
+        settings={},
+    )
     with pytest.raises(ValueError, match=r"holds 7 x 32 numbers, expected 48 x 32"):
         load_classifiers(model / "classifiers", model)
 

@@ -7,7 +7,7 @@ import torch
 
 from prime_xmc.export.model_sums import SUMMED, check_model, seal, sealed
 from prime_xmc.export.predictor import Predictor
-from prime_xmc.export.scorers import encoder_digest, save_classifiers
+from prime_xmc.export.scorers import encoder_digest, labels_digest, save_classifiers
 from prime_xmc.files import write_json
 
 
@@ -92,7 +92,9 @@ def test_weights_are_not_edited(model):
 
 def test_sums_are_renewed_of_all_parts(model):
     vectors = torch.nn.functional.normalize(torch.randn(48, 32), dim=1)
-    save_classifiers(model / "classifiers", vectors, digest=encoder_digest(model), settings={})
+    save_classifiers(
+        model / "classifiers", vectors, digest=encoder_digest(model), labels=labels_digest(model), settings={}
+    )
     (model / "classifiers" / "classifiers.safetensors").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"classifiers\.safetensors is damaged"):
         check_model(model)
@@ -131,7 +133,11 @@ def test_classifiers_outside_of_the_model_are_checked(model, tmp_path):
     outside = tmp_path / "classifiers"
     shape = Predictor.load(model).num_labels, Predictor.load(model).encoder.dim
     save_classifiers(
-        outside, torch.nn.functional.normalize(torch.ones(shape)), digest=encoder_digest(model), settings={}
+        outside,
+        torch.nn.functional.normalize(torch.ones(shape)),
+        digest=encoder_digest(model),
+        labels=labels_digest(model),
+        settings={},
     )
     Predictor.load(model, scorer="W", classifiers=outside)
     content = bytearray((outside / "classifiers.safetensors").read_bytes())

@@ -233,11 +233,42 @@ class TestPrediction:
         assert torch.allclose(predictor.encode(["cat"])[0], with_transformers(tmp_path / "model", "cat"), atol=1e-5)
 
 
+def ask(predictor, top_k, min_score):
+    """Make a request without the tests' own check of types, which is for programmers; the message is for users."""
+    return inspect.unwrap(Predictor._request)(
+        predictor, predictor._ranked, top_k, min_score, None, None, calibrate=False, explain=False
+    )
+
+
+class Table:
+    """What iterates over the names of its columns, as a table of pandas does."""
+
+    columns = ("title",)
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
 class TestBadArguments:
     @pytest.mark.parametrize("top_k", [0, -1])
     def test_top_k_out_of_range(self, predictor, top_k):
         with pytest.raises(ValueError, match=f"top_k of at least 1, got {top_k}"):
             predictor.predict(["cat"], top_k=top_k)
+
+    @pytest.mark.parametrize("top_k", [2.5, "2", None, True])
+    def test_top_k_that_is_no_whole_number(self, predictor, top_k):
+        with pytest.raises(ValueError, match=f"expected top_k, a whole number of at least 1, got {top_k!r}"):
+            ask(predictor, top_k, None)
+
+    @pytest.mark.parametrize("min_score", [float("nan"), "0.5", True])
+    def test_min_score_that_is_no_number(self, predictor, min_score):
+        with pytest.raises(ValueError, match=f"expected min_score, a number or None for no limit, got {min_score!r}"):
+            ask(predictor, 5, min_score)
+
+    def test_numbers_of_numpy(self, predictor):
+        request = ask(predictor, np.int64(2), np.float32(-1))
+        assert (type(request.top_k), type(request.min_score)) == (int, float)
+        assert len(predictor.answer(["cat"], request)[0].labels) == 2
 
     @pytest.mark.parametrize(
         ("texts", "said"),
@@ -246,6 +277,8 @@ class TestBadArguments:
             ([b"a"], "position 0 is b'a'"),
             (["a", "b", "\ud800"], "position 2 is .* half a character"),
             ("cat", r"the single string 'cat': write \[text\]"),
+            ({"a": "cat"}, r"got a dictionary: write list\(texts\.values\(\)\)"),
+            (Table(), r"got a table \(Table\): give one column of it"),
         ],
     )
     def test_texts_that_are_none(self, texts, said):

@@ -13,7 +13,7 @@ import torch
 
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.export.folder import LABELS
-from prime_xmc.export.scorers import encoder_digest, save_classifiers
+from prime_xmc.export.scorers import encoder_digest, labels_digest, save_classifiers
 from prime_xmc.interchange import folder_writer
 from prime_xmc.interchange.folder_writer import check_output, choose_vectors, export_folder, largest_difference
 from prime_xmc.interchange.onnx_encoder import OnnxEncoder
@@ -92,7 +92,7 @@ def test_a_mixture_is_what_the_ensemble_searches(toy_bundle, tmp_path, predictor
     model = shutil.copytree(toy_bundle, tmp_path / "model")
     digest = encoder_digest(model)
     classifiers = torch.nn.functional.normalize(torch.randn(48, 32, generator=torch.Generator().manual_seed(0)))
-    save_classifiers(model / "classifiers", classifiers, digest=digest, settings={})
+    save_classifiers(model / "classifiers", classifiers, digest=digest, labels=labels_digest(model), settings={})
     weights = {"theta": 0.25, "W": 0.75, "neighbours": 0.0, "lexical": 0.0}
     content = {"format_version": 1, "encoder": digest, "weights": weights, "k": None, "temperature": None}
     content |= {"num_validation": 0, "criterion": [], "validation": {}}

@@ -8,10 +8,13 @@ import tempfile
 from contextlib import suppress
 
 import pytest
+import torch
 
+import prime_xmc
 from prime_xmc.export.predictor import Predictor
+from prime_xmc.export.scorers import encoder_digest, labels_digest, save_classifiers
 from prime_xmc.files import publishing
-from prime_xmc.serving.served_model import content_version, load_served, signature
+from prime_xmc.serving.served_model import ModelSlot, content_version, load_served, signature
 
 
 @pytest.fixture
@@ -79,6 +82,25 @@ def test_the_same_files_are_not_loaded_again(slot, model_folder):
     os.utime(model_folder / "labels.jsonl", (1, 1))
     assert asyncio.run(slot.reload()).result == "unchanged"
     assert slot.model is model
+
+
+def test_classifiers_of_other_labels_leave_the_old_model(model_folder, tmp_path):
+    vectors = torch.eye(48, 32)
+    digests = {"digest": encoder_digest(model_folder), "labels": labels_digest(model_folder)}
+    save_classifiers(tmp_path / "later", vectors, **digests, settings={})
+
+    def load(copy, scorer):
+        return Predictor.load(copy, scorer=scorer, classifiers=tmp_path / "later")
+
+    slot = ModelSlot(model_folder, load, ("W",))
+    model = slot.model
+    changed = prime_xmc.load(model_folder)
+    changed.remove_labels(["l0"])
+    changed.add_labels(["n1"])
+    changed.save()
+    outcome = asyncio.run(slot.reload())
+    assert (outcome.result, slot.model) == ("failed", model)
+    assert f"are not for the model {model_folder}: its labels, or their order, are others" in outcome.reason
 
 
 def truncate(path):

@@ -80,7 +80,8 @@ def model_corpus(config: DictConfig, predictor: Predictor) -> Corpus:
     if (number := model_version(predictor.config)) > 1:
         hint = (
             f"labels of {config.model.dir} were changed after training, this is version {number}: give a data set of "
-            "its labels, as they are in labels.jsonl, or evaluate it by prime_xmc.load(...).evaluate"
+            "its labels, as they are in labels.jsonl, or evaluate it by prime_xmc.load(...).evaluate, with the "
+            "pairs of filter files as its filtered="
         )
     if predictor.num_labels != corpus.num_labels:
         raise ValueError(

@@ -16,7 +16,7 @@ from prime_xmc.export.lexical_folder import LexicalTables, save_lexical
 from prime_xmc.export.model_sums import sealed
 from prime_xmc.export.neighbours_folder import FOLDER as NEIGHBOURS
 from prime_xmc.export.neighbours_folder import VotingQueries, save_neighbours
-from prime_xmc.export.scorers import AGAIN, check_encoder, read_json, save_classifiers
+from prime_xmc.export.scorers import AGAIN, check_encoder, labels_digest, read_json, save_classifiers
 from prime_xmc.export.scorers import FOLDER as CLASSIFIERS
 from prime_xmc.files import write_json
 from prime_xmc.index.fused import Weights
@@ -87,7 +87,8 @@ def add_scorers(
     (model / CALIBRATION).unlink(missing_ok=True)
     (model / CONFIG).unlink(missing_ok=True)
     if classifiers is not None:
-        save_classifiers(model / CLASSIFIERS, classifiers, digest=digest, settings=classifier_settings or {})
+        about = classifier_settings or {}
+        save_classifiers(model / CLASSIFIERS, classifiers, digest=digest, labels=labels_digest(model), settings=about)
     if voters is not None:
         save_neighbours(model / NEIGHBOURS, voters, digest=digest)
     if lexical is not None:

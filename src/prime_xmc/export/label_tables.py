@@ -41,7 +41,7 @@ from prime_xmc.export.neighbours_folder import FOLDER as NEIGHBOURS
 from prime_xmc.export.neighbours_folder import VotingQueries, load_neighbours, save_neighbours
 from prime_xmc.export.scorers import CONFIG as CLASSIFIER_CONFIG
 from prime_xmc.export.scorers import FOLDER as CLASSIFIERS
-from prime_xmc.export.scorers import encoder_digest, load_classifiers, save_classifiers
+from prime_xmc.export.scorers import encoder_digest, labels_digest, load_classifiers, save_classifiers
 from prime_xmc.files import publishing, save_tensors, write_json, write_text
 from prime_xmc.foreign import check_tensors_file, parse_json
 from prime_xmc.index.fused import mixture
@@ -225,8 +225,9 @@ def _write(tables: LabelTables, folder: Path) -> None:
     save_tensors(folder / PROTOTYPES, {"prototypes": tables.prototypes, "label_emb": tables.label_emb})
     write_text(folder / LABELS, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in tables.records))
     if tables.classifiers is not None:
-        about = json.loads((folder / CLASSIFIERS / CLASSIFIER_CONFIG).read_bytes())
-        save_classifiers(folder / CLASSIFIERS, tables.classifiers, digest=digest, settings=about.get("settings", {}))
+        about = json.loads((folder / CLASSIFIERS / CLASSIFIER_CONFIG).read_bytes()).get("settings", {})
+        of_labels = labels_digest(folder)
+        save_classifiers(folder / CLASSIFIERS, tables.classifiers, digest=digest, labels=of_labels, settings=about)
     if tables.voters is not None:
         save_neighbours(folder / NEIGHBOURS, tables.voters, digest=digest)
     if tables.lexical is not None:

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -86,6 +88,7 @@ class Request(NamedTuple):
         allowed: Labels that may be an answer; None: all may.
         calibration: What makes probabilities of scores; None: they are not asked for.
         explainer: What explains answers; None: they are not to be explained.
+        labels: Labels that the model had when it was asked.
     """
 
     top_k: int
@@ -93,6 +96,30 @@ class Request(NamedTuple):
     allowed: Bool[Tensor, " label"] | None
     calibration: ScorerCalibration | None
     explainer: Explainer | None
+    labels: Sequence[tuple[str, str]]
+
+
+@dataclass(eq=False)
+class Ranked:
+    """The labels of a predictor with all that goes with them, which is exchanged as one when they are changed.
+
+    Whoever answers reads it once, so that a thread never looks up rows of old labels among new ones.
+
+    Attributes:
+        searcher: Search of the scorer.
+        labels: Identifier (uid) and text of every label, in order.
+        config: Content of the model's prime_config.json.
+        folder: Folder of the model, from which probabilities and explanations are made; None: there are none.
+        calibration: What makes probabilities of scores; None until it is first wanted.
+        explainer: What explains answers, likewise.
+    """
+
+    searcher: Search
+    labels: Sequence[tuple[str, str]]
+    config: Mapping[str, Any]
+    folder: Path | None
+    calibration: ScorerCalibration | None = None
+    explainer: Explainer | None = None
 
 
 class Predictor:
@@ -133,15 +160,10 @@ class Predictor:
     ):
         self.encoder = encoder.eval()
         self.tokenizer = tokenizer
-        self.searcher = searcher
-        self.labels = labels
-        self.config = config
         self.precision = precision
         self.scorer = scorer
-        self.folder = folder
+        self._ranked = Ranked(searcher, labels, config, folder)
         self._classifiers = classifiers
-        self._calibration: ScorerCalibration | None = None
-        self._explainer: Explainer | None = None
         self._has_warned = False  # of fewer labels than were asked for
 
     @classmethod
@@ -231,6 +253,26 @@ class Predictor:
         )
 
     @property
+    def searcher(self) -> Search:
+        """Search of the scorer."""
+        return self._ranked.searcher
+
+    @property
+    def labels(self) -> Sequence[tuple[str, str]]:
+        """Identifier (uid) and text of every label, in order."""
+        return self._ranked.labels
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Content of the model's prime_config.json."""
+        return self._ranked.config
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the model; None where it was made of its parts."""
+        return self._ranked.folder
+
+    @property
     def num_labels(self) -> int:
         """Number of labels, L."""
         return len(self.labels)
@@ -275,10 +317,12 @@ class Predictor:
 
         Raises:
             FileNotFoundError: If the model has no calibration, or a list is a file that is not there.
-            ValueError: If top_k is below 1, texts are not strings, or a label in a list is unknown.
+            ValueError: If top_k is no whole number or below 1, min_score is no number, texts are not strings, or a
+                label in a list is unknown.
         """
-        request = self.request(top_k, min_score, allow=allow, exclude=exclude, calibrate=calibrate, explain=explain)
-        return self.answer(texts, request)
+        ranked = self._ranked
+        request = self._request(ranked, top_k, min_score, allow, exclude, calibrate=calibrate, explain=explain)
+        return self._answer(ranked, texts, request)
 
     def request(
         self,
@@ -296,34 +340,55 @@ class Predictor:
             FileNotFoundError: As `predict`.
             ValueError: As `predict`.
         """
+        return self._request(self._ranked, top_k, min_score, allow, exclude, calibrate=calibrate, explain=explain)
+
+    def _request(
+        self,
+        ranked: Ranked,
+        top_k: int,
+        min_score: float | None,
+        allow: Given | None,
+        exclude: Given | None,
+        *,
+        calibrate: bool,
+        explain: bool,
+    ) -> Request:
         _check_top_k(top_k)
-        chosen = choose_labels(self.labels, allow, exclude)
+        _check_min_score(min_score)
+        chosen = choose_labels(ranked.labels, allow, exclude)
         return Request(
-            top_k,
-            min_score,
+            int(top_k),  # either may be a number of NumPy's
+            None if min_score is None else float(min_score),
             None if chosen is None else torch.from_numpy(chosen).to(self.device),
-            self.calibration() if calibrate else None,
-            self._load_explainer() if explain else None,
+            self._load_calibration(ranked) if calibrate else None,
+            self._load_explainer(ranked) if explain else None,
+            ranked.labels,
         )
 
     def answer(self, texts: Iterable[str], request: Request) -> list[Prediction]:
         """Return what a request asks for each text; see `predict`.
 
         Raises:
-            ValueError: If texts are not strings.
+            ValueError: If texts are not strings, or the labels of the model were changed after the request was made.
         """
+        ranked = self._ranked
+        if request.labels is not ranked.labels:
+            raise ValueError("the labels were changed since the request was made: call request() again")
+        return self._answer(ranked, texts, request)
+
+    def _answer(self, ranked: Ranked, texts: Iterable[str], request: Request) -> list[Prediction]:
         checked = checked_texts(texts)
         query_emb, tokens = self._read(checked)
-        scores, ids = self.search(query_emb, request.top_k, tokens, request.allowed)
+        scores, ids = self._search(ranked, query_emb, request.top_k, tokens, request.allowed)
         if request.min_score is not None:
             ids = ids.masked_fill(scores < request.min_score, -1)
         labels = [
-            [self._scored(label_id, score) for label_id, score in zip(*row, strict=True) if label_id >= 0]
+            [_scored(ranked, label_id, score) for label_id, score in zip(*row, strict=True) if label_id >= 0]
             for row in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
         if request.calibration is not None:
             # all labels compete, whether or not they may be an answer
-            best, _ = self.search(query_emb, min(DEPTH, self.num_labels), tokens)
+            best, _ = self._search(ranked, query_emb, min(DEPTH, len(ranked.labels)), tokens)
             found = request.calibration.at(scores.numpy(), best.numpy()).tolist()
             for row, of_row in zip(labels, found, strict=True):
                 for label, probability in zip(row, of_row, strict=False):  # those left out are at the end
@@ -335,10 +400,6 @@ class Predictor:
                     label.why = why
         return [Prediction(text, row) for text, row in zip(checked, labels, strict=True)]
 
-    def _scored(self, label_id: int, score: float) -> ScoredLabel:
-        uid, text = self.labels[label_id]
-        return ScoredLabel(uid, text, score, label_id)
-
     def calibration(self) -> ScorerCalibration:
         """Return what makes probabilities of this scorer's scores, with a good `min_score` and how far both hold.
 
@@ -346,8 +407,11 @@ class Predictor:
             FileNotFoundError: If the model has no calibration.
             ValueError: If it has none of this scorer, or it is damaged.
         """
-        if self._calibration is None:
-            folder = self._same_folder("probabilities")
+        return self._load_calibration(self._ranked)
+
+    def _load_calibration(self, ranked: Ranked) -> ScorerCalibration:
+        if ranked.calibration is None:
+            folder = _same_folder(ranked, "probabilities")
             if self._classifiers is not None:
                 raise ValueError(
                     f"the calibration of {folder} is of its own scorers, not of those with "
@@ -359,28 +423,20 @@ class Predictor:
                     f"the calibration of {folder} is of {', '.join(calibration.scorers)} and not of scorer="
                     f"{self.scorer}: take one of these, or fit it with prime-xmc-calibrate"
                 )
-            self._calibration = calibration.scorers[self.scorer]
-        return self._calibration
+            ranked.calibration = calibration.scorers[self.scorer]
+        return ranked.calibration
 
-    def _load_explainer(self) -> Explainer:
-        if self._explainer is None:
-            self._explainer = load_explainer(
-                self._same_folder("explanations"),
-                self.config,
+    def _load_explainer(self, ranked: Ranked) -> Explainer:
+        if ranked.explainer is None:
+            ranked.explainer = load_explainer(
+                _same_folder(ranked, "explanations"),
+                ranked.config,
                 scorer=self.scorer,
-                search=self.searcher,
+                search=ranked.searcher,
                 device=str(self.device),
                 classifiers=self._classifiers,
             )
-        return self._explainer
-
-    def _same_folder(self, what: str) -> Path:
-        """Return the folder of the model, checked to be that which was loaded."""
-        if self.folder is None:
-            raise ValueError(f"{what} come from the folder of a model: load it by prime_xmc.load")
-        if read_config(self.folder) != self.config:
-            raise ValueError(f"{self.folder} holds another model than when it was loaded: load it again")
-        return self.folder
+        return ranked.explainer
 
     def encode(self, texts: Iterable[str]) -> Float[Tensor, "text d"]:
         """Return the embeddings of queries, unit vectors on the CPU; shows progress where there are many.
@@ -442,14 +498,45 @@ class Predictor:
             ValueError: If top_k is below 1, tokens are needed and not given, or no label is allowed.
         """
         _check_top_k(top_k)
-        if top_k > self.num_labels:
+        return self._search(self._ranked, query_emb, top_k, tokens, allowed)
+
+    @torch.no_grad()
+    def _search(
+        self,
+        ranked: Ranked,
+        query_emb: Float[Tensor, "query d"],
+        top_k: int,
+        tokens: Ragged | None,
+        allowed: Bool[Tensor, " label"] | None = None,
+    ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+        num_labels = len(ranked.labels)
+        if top_k > num_labels:
             if not self._has_warned:
-                logger.warning("top_k=%d: the model has %d labels, and all are returned", top_k, self.num_labels)
+                logger.warning("top_k=%d: the model has %d labels, and all are returned", top_k, num_labels)
             self._has_warned = True
-            top_k = self.num_labels
+            top_k = num_labels
         if len(query_emb) == 0:
             return query_emb.new_empty((0, top_k)), query_emb.new_empty((0, top_k), dtype=torch.int64)
-        return self.searcher.search(query_emb, top_k, tokens, allowed)
+        return ranked.searcher.search(query_emb, top_k, tokens, allowed)
+
+    def share(self, other: "Predictor") -> None:
+        """Use encoder, tokenizer and labels of another predictor of the same folder, to have them in memory once."""
+        self.encoder, self.tokenizer = other.encoder, other.tokenizer
+        self._ranked.labels = other.labels
+
+
+def _scored(ranked: Ranked, label_id: int, score: float) -> ScoredLabel:
+    uid, text = ranked.labels[label_id]
+    return ScoredLabel(uid, text, score, label_id)
+
+
+def _same_folder(ranked: Ranked, what: str) -> Path:
+    """Return the folder of the model, checked to be that which was loaded."""
+    if ranked.folder is None:
+        raise ValueError(f"{what} come from the folder of a model: load it by prime_xmc.load")
+    if read_config(ranked.folder) != ranked.config:
+        raise ValueError(f"{ranked.folder} holds another model than when it was loaded: load it again")
+    return ranked.folder
 
 
 def checked_texts(texts: Iterable[object]) -> list[str]:
@@ -457,10 +544,14 @@ def checked_texts(texts: Iterable[object]) -> list[str]:
 
     Raises:
         ValueError: If one of them is not a string, or not one that UTF-8 can write, with its position; or if they are
-            a single string.
+            a single string, or a dictionary or a table, which iterate over their keys and names of columns.
     """
     if isinstance(texts, str):
         raise ValueError(f"expected a list of texts, got the single string {texts!r}: write [text]")
+    if isinstance(texts, Mapping):
+        raise ValueError("expected a list of texts, got a dictionary: write list(texts.values()), or list(texts)")
+    if hasattr(texts, "columns"):  # of pandas, polars or PyArrow, none of which need be installed
+        raise ValueError(f"expected a list of texts, got a table ({type(texts).__name__}): give one column of it")
     checked = []
     for position, text in enumerate(texts):
         if not isinstance(text, str):
@@ -473,9 +564,19 @@ def checked_texts(texts: Iterable[object]) -> list[str]:
     return checked
 
 
-def _check_top_k(top_k: int) -> None:
-    if top_k < 1:
+def _check_top_k(top_k: object) -> None:
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral):
+        raise ValueError(f"expected top_k, a whole number of at least 1, got {top_k!r}")
+    if int(top_k) < 1:
         raise ValueError(f"expected top_k of at least 1, got {top_k}")
+
+
+def _check_min_score(min_score: object) -> None:
+    if min_score is None:
+        return
+    # NaN would be no limit at all, since no score is below it
+    if isinstance(min_score, bool) or not isinstance(min_score, Real) or min_score != min_score:
+        raise ValueError(f"expected min_score, a number or None for no limit, got {min_score!r}")
 
 
 def _load_encoder(directory: Path, settings: Mapping[str, Any], dim: int) -> TextEncoder:

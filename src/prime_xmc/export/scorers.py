@@ -5,6 +5,7 @@ of h_q . z_l and h_q . w_l is h_q . (z_l + w_l) / 2.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prime_xmc.export.folder import AGAIN as EXPORT_AGAIN
-from prime_xmc.export.folder import PROTOTYPES, read_config
+from prime_xmc.export.folder import LABELS, PROTOTYPES, model_version, read_config, read_labels
 from prime_xmc.export.model_sums import sealed
 from prime_xmc.export.settings import portable
 from prime_xmc.files import publishing, save_tensors, write_json
@@ -69,8 +70,20 @@ def encoder_digest(model: Path) -> str:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
+def labels_digest(model: Path) -> str:
+    """Return a fingerprint of an exported model's labels, their uids in order, each of which has a classifier.
+
+    Their texts do not count: a label that is renamed keeps its classifier.
+
+    Raises:
+        ValueError: If the file of labels is damaged.
+    """
+    uids = [label["uid"] for label in read_labels(model / LABELS)]
+    return hashlib.blake2b(json.dumps(uids).encode()).hexdigest()[:32]
+
+
 def save_classifiers(
-    directory: Path, vectors: Float[Tensor, "label d"], *, digest: str, settings: Mapping[str, Any]
+    directory: Path, vectors: Float[Tensor, "label d"], *, digest: str, labels: str, settings: Mapping[str, Any]
 ) -> None:
     """Write classifiers to a folder, which appears under its name only when it is complete.
 
@@ -78,6 +91,7 @@ def save_classifiers(
         directory: Folder to write; an older one is replaced.
         vectors: Classifier w_l of every label, unit vectors.
         digest: Fingerprint of the model that they are for, see `encoder_digest`.
+        labels: Fingerprint of its labels, see `labels_digest`.
         settings: Description of the training as plain JSON; absolute paths are left out.
     """
     config = {
@@ -86,6 +100,7 @@ def save_classifiers(
         "num_labels": vectors.shape[0],
         "dim": vectors.shape[1],
         "encoder": digest,
+        "labels": labels,
         "settings": portable(settings),
     }
     with publishing(directory, replace=True) as temporary:
@@ -103,7 +118,8 @@ def load_classifiers(directory: Path, model: Path, digest: str | None = None) ->
 
     Raises:
         FileNotFoundError: If the folder holds none.
-        ValueError: If they are damaged, of another format version, or for another model.
+        ValueError: If they are damaged, of another format version, for another model, or for other labels than it has
+            now.
     """
     config = read_part(
         directory,
@@ -112,7 +128,10 @@ def load_classifiers(directory: Path, model: Path, digest: str | None = None) ->
         "classifiers",
         "the folder classifiers/ of a run of prime_xmc.classify",
     )
-    check_encoder(config, encoder_digest(model) if digest is None else digest, f"the classifiers in {directory}", model)
+    what = f"the classifiers in {directory}"
+    check_encoder(config, encoder_digest(model) if digest is None else digest, what, model)
+    if directory != model / FOLDER:  # the model's own change with its labels
+        _check_labels(config, what, model)
     return _read(directory / VECTORS, "classifiers", "cpu", AGAIN, _shape(model))
 
 
@@ -157,6 +176,20 @@ def check_encoder(content: Mapping[str, Any], digest: str, what: str, model: Pat
             f"{what} are not for the model {model}: its encoder is another one. Give the model that they were trained "
             "on"
         )
+
+
+def _check_labels(content: Mapping[str, Any], what: str, model: Path) -> None:
+    """Check that the rows of classifiers are those of a model's labels, whose number alone does not say so."""
+    written = content.get("labels")
+    again = "Train them again on the model as it is now, or give the model that they were trained on"
+    if written is None:  # of a version of this package that did not write it
+        if (number := model_version(read_config(model))) > 1:
+            raise ValueError(
+                f"{what} do not say which labels they are for, and the model {model} is version {number}: its labels "
+                f"were changed after its training. {again}"
+            )
+    elif written != labels_digest(model):
+        raise ValueError(f"{what} are not for the model {model}: its labels, or their order, are others. {again}")
 
 
 def _shape(model: Path) -> list[int]:

@@ -138,7 +138,7 @@ def _load(directory: Path, load: LoadPredictor, scorers: Sequence[str], explain:
             if predictor.device.type == "cpu":
                 predictor.encoder.keep_layers(PRECISIONS[predictor.precision] or torch.float32)
         else:  # one encoder in memory is enough
-            predictor.encoder, predictor.tokenizer, predictor.labels = first.encoder, first.tokenizer, first.labels
+            predictor.share(first)
         predictor.predict(["a first query"], top_k=1, explain=explains)  # which loads what explains, once and for all
         if calibrates:
             with suppress(ValueError):  # it is of other scorers

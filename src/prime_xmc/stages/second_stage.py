@@ -18,7 +18,7 @@ from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.evaluation.metrics import evaluate
 from prime_xmc.evaluation.predictions import save_predictions
 from prime_xmc.evaluation.rank import rank_by
-from prime_xmc.export.scorers import SCORERS, label_vectors, read_prototypes, save_classifiers
+from prime_xmc.export.scorers import SCORERS, label_vectors, labels_digest, read_prototypes, save_classifiers
 from prime_xmc.files import write_json
 from prime_xmc.index.search import ExactSearch
 from prime_xmc.model.classifiers import Classifiers
@@ -166,7 +166,8 @@ def fit_classifiers(
                 callback.on_train_end(trainer, module)
 
         classifiers = module.classifiers.vectors()
-        save_classifiers(run_dir / "classifiers", classifiers, digest=model.digest, settings=settings)
+        of_labels = labels_digest(model.folder)
+        save_classifiers(run_dir / "classifiers", classifiers, digest=model.digest, labels=of_labels, settings=settings)
         record.enter("test")
         metrics = _evaluate_scorers(config, run_dir, model, prototypes, classifiers.cpu())
         record.enter(None)
