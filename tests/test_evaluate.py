@@ -251,6 +251,21 @@ class TestPredictedLines:
             run(configure(f"predictions={tmp_path}/a.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        (["output={}/a.npz"], r"output=.*a\.npz is the input itself, which is read as predictions="),
+        (["predictions_output={}/a.npz"], r"predictions_output=.*a\.npz is the input itself"),
+        (["output={}/b", "predictions_output={}/b"], r"output=.*/b is written as predictions_output=, and would be"),
+    ],
+)
+def test_no_output_takes_the_place_of_another_file(configure, tmp_path, outputs, said):
+    (tmp_path / "a.npz").write_bytes(b"predictions")
+    with pytest.raises(ValueError, match=said):
+        run(configure(f"predictions={tmp_path}/a.npz", *(each.format(tmp_path) for each in outputs)))
+    assert (tmp_path / "a.npz").read_bytes() == b"predictions"
+
+
 @pytest.mark.parametrize(("given", "word"), [([], "neither"), (["model.dir=a", "predictions=b.npz"], "both")])
 def test_neither_or_both(configure, given, word):
     with pytest.raises(ValueError, match=rf"expected one of model=<run>/model and predictions=.*, got {word}"):

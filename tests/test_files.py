@@ -66,6 +66,25 @@ class TestReplacing:
         write_text(tmp_path / "a" / "b" / "a.txt", "text")
         assert (tmp_path / "a" / "b" / "a.txt").read_text() == "text"
 
+    def test_the_file_that_a_link_leads_to_is_replaced(self, tmp_path):
+        (tmp_path / "there").mkdir()
+        (tmp_path / "link").symlink_to("there/new")
+        for content in ("first", "second"):
+            write_text(tmp_path / "link", content)
+            assert (tmp_path / "there" / "new").read_text() == content
+        assert (tmp_path / "link").is_symlink()
+        assert names(tmp_path) == ["link", "there"]
+        assert names(tmp_path / "there") == ["new"]
+
+    def test_what_is_no_file_stays_what_it_is(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "link").symlink_to("pipe")
+        for name in ("pipe", "link"):
+            with pytest.raises(ValueError, match=f"{name} is a device, a pipe or a socket"):
+                write_text(tmp_path / name, "new")
+        assert (tmp_path / "pipe").is_fifo()
+        assert names(tmp_path) == ["link", "pipe"]
+
 
 class TestPublishing:
     @pytest.mark.parametrize("replace", [True, False])

@@ -80,9 +80,34 @@ class TestProcess:
 class TestRun:
     def test_the_input_is_not_replaced_by_its_answers(self, predict, toy_bundle, tmp_path):
         (tmp_path / "q.csv").write_text("title\na red cat\n")
-        with pytest.raises(ValueError, match=r"output=.*q\.csv is the input itself"):
+        with pytest.raises(ValueError, match=r"output=.*q\.csv is the input itself, which is read as input="):
             predict(f"model.dir={toy_bundle}", f"input={tmp_path}/q.csv", f"output={tmp_path}/./q.csv")
         assert (tmp_path / "q.csv").read_text() == "title\na red cat\n"
+
+    @pytest.mark.parametrize("key", ["allow", "exclude"])
+    def test_a_list_of_labels_is_not_replaced_by_answers(self, predict, toy_bundle, tmp_path, key):
+        (tmp_path / "q.txt").write_text("a red cat\n")
+        (tmp_path / "l.txt").write_text("l1\n")
+        (tmp_path / "link.txt").symlink_to("l.txt")
+        given = f"model.dir={toy_bundle}", f"input={tmp_path}/q.txt", f"{key}={tmp_path}/l.txt"
+        for name in ("l.txt", "link.txt"):
+            with pytest.raises(ValueError, match=rf"output=.*{name} is the input itself, which is read as {key}="):
+                predict(*given, f"output={tmp_path}/{name}")
+        assert (tmp_path / "l.txt").read_text() == "l1\n"
+
+    @pytest.mark.parametrize("name", ["answers.csv", "answers.parquet", "answers.jsonl"])
+    def test_half_a_character_in_another_field(self, predict, toy_bundle, tmp_path, name):
+        (tmp_path / "q.jsonl").write_text('{"title":"vim","z":"\\ud800","n":NaN}\n')
+        predict(f"model.dir={toy_bundle}", f"input={tmp_path}/q.jsonl", f"output={tmp_path}/{name}", "top_k=1")
+        written = tmp_path / name
+        if name.endswith("parquet"):
+            (row,) = pyarrow.parquet.read_table(written).to_pylist()
+            assert (row["z"], row["n"]) == ("\\ud800", None)
+        elif name.endswith("csv"):
+            (row,) = csv.DictReader(written.read_text(encoding="utf-8").splitlines())
+            assert (row["z"], row["n"]) == ("\\ud800", "")
+        else:
+            assert '"z": "\\ud800", "n": null' in written.read_text()
 
     @pytest.mark.parametrize(
         ("name", "content", "written"),

@@ -266,6 +266,44 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
                 raise ValueError(f"{key}: {error}") from error
 
 
+def check_outputs(config: DictConfig, *keys: str) -> None:
+    """Check that no file that a command writes would take the place of one that it reads, or writes by another key.
+
+    Args:
+        config: Configuration of the command, in which any text may be the path of a file.
+        keys: Keys of the files that it writes; null where it does not.
+
+    Raises:
+        ValueError: If one would, with both keys.
+    """
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    paths = {str(key): os.path.expanduser(value) for key, value in _texts(values)}
+    for key in keys:
+        if key not in paths:
+            continue
+        written = os.path.realpath(paths[key])
+        for other, path in paths.items():
+            if other == key or (other not in keys and not os.path.isfile(path)):
+                continue
+            if os.path.realpath(path) == written or (os.path.exists(written) and _is_same_file(path, written)):
+                what = "is written" if other in keys else "is the input itself, which is read"
+                raise ValueError(f"{key}={paths[key]} {what} as {other}=, and would be replaced; name another file")
+
+
+def _is_same_file(path: str, written: str) -> bool:
+    return os.path.exists(path) and os.path.samefile(path, written)
+
+
+def _texts(values: dict[Any, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted keys of all texts of a configuration."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _texts(value, f"{before}{key}.")
+        elif isinstance(value, str):
+            yield f"{before}{key}", value
+
+
 def _check_settings(
     config: DictConfig, config_name: str, overrides: list[Override], chosen: set[str], command: str
 ) -> None:

@@ -148,8 +148,8 @@ def calibrate_with(
 ) -> Calibration:
     """Calibrate all scorers of a model on queries with their labels, which it must not have been trained on.
 
-    Training queries would be their own nearest neighbours, and make the model look better than it is. A label that is not
-    among a query's own is wrong, also where the filter files of a data set leave it out of the query's answers.
+    Training queries would be their own nearest neighbours, and make the model look better than it is. A label that is
+    not among a query's own is wrong, also where the filter files of a data set leave it out of the query's answers.
 
     Args:
         model: Folder of the model, to which the calibration is written.

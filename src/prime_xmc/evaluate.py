@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from prime_xmc.app import run_app
+from prime_xmc.app import check_outputs, run_app
 
 
 def run(config: DictConfig) -> dict[str, float]:
@@ -16,7 +16,8 @@ def run(config: DictConfig) -> dict[str, float]:
 
     Raises:
         FileNotFoundError: If model, predictions or raw files are missing.
-        ValueError: If not exactly one of model and predictions is given, or what is given is not of this data set.
+        ValueError: If not exactly one of model and predictions is given, what is given is not of this data set, or an
+            output is an input.
     """
     # here, because the help need not wait for torch
     from prime_xmc.assemble import load_scorer, model_corpus, open_corpus, raw_test_queries
@@ -36,6 +37,7 @@ def run(config: DictConfig) -> dict[str, float]:
         raise ValueError(
             f"classifiers={config.classifiers} need the model that they were trained on: model=<run>/model"
         )
+    check_outputs(config, "output", "predictions_output")
     if config.model.dir is not None:
         predictor = load_scorer(config)
         shown = Path(config.model.dir).name + ("" if predictor.scorer == "theta" else f", {predictor.scorer}")

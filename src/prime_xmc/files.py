@@ -24,7 +24,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield the path of a new file beside `path`, whose place it takes at the end.
 
     The folder is made if need be. Where the block raises, the new file goes and what was at `path` stays. An error of
-    writing, such as that of a full disk, names `path`, whichever library has written.
+    writing, such as that of a full disk, names `path`, whichever library has written. Where `path` is a link, it stays,
+    and the file that it leads to is replaced.
 
     Args:
         path: Name of the file.
@@ -34,13 +35,13 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     Raises:
         IsADirectoryError: If there is a folder of that name.
         OSError: If it cannot be written.
+        ValueError: If there is something else of that name, such as a device.
 
     Example:
         with replacing(path) as temporary:
             temporary.write_bytes(content)
     """
-    if path.is_dir():  # now, rather than when the file is complete
-        raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a file", str(path))
+    path = file_to_replace(path)
     temporary = _name_beside(path)
     with named_in_errors(temporary, path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +57,24 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
             raise
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def file_to_replace(path: Path) -> Path:
+    """Return the file that a name stands for, the one that it leads to where it is a link; it need not exist.
+
+    To be called before the file is made, rather than when it is complete.
+
+    Raises:
+        IsADirectoryError: If there is a folder of that name.
+        ValueError: If there is something else, such as a device or a named pipe, in whose place a file would come.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a file", str(path))
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f"{path} is a device, a pipe or a socket, and not a file that could be replaced: give the name of a file"
+        )
+    return path.resolve() if path.is_symlink() else path
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from prime_xmc.app import run_app
+from prime_xmc.app import check_outputs, run_app
 
 
 def run(config: DictConfig) -> None:
@@ -31,8 +31,7 @@ def run(config: DictConfig) -> None:
     target = None if config.output is None else Path(config.output).expanduser()
     if None in (source or sys.stdin, target or sys.stdout):
         raise ValueError("standard input or output is closed: give files by input= and output=")
-    if source is not None and target is not None and source.exists() and target.exists() and source.samefile(target):
-        raise ValueError(f"output={target} is the input itself, which the answers would replace; name another file")
+    check_outputs(config, "output")
     typed = source is None and sys.stdin.isatty()
     chunk = 1 if typed else config.chunk  # whoever types waits for an answer
     # a count would stand among what is typed or answered on the terminal; encoding shows its own for a large chunk

@@ -57,6 +57,17 @@ def test_types_are_those_of_all_values(write):
     assert list(first)[-4:] == ["rank", "label_uid", "label", "score"]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_large_integers_among_numbers_with_a_fraction_are_texts(write, order):
+    large = 2**53 + 1
+    values = [{"small": 2**53, "large": large, "whole": large}, {"small": 1.5, "large": 1.5, "whole": 1}]
+    records = [each | {"query": "a", "labels": []} for each in values][::order]
+    first, second = write(records, "parquet")[::order]
+    assert (first["small"], first["large"], first["whole"]) == (2.0**53, str(large), large)
+    assert (second["small"], second["large"], second["whole"]) == (1.5, "1.5", 1)
+    assert write(records, "csv")[::order][0]["large"] == "9007199254740993"
+
+
 def test_what_was_asked_for_besides(write):
     why = {"scorers": {"theta": 0.4, "lexical": 0.1}, "sources": {"text": 0.4}, "queries": [{"row": 3, "text": "ü"}]}
     label = LABELS[0] | {"probability": 0.75, "why": why}

@@ -1,5 +1,6 @@
 """Files of labels and of example queries: columns that are guessed or named, and what is wrong with a file."""
 
+import gzip
 import json
 
 import pytest
@@ -60,6 +61,16 @@ class TestLabels:
     def test_identifiers_alone(self, tmp_path):
         assert read_uids(write(tmp_path / "a.txt", "n1\nn2\n")) == ["n1", "n2"]
         assert read_uids(write(tmp_path / "a.csv", "text,uid\nx,n1\n")) == ["n1"]
+        assert read_uids(write(tmp_path / "a.csv", "uid\nn1\n")) == ["n1"]
+        assert read_uids(write(tmp_path / "a.jsonl", '{"code": "n1"}\n')) == ["n1"]
+
+    @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
+    def test_identifiers_without_a_header(self, tmp_path, name):
+        path = tmp_path / name
+        path.write_bytes((gzip.compress if name.endswith(".gz") else bytes)(b"n1\nn2\n"))
+        with pytest.raises(ValueError, match=rf"{name}: the first line, 'n1', is no known name of a column: .* \.txt"):
+            read_uids(path)
+        assert read_uids(path, "n1") == ["n2"]
 
 
 class TestExamples:

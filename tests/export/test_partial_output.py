@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import resource
 
 import pytest
@@ -175,6 +176,29 @@ def test_two_processes_at_once(target):
 def test_a_folder_of_that_name(tmp_path):
     with pytest.raises(IsADirectoryError), open_partial(tmp_path, MADE_FROM, resume=True):
         pass
+
+
+def test_what_is_no_file_stays_what_it_is(tmp_path):
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    said = r"pipe\.jsonl is a device, a pipe or a socket, and not a file that could be replaced"
+    with pytest.raises(ValueError, match=said), open_partial(pipe, MADE_FROM, resume=True):
+        pass
+    assert pipe.is_fifo()
+    assert names(tmp_path) == ["pipe.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["found.jsonl", "found.csv", "found.jsonl.gz"])
+def test_the_file_that_a_link_leads_to_is_written(tmp_path, name):
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / name, tmp_path / "there" / "stored"
+    link.symlink_to("there/stored")
+    interrupted(link, 4)
+    assert finished(link, 6) == 4
+    finished(tmp_path / "plain" / name, 6)
+    assert link.is_symlink()
+    assert target.read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    assert names(target.parent) == ["stored"]
 
 
 def test_workbooks_are_not_written(tmp_path):

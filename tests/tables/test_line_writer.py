@@ -1,4 +1,5 @@
 import io
+import math
 
 import pytest
 
@@ -25,6 +26,15 @@ def test_half_a_character_stays_escaped_in_json():
     stream = io.BytesIO()
     JsonLinesWriter(stream).write([{"a": "\ud800"}, {"a": "é"}])
     assert stream.getvalue().decode() == '{"a": "\\ud800"}\n{"a": "é"}\n'
+
+
+def test_numbers_that_are_not_finite_are_null_in_json():
+    stream, cells = io.BytesIO(), io.BytesIO()
+    value = {"c": [math.inf, (1.5, -math.inf)]}
+    JsonLinesWriter(stream).write([{"a": math.nan, "b": value}, {"a": math.nan, "b": "\ud800"}])
+    DelimitedWriter(cells, ["b"], ",", header=False).write([{"b": value}])
+    assert stream.getvalue().decode() == ('{"a": null, "b": {"c": [null, [1.5, null]]}}\n{"a": null, "b": "\\ud800"}\n')
+    assert cells.getvalue().decode() == '"{""c"": [null, [1.5, null]]}"\n'
 
 
 def test_columns():

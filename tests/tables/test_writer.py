@@ -48,6 +48,14 @@ def test_lists_are_json_in_csv_and_lists_elsewhere(tmp_path):
     assert pa.parquet.read_table(tmp_path / "t.parquet").to_pylist() == [row]
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_half_a_character_stays_readable(tmp_path, name):
+    with open_writer(tmp_path / name, ["a\ud800"]) as writer:
+        writer.write([{"a\ud800": "b\udfff"}, {"a\ud800": "é"}])
+    with open_table(tmp_path / name) as table:
+        assert [row.values for row in table.rows()] == [{"a\\ud800": "b\\udfff"}, {"a\\ud800": "é"}]
+
+
 def test_compressed_files_have_no_date(tmp_path):
     with open_writer(tmp_path / "t.jsonl.gz", []) as writer:
         writer.write([{"a": 1}])

@@ -12,8 +12,8 @@ from prime_xmc.tables.writer import open_writer
 _ANSWER = ("rank", "label_uid", "label", "score", "probability")
 _WHY = ("scorers", "sources")  # each share is a column, from_<name>
 _QUERIES = "training_queries"  # as JSON
-_NUMBERS: tuple[type, ...] = (int, float)
 _INTEGERS = 2**63  # larger ones fit no column of a table
+_EXACT = 2**53  # larger ones are rounded among numbers with a fraction
 
 
 def write_answers(records: Path, target: Path, output_format: str) -> None:
@@ -23,7 +23,8 @@ def write_answers(records: Path, target: Path, output_format: str) -> None:
     and `score`; then `probability`, the shares `from_<scorer>` and `from_<source>`, and `training_queries` as JSON,
     where they were asked for. A query without an answer has one row, in which these are empty. A field of the input
     with one of these names gets `input_` before it. A field that holds values of several types, lists or objects is a
-    string.
+    string, and so is one with numbers that no type of a column holds: integers of 2**63 and more, or of more than 2**53
+    among numbers with a fraction.
 
     Args:
         records: Records as `to_record` makes them.
@@ -80,7 +81,11 @@ def _column_types(records: Iterable[Mapping[str, Any]]) -> dict[str, type]:
     of_answers["rank"], of_answers["score"] = int, float
     if _QUERIES in of_answers:
         of_answers[_QUERIES] = of_answers.pop(_QUERIES)  # the last
-    return {name: kind or str for name, kind in (of_input | of_answers).items()}
+    return {name: int if kind is _LargeInt else kind or str for name, kind in (of_input | of_answers).items()}
+
+
+class _LargeInt(int):
+    """Type of integers of which some are too large to be a float."""
 
 
 def _wider(known: type | None, value: Any) -> type | None:
@@ -88,11 +93,12 @@ def _wider(known: type | None, value: Any) -> type | None:
     if value is None:
         return known
     kind = type(value) if isinstance(value, str | bool | int | float) else str
-    if kind is int and not -_INTEGERS <= value < _INTEGERS:
-        kind = str
-    if known in (None, kind):
+    if kind is int and abs(value) > _EXACT:
+        kind = _LargeInt if -_INTEGERS <= value < _INTEGERS else str
+    kinds = {kind if known is None else known, kind}
+    if len(kinds) == 1:
         return kind
-    return float if known in _NUMBERS and kind in _NUMBERS else str
+    return {frozenset({int, float}): float, frozenset({int, _LargeInt}): _LargeInt}.get(frozenset(kinds), str)
 
 
 def _cell(value: Any, kind: type) -> Any:

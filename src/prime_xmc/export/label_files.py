@@ -52,6 +52,12 @@ def read_uids(path: Path, uid_column: str | None = None, *, encoding: str = UTF_
     """
     with open_table(path, wanted=[uid_column or "uid"], encoding=encoding) as table:
         only = table.columns[0] if len(table.columns) == 1 else None
+        if only is not None and table.input_format in ("csv", "tsv") and uid_column is None and only not in _UIDS:
+            # it may be the first identifier of a file without a header, which would be left out without a word
+            raise ValueError(
+                f"{table.name}: the first line, {only!r}, is no known name of a column: if it is one, name it by "
+                f"uid_column=; if it is an identifier, put a line before it, {_UIDS[0]}, or name the file .txt"
+            )
         uid = _column(table, uid_column, _UIDS, "identifier", "uid_column", fallback=only)
         return [_identifier(table, row, uid) for row in table.rows(strings=True)]
 

@@ -6,7 +6,6 @@ says how many queries are answered, and how many bytes their answers take. What 
 that was being written when the process ended, is cut off.
 """
 
-import errno
 import fcntl
 import json
 import logging
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from prime_xmc.export.answer_tables import write_answers
-from prime_xmc.files import named_in_errors
+from prime_xmc.files import file_to_replace, named_in_errors
 from prime_xmc.printing import visible_json
 from prime_xmc.tables.line_writer import ByteStream, JsonLinesWriter
 from prime_xmc.tables.writer import open_writer, written_format
@@ -96,10 +95,10 @@ def open_partial(target: Path, made_from: Mapping[str, Any] | None, *, resume: b
 
     Raises:
         IsADirectoryError: If there is a folder of that name.
-        ValueError: If another process is writing it, or the name is that of a workbook.
+        ValueError: If another process is writing it, there is something of that name that is no file, such as a device,
+            or the name is that of a workbook.
     """
-    if target.is_dir():  # now, rather than when the file is complete
-        raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a file", str(target))
+    name, target = target.name, file_to_replace(target)
     if target.suffix.lower() in _WORKBOOKS:
         raise ValueError(f"output={target}: workbooks are not written; give a name in .csv, which Excel opens")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +139,7 @@ def open_partial(target: Path, made_from: Mapping[str, Any] | None, *, resume: b
                     )
             raise
         output.note()
-        _finish(answers, target)
+        _finish(answers, target, name)
         _remove(answers, progress)
     logger.info("%s: labels of %s queries", target, f"{output.num_done:,}")
 
@@ -206,13 +205,13 @@ def _read_progress(path: Path, made_from: Mapping[str, Any], available: int) -> 
     return found[-1]
 
 
-def _finish(answers: Path, target: Path) -> None:
-    """Put complete answers in the place of the target, in its format."""
-    output_format = output_format_of(target)
-    if output_format == "jsonl" and target.suffix.lower() not in (".gz", ".zst"):
+def _finish(answers: Path, target: Path, name: str) -> None:
+    """Put complete answers in the place of the target, in the format that a name says."""
+    output_format = output_format_of(Path(name))
+    if output_format == "jsonl" and Path(name).suffix.lower() not in (".gz", ".zst"):
         os.replace(answers, target)
         return
-    finished = target.with_name(f".finished.{target.name}")  # of the same suffixes; an older one is overwritten
+    finished = target.with_name(f".finished.{name}")  # of the same suffixes; an older one is overwritten
     if output_format == "jsonl":
         with answers.open("rb") as lines, open_writer(finished, (), output_format="jsonl") as writer:
             for line in lines:

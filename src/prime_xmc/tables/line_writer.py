@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +19,7 @@ class ByteStream(Protocol):
 
 
 class JsonLinesWriter:
-    """Writes a JSON object a line."""
+    """Writes a JSON object a line; NaN and infinities, which JSON does not have, are null."""
 
     def __init__(self, file: ByteStream):
         self._file = file
@@ -26,11 +27,11 @@ class JsonLinesWriter:
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows."""
         for row in rows:
-            text = json.dumps(dict(row), ensure_ascii=False, default=str)
+            text = _json(dict(row))
             try:
                 line = text.encode("utf-8")
             except UnicodeEncodeError:  # half a character, which has to stay escaped
-                line = json.dumps(dict(row), default=str).encode("ascii")
+                line = _json(dict(row), ascii_only=True).encode("ascii")
             self._file.write(line + b"\n")
         self._file.flush()
 
@@ -67,7 +68,12 @@ class _Encoding:
 
     def write(self, text: str) -> object:
         text = text.removesuffix("\r\n") + "\n"
-        return self._file.write(text.encode("utf-8", errors="backslashreplace"))  # half a character stays readable
+        return self._file.write(readable(text).encode())
+
+
+def readable(text: str) -> str:
+    """Return a text that UTF-8 can write, in which half a character stays readable, by its number."""
+    return text.encode("utf-8", errors="backslashreplace").decode()
 
 
 def check_columns(row: Mapping[str, Any], columns: Sequence[str]) -> None:
@@ -81,4 +87,20 @@ def check_columns(row: Mapping[str, Any], columns: Sequence[str]) -> None:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | tuple | dict) else value
+    return _json(value) if isinstance(value, list | tuple | dict) else value
+
+
+def _json(value: Any, *, ascii_only: bool = False) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=ascii_only, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=ascii_only, default=str)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value of JSON with None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,17 +8,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from prime_xmc.tables.line_writer import check_columns
+from prime_xmc.tables.line_writer import check_columns, readable
 
 _GROUP = 16_384  # rows in a row group
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
 class ParquetWriter:
-    """Collects rows to row groups; the first group fixes the types of the columns."""
+    """Collects rows to row groups; the first group fixes the types of the columns.
+
+    Half a character, which UTF-8 cannot write, stays readable as in CSV.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str], types: Mapping[str, type]):
         self._path, self._columns = path, list(columns)
+        self._names = [readable(column) for column in columns]
         self._types = {column: _TYPES[kind] for column, kind in types.items()}
         self._pending: list[Mapping[str, Any]] = []
         self._file: pyarrow.parquet.ParquetWriter | None = None
@@ -50,11 +54,11 @@ class ParquetWriter:
     def _write_group(self) -> None:
         schema = None if self._file is None else self._file.schema
         arrays = []
-        for column in self._columns:
+        for number, column in enumerate(self._columns):
             values = [row[column] for row in self._pending]
-            wanted = self._types.get(column) if schema is None else schema.field(column).type
+            wanted = self._types.get(column) if schema is None else schema.field(number).type
             try:
-                array = pa.array(values, type=wanted)
+                array = _array(values, wanted)
             except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
                 expected = "" if wanted is None else f"; its first rows have {wanted}"
                 raise ValueError(
@@ -62,11 +66,18 @@ class ParquetWriter:
                 ) from error
             # a column without a value yet may get strings later
             arrays.append(array.cast(pa.string()) if pa.types.is_null(array.type) else array)
-        table = pa.table(dict(zip(self._columns, arrays, strict=True)))
+        table = pa.Table.from_arrays(arrays, names=self._names)
         if self._file is None:
             self._file = pyarrow.parquet.ParquetWriter(self._path, table.schema, compression="zstd")
         self._file.write_table(table)
         self._pending = []
+
+
+def _array(values: list[Any], wanted: pa.DataType | None) -> pa.Array:
+    try:
+        return pa.array(values, type=wanted)
+    except UnicodeEncodeError:
+        return pa.array([readable(value) if isinstance(value, str) else value for value in values], type=wanted)
 
 
 @contextmanager
