@@ -12,6 +12,8 @@ from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.serving.application import Serving, make_app
 from prime_xmc.serving.limits import Limits
+from prime_xmc.serving.middleware import BodyLimited
+from prime_xmc.serving.telemetry import Telemetry
 
 TOKEN = "a-token-for-these-tests"
 JSON = {"Content-Type": "application/json"}
@@ -109,11 +111,11 @@ def test_a_body_that_does_not_fit_is_refused_with_the_reason(client, body, detai
     [b"", b"{", b"null", b"\xff\xfe", b'{"texts": ["\\ud83d"]}', b'{"texts": ["a"], "top_k": 1' + b"0" * 5000 + b"}"],
 )
 def test_broken_bodies_are_refused(client, content):
-    assert reason(client.post("/predict", content=content, headers=JSON))[0] in (400, 422)
+    assert reason(client.post("/predict", content=content, headers=JSON))[0] == 422
 
 
 def test_a_deep_body_is_refused(client):
-    assert reason(client.post("/predict", content=b"[" * 19_000, headers=JSON))[0] in (400, 422)
+    assert reason(client.post("/predict", content=b"[" * 19_000, headers=JSON))[0] == 422
 
 
 def test_a_body_that_is_not_declared_as_json_is_refused(client):
@@ -192,6 +194,50 @@ def test_a_large_body_is_refused(client):
         "body_too_large",
     )
     assert metric(client, "prime_xmc_errors_total", reason="body_too_large") == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "num_read"),
+    [
+        ([], 3),
+        ([(b"content-length", b"30000")], 3),
+        ([(b"content-length", b"30000"), (b"expect", b"100-continue")], 0),
+        ([(b"content-length", b"1000000000")], 0),
+    ],
+)
+def test_a_large_body_is_read_before_it_is_refused(make_serving, headers, num_read):
+    """Clients that have not sent all of it yet would find a broken connection in place of the answer."""
+    sent, left = (
+        [],
+        [{"type": "http.request", "body": b"a" * 10_000, "more_body": more} for more in (True, True, False)],
+    )
+
+    async def receive():
+        return left.pop(0)
+
+    async def send(message):
+        sent.append((message["type"], message.get("status"), len(left)))
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
+    app = BodyLimited(make_app(make_serving()), Telemetry(), 15_000, 5)
+    asyncio.run(app(scope, receive, send))
+    assert sent[0] == ("http.response.start", 413, 3 - num_read)
+
+
+def test_of_a_body_without_end_a_part_is_read(make_serving, monkeypatch):
+    monkeypatch.setattr("prime_xmc.serving.middleware._DRAINED", 50_000)
+    sent, received = [], []
+
+    async def receive():
+        received.append(10_000)
+        return {"type": "http.request", "body": b"a" * 10_000, "more_body": True}
+
+    async def send(message):
+        sent.append(message.get("status"))
+
+    app = BodyLimited(make_app(make_serving()), Telemetry(), 15_000, 5)
+    asyncio.run(app({"type": "http", "method": "POST", "path": "/predict", "headers": []}, receive, send))
+    assert (sent[0], sum(received)) == (413, 60_000)
 
 
 def test_paths_and_methods_that_there_are_not(client):

@@ -37,7 +37,6 @@ from prime_xmc.serving.telemetry import CONTENT_TYPE, Telemetry
 
 _STUCK = 120.0  # seconds after which a batch will not end any more
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ProblemReply, "description": "The body cannot be read."},
     401: {"model": ProblemReply, "description": "The token is missing or another."},
     413: {"model": ProblemReply, "description": "The body is too large."},
     422: {"model": ProblemReply, "description": "The request is not understood, or out of bounds."},
@@ -248,6 +247,8 @@ def make_app(serving: Serving, *, token: str | None = None, hosts: Collection[st
 
     @app.exception_handler(HTTPException)
     async def refuse_path(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:  # FastAPI's, of a body that is no UTF-8, too deep, or has too long a number
+            return await refuse(request, ProblemError(422, "not_json", "the body cannot be read as JSON in UTF-8"))
         reason, detail = {
             404: ("no_such_path", "there is no such path: /openapi.json lists those that there are"),
             405: ("no_such_method", f"there is no {request.method} of this path: /openapi.json says what there is"),

@@ -26,6 +26,7 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 _METHODS = frozenset(HTTPMethod)
+_DRAINED = 2**26  # bytes that are read of a body that is too large: many clients send all before they read an answer
 
 
 class Observed:
@@ -149,8 +150,11 @@ class BodyLimited:
             f"expected a body of at most {self.max_bytes:,} bytes: send fewer texts at once",
             {"Connection": "close"},
         )
-        declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self.max_bytes:
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "0")
+        expected = int(declared) if declared.isdecimal() else 0
+        reads_at_once = "expect" in headers  # it asks before it sends anything
+        if expected > self.max_bytes and (expected > _DRAINED or reads_at_once):
             raise too_large
         messages: list[Message] = []
         size = 0
@@ -158,13 +162,17 @@ class BodyLimited:
             async with asyncio.timeout(self.seconds):
                 while True:
                     message = await receive()
-                    messages.append(message)
                     size += len(message.get("body", b""))
-                    if size > self.max_bytes:
+                    is_last = message["type"] != "http.request" or not message.get("more_body", False)
+                    if size <= self.max_bytes:
+                        messages.append(message)
+                        if is_last:
+                            return messages
+                    elif is_last or size > _DRAINED:
                         raise too_large
-                    if message["type"] != "http.request" or not message.get("more_body", False):
-                        return messages
         except TimeoutError as error:
+            if size > self.max_bytes:
+                raise too_large from error
             detail = f"the body did not arrive within {self.seconds:g} s"
             raise ProblemError(408, "body_too_slow", detail, {"Connection": "close"}) from error
 
