@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "conversion": {"files", "foreign", "progress", "tables", "data"},
     "index": {"files"},
     "model": {"files", "foreign", "checksums"},
-    "app": {"conf_files", "command_line", "printing", "data", "model"},
+    "app": {"files", "conf_files", "command_line", "printing", "data", "model"},
     "evaluation": {"files", "foreign", "printing", "progress", "data", "index"},
     "export": {"files", "foreign", "checksums", "printing", "progress", "tables", "data", "index", "model"},
     "training": {

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -264,6 +265,14 @@ def test_no_output_takes_the_place_of_another_file(configure, tmp_path, outputs,
     with pytest.raises(ValueError, match=said):
         run(configure(f"predictions={tmp_path}/a.npz", *(each.format(tmp_path) for each in outputs)))
     assert (tmp_path / "a.npz").read_bytes() == b"predictions"
+
+
+def test_an_output_that_cannot_be_replaced_is_told_at_once(configure, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is a device, a pipe or a socket"):
+        run(configure("predictions=nowhere.npz", f"output={tmp_path}/pipe"))
+    with pytest.raises(IsADirectoryError):
+        run(configure("predictions=nowhere.npz", f"predictions_output={tmp_path}"))
 
 
 @pytest.mark.parametrize(("given", "word"), [([], "neither"), (["model.dir=a", "predictions=b.npz"], "both")])

@@ -267,22 +267,27 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
 
 
 def check_outputs(config: DictConfig, *keys: str) -> None:
-    """Check that no file that a command writes would take the place of one that it reads, or writes by another key.
+    """Check the files that a command writes, before anything takes time.
+
+    None may take the place of a file that the command reads or writes by another key, of a folder or of a device.
 
     Args:
         config: Configuration of the command, in which any text may be the path of a file.
         keys: Keys of the files that it writes; null where it does not.
 
     Raises:
-        ValueError: If one would, with both keys.
+        IsADirectoryError: If one is a folder.
+        ValueError: If one would take the place of another file, with both keys, or of a device.
     """
+    from prime_xmc.files import file_to_replace  # here, because the help need not wait for it
+
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     paths = {str(key): os.path.expanduser(value) for key, value in _texts(values)}
     for key in keys:
         if key not in paths:
             continue
-        written = os.path.realpath(paths[key])
+        written = os.path.realpath(file_to_replace(Path(paths[key])))
         for other, path in paths.items():
             if other == key or (other not in keys and not os.path.isfile(path)):
                 continue
