@@ -57,3 +57,45 @@ def test_a_query_is_not_left_out_of_a_centroid_that_is_not_a_running_mean(custom
 
 def test_ance_to_the_letter(custom):
     check_model(custom("model=ance", "loss=two_way", "sampling.mined.alone=true"))
+
+
+@pytest.mark.parametrize("optimizer", ["renee", "elmo"])
+@pytest.mark.parametrize("model", ["prime", "unidec", "ngame"])
+def test_the_optimiser_of_one_vs_all_classifiers_is_not_for_prototypes(custom, model, optimizer):
+    settings = [f"model={model}", f"optimizer={optimizer}"]
+    with pytest.raises(ValueError, match=r"^optimizer\.classifier_lr=0\.\d+, .* give optimizer=adamw, or"):
+        check_model(custom(*settings))
+    check_model(custom(*settings, "resume=begun"))
+
+
+@pytest.mark.parametrize("model", ["prime", "renee"])
+def test_an_encoder_of_another_class_is_refused(custom, model):
+    settings = [f"model={model}", "encoder._target_=my_encoders.Capped"]
+    with pytest.raises(ValueError, match=r"^encoder\._target_=my_encoders\.Capped: a model folder holds the weights"):
+        check_model(custom(*settings))
+    check_model(custom(*settings, "ckpt_path=begun/before.ckpt"))
+
+
+@pytest.mark.parametrize("setting", ["model.num_private=5", "model.num_private=all", "model.free_vector_start=text"])
+def test_settings_of_free_vectors_that_there_are_none_of_are_refused(custom, setting):
+    key, nothing = setting.partition("=")[0], "0" if "private" in setting else "random"
+    with pytest.raises(ValueError, match=rf"^{setting} is about free_vector, .*: give {key}={nothing}"):
+        check_model(custom(setting, "model.sources=[text,centroid]"))
+    check_model(custom(setting))
+    check_model(custom(setting, "model.sources=[text,centroid]", "resume=begun"))
+
+
+def test_labels_are_not_shown_without_a_centroid_that_they_do_not_have(custom):
+    settings = ["model.sources=[text,free_vector]", "sampling.without_centroid=0.1"]
+    with pytest.raises(ValueError, match=r"^sampling\.without_centroid=0\.1 is about centroid, .* add centroid to"):
+        check_model(custom(*settings))
+    check_model(custom(settings[0]))  # sampling.leave_one_out is on by default
+    check_model(custom(settings[1]))
+
+
+def test_positives_are_not_pushed_away_where_the_loss_leaves_none_out(custom):
+    setting = "sampling.mask_positives=false"
+    with pytest.raises(ValueError, match=rf"^{setting}: .*; give sampling\.loss_positives=drawn or any, or"):
+        check_model(custom(setting))
+    check_model(custom(setting, "sampling.loss_positives=any"))
+    check_model(custom("model=dpr"))

@@ -119,14 +119,18 @@ def test_full_rank_is_plain_ridge_regression(rows, labels):
 
 @pytest.mark.parametrize("method", [plst, cplst, occa, svd, leml])
 def test_mistaken_settings_are_refused(method, rows, labels):
-    with pytest.raises(ValueError, match="rank from 1 to 19, fewer than the queries and the labels, got 20"):
+    with pytest.raises(
+        ValueError, match=r"method\.fit\.rank=20: expected 1 to 19, fewer than the .*give method\.fit\.rank=19"
+    ):
         method(rows, labels, rank=20, ridge=RIDGE)
-    with pytest.raises(ValueError, match="ridge above 0, got 0"):
+    with pytest.raises(ValueError, match=r"method\.fit\.ridge=0: expected a number above 0"):
         method(rows, labels, rank=2, ridge=0)
 
 
 def test_rank_of_cplst_is_at_most_the_dimension(rows, labels):
-    with pytest.raises(ValueError, match="at most the 12 dimensions of the vectors, got 13"):
+    with pytest.raises(
+        ValueError, match=r"method\.fit\.rank=13: expected at most the 12 dimensions of the vectors, method\.d"
+    ):
         cplst(rows, labels, rank=13, ridge=RIDGE)
 
 

@@ -1,5 +1,6 @@
 """One-vs-all classifiers: sparse rows, the hardest of all labels, and a loss that is the same either way."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from prime_xmc.index.search import ExactSearch
 from prime_xmc.model import classifiers as module_under_test
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.classifiers import Classifiers, hardest_of_all, pair_similarity
-from prime_xmc.model.losses import InfoNCE, Triplet
+from prime_xmc.model.losses import Contrast, InfoNCE, Triplet
 from prime_xmc.training.classifier_module import ClassifierModule
 from prime_xmc.training.optimizers import RowAdam
 
@@ -124,6 +125,32 @@ def test_pair_similarity_equals_the_whole_matrix(gathered, monkeypatch):
     expected, gradient = (torch.autograd.grad(value @ weight, vectors)[0] for value in (whole, actual))
     torch.testing.assert_close(gradient, expected)
     assert pair_similarity(queries, vectors, rows[:0], places[:0]).shape == (0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfLabels(Contrast):
+    """A loss that asks for all that there is to ask for of labels."""
+
+    def __call__(self, similarity, positives, negatives, *, pairs, label_ids, inverse_propensity):
+        weighted = similarity * inverse_propensity + 100 * label_ids
+        assert similarity[pairs].equal(similarity[positives])
+        return torch.where(positives, weighted, 0).sum(), {"least": torch.where(negatives, label_ids, 99).min()}
+
+
+@pytest.mark.parametrize("negatives", ["sampled", "all"])
+def test_a_loss_is_given_what_it_asks_for_of_labels(negatives):
+    labels, queries, positives = unit(9, 4), unit(3, 4, seed=1), [[3, 5], [7], [0, 5, 8]]
+    loss = OfLabels(num_negatives=6)
+    made, batch = make(labels, queries, positives, [[1], [], []], loss, negatives=negatives)
+    made.inverse_propensity.copy_(torch.arange(1, 10))
+    value, logs = made.batch_loss(batch)
+    expected = sum(
+        float(queries[row] @ labels[label]) * (label + 1) + 100 * label
+        for row, of_row in enumerate(positives)
+        for label in of_row
+    )
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+    assert logs["least"] == 0
 
 
 class TestLoss:

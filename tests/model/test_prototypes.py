@@ -448,6 +448,11 @@ class TestMoreSources:
         expected = F.normalize(module.network.layer(sequence).mean(dim=1), dim=1)
         torch.testing.assert_close(module(rows, label_emb), expected)
 
+    def test_vectors_of_another_size_are_named(self):
+        module = make(sources=["text"], more_sources={"graph": Table(NUM_LABELS, DIM + 1)})
+        with pytest.raises(ValueError, match=rf"graph returned \(2, {DIM + 1}\) for 2 labels; expected \(2, {DIM}\)"):
+            module(ids(3, 0), unit_rows(2))
+
     def test_it_is_trained_and_saved(self):
         module = make(more_sources={"graph": Table})
         module(ids(2), unit_rows(1)).sum().backward()
@@ -459,6 +464,10 @@ class TestMoreSources:
         [
             ({"more_sources": {"text": Table}}, "other names than"),
             ({"more_sources": {"graph": lambda **_: 3}}, r"graph to be a torch.nn.Module, got a int"),
+            (
+                {"more_sources": {"graph": torch.nn.Embedding(NUM_LABELS, DIM, sparse=True)}},
+                r"model\.more_sources\.graph has an embedding with sparse=True",
+            ),
             ({"sources": []}, "some of"),
         ],
     )

@@ -160,3 +160,20 @@ def test_the_command_that_continues_a_run_is_one_that_can(monkeypatch, program, 
     monkeypatch.setattr(sys, "argv", [f"/bin/{program}", "seed=1"])
     monkeypatch.setenv("PRIME_XMC_TRUST_CONFIG", "1")
     assert resuming_command(Path("run")).endswith(f"{command} resume=run")
+
+
+@pytest.mark.parametrize(
+    ("config", "trusts"),
+    [
+        ("loss:\n  contrast:\n    _target_: my_losses.SigLIP\n", True),
+        ("classify_settings:\n- loss._target_=my_losses.Rare\n", True),
+        ("optimizer:\n  make:\n    _target_: torch.optim.AdamW\nclassify_settings: []\n", False),
+        ("encoder:\n  _target_: prime_xmc.model.encoder.TextEncoder\n", False),
+    ],
+)
+def test_the_command_trusts_the_configuration_of_a_run_with_code_of_ones_own(monkeypatch, tmp_path, config, trusts):
+    monkeypatch.setattr(sys, "argv", ["/bin/prime-xmc-train"])
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text(config)
+    option = "--trust-config " if trusts else ""
+    assert resuming_command(tmp_path).endswith(f"/bin/prime-xmc-train {option}resume={tmp_path}")

@@ -69,3 +69,12 @@ def test_the_rate_is_that_of_the_group_also_within_another_optimizer():
     assert table.tolist() == [[0.0, 0.0], [-0.4375, -0.4375], [-0.4375, -0.4375], [0.0, 0.0]]
     assert both.step() is None
     assert fused.step(lambda: 3) == 3
+
+
+def test_a_gradient_that_it_would_pass_over_is_refused():
+    table = torch.nn.Parameter(torch.zeros(4, 2))
+    optimizer = FusedSGD([table], lr=1.0)
+    torch.nn.functional.embedding(torch.tensor([1]), table, sparse=True).sum().backward()
+    with pytest.raises(ValueError, match=r"one of shape \(4, 2\) has a gradient .* such as optimizer=adamw"):
+        optimizer.step()
+    assert not table.any()

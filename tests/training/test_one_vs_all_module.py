@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import DataLoader
 
 from prime_xmc.assemble import make_data, make_module
 from prime_xmc.training.fused_sgd import FusedSGD
@@ -78,6 +79,28 @@ def test_the_text_of_a_label_row_is_the_label_s(make):
         of_label = row_id >= NUM_TRAIN
         expected = (data.corpus.label_tokens if of_label else data.corpus.train.tokens)[row_id - NUM_TRAIN * of_label]
         assert text.tolist() == expected.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_the_gradient_of_accumulated_batches_is_that_of_one_large_batch(make, tmp_path):
+    """The loss is a sum over queries, of which Lightning would make the mean over batches."""
+    module, data = make("model.dropout=0", "optimizer.warmup_fraction=0.0")
+    batches = [batch for batch, _ in zip(data.train_dataloader(), range(3), strict=False)]
+    weight = module.classifiers.weight
+    before, total = weight.detach().clone(), sum(module.training_step(batch, 0) for batch in batches)
+    expected = torch.autograd.grad(total, weight)[0]
+    module.parameter_groups = lambda: [{"params": [weight]}]
+    module.optimizer = lambda groups: torch.optim.SGD(groups, lr=1.0)
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    options = {"accelerator": "cpu", "max_epochs": 1, "accumulate_grad_batches": 3, "limit_val_batches": 0}
+    L.Trainer(default_root_dir=tmp_path, **options, **quiet).fit(module, DataLoader(batches, batch_size=None))
+    torch.testing.assert_close(before - weight.detach(), expected, rtol=1e-4, atol=1e-5)
+    assert expected.abs().max() > 0.01
 
 
 @pytest.mark.parametrize("model", ["renee", "elmo"])

@@ -2,8 +2,9 @@
 
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.one_vs_all import OneVsAll
 from prime_xmc.training.debugging import check_profiler
 from prime_xmc.training.start import check_precision
@@ -52,6 +53,8 @@ def check_model(config: DictConfig) -> None:
         ValueError: If they do not; it names what to change.
     """
     _check_mined(config)
+    if _begins(config):
+        _check_encoder(config)
     one_vs_all, num_positives = trains_one_vs_all(config), config.sampling.num_positives
     if not one_vs_all:
         if num_positives == 0:
@@ -59,6 +62,9 @@ def check_model(config: DictConfig) -> None:
                 "sampling.num_positives=0: prototypes are trained on labels drawn for queries; give 1 or more"
             )
         if _begins(config):
+            _check_optimizer_of_prototypes(config)
+            _check_sources(config)
+            _check_spared(config)
             _check_left_out(config)
         return
     if num_positives != 0:
@@ -105,6 +111,53 @@ def _check_used_by_one_vs_all(config: DictConfig) -> None:
                 f"sampling.{key}={given}: one-vs-all classifiers have no prototypes and no labels in a "
                 f"batch that it would be about; give sampling.{key}={value}"
             )
+
+
+def _check_encoder(config: DictConfig) -> None:
+    """Refuse an encoder of another class, which the model folder would not keep: it has weights and settings alone."""
+    own, given = f"{TextEncoder.__module__}.{TextEncoder.__qualname__}", config.encoder._target_
+    if given != own:
+        raise ValueError(
+            f"encoder._target_={given}: a model folder holds the weights of an encoder and not its code, so that what "
+            f"predicts would be {own} with these weights, another model. Give weights of your own by encoder=local "
+            "encoder.source=<folder or hub id>"
+        )
+
+
+def _check_optimizer_of_prototypes(config: DictConfig) -> None:
+    """Refuse an optimiser of one-vs-all classifiers, which leaves free vectors as they are or fails on them."""
+    if (rate := config.optimizer.get("classifier_lr")) is not None:
+        raise ValueError(
+            f"optimizer.classifier_lr={rate}, of optimizer=renee or optimizer=elmo, is for one-vs-all classifiers, and "
+            "this model has prototypes: give optimizer=adamw, or model=renee or model=elmo"
+        )
+
+
+def _check_sources(config: DictConfig) -> None:
+    """Refuse settings of a source that prototypes are not made of, those that are on by default excepted."""
+    sources = config.model.get("sources")
+    if sources is None:
+        return
+    for key, source, nothing in (
+        ("model.num_private", "free_vector", 0),
+        ("model.free_vector_start", "free_vector", "random"),
+        ("sampling.without_centroid", "centroid", 0),
+    ):
+        given = OmegaConf.select(config, key, default=nothing)
+        if given != nothing and source not in sources:
+            raise ValueError(
+                f"{key}={given} is about {source}, which is none of model.sources=[{','.join(sources)}]: give "
+                f"{key}={nothing}, or add {source} to model.sources"
+            )
+
+
+def _check_spared(config: DictConfig) -> None:
+    """Refuse to push away positives that the loss leaves out where it leaves none out."""
+    if config.sampling.get("mask_positives") is False and config.sampling.loss_positives == "all":
+        raise ValueError(
+            "sampling.mask_positives=false: with sampling.loss_positives=all no positive is left to be pushed away; "
+            "give sampling.loss_positives=drawn or any, or sampling.mask_positives=true"
+        )
 
 
 def _check_left_out(config: DictConfig) -> None:

@@ -140,7 +140,9 @@ def cplst(rows: Float[np.ndarray, "query d"], labels: sp.csr_matrix, *, rank: in
     """
     check_settings(rows, labels, rank, ridge)
     if rank > rows.shape[1]:
-        raise ValueError(f"expected a rank of at most the {rows.shape[1]} dimensions of the vectors, got {rank}")
+        raise ValueError(
+            f"method.fit.rank={rank}: expected at most the {rows.shape[1]} dimensions of the vectors, method.dimension"
+        )
     mean = _mean(labels)
     predicted = _predicted(rows, labels, ridge, mean)
     _, vectors = scipy.linalg.eigh(predicted @ predicted.T, subset_by_index=(len(predicted) - rank, len(predicted) - 1))
@@ -243,9 +245,12 @@ def check_settings(rows: Float[np.ndarray, "query d"], labels: sp.csr_matrix, ra
     """
     most = min(labels.shape) - 1
     if not 1 <= rank <= most:
-        raise ValueError(f"expected a rank from 1 to {most}, fewer than the queries and the labels, got {rank}")
+        raise ValueError(
+            f"method.fit.rank={rank}: expected 1 to {most}, fewer than the queries and the labels; give "
+            f"method.fit.rank={max(1, min(rank, most))}"
+        )
     if not ridge > 0:
-        raise ValueError(f"expected a ridge above 0, got {ridge}")
+        raise ValueError(f"method.fit.ridge={ridge}: expected a number above 0")
 
 
 def _mean(labels: sp.csr_matrix) -> Float[np.ndarray, " label"]:

@@ -131,6 +131,11 @@ class Prototypes(nn.Module):
                 raise ValueError(
                     f"expected model.more_sources.{name} to be a torch.nn.Module, got a {type(made).__name__}"
                 )
+            if any(getattr(module, "sparse", False) is True for module in made.modules()):
+                raise ValueError(
+                    f"model.more_sources.{name} has an embedding with sparse=True, whose gradients the optimiser of "
+                    "the other parameters does not take: give it sparse=False"
+                )
             self.more_sources[name] = made
         self.momentum = momentum
         self.centroid_update = centroid_update
@@ -259,7 +264,13 @@ class Prototypes(nn.Module):
             elif source == "centroid":
                 parts.append(centroids)
             elif source in self.more_sources:
-                parts.append(self.more_sources[source](label_ids).to(label_emb.dtype))
+                vectors = self.more_sources[source](label_ids)
+                if vectors.shape != label_emb.shape:
+                    raise ValueError(
+                        f"model.more_sources.{source} returned {tuple(vectors.shape)} for {len(label_ids)} labels; "
+                        f"expected {tuple(label_emb.shape)}, a vector of dim numbers for each"
+                    )
+                parts.append(vectors.to(label_emb.dtype))
             else:
                 assert self.free_vectors is not None
                 # sparse, since a dense gradient would have all F rows

@@ -19,7 +19,7 @@ from prime_xmc.evaluation.metrics import TOP_K
 from prime_xmc.evaluation.rank import search_unfiltered
 from prime_xmc.model.banks import RowBank
 from prime_xmc.model.classifiers import Classifiers, hardest_of_all, pair_similarity
-from prime_xmc.model.losses import Contrast, contrast_of
+from prime_xmc.model.losses import Contrast, Pairs, asked_by, contrast_of
 from prime_xmc.training.optimizers import clip_gradients, with_warmup
 from prime_xmc.training.protocols import QueryMemory, Searcher
 from prime_xmc.training.randomness import seed_step
@@ -97,6 +97,9 @@ class ClassifierModule(LightningModule, QueryMemory):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.warmup_fraction = warmup_fraction
+        weights = torch.from_numpy(inverse_propensity.astype(np.float32))
+        self.inverse_propensity: Tensor
+        self.register_buffer("inverse_propensity", weights, persistent=False)
         self.seed = seed
         self.callbacks = list(callbacks)
         self.step_log = StepLog()
@@ -154,14 +157,21 @@ class ClassifierModule(LightningModule, QueryMemory):
         """Return the loss of a batch's queries against their labels, and what else to log."""
         query_emb = normalize(dropout(self(batch.query_ids), self.dropout), dim=-1)
         if self.negatives == "all":
-            return self.loss(*self._against_all(batch, query_emb))
-        similarity = query_emb @ self.classifiers(batch.label_ids).T
-        return contrast_of(self.loss, similarity, batch.positives, batch.negatives, batch.relations.pairs())
+            similarity, positives, negatives, pairs, label_ids = self._against_all(batch, query_emb)
+        else:
+            similarity, label_ids = query_emb @ self.classifiers(batch.label_ids).T, batch.label_ids[None]
+            positives, negatives, pairs = batch.positives, batch.negatives, batch.relations.pairs()
+        known: dict[str, Any] = {"label_ids": label_ids}
+        if "inverse_propensity" in asked_by(self.loss):
+            known["inverse_propensity"] = self.inverse_propensity[label_ids]
+        return contrast_of(self.loss, similarity, positives, negatives, pairs, **known)
 
     def _against_all(
         self, batch: Batch, query_emb: Float[Tensor, "query d"]
-    ) -> tuple[Float[Tensor, "query c"], Bool[Tensor, "query c"], Bool[Tensor, "query c"]]:
-        """Return similarity, positives and negatives of each query and its own candidates.
+    ) -> tuple[
+        Float[Tensor, "query c"], Bool[Tensor, "query c"], Bool[Tensor, "query c"], Pairs, Int64[Tensor, "query c"]
+    ]:
+        """Return similarity, positives, negatives, positive pairs and label ids of each query and its own candidates.
 
         The candidates are its positives, then its hardest negatives.
         """
@@ -178,19 +188,25 @@ class ClassifierModule(LightningModule, QueryMemory):
             torch.cat([batch.pair_labels, filtered_labels]),
             self.loss.num_negatives,
         )
-        num_positives = self.queries.positives.take(query_ids).lengths
+        of_queries = self.queries.positives.take(query_ids)
+        num_positives = of_queries.lengths
+        places = np.arange(len(of_queries.values)) - np.repeat(of_queries.offsets[:-1], num_positives)
         columns = torch.arange(int(num_positives.max(initial=0)), device=self.device)
         positives = columns < send(torch.from_numpy(num_positives), self.device)[:, None]
-        label_ids, places = torch.cat([batch.pair_labels, hard.flatten()]).unique(return_inverse=True)
+        pairs = batch.pair_rows, send(torch.from_numpy(places), self.device)
+        label_ids, of_pairs = torch.cat([batch.pair_labels, hard.flatten()]).unique(return_inverse=True)
         rows = torch.arange(len(query_emb), device=self.device).repeat_interleave(hard.shape[1])
-        found = pair_similarity(query_emb, self.classifiers(label_ids), torch.cat([batch.pair_rows, rows]), places)
+        found = pair_similarity(query_emb, self.classifiers(label_ids), torch.cat([batch.pair_rows, rows]), of_pairs)
         of_positives, of_negatives = found.split([len(batch.pair_rows), hard.numel()])
         # pairs are in order of their rows, so they fill the places of the mask in its own order
         table = query_emb.new_zeros(positives.shape).masked_scatter(positives, of_positives)
+        ids = torch.zeros_like(positives, dtype=torch.int64).masked_scatter(positives, batch.pair_labels)
         return (
             torch.cat([table, of_negatives.view(hard.shape)], dim=1),
             torch.cat([positives, torch.zeros_like(exists)], dim=1),
             torch.cat([torch.zeros_like(positives), exists], dim=1),
+            pairs,
+            torch.cat([ids, hard], dim=1),
         )
 
     def configure_gradient_clipping(

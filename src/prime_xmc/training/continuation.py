@@ -17,12 +17,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LambdaLR
 
 from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.run_files import CONFIG
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.curves import place_in_curves
 from prime_xmc.training.equal_bits import COMPUTED_ON, computed_on, warn_of_other_bits
 from prime_xmc.training.step_log import StepLog
 
 logger = logging.getLogger(__name__)
+
+_TRUST = "--trust-config"
+_TARGET = re.compile(r"_target_['\"]?\s*[=:]\s*['\"]?([\w.]+)")
+_PACKAGES = ("prime_xmc", "torch", "lightning", "transformers")  # of whose classes the package's own runs are made
 
 # keys of a checkpoint
 ORIGIN = "origin"  # which run it is of
@@ -271,10 +276,16 @@ def _step_log(module: LightningModule) -> StepLog:
 
 
 def resuming_command(run_dir: Path) -> str:
-    """Return the command, to be pasted into a shell, that continues a run in its folder with its own settings."""
+    """Return the command, to be pasted into a shell, that continues a run in its folder with its own settings.
+
+    Where the run has parts of the user's own code, which its configuration names, the command says that it is trusted.
+    """
     command = _own_command()
     if command is None or not any(part.endswith(("train", "classify")) for part in command):
         command = [Path(sys.executable).name, "-m", "prime_xmc.train"]
+    named = _TARGET.findall((run_dir / CONFIG).read_text(encoding="utf-8")) if (run_dir / CONFIG).is_file() else []
+    if _TRUST not in command and any(name.partition(".")[0] not in _PACKAGES for name in named):
+        command = [*command, _TRUST]
     return shlex.join([*command, f"resume={run_dir}"])
 
 
@@ -306,7 +317,7 @@ def _own_command() -> list[str] | None:
         start = [sys.argv[0]]
     else:
         return None
-    return [*start, "--trust-config"] if os.environ.get("PRIME_XMC_TRUST_CONFIG") == "1" else start
+    return [*start, _TRUST] if os.environ.get("PRIME_XMC_TRUST_CONFIG") == "1" else start
 
 
 def from_here(path: Path) -> Path:

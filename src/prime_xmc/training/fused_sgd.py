@@ -44,8 +44,19 @@ class FusedSGD(Optimizer):
         rows.copy_(round_stochastically(new) if table.dtype == torch.bfloat16 else new)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Return the result of the closure, which has stepped the tables as it computed their gradients."""
-        if closure is None:
-            return None
-        with torch.enable_grad():
-            return closure()
+        """Return the result of the closure, which has stepped the tables as it computed their gradients.
+
+        Raises:
+            ValueError: If a table has a gradient as other parameters do, by which nothing would step it.
+        """
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        for table in (table for group in self.param_groups for table in group["params"]):
+            if table.grad is not None:
+                raise ValueError(
+                    f"FusedSGD steps tables while their gradient is computed, and one of shape {tuple(table.shape)} "
+                    "has a gradient that was not given to step_rows: give another optimiser, such as optimizer=adamw"
+                )
+        return result

@@ -126,6 +126,13 @@ class OneVsAllModule(RankingModule, EncoderModule, LabelIndex):
         self.step_log.note(self.global_step, size, loss.detach() / size, {})
         return loss
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradient of the loss, a sum, so that batches which are accumulated are one large batch.
+
+        Lightning has divided it by their number, as is right for the mean of a batch.
+        """
+        super().backward(loss * self.trainer.accumulate_grad_batches, *args, **kwargs)
+
     def _pairs(self, batch: Batch) -> tuple[LabelPairs, LabelPairs]:
         """Return the pairs of a batch that belong together, and those that the data exclude."""
         num_queries, size = len(batch.query_ids) - batch.num_label_rows, len(batch.query_ids)
