@@ -223,7 +223,7 @@ def leml(
     """
     check_settings(rows, labels, rank, ridge)
     if rounds < 1:
-        raise ValueError(f"expected at least 1 round, got {rounds}")
+        raise ValueError(f"method.fit.rounds={rounds}: expected at least 1")
     gram = (rows.T @ rows).astype(np.float64)
     together = np.asarray(labels.T @ rows, dtype=np.float64)  # Y'X
     values, basis = scipy.linalg.eigh(gram)
