@@ -74,7 +74,10 @@ def file_to_replace(path: Path) -> Path:
         raise ValueError(
             f"{path} is a device, a pipe or a socket, and not a file that could be replaced: give the name of a file"
         )
-    return path.resolve() if path.is_symlink() else path
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_symlink():
+        raise ValueError(f"{path} is a link that leads back to itself: give the name of a file")
+    return target
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from prime_xmc.training.continuation import as_number
 from prime_xmc.training.run_folder import with_run_folder
 from prime_xmc.training.sweeps import in_sweep
 
-_OF_SCORER = {"theta": "", "W": " (W)"}  # what the paper puts behind the name of a method
+# what is put behind the name of a method in published tables
+_PROTOTYPES, _CLASSIFIERS = " (θ)", " (W)"
 _OF_CLASSIFIERS = ("loss", "sampling", "optimizer", "negatives", "dropout")  # the same of the second stage
 _FILTERS = ("filter_labels_train", "filter_labels_test")
 # Settings on which it depends what is learnt and measured: groups, and of others some keys.
@@ -85,7 +86,7 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
     results = read_published(str(config.published))
     if config.run is None:
         asked = find_result(results, config.dataset.name, config.published_method)  # before hours of training
-        if asked.method.endswith(_OF_SCORER["W"]) and not config.classify:
+        if asked.method.endswith(_CLASSIFIERS) and not config.classify:
             raise ValueError(f"published_method={config.published_method} is of classifiers: give classify=true")
         check_raw_files(config.dataset)
         config = with_run_folder(config)
@@ -105,7 +106,7 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
             notes.append(f"It cannot be said whether the run had the filters: {error}")
     compared = compare(runs, results, config.published_method)
     classifiers = [run for run in runs if run.settings.get("scorer") == "W"]
-    if classifiers and any(each.published.method.endswith(_OF_SCORER["W"]) for each in compared):
+    if classifiers and any(each.published.method.endswith(_CLASSIFIERS) for each in compared):
         notes += notes_on_classifiers(classifiers[0])
     return compared, notes
 
@@ -139,16 +140,17 @@ def compare(runs: list[RunRecord], results: list[PublishedResult], method: str) 
             the metrics.
     """
     asked = find_result(results, runs[0].dataset, method).method
-    prototypes = asked.removesuffix(_OF_SCORER["W"])
+    classifiers = f"{asked.removesuffix(_PROTOTYPES).removesuffix(_CLASSIFIERS)}{_CLASSIFIERS}"
+    of_scorer = {"W": classifiers} if asked == classifiers else {"theta": asked, "W": classifiers}
     known = {result.method for result in results if result.dataset == runs[0].dataset}
     found = []
     for run in runs:
-        name = f"{prototypes}{_OF_SCORER.get(run.settings.get('scorer', 'theta'), ' of another kind')}"
-        if name in known and name.startswith(asked):
+        name = of_scorer.get(run.settings.get("scorer", "theta"))
+        if name in known:
             metrics = {key.removeprefix("test/"): value for key, value in (run.metrics or {}).items()}
             found.append(Reproduction(find_result(results, run.dataset, name), metrics))
     found = [each for each in found if each.rows()]
-    if not found and asked != prototypes:
+    if not found and asked == classifiers:
         raise ValueError(
             f"{runs[0].path} has no test metrics of classifiers, which {asked} is: train it with classify=true"
         )

@@ -38,6 +38,10 @@ def test_a_training_that_diverged_has_the_charts_of_its_finite_values(tmp_path, 
         f"The curves of {tmp_path / '0'} have values that are huge or no numbers, as after a training that has "
         "diverged; the charts leave them out."
     ]
+    (tmp_path / "0" / "metrics.csv").write_text("epoch,train/loss\nnan,0.5\n")
+    assert figures.learning_curves(study_of(tmp_path)) == []
+    (tmp_path / "0" / "metrics.csv").write_text("")
+    assert figures.learning_curves(study_of(tmp_path)) == []
     write_run(tmp_path / "0", epochs=((0, 0, 1e-4, float("nan")), (1, 1, 1e-4, float("-inf"))))
     assert "Training loss" not in of_title(figures.learning_curves(study_of(tmp_path)))
 

@@ -4,6 +4,7 @@ from importlib.resources import files
 
 import pytest
 
+from prime_xmc.reporting import published
 from prime_xmc.reporting.published import compared_methods, find_result, read_published, warn_of_names
 
 HEADER = "dataset,method,metric,value\n"
@@ -118,14 +119,27 @@ class TestOfAFile:
             read_published(table(text))
 
     def test_prototypes_and_what_else_is_published_of_a_method_are_two(self, table):
-        results = read_published(table(HEADER + "toy,Mine,P@1,50\ntoy,Mine (θ),P@1,40\ntoy,Yours,P@1,30\n"))
+        results = read_published(
+            table(HEADER + "toy,Mine,P@1,50\ntoy,Mine (θ),P@1,40\ntoy,Yours,P@1,30\ntoy,Theirs (θ),P@1,20\n")
+        )
         assert [(each.method, each.values["P@1"]) for each in results] == [
             ("Mine", 0.5),
             ("Mine (θ)", 0.4),
             ("Yours", 0.3),
+            ("Theirs (θ)", 0.2),
         ]
-        for asked, found in (("Mine", "Mine"), ("Mine (θ)", "Mine (θ)"), ("Yours (θ)", "Yours")):
+        for asked, found in (
+            ("Mine", "Mine"),
+            ("Mine (θ)", "Mine (θ)"),
+            ("Yours (θ)", "Yours"),
+            ("Theirs", "Theirs (θ)"),
+        ):
             assert find_result(results, "toy", asked).method == found
+
+    def test_a_copy_of_the_papers_tables_has_the_first_value_of_several(self, paper):
+        copied = {(each.dataset, each.method): each.values for each in read_published(str(published._CARRIED))}
+        assert copied["LF-AmazonTitles-1.3M", "NGAME (W)"]["PSP@1"] == pytest.approx(0.3001)
+        assert len(copied) >= len(paper)
 
     def test_names_of_metrics_that_there_are_not_are_warned_of(self, table, caplog):
         read_published(table(HEADER + "toy,Mine,P@1,50\ntoy,Mine,p@3,40\ntoy,Mine,N@5,30\ntoy,Mine,hours,9\n"))

@@ -9,7 +9,7 @@ from prime_xmc.tables.line_rows import Row
 from prime_xmc.tables.reader import UTF_8, OpenTable, open_table
 
 # Names of columns, the likeliest first.
-_UIDS = ("uid", "id", "label_id", "label", "name")
+_UIDS = ("uid", "id", "label_id", "label_uid", "label", "name")
 _TEXTS = ("text", "title", "name", "description", "label")
 _LABELS = ("labels", "label", "uids", "uid", "label_id", "label_ids")
 _SEPARATORS = (";", "|", ",")

@@ -227,7 +227,7 @@ def _by_epoch(study: Study, name: str) -> list[Chart]:
             {
                 int(row["epoch"]) + 1: scale * row[name]
                 for row in run.epochs
-                if abs(row.get(name, math.inf)) <= LARGEST and "epoch" in row
+                if abs(row.get(name, math.inf)) <= LARGEST and math.isfinite(row.get("epoch", math.nan))
             }
             for run in configuration.runs
         ]

@@ -54,7 +54,7 @@ def read_published(source: str) -> list[PublishedResult]:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a column is missing, a value is no number from 0 to 100, or another one of the same method,
-            metric and data set stands before it; the message names file and line.
+            metric, data set and table stands before it; the message names file and line.
     """
     path = _CARRIED if source == PAPER else Path(source).expanduser()
     if not path.is_file():
@@ -76,7 +76,8 @@ def read_published(source: str) -> list[PublishedResult]:
             method = row["method"].removesuffix(_PROTOTYPES) if source == PAPER else row["method"]
             key, value = (row["dataset"], method), _percent(row["value"], where) / 100
             before = values.setdefault(key, {}).setdefault(metric, value)
-            if before != value and source != PAPER:
+            is_of_one_table = rows.get(key, {}).get(metric, row).get("table") == row.get("table")
+            if before != value and is_of_one_table and source != PAPER:
                 raise ValueError(
                     f"{where}: {metric} of {method} on {row['dataset']} is {row['value']}, and a line before says "
                     f"{100 * before:g}; give the method another name"
@@ -107,7 +108,7 @@ def find_result(results: Sequence[PublishedResult], dataset: str, method: str) -
     if not on_dataset:
         names = ", ".join(dict.fromkeys(result.dataset for result in results)) or "none"
         raise ValueError(f"there are no published results on {dataset}; the data sets with some are: {names}")
-    for name in (method, method.removesuffix(_PROTOTYPES)):
+    for name in (method, method.removesuffix(_PROTOTYPES), f"{method}{_PROTOTYPES}"):
         for result in on_dataset:
             if result.method == name:
                 return result

@@ -337,7 +337,9 @@ def _read_epochs(path: Path) -> list[dict[str, float]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if "epoch" not in (reader.fieldnames or ()):
+            if reader.fieldnames is None:  # an empty file, as a full disk leaves it
+                return []
+            if "epoch" not in reader.fieldnames:
                 raise ValueError("there is no column epoch")
             for row in reader:
                 line = reader.line_num
