@@ -15,7 +15,7 @@ from prime_xmc.app import compose
 from prime_xmc.assemble import raw_files
 from prime_xmc.conf_files import config_dir, entries
 from prime_xmc.printing import visible
-from prime_xmc.reporting.published import PAPER, PublishedResult, find_result, read_published
+from prime_xmc.reporting.published import CLASSIFIERS, PAPER, PROTOTYPES, PublishedResult, find_result, read_published
 from prime_xmc.reporting.run_folders import RunRecord, comparable, read_runs, settings_of
 from prime_xmc.run_files import CONFIG, METRICS, key_of
 from prime_xmc.stages import train_prototypes
@@ -23,8 +23,6 @@ from prime_xmc.training.continuation import as_number
 from prime_xmc.training.run_folder import with_run_folder
 from prime_xmc.training.sweeps import in_sweep
 
-# what is put behind the name of a method in published tables
-_PROTOTYPES, _CLASSIFIERS = " (θ)", " (W)"
 _OF_CLASSIFIERS = ("loss", "sampling", "optimizer", "negatives", "dropout")  # the same of the second stage
 _FILTERS = ("filter_labels_train", "filter_labels_test")
 # Settings on which it depends what is learnt and measured: groups, and of others some keys.
@@ -86,7 +84,7 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
     results = read_published(str(config.published))
     if config.run is None:
         asked = find_result(results, config.dataset.name, config.published_method)  # before hours of training
-        if asked.method.endswith(_CLASSIFIERS) and not config.classify:
+        if asked.method.endswith(CLASSIFIERS) and not config.classify:
             raise ValueError(f"published_method={config.published_method} is of classifiers: give classify=true")
         check_raw_files(config.dataset)
         config = with_run_folder(config)
@@ -106,7 +104,7 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
             notes.append(f"It cannot be said whether the run had the filters: {error}")
     compared = compare(runs, results, config.published_method)
     classifiers = [run for run in runs if run.settings.get("scorer") == "W"]
-    if classifiers and any(each.published.method.endswith(_CLASSIFIERS) for each in compared):
+    if classifiers and any(each.published.method.endswith(CLASSIFIERS) for each in compared):
         notes += notes_on_classifiers(classifiers[0])
     return compared, notes
 
@@ -140,7 +138,7 @@ def compare(runs: list[RunRecord], results: list[PublishedResult], method: str) 
             the metrics.
     """
     asked = find_result(results, runs[0].dataset, method).method
-    classifiers = f"{asked.removesuffix(_PROTOTYPES).removesuffix(_CLASSIFIERS)}{_CLASSIFIERS}"
+    classifiers = f"{asked.removesuffix(PROTOTYPES).removesuffix(CLASSIFIERS)}{CLASSIFIERS}"
     of_scorer = {"W": classifiers} if asked == classifiers else {"theta": asked, "W": classifiers}
     known = {result.method for result in results if result.dataset == runs[0].dataset}
     found = []

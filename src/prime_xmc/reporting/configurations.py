@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prime_xmc.data.corpus import Corpus
-from prime_xmc.reporting.run_folders import RECORD, RunRecord, comparable
+from prime_xmc.reporting.run_folders import RECORD, RunRecord, comparable, finished_at
 from prime_xmc.run_files import METRICS
 
 logger = logging.getLogger(__name__)
@@ -297,13 +297,11 @@ def _is_name(name: str) -> bool:
 def _preferred(run: RunRecord) -> tuple[float, bool, float]:
     """Return a key by which the last of several runs counts: the newest, and a run before its own record.
 
-    A record says when its run was finished, since its files have the time of the checkout where Git has brought them.
-    An older record does not, and counts after all runs.
+    A record that does not say when its run was finished, as older ones do not, counts after all runs.
     """
-    written, is_record = (run.path / METRICS).stat().st_mtime, (run.path / RECORD).is_file()
-    noted = run.export.get("finished")
-    finished = written if not is_record else noted if isinstance(noted, float) else -math.inf
-    return finished, not is_record, written
+    finished = finished_at(run)
+    is_record = (run.path / RECORD).is_file()
+    return -math.inf if finished is None else finished, not is_record, (run.path / METRICS).stat().st_mtime
 
 
 def _hash(content: Any) -> str:

@@ -17,7 +17,8 @@ PAPER = "paper"  # names the tables that the package carries
 _CARRIED = Path(__file__).parent / "published.csv"
 _NEEDED = ("dataset", "method", "metric", "value")
 _ABLATIONS = {"5", "6", "9", "11"}  # tables of the paper that compare variants of a method rather than methods
-_PROTOTYPES = " (θ)"  # is put behind a method's name by the tables that have its classifiers too
+PROTOTYPES = " (θ)"  # is put behind a method's name by the tables that have its classifiers too
+CLASSIFIERS = " (W)"  # and behind that of these
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def read_published(source: str) -> list[PublishedResult]:
             if metric not in METRICS:
                 unknown |= {metric} if "@" in metric else set()
                 continue
-            method = row["method"].removesuffix(_PROTOTYPES) if source == PAPER else row["method"]
+            method = row["method"].removesuffix(PROTOTYPES) if source == PAPER else row["method"]
             key, value = (row["dataset"], method), _percent(row["value"], where) / 100
             before = values.setdefault(key, {}).setdefault(metric, value)
             is_of_one_table = rows.get(key, {}).get(metric, row).get("table") == row.get("table")
@@ -108,7 +109,7 @@ def find_result(results: Sequence[PublishedResult], dataset: str, method: str) -
     if not on_dataset:
         names = ", ".join(dict.fromkeys(result.dataset for result in results)) or "none"
         raise ValueError(f"there are no published results on {dataset}; the data sets with some are: {names}")
-    for name in (method, method.removesuffix(_PROTOTYPES), f"{method}{_PROTOTYPES}"):
+    for name in (method, method.removesuffix(PROTOTYPES), f"{method}{PROTOTYPES}"):
         for result in on_dataset:
             if result.method == name:
                 return result

@@ -16,6 +16,7 @@ from prime_xmc.reporting.run_folders import (
     CURVES,
     RECORD,
     STAGE,
+    finished_at,
     fixed_part,
     precision_of,
     read_runs,
@@ -115,7 +116,9 @@ def _write(path: Path, study: Study, record: Path) -> None:
     group, _, choice = run.system.partition("=")
     choices = {group: choice} if choice else {}  # all that is read of a file that names folders of the machine
     write_text(record / CHOICES, OmegaConf.to_yaml({"hydra": {"runtime": {"choices": choices}}}))
-    about = _of_export(run.export) | {"data_source": corpus.source_hash, "finished": _finished(path)}
+    about = _of_export(run.export) | {"data_source": corpus.source_hash}
+    if (finished := finished_at(run)) is not None:
+        about["finished"] = finished
     write_json(record / RECORD, {"settings": about})
     evaluated = {
         evaluation.run.predictions: evaluation for of_name in study.evaluations.values() for evaluation in of_name
@@ -126,14 +129,8 @@ def _write(path: Path, study: Study, record: Path) -> None:
             shutil.copy2(predictions, ranks)
             continue
         own = next(run for run in runs if run.predictions == predictions)
-        evaluation = evaluated.get(predictions) or evaluate_run(own, corpus)
+        evaluation = evaluated.get(predictions) or evaluate_run(own, corpus, corpus.label_frequency)
         save_ranks(ranks, ranks_of(load_predictions(predictions)[0], corpus.test.positives), evaluation.macro)
-
-
-def _finished(path: Path) -> float:
-    """Return when a run was finished, in seconds since 1970, by itself or by the record that is in its place."""
-    noted = next((run.export.get("finished") for run in read_runs(path)), None)
-    return noted if isinstance(noted, float) else (path / METRICS).stat().st_mtime
 
 
 def _of_export(export: Mapping[str, Any]) -> dict[str, Any]:

@@ -291,6 +291,17 @@ def settings_of_model(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def finished_at(run: RunRecord) -> float | None:
+    """Return when a finished run was finished, in seconds since 1970; None for a record that does not say it.
+
+    The files of a record have the time of the checkout where Git has brought them, so that it notes the time itself.
+    """
+    if not (run.path / RECORD).is_file():
+        return (run.path / METRICS).stat().st_mtime
+    noted = run.export.get("finished")
+    return noted if isinstance(noted, float) else None
+
+
 def precision_of(export: Mapping[str, Any]) -> Any:
     """Return the precision of a training by the description of its model; None where that does not say it."""
     for key in ("config", "trainer", "precision"):

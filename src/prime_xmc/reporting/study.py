@@ -202,12 +202,13 @@ def make_study(
             "No test query has a label, so that there is nothing to measure: see the metrics on held-out queries."
         )
         return study
-    bins = bin_of_label(corpus.label_frequency)
+    frequency = corpus.label_frequency
+    bins = bin_of_label(frequency)
     study.labels_of_bin.extend(_counts(bins))
     study.positives_of_bin.extend(_counts(bins[corpus.test.positives.values]))
     for configuration, members in with_predictions:
         for run in members:
-            evaluation = evaluate_run(run, corpus)
+            evaluation = evaluate_run(run, corpus, frequency)
             study.evaluations.setdefault(configuration.name, []).append(evaluation)
     partial = [c.name for c, members in with_predictions if 0 < len(members) < len(c.runs)]
     if partial:
@@ -246,14 +247,19 @@ def _has_diverged(run: RunRecord) -> bool:
     return any(not abs(value) <= LARGEST for row in run.epochs for value in row.values())
 
 
-def evaluate_run(run: RunRecord, corpus: Corpus) -> Evaluation:
+def evaluate_run(run: RunRecord, corpus: Corpus, frequency: Int64[np.ndarray, " label"]) -> Evaluation:
     """Evaluate the predictions of a run on the test split.
+
+    Args:
+        run: The run.
+        corpus: Its data.
+        frequency: Number of training queries of each label, which all runs share.
 
     Raises:
         ValueError: If they are not readable, or do not give the metrics that the run has recorded.
     """
     assert run.predictions is not None
-    frequency, positives = corpus.label_frequency, corpus.test.positives
+    positives = corpus.test.positives
     bins = bin_of_label(frequency)
     try:
         weights = inverse_propensity(frequency, len(corpus.train), *_propensity(run))
