@@ -30,7 +30,7 @@ from prime_xmc.command_line.messages import composition_message, dotted, option_
 from prime_xmc.command_line.migration import add_keys, update_targets, wrap_logger
 from prime_xmc.command_line.resuming import expand_resume
 from prime_xmc.command_line.system_messages import with_place
-from prime_xmc.command_line.targets import OPTION, VARIABLE, check_file_of_run, check_targets, is_run_folder
+from prime_xmc.command_line.targets import check_file_of_run, check_targets, is_run_folder, take_trust
 from prime_xmc.command_line.usage import help_of
 from prime_xmc.conf_files import config_dir, entries, groups
 from prime_xmc.printing import send_to_nowhere, visible
@@ -138,9 +138,7 @@ def run_app(task: str | Callable[[DictConfig], Any], name: str, *, keeps_folder:
     except FileNotFoundError:
         sys.stderr.write("the current folder has been removed: change to one that is there\n")
         sys.exit(1)
-    if OPTION in sys.argv:
-        sys.argv.remove(OPTION)
-        os.environ[VARIABLE] = "1"
+    take_trust(sys.argv)
     if here not in sys.path and not sys.flags.safe_path:
         sys.path.append(here)  # where `python -m` finds modules, so that console scripts find them too
     try:

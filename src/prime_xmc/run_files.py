@@ -8,6 +8,8 @@ CONFIG = METADATA / "config.yaml"  # the configuration, composed and not resolve
 OVERRIDES = METADATA / "overrides.yaml"  # the settings of the command line; the last of what Hydra writes
 CHECKPOINT = Path("checkpoints", "last.ckpt")  # the newest checkpoint
 CHECKPOINT_BEFORE = CHECKPOINT.with_name(f"before-{CHECKPOINT.name}")
+TRUST_OPTION = "--trust-config"  # of the command line: run the configuration of a run folder whatever code it names
+TRUST_VARIABLE = "PRIME_XMC_TRUST_CONFIG"  # the same for the processes that a run starts
 METRICS = "metrics.json"  # the last that a run writes, which says that it is finished
 # Settings of a data set that only the training of an encoder reads.
 OF_TRAINING = tuple(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from prime_xmc.command_line.resuming import expand_resume
-from prime_xmc.command_line.targets import VARIABLE
 from prime_xmc.conf_files import config_dir
+from prime_xmc.run_files import TRUST_VARIABLE
 
 
 def expand(*arguments, name="train"):
@@ -107,12 +107,12 @@ def test_a_configuration_that_sets_up_hydra_is_refused(run):
 @pytest.mark.parametrize("name", ["train.log", "checkpoints", "checkpoints/last.ckpt", "run.lock", "wandb"])
 def test_a_link_out_of_the_folder_is_refused(run, tmp_path, monkeypatch, name):
     """The run would write there."""
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(TRUST_VARIABLE, raising=False)
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).symlink_to(tmp_path / "own")
     with pytest.raises(ValueError, match=rf"my run: .*{name} is a link to .*own, outside .*or add --trust-config"):
         expand("resume=my run")
-    monkeypatch.setenv(VARIABLE, "1")
+    monkeypatch.setenv(TRUST_VARIABLE, "1")
     assert f"++run_dir='{run}'" in expand("resume=my run")
 
 

@@ -2,8 +2,9 @@ import pytest
 from omegaconf import OmegaConf
 
 import prime_xmc.app  # noqa: F401  (it registers resolvers)
-from prime_xmc.command_line.targets import VARIABLE, check_file_of_run, check_targets, is_run_folder
+from prime_xmc.command_line.targets import check_file_of_run, check_targets, is_run_folder
 from prime_xmc.conf_files import config_dir
+from prime_xmc.run_files import TRUST_VARIABLE
 
 
 def check(content, given=()):
@@ -55,7 +56,7 @@ def test_parts_of_a_training_are_made(target):
 def test_other_targets_are_refused_with_their_key(target, monkeypatch):
     with pytest.raises(ValueError, match=r"run/\.hydra: a\.b\.0\._target_ is .*add --trust-config"):
         check({"a": {"b": [{"_target_": target}]}})
-    monkeypatch.setenv(VARIABLE, "1")
+    monkeypatch.setenv(TRUST_VARIABLE, "1")
     check({"a": {"b": [{"_target_": target}]}})
 
 
@@ -85,7 +86,7 @@ def test_a_target_that_pieces_of_text_hide_is_refused(text, monkeypatch):
     with pytest.raises(ValueError, match=r"loss\.contrast is .*--trust-config"):
         check(content)
     check(content, given=["loss"])
-    monkeypatch.setenv(VARIABLE, "1")
+    monkeypatch.setenv(TRUST_VARIABLE, "1")
     check(content)
 
 
@@ -145,7 +146,7 @@ def test_a_file_of_a_run_sets_up_nothing_of_hydra(tmp_path, key, monkeypatch):
     path.write_text(f"seed: 0\n{key}: {{}}\n")
     with pytest.raises(ValueError, match=rf"config\.yaml has the key {key}.*--trust-config"):
         check_file_of_run(path)
-    monkeypatch.setenv(VARIABLE, "1")
+    monkeypatch.setenv(TRUST_VARIABLE, "1")
     check_file_of_run(path)
 
 
@@ -174,5 +175,5 @@ def test_aliases_in_a_file_of_a_run_are_refused(tmp_path, monkeypatch):
     path.write_text("a: &a [1]\nb: *a\n")
     with pytest.raises(ValueError, match=r"config\.yaml has the alias \*a.*--trust-config"):
         check_file_of_run(path)
-    monkeypatch.setenv(VARIABLE, "1")
+    monkeypatch.setenv(TRUST_VARIABLE, "1")
     check_file_of_run(path)

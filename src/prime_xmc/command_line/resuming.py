@@ -10,10 +10,19 @@ import yaml
 from hydra._internal.utils import get_args_parser
 
 from prime_xmc.command_line.arguments import PATH_KEYS, in_quotes, split_options
-from prime_xmc.command_line.targets import OPTION, check_file_of_run, is_trusted
+from prime_xmc.command_line.targets import check_file_of_run, is_trusted
 from prime_xmc.conf_files import groups
 from prime_xmc.foreign import check_links, shown
-from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, CONFIG, METADATA, METRICS, OVERRIDES, key_of
+from prime_xmc.run_files import (
+    CHECKPOINT,
+    CHECKPOINT_BEFORE,
+    CONFIG,
+    METADATA,
+    METRICS,
+    OVERRIDES,
+    TRUST_OPTION,
+    key_of,
+)
 
 KEY = "resume"
 _COMMANDS = ("train", "classify")  # which have runs to continue
@@ -124,7 +133,7 @@ def _check_links(folder: Path) -> None:
     try:
         check_links(folder, [str(path) for path in inside if path.parts[0] != "wandb" or len(path.parts) == 1])
     except ValueError as error:
-        raise ValueError(f"{KEY}={folder}: {error}, or add {OPTION} if you have made the link") from error
+        raise ValueError(f"{KEY}={folder}: {error}, or add {TRUST_OPTION} if you have made the link") from error
 
 
 def _check_settings(settings: Sequence[str], config: Path) -> None:

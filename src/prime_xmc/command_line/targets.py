@@ -17,9 +17,8 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
 from prime_xmc.foreign import shown
+from prime_xmc.run_files import TRUST_OPTION, TRUST_VARIABLE
 
-OPTION = "--trust-config"
-VARIABLE = "PRIME_XMC_TRUST_CONFIG"  # the same for the processes that a run starts
 _BESIDE = ("hydra.yaml", "overrides.yaml")  # what Hydra writes beside the configuration of a run
 # Classes that a training is built of, by their modules. Functions are not among them but for schedules: torch and
 # transformers have some that load and run code. No name has more parts than these, which would lead to other modules.
@@ -118,13 +117,20 @@ def check_targets(config: DictConfig, given: Collection[str], configs: Path, sou
             )
 
 
+def take_trust(arguments: list[str]) -> None:
+    """Take the option by which the user trusts configurations out of the arguments, and note it for all processes."""
+    if TRUST_OPTION in arguments:
+        arguments.remove(TRUST_OPTION)
+        os.environ[TRUST_VARIABLE] = "1"
+
+
 def is_trusted() -> bool:
     """Return whether the user has said that configurations of run folders are trusted."""
-    return os.environ.get(VARIABLE) == "1"
+    return os.environ.get(TRUST_VARIABLE) == "1"
 
 
 def _remedy() -> str:
-    return f"If you trust whoever has written the file, add {OPTION}"
+    return f"If you trust whoever has written the file, add {TRUST_OPTION}"
 
 
 def _targets(node: Any, prefix: str) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LambdaLR
 
 from prime_xmc.data.datamodule import PrimeDataModule
-from prime_xmc.run_files import CONFIG
+from prime_xmc.run_files import CONFIG, TRUST_OPTION, TRUST_VARIABLE
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.curves import place_in_curves
 from prime_xmc.training.equal_bits import COMPUTED_ON, computed_on, warn_of_other_bits
@@ -25,7 +25,6 @@ from prime_xmc.training.step_log import StepLog
 
 logger = logging.getLogger(__name__)
 
-_TRUST = "--trust-config"
 _TARGET = re.compile(r"_target_['\"]?\s*[=:]\s*['\"]?([\w.]+)")
 _PACKAGES = ("prime_xmc", "torch", "lightning", "transformers")  # of whose classes the package's own runs are made
 
@@ -284,8 +283,8 @@ def resuming_command(run_dir: Path) -> str:
     if command is None or not any(part.endswith(("train", "classify")) for part in command):
         command = [Path(sys.executable).name, "-m", "prime_xmc.train"]
     named = _TARGET.findall((run_dir / CONFIG).read_text(encoding="utf-8")) if (run_dir / CONFIG).is_file() else []
-    if _TRUST not in command and any(name.partition(".")[0] not in _PACKAGES for name in named):
-        command = [*command, _TRUST]
+    if TRUST_OPTION not in command and any(name.partition(".")[0] not in _PACKAGES for name in named):
+        command = [*command, TRUST_OPTION]
     return shlex.join([*command, f"resume={run_dir}"])
 
 
@@ -317,7 +316,7 @@ def _own_command() -> list[str] | None:
         start = [sys.argv[0]]
     else:
         return None
-    return [*start, _TRUST] if os.environ.get("PRIME_XMC_TRUST_CONFIG") == "1" else start
+    return [*start, TRUST_OPTION] if os.environ.get(TRUST_VARIABLE) == "1" else start
 
 
 def from_here(path: Path) -> Path:

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from prime_xmc.files import locked, write_json, write_text
 from prime_xmc.printing import unfailing_output, visible
-from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, CONFIG, METRICS
+from prime_xmc.run_files import CHECKPOINT, CHECKPOINT_BEFORE, CONFIG, METRICS, TRUST_VARIABLE
 from prime_xmc.training.continuation import as_number, continuing_command, quoted, without_watching
 from prime_xmc.training.interruption import Interrupted, interruptible
 
@@ -171,7 +171,7 @@ def run_in_a_process(config: DictConfig) -> None:
     command += ["--config-name", "resolved", f"hydra.run.dir={quoted(str(run_dir))}", "hydra.output_subdir=null"]
     with (run_dir / "stderr.txt").open("w+", encoding="utf-8") as file:
         # the configuration is that of this process, which has checked it
-        process = subprocess.Popen(command, stderr=file, env=os.environ | {"PRIME_XMC_TRUST_CONFIG": "1"})
+        process = subprocess.Popen(command, stderr=file, env=os.environ | {TRUST_VARIABLE: "1"})
         try:
             status = process.wait()
         except BaseException:
