@@ -8,7 +8,7 @@ where all texts are short, `prime_xmc.model.short_attention`.
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
+from prime_xmc.model.activations import computed_again, find_activations
 from prime_xmc.model.encoder_folder import Pooling
 from prime_xmc.model.frozen import FrozenLayers, send
 from prime_xmc.model.packed import PackedBackbone, cut_chunks
@@ -292,6 +293,8 @@ class VarlenBackbone:
         self.compile = compile
         self._run_layer: Callable[..., Any] = torch.compile(_run_layer) if compile else _run_layer
         self.layers = find_layers(self.model) if compile or num_frozen else []
+        # a compiler decides for itself what it keeps, and what is computed again as a whole keeps nothing
+        self._activations = [] if compile or recompute else find_activations(self.model)
         # What adds positions and normalises, below the layers of an encoder, computes in float32 as it does by hand:
         # few rows of its tables get the gradients of all tokens.
         self.embeddings: Any = getattr(self.model, "embeddings", None)
@@ -357,7 +360,8 @@ class VarlenBackbone:
             if self.recompute and torch.is_grad_enabled():
                 pooled.append(checkpoint(self._encode, part, texts, positions, weights, dtype, use_reentrant=False))
             else:
-                pooled.append(self._encode(part, texts, positions, weights, dtype))
+                with self._activations_again():
+                    pooled.append(self._encode(part, texts, positions, weights, dtype))
         return (torch.cat(pooled) if len(pooled) > 1 else pooled[0])[:num_texts]
 
     @torch.no_grad()
@@ -394,6 +398,9 @@ class VarlenBackbone:
         if self.needs_order(token_ids.device, dtype) or len(token_ids) + missing > self.chunk_tokens(token_ids.device):
             return lengths[:0]
         return filling_texts(missing, int(lengths.max()))
+
+    def _activations_again(self) -> AbstractContextManager[None]:
+        return computed_again(self._activations) if self._activations and torch.is_grad_enabled() else nullcontext()
 
     def _is_by_hand(self, token_ids: Tensor) -> bool:
         return self.by_hand is not None and token_ids.device.type == "cpu"
