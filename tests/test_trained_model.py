@@ -205,6 +205,14 @@ class TestEvaluate:
             ([["l1"], ["x"]], "query 1: 'x': there is no such label"),
             ([[0], [48]], "query 1: label 48: expected a uid or a row from 0 to 47"),
             ([[0], [True]], "query 1: label True: expected a uid or a row"),
+            (
+                np.eye(2, 48, dtype=np.int64).tolist(),
+                r"query 0: \[1, 0, 0, 0, 0, 0, …\] has a zero or a one for each of the 48",
+            ),
+            (
+                [[0], [0] * 47 + [1]],
+                r"query 1: \[0, .* \(multi-hot\); expected the uids or rows of",
+            ),
             (["l1", "l2"], r"query 0: expected a list of labels, got the text 'l1': write \[label\]"),
         ],
     )

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -278,12 +278,37 @@ def _ragged(given: Iterable[Sequence[int] | Sequence[str]], uids: Sequence[str],
     return Ragged.from_rows([np.unique(np.array(row, dtype=np.int64)) for row in rows_of(lists, uids)])
 
 
+def _refuse_indicators(positives: Sequence[Any], num_labels: int) -> None:
+    """Refuse rows with a zero or a one for each label, as scikit-learn makes them: they would be taken for ids.
+
+    A list of ids names each once, so that a row of zeros and ones alone has at most two; where there are two labels,
+    ids of both in every row say nothing.
+    """
+    if num_labels < 2:
+        return
+    sizes = [len(row) if isinstance(row, Sized) else -1 for row in positives]
+    suspects = [row for row, size in zip(positives, sizes, strict=True) if size == num_labels]
+    if not suspects or (num_labels == 2 and (len(suspects) < len(sizes) or len(sizes) == 1)):
+        return
+    if all(_is_bit(value) for row in suspects for value in row):
+        shown = ", ".join(map(str, list(suspects[0])[:6])) + (", …" if num_labels > 6 else "")
+        raise ValueError(
+            f"query {sizes.index(num_labels)}: [{shown}] has a zero or a one for each of the {num_labels} labels "
+            "(multi-hot); expected the uids or rows of its own labels: [np.flatnonzero(row) for row in matrix]"
+        )
+
+
+def _is_bit(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_ | int | float | np.number) and value in (0, 1)
+
+
 def rows_of(positives: Sequence[Sequence[int] | Sequence[str]], uids: Sequence[str]) -> list[list[int]]:
     """Return the labels of each query by row, from rows or uids.
 
     Raises:
-        ValueError: If a label is not known, or a uid belongs to several labels.
+        ValueError: If a label is not known, a uid belongs to several labels, or the rows are multi-hot.
     """
+    _refuse_indicators(positives, len(uids))
     place: dict[str, int] = {}
     several = {uid for row, uid in enumerate(uids) if place.setdefault(uid, row) != row}
     rows = []

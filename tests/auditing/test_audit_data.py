@@ -193,11 +193,20 @@ def test_queries_that_filters_would_leave_without_a_label(tmp_path):
     assert again.num_emptied == {"train": 0, "test": 0}
 
 
+def test_many_long_texts_are_a_warning_and_few_a_remark(tmp_path):
+    for num_long, kind in ((1, "long_text"), (2, "many_long_texts")):
+        queries = [("a b c d e", [0, 1, 2])] * num_long + [(f"a{row}", [0]) for row in range(4 - num_long)]
+        source = write(tmp_path, LABELS, queries)
+        found = audit(source, count_tokens=lambda texts: [len(text.split()) for text in texts], max_length=4)
+        (long,) = [finding for finding in found.findings if finding.kind.endswith(("long_text", "long_texts"))]
+        assert (long.kind, long.count) == (kind, num_long)
+
+
 def test_prompts_are_counted_among_the_tokens(tmp_path):
     source = write(tmp_path, LABELS, [("a b", [0, 1, 2])], query_prompt="x y z ", label_prompt="w ")
     found = audit(source, count_tokens=lambda texts: [len(text.split()) for text in texts], max_length=4)
-    assert kinds(found)[("long_text", "trn.json")] == 1
-    assert ("long_text", "lbl.json") not in kinds(found)
+    assert kinds(found)[("many_long_texts", "trn.json")] == 1
+    assert ("many_long_texts", "lbl.json") not in kinds(found)
     assert "special tokens and the encoder's prompts included" in found.distributions[-1].note
 
 

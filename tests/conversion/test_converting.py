@@ -609,6 +609,16 @@ def test_a_place_for_each_label_is_no_list_of_labels(tmp_path, cells):
         run(path, labels)
 
 
+@pytest.mark.parametrize("cells", ["0,1,0", "False,True,True", "1.0,0.0,"])
+def test_a_column_for_each_label_is_no_column_of_labels(tmp_path, cells):
+    queries = table(tmp_path / "q.csv", "text,toxic,rude,mild", *(f"t{row},{cells}" for row in range(4)))
+    said = r"q\.csv: 'toxic', 'rude', 'mild' have zeros and ones, a column for each label, .*\['toxic', 'rude', …\]"
+    with pytest.raises(ValueError, match=said):
+        run(queries, labels_column=("toxic", "rude", "mild"))
+    kept = read(run(queries, labels_column=("toxic", "rude", "mild"), label_separator=";"))
+    assert {label for _, labels in kept["trn"] for label in labels} == {cell for cell in cells.split(",") if cell}
+
+
 def test_names_of_labels_are_whole_where_the_data_grow(tmp_path):
     labels = table(tmp_path / "l.csv", "name", "learning", "deep learning", "vision")
     names = ["deep learning", "learning", "reinforcement learning", "vision"]

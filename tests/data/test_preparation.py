@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 
 from prime_xmc.data import preparation as module
 from prime_xmc.data.corpus import MANIFEST, TEST_ROWS, Corpus
-from prime_xmc.data.preparation import describe, prepare
+from prime_xmc.data.preparation import cut_texts, describe, prepare
 from prime_xmc.data.raw import RawFiles
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "green", "blue", "cat", "dog", "house"]
@@ -163,6 +163,15 @@ class TestContent:
         corpus = Corpus.open(run(raw, tokenizer=make_tokenizer(words)))
         assert corpus.label_tokens.values.dtype == dtype
         assert corpus.label_tokens[0].tolist() == [CLS, size - 1, SEP]
+
+
+def test_many_texts_that_are_cut_are_said():
+    counts = {"train": {"texts": 300, "truncated": 101}, "labels": {"texts": 30, "truncated": 10}}
+    assert cut_texts({"counts": counts, "max_length": 32}) == [
+        "101 of 300 training queries have more than the 32 tokens that are read of each: dataset.max_length= reads "
+        "more, twice the tokens in about twice the time"
+    ]
+    assert cut_texts({}) == []
 
 
 class TestOddData:

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from prime_xmc.data import splitting
 from prime_xmc.data.corpus import Ragged
-from prime_xmc.data.splitting import choose_test_queries
+from prime_xmc.data.splitting import choose_test_queries, hold_out_queries
 
 
 def choose(rows, num_labels, num_test, seed=0, **options):
@@ -57,3 +58,29 @@ def test_seed():
     rows = [[0]] * 100
     assert choose(rows, 1, 20) == choose(rows, 1, 20)
     assert choose(rows, 1, 20) != choose(rows, 1, 20, seed=1)
+
+
+class TestHoldOutQueries:
+    def test_texts_that_differ_are_held_out_in_the_order_of_the_seed(self):
+        texts = Ragged.from_rows([[row, 7] for row in range(50)])
+        expected = np.sort(np.random.default_rng(3).permutation(50)[:8])
+        np.testing.assert_array_equal(hold_out_queries(texts, 8, seed=3), expected)
+        assert hold_out_queries(texts, 0, seed=3).tolist() == []
+
+    def test_equal_texts_are_on_one_side(self, monkeypatch):
+        monkeypatch.setattr(splitting, "_ROWS", 7)  # of the texts that are read at once
+        rows = [[row // 3, 7, 7] for row in range(60)]
+        for seed in range(5):
+            chosen = hold_out_queries(Ragged.from_rows(rows), 20, seed)
+            assert len(chosen) == 18  # the most that groups of three make
+            held_out = {rows[row][0] for row in chosen}
+            assert held_out.isdisjoint(rows[row][0] for row in set(range(60)) - set(chosen.tolist()))
+
+    def test_what_is_not_the_same_text(self):
+        """Other orders, repeated tokens, a beginning of another one, and no tokens at all."""
+        texts = Ragged.from_rows([[1, 2], [2, 1], [1], [1, 1], [1, 1, 1], [], [0], [0, 0]])
+        assert len(hold_out_queries(texts, 7, seed=0)) == 7
+        assert len(set(splitting._numbers(texts).tolist())) == 8
+
+    def test_one_text_for_all_is_not_held_out(self):
+        assert hold_out_queries(Ragged.from_rows([[4, 4]] * 30), 5, seed=0).tolist() == []

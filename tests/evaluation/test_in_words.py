@@ -15,7 +15,7 @@ def test_shares_by_hand():
     words = put_in_words(ranked, positives, np.array([25, 3, 0, 1, 1]))
     assert words.num_texts == 3
     assert words.first_right == pytest.approx(1 / 3)  # the first text's label 0
-    assert words.found == pytest.approx(3 / 4)  # all but its label 3
+    assert words.found == pytest.approx(3 / 4)  # all but its label 3, of the first three answers
     assert [tuple(group) for group in words.groups] == [
         ("1", 2, 2, 0.5),
         ("2 to 4", 1, 1, 1.0),
@@ -25,7 +25,27 @@ def test_shares_by_hand():
 
 def test_only_the_first_ten_answers_count():
     ranked = np.arange(12)[None]
-    assert put_in_words(ranked, Ragged.from_rows([[9, 10]]), np.ones(12, dtype=np.int64)).found == 0.5
+    assert put_in_words(ranked, Ragged.from_rows([[9, 10]]), np.ones(30, dtype=np.int64)).found == 0.5
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "found", "sentence"),
+    [
+        (30, 10 / 12, "83% of all right labels are among the first 10 answers (R@10 is the mean over texts)."),
+        (29, 3 / 12, "25% of all right labels are among the first 3 answers."),
+        (3, 1 / 3, "33% of all right labels are the first answer."),
+    ],
+)
+def test_of_few_labels_fewer_answers_count(num_labels, found, sentence, capsys):
+    """Of twelve labels, ten answers hold most whatever they are worth."""
+    ids = np.arange(min(12, num_labels))
+    words = put_in_words(ids[None], Ragged.from_rows([ids]), np.ones(num_labels, dtype=np.int64))
+    assert words.found == pytest.approx(found)
+    print_in_words(words, "test")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "of 1 test text: the first answer is right for 100%" in printed
+    assert sentence in printed
+    assert "Only 1 text was tested" in printed
 
 
 def test_nothing_to_say_without_labels():

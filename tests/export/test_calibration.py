@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,9 +45,21 @@ def test_sentences_for_people():
         "fit them"
     )
     assert second == (
-        "min_score=0.31 gives labels with the best F1, 40.0: 60.0 of the labels given are right, and 30.0 of the true "
-        "labels are given"
+        "min_score=0.31 gives labels with the best F1 on those queries; on 40 test queries that did not choose it, F1 "
+        "is 40.0: 60.0 of the labels given are right, and 30.0 of the true labels are given"
     )
+
+
+def test_sentences_of_another_scorer_than_the_one_that_answers():
+    """The ensemble is what answers, and it was not calibrated: its scores would be read by another's threshold."""
+    found = replace(FOUND, weights={"theta": 0.5, "lexical": 0.5})
+    assert (found.answering, found.default) == ("ensemble", "theta")
+    first, second = found.describe("theta")
+    assert first.startswith(
+        "the ensemble, by which the model answers unless it is told another, has none; probabilities of theta are "
+        "fitted on 40 validation queries (scorer=theta calibrate=true); "
+    )
+    assert second.startswith("scorer=theta min_score=0.31 gives labels with the best F1")
 
 
 def test_a_model_without_one_says_how_to_get_it(copy):

@@ -79,10 +79,11 @@ class TestExamples:
         path = write(tmp_path / "a.tsv", f"query\tlabels\na dragon\t{cell}\nb\tl;3\n")
         assert read_examples(path, KNOWN) == [Example("a dragon", ("n1", "n2")), Example("b", ("l;3",))]
 
-    def test_lists_and_several_rows_of_a_query(self, tmp_path):
+    def test_lists_and_several_rows_of_a_query(self, tmp_path, caplog):
         rows = [{"text": "a", "label": ["n1"]}, {"text": "b", "label": "n2"}, {"text": "a", "label": ["n2", "n1"]}]
         path = write(tmp_path / "a.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
         assert read_examples(path, KNOWN) == [Example("a", ("n1", "n2")), Example("b", ("n2",))]
+        assert f"{path}: its 3 rows are 2 queries; rows of one text are one query" in caplog.text
 
     def test_a_separator_that_is_given(self, tmp_path):
         path = write(tmp_path / "a.tsv", "query\tlabels\na\tn1/n2\n")

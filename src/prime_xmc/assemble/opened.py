@@ -12,7 +12,7 @@ from prime_xmc.assemble.fitted import fit_to_data, fitted_settings
 from prime_xmc.data.corpus import Corpus
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.data.fitting import find_doubts, find_faults, outlook
-from prime_xmc.data.preparation import prepare
+from prime_xmc.data.preparation import cut_texts, prepare
 from prime_xmc.data.raw import RawFiles, Record, read_records
 from prime_xmc.data.tokenizer import load_tokenizer
 from prime_xmc.model.encoder_folder import Prompts, resolve_prompts
@@ -189,5 +189,7 @@ def announce(config: DictConfig, data: PrimeDataModule) -> None:
         validate_every=config.trainer.check_val_every_n_epoch,
     )
     logger.info("%s", line)
+    for sentence in cut_texts(data.corpus.manifest):
+        logger.warning("%s", sentence)
     if config.trainer.accelerator == "cpu" and CUDAAccelerator.is_available():
         logger.info("training on the CPU; there is a GPU here, and trainer=gpu trains on it")

@@ -12,6 +12,7 @@ from prime_xmc.auditing.findings import Finding, Occurrence, by_severity
 from prime_xmc.auditing.near_duplicates import across, within
 from prime_xmc.auditing.scan import LONGEST, SAMPLED, DataScan, FileScan, scan, texts_of
 from prime_xmc.data.corpus import Ragged
+from prime_xmc.data.preparation import MANY_CUT
 from prime_xmc.data.raw import RawFiles
 from prime_xmc.files import write_text
 
@@ -389,7 +390,8 @@ def _lengths(
             sampled = f" Counted in {len(lengths):,} texts drawn at random." if len(file) > SAMPLED else ""
             rows = np.sort(np.asarray(file.sample_rows)[is_cut])
             total = len(lengths)
-            found += _finding(data, "long_text", file, len(rows), rows, total=total, note=note + sampled)
+            kind = "many_long_texts" if len(rows) > MANY_CUT * total else "long_text"
+            found += _finding(data, kind, file, len(rows), rows, total=total, note=note + sampled)
     prompts = " and the encoder's prompts" if data.source.query_prompt or data.source.label_prompt else ""
     note = f"{max_length:,} tokens of a text are read (dataset.max_length), special tokens{prompts} included."
     if any(len(file) > SAMPLED for file in (*data.splits.values(), data.labels)):

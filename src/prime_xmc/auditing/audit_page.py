@@ -35,7 +35,7 @@ def render(audit: Audit, command: str | None) -> str:
     """Return the page; all text from the data is escaped."""
     found = {finding.kind for finding in audit.findings}
     counted = any(distribution.unit == "tokens" for distribution in audit.distributions)
-    skipped = {*found} | (set() if counted else {"long_text"})
+    skipped = {*found} | (set() if counted else {"long_text", "many_long_texts"})
     if "test queries" not in audit.counts:
         skipped |= set(_OF_TEST)
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)

@@ -169,6 +169,12 @@ KINDS = {
         "What follows after dataset.max_length tokens is cut off, and does not count.",
         "If the end matters, raise dataset.max_length; twice the tokens take about twice the time.",
     ),
+    "many_long_texts": Kind(
+        "warning",
+        "Files in which many texts have more tokens than are read",
+        "What follows after dataset.max_length tokens is cut off, and does not count.",
+        "Raise dataset.max_length, unless the beginning says it all; twice the tokens take about twice the time.",
+    ),
     "byte_order_mark": Kind(
         "remark",
         "Files that begin with a byte-order mark",

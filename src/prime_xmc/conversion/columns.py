@@ -10,6 +10,7 @@ from typing import Any
 
 from prime_xmc.conversion.conversion_settings import Settings
 from prime_xmc.conversion.guessing import (
+    BITS,
     JSON,
     LABEL_ID_NAMES,
     LABEL_TEXT_NAMES,
@@ -227,7 +228,17 @@ class _Choice:
             ValueError: If the cells are such rows.
         """
         chosen = self.columns
-        if self.settings.label_separator is None and are_indicators(cells, chosen.separator):
+        if self.settings.label_separator is not None:
+            return
+        if len(chosen.labels) > 1 and {value for cell in cells for value in split_cell(cell, "")} <= {*BITS, ""}:
+            names = f"[{', '.join(map(repr, chosen.labels[:2]))}{', …' if len(chosen.labels) > 2 else ''}]"
+            raise ValueError(
+                f"{self.inputs.queries}: {', '.join(map(repr, chosen.labels))} have zeros and ones, a column for each "
+                "label, which would become the labels 0 and 1; make one column of them, of the names of each row's "
+                f"labels: table['labels'] = [[name for name in {names} if row[name]] for _, row in table.iterrows()] "
+                "in pandas, then table.to_json('queries.jsonl', orient='records', lines=True)"
+            )
+        if are_indicators(cells, chosen.separator):
             raise ValueError(
                 f"{self.inputs.queries}: {', '.join(map(repr, chosen.labels))} has zeros and ones, such as "
                 f"{next(filter(None, cells))!r}, a place for each label of the data (multi-hot); write the names or "

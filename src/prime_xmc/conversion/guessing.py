@@ -301,6 +301,9 @@ def hidden_separator(cell: str, known: Collection[str] = ()) -> str:
     return found or (" " if re.fullmatch(r"\d+( \d+)+", cell) else "")
 
 
+BITS = frozenset({"0", "1", "0.0", "1.0", "false", "true", "False", "True"})
+
+
 def are_indicators(cells: Sequence[str | list[str]], separator: str) -> bool:
     """Return whether cells are rows of zeros and ones, a place for each label of the data, in the place of labels.
 
@@ -308,7 +311,7 @@ def are_indicators(cells: Sequence[str | list[str]], separator: str) -> bool:
     """
     rows = [split_cell(cell, separator) for cell in cells if cell]
     values = {value for row in rows for value in row}
-    is_even = len({len(row) for row in rows}) == 1 and values <= {"0", "1", "0.0", "1.0", "false", "true"}
+    is_even = len({len(row) for row in rows}) == 1 and values <= BITS
     return is_even and any(len(set(row)) < len(row) for row in rows)
 
 

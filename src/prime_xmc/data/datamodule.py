@@ -1,5 +1,6 @@
 """The LightningDataModule: splits, the sampler and the loaders."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,9 @@ from prime_xmc.data.preparation import prepare
 from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import RawFiles
 from prime_xmc.data.sampling import CPU, ClusterBatchSampler, TrainLoader
+from prime_xmc.data.splitting import hold_out_queries
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 1024  # texts that are encoded at once
 CHUNK_ON_GPU = 8192  # fewer would not keep it busy
@@ -52,7 +56,8 @@ class PrimeDataModule(LightningDataModule):
         make_sampler: Maker of the sampler.
         label_rows: Whether the text of each label is a training row too, see `LabelRowSampler`; the sampler has to be a
             `ClusterBatchSampler` then.
-        num_validation: Number of training queries held out for validation; None: as many as suit their number.
+        num_validation: Number of training queries held out for validation, see `hold_out_queries`; None: as many as
+            suit their number.
         encode_chunk: Number of texts in a batch of the loaders that only encode; None: as many as suit the device.
         seed: Seed of the validation split and of the sampler.
         corpus: The data, where they are prepared and open already; they are then not looked for.
@@ -160,9 +165,15 @@ class PrimeDataModule(LightningDataModule):
             raise ValueError(
                 f"expected dataset.num_validation below the {num_train} training queries, got {self.num_validation}"
             )
-        shuffled = np.random.default_rng(self.seed).permutation(num_train)
-        self.validation_ids = np.sort(shuffled[: self.num_validation])
-        self.train_ids = np.sort(shuffled[self.num_validation :])
+        self.validation_ids = hold_out_queries(corpus.train.tokens, self.num_validation, self.seed)
+        if len(self.validation_ids) < self.num_validation:
+            logger.warning(
+                "%d queries are held out for validation and not %d: the others have texts that too many share",
+                len(self.validation_ids),
+                self.num_validation,
+            )
+            self.num_validation = len(self.validation_ids)
+        self.train_ids = np.setdiff1d(np.arange(num_train), self.validation_ids, assume_unique=True)
         self.inverse_propensity = inverse_propensity(corpus.label_frequency, num_train, *self.propensity)
         weight = self.inverse_propensity
         self.sampler = self._sampler_maker()(

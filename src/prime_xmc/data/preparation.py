@@ -6,7 +6,7 @@ import logging
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 # A chunk is large enough to keep the tokenizer's threads busy and small enough to fit in memory: full texts of
 # 100,000 characters exist.
+MANY_CUT = 1 / 3  # share of texts that are cut from which on a person should hear of it
 _CHUNK_TEXTS = 8192
 _CHUNK_CHARACTERS = 1 << 23
 _HASH_BYTES = 1 << 22
@@ -153,6 +154,23 @@ def describe(corpus: Corpus) -> list[tuple[str, str]]:
     rows += [("warning", sentence(warning)) for warning in manifest["warnings"]]
     rows += [("note", note) for note in (corpus.split_note, *manifest.get("notes", [])) if note is not None]
     return rows
+
+
+def cut_texts(manifest: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each part of prepared data of whose texts many are longer than what is read of them.
+
+    Args:
+        manifest: What is noted of the data; of data that were never prepared, nothing.
+    """
+    sentences = []
+    for part, name in (("train", "training queries"), ("labels", "labels")):
+        counts = manifest.get("counts", {}).get(part, {})
+        if counts.get("truncated", 0) > MANY_CUT * counts.get("texts", 0):
+            sentences.append(
+                f"{counts['truncated']:,} of {counts['texts']:,} {name} have more than the {manifest['max_length']} "
+                "tokens that are read of each: dataset.max_length= reads more, twice the tokens in about twice the time"
+            )
+    return sentences
 
 
 class _Build:

@@ -258,7 +258,10 @@ def _load(line: bytes) -> Any:
 def _field(item: dict[str, Any], name: str) -> Any:
     if name not in item:
         has = ", ".join(str(each)[:60] for each in list(item)[:20])
-        raise ValueError(f"no field {name!r}, only {has}; add it, or name other fields in the data set's configuration")
+        raise ValueError(
+            f"no field {name!r}, only {has}; add it, or name other fields: dataset.fields= of "
+            "queries, and dataset.label_fields= of labels, which has the same fields unless it is given"
+        )
     return item[name]
 
 

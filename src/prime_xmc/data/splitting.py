@@ -1,9 +1,11 @@
-"""A test split from the training queries, for data that come without one."""
+"""Queries that are split off from those to train on: a test split, for data without one, and those to validate on."""
 
 import numpy as np
 from jaxtyping import Int, Int64
 
 from prime_xmc.data.corpus import Ragged
+
+_ROWS = 2**16  # whose tokens are read at once
 
 
 def choose_test_queries(
@@ -60,6 +62,57 @@ def choose_test_queries(
             chosen[rows] = True
             num_test -= len(rows)
     return np.flatnonzero(chosen)
+
+
+def hold_out_queries(texts: Ragged, num_held_out: int, seed: int) -> Int64[np.ndarray, " chosen"]:
+    """Choose queries at random to validate on; those with the same tokens together or not at all.
+
+    A query whose text is trained on, too, would be found by heart, and whatever is chosen by it would be wrong.
+
+    Args:
+        texts: Tokens of each query.
+        num_held_out: Number of queries to choose.
+        seed: Seed of the choice; the same seed chooses the same queries of the same data.
+
+    Returns:
+        Ascending ids of the queries; fewer than are wanted where only texts are left that more queries share.
+
+    Example:
+        >>> hold_out_queries(Ragged.from_rows([[5], [7, 8], [5], [9]]), 2, seed=1)
+        array([0, 2])
+    """
+    order = np.random.default_rng(seed).permutation(len(texts))
+    if num_held_out == 0:
+        return order[:0]
+    together = _repeated(np.arange(len(texts)), _numbers(texts))
+    chosen = np.zeros(len(texts), dtype=bool)
+    for row in order.tolist():
+        if num_held_out == 0:
+            break
+        rows = together.get(row, [row])
+        if not chosen[row] and len(rows) <= num_held_out:
+            chosen[rows] = True
+            num_held_out -= len(rows)
+    return np.flatnonzero(chosen)
+
+
+def _numbers(texts: Ragged) -> Int[np.ndarray, " row"]:
+    """Return a number for each row that rows of the same values share, and others almost surely do not."""
+    numbers = np.empty(len(texts), dtype=np.uint64)
+    for first in range(0, len(texts), _ROWS):
+        bounds = texts.offsets[first : first + _ROWS + 1]
+        values = texts.values[bounds[0] : bounds[-1]].astype(np.uint64)
+        places = np.arange(len(values)) - np.repeat(bounds[:-1] - bounds[0], np.diff(bounds))
+        mixed = values + (places.astype(np.uint64) << np.uint64(32)) + np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the mixing of SplitMix64
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+        mixed ^= mixed >> np.uint64(31)
+        has_tokens = np.diff(bounds) > 0
+        sums = np.zeros(len(bounds) - 1, dtype=np.uint64)
+        if has_tokens.any():
+            sums[has_tokens] = np.add.reduceat(mixed, (bounds[:-1] - bounds[0])[has_tokens])
+        numbers[first : first + _ROWS] = sums
+    return numbers.view(np.int64)
 
 
 def _repeated(queries: Int64[np.ndarray, " some"], same_text: Int[np.ndarray, " query"]) -> dict[int, list[int]]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from prime_xmc.data.corpus import Ragged
 
 FIRST = 10  # answers that a person is assumed to look at
+_FEW_LABELS, _FIRST_OF_FEW = 30, 3  # where labels are fewer, most of them would be among ten answers
 _GROUPS = ((0, 0), (1, 1), (2, 4), (5, 19), (20, None))  # training texts of a label, from and to
 _FEW_TEXTS = 200  # below that, an accuracy is known to within several points
 _WIDE = 0.1  # difference between frequent and rare labels that is worth a word
@@ -38,13 +39,15 @@ class InWords(NamedTuple):
     Attributes:
         num_texts: Texts with a right label.
         first_right: Share of them whose first answer is right.
-        found: Share of all right labels that are among the first ten answers.
+        first: Answers that a person is assumed to look at: ten, or three or one where there are few labels.
+        found: Share of all right labels that are among these.
         groups: The same by how often a label occurs in training, from rare to frequent; empty groups are left out.
         advice: A sentence on what to do next.
     """
 
     num_texts: int
     first_right: float
+    first: int
     found: float
     groups: Sequence[LabelGroup]
     advice: str
@@ -64,7 +67,9 @@ def put_in_words(
     if num_texts == 0:
         return None
     labels, rows = positives.values.astype(np.int64), positives.row_ids()
-    is_found = (ranked[rows, :FIRST] == labels[:, None]).any(axis=1)
+    num_labels = len(frequency)
+    first = FIRST if num_labels >= _FEW_LABELS else _FIRST_OF_FEW if num_labels > _FIRST_OF_FEW else 1
+    is_found = (ranked[rows, :first] == labels[:, None]).any(axis=1)
     first_right = int((ranked[rows, 0] == labels).sum()) / num_texts
     groups, texts = [], frequency[labels]
     for least, most in _GROUPS:
@@ -73,7 +78,9 @@ def put_in_words(
             name = str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
             size = len(np.unique(labels[is_in]))
             groups.append(LabelGroup(name, size, int(is_in.sum()), float(is_found[is_in].mean())))
-    return InWords(num_texts, first_right, float(is_found.mean()), groups, _advise(num_texts, first_right, groups))
+    return InWords(
+        num_texts, first_right, first, float(is_found.mean()), groups, _advise(num_texts, first_right, groups)
+    )
 
 
 def _advise(num_texts: int, first_right: float, groups: Sequence[LabelGroup]) -> str:
@@ -82,7 +89,7 @@ def _advise(num_texts: int, first_right: float, groups: Sequence[LabelGroup]) ->
         share = (first_right * num_texts + 2) / (num_texts + 4)
         error = 100 * (share * (1 - share) / (num_texts + 4)) ** 0.5
         return (
-            f"Only {num_texts} texts were tested, so that the share of right first answers is known to within about "
+            f"Only {_count(num_texts)} tested, so that the share of right first answers is known to within about "
             f"{max(1, round(2 * error))} points: test on more texts before you compare settings."
         )
     rare = [group for group in groups if group.name in ("1", "2 to 4")]
@@ -108,9 +115,17 @@ def _advise(num_texts: int, first_right: float, groups: Sequence[LabelGroup]) ->
     return "Rare labels are found about as often as frequent ones: more epochs or a larger encoder may help."
 
 
+def _count(num_texts: int) -> str:
+    return f"{num_texts} texts were" if num_texts > 1 else "1 text was"
+
+
 def _share(groups: Sequence[LabelGroup]) -> float | None:
     num_pairs = sum(group.num_pairs for group in groups)
     return sum(group.found * group.num_pairs for group in groups) / num_pairs if num_pairs else None
+
+
+def _among(first: int) -> str:
+    return f"among the first {first} answers" if first > 1 else "the first answer"
 
 
 def print_in_words(words: InWords, split: str) -> None:
@@ -121,14 +136,16 @@ def print_in_words(words: InWords, split: str) -> None:
         split: What the texts are called, such as "test".
     """
     console = Console()
+    texts = f"{words.num_texts:,} {split} text{'s' * (words.num_texts > 1)}"
+    mean = f" (R@{FIRST} is the mean over texts)" if words.first == FIRST else ""
     console.print(
-        f"In words, of {words.num_texts:,} {split} texts: the first answer is right for {words.first_right:.0%}, and "
-        f"{words.found:.0%} of all right labels are among the first {FIRST} answers (R@10 is the mean over texts).",
+        f"In words, of {texts}: the first answer is right for {words.first_right:.0%}, and {words.found:.0%} of all "
+        f"right labels are {_among(words.first)}{mean}.",
         highlight=False,
         markup=False,
     )
     table = Table()
-    for column in ("training texts of a label", "labels", f"found among the first {FIRST}"):
+    for column in ("training texts of a label", "labels", f"found {_among(words.first)}"):
         table.add_column(column, justify="right")
     for group in words.groups:
         table.add_row(group.name, f"{group.num_labels:,}", f"{group.found:.0%}")

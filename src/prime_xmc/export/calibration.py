@@ -101,18 +101,27 @@ class Calibration:
     @property
     def default(self) -> str:
         """Scorer that the model takes unless another is named, or else the first that is calibrated."""
-        wanted = "theta" if self.weights is None else "ensemble"
-        return wanted if wanted in self.scorers else next(iter(self.scorers))
+        return self.answering if self.answering in self.scorers else next(iter(self.scorers))
+
+    @property
+    def answering(self) -> str:
+        """Scorer that the model takes unless another is named."""
+        return "theta" if self.weights is None else "ensemble"
 
     def describe(self, scorer: str) -> list[str]:
         """Return sentences for people: how far probabilities of a scorer hold, and the threshold that is best."""
         of_scorer = self.scorers[scorer]
         errors = ", ".join(f"{100 * held.ece:.1f} on {queries} queries" for queries, held in of_scorer.held.items())
-        held = list(of_scorer.held.values())[-1]
+        queries, held = list(of_scorer.held.items())[-1]
+        named, none = "", ""
+        if scorer != self.answering:
+            named = f"scorer={scorer} "
+            none = f"the {self.answering}, by which the model answers unless it is told another, has none; "
         return [
-            f"probabilities of {scorer} are fitted on {self.fitted_on} (calibrate=true); in percent, they are off by "
-            f"{errors}, the expected calibration error, each on queries that did not fit them",
-            f"min_score={of_scorer.threshold:g} gives labels with the best F1, {100 * held.f1:.1f}: "
+            f"{none}probabilities of {scorer} are fitted on {self.fitted_on} ({named}calibrate=true); in percent, they "
+            f"are off by {errors}, the expected calibration error, each on queries that did not fit them",
+            f"{named}min_score={of_scorer.threshold:g} gives labels with the best F1 on those queries; on "
+            f"{held.num_queries:,} {queries} queries that did not choose it, F1 is {100 * held.f1:.1f}: "
             f"{100 * held.precision:.1f} of the labels given are right, and {100 * held.recall:.1f} of the true labels "
             f"are given",
         ]

@@ -1,5 +1,6 @@
 """Users' files of labels to add or rename, and of queries with their labels."""
 
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from prime_xmc.export.label_changes import Example, NewLabel
 from prime_xmc.export.queries import TextFields, check_header, split_row
 from prime_xmc.tables.line_rows import Row
 from prime_xmc.tables.reader import UTF_8, OpenTable, open_table
+
+logger = logging.getLogger(__name__)
 
 # Names of columns, the likeliest first.
 _UIDS = ("uid", "id", "label_id", "label_uid", "label", "name")
@@ -91,6 +94,7 @@ def read_examples(
         ValueError: If a column is missing, a label is not known, or the file cannot be read, with its line.
     """
     examples: dict[str, dict[str, None]] = {}  # by query, its labels in order
+    num_rows = 0
     fields = fields or TextFields()
     wanted = [*(fields.wanted or ("query",)), label_column or "labels"]
     with open_table(path, wanted=wanted, encoding=encoding) as table:
@@ -103,7 +107,15 @@ def read_examples(
                     f"{table.place(row.number)}: there is no label {unknown[0]!r} {where}; correct it, or say by "
                     "separator= how the labels of a cell are separated"
                 )
+            num_rows += 1
             examples.setdefault(split_row(row, table, fields).text, {}).update(dict.fromkeys(uids))
+    if num_rows > len(examples):
+        logger.warning(
+            "%s: its %s rows are %s queries; rows of one text are one query, which has the labels of all of them",
+            path,
+            f"{num_rows:,}",
+            f"{len(examples):,}",
+        )
     return [Example(text, tuple(uids)) for text, uids in examples.items()]
 
 
