@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
-from prime_xmc import reproduce
+from prime_xmc import reproduce, reproducing
 from prime_xmc.app import compose as compose_app
 from prime_xmc.reporting.published import read_published
 from prime_xmc.reporting.run_folders import read_runs
@@ -84,6 +85,16 @@ def test_training_on_toy_data(configure, toy_settings, published, tmp_path, caps
     ]
     again, notes = compare_config(configure(f"run={tmp_path}/run"))
     assert (again, notes) == ([compared], []), "the finished run gives the same without training"
+
+
+@pytest.mark.parametrize(("model", "experiment"), [("ngame", "paper"), ("ngame", None), ("prime_lite", "paper")])
+def test_another_system_is_not_trained_with_the_settings_of_prime(configure, monkeypatch, model, experiment):
+    chosen = SimpleNamespace(runtime=SimpleNamespace(choices={"model": model, "experiment": experiment}))
+    monkeypatch.setattr(reproducing, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: chosen))
+    refused = (model, experiment) == ("ngame", "paper")
+    said = r"model=ngame: experiment=paper replaces settings .*give experiment=null" if refused else "not found in"
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        compare_config(configure("dataset.name=custom", "dataset.dir=missing"))
 
 
 def test_a_run_with_classifiers_is_compared_with_both(write_run, published):
@@ -186,6 +197,21 @@ class TestNotes:
             "encoder.dropout=0.3 (",
         ):
             assert said in note
+
+    def test_another_system_is_compared_with_its_own_settings(self, compose, tmp_path):
+        folder = tmp_path / ".hydra"
+        folder.mkdir()
+        (folder / "hydra.yaml").write_text("hydra: {runtime: {choices: {model: ngame}}}", encoding="utf-8")
+
+        def notes(*settings):
+            config = compose("dataset=amazontitles131k", "model=ngame", *settings, name="reproduce")
+            OmegaConf.save(config, folder / "config.yaml")
+            return notes_on(read_runs(tmp_path)[0])
+
+        assert notes("experiment=null") == []
+        (note,) = notes()  # what the paper's settings make of it
+        assert note.startswith("Settings of the run that differ from those of model=ngame (in parentheses): ")
+        assert "loss.weighting=softmax (ngame)" in note
 
     def test_a_run_is_asked_for_its_filters(self, configure, write_run, toy_dataset, tmp_path):
         folder = write_run({"test/P@1": 0.5})

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -24,6 +25,7 @@ from prime_xmc.training.run_folder import with_run_folder
 from prime_xmc.training.sweeps import in_sweep
 
 _OF_CLASSIFIERS = ("loss", "sampling", "optimizer", "negatives", "dropout")  # the same of the second stage
+_OWN = ("model=prime", "model=prime_lite")  # systems that the settings of the paper are for
 _FILTERS = ("filter_labels_train", "filter_labels_test")
 # Settings on which it depends what is learnt and measured: groups, and of others some keys.
 _GROUPS = ("encoder", "model", "loss", "sampling", "optimizer")
@@ -83,6 +85,7 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
         raise ValueError("-m: expected a single run; sweep with prime_xmc.train, and give reproduce run=<run folder>")
     results = read_published(str(config.published))
     if config.run is None:
+        _check_model()
         asked = find_result(results, config.dataset.name, config.published_method)  # before hours of training
         if asked.method.endswith(CLASSIFIERS) and not config.classify:
             raise ValueError(f"published_method={config.published_method} is of classifiers: give classify=true")
@@ -107,6 +110,21 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
     if classifiers and any(each.published.method.endswith(CLASSIFIERS) for each in compared):
         notes += notes_on_classifiers(classifiers[0])
     return compared, notes
+
+
+def _check_model() -> None:
+    """Refuse another system with the settings of PRIME, which would take the place of its own.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    system = f"model={choices.get('model', 'prime')}"
+    if system not in _OWN and choices.get("experiment") is not None:
+        raise ValueError(
+            f"{system}: experiment={choices['experiment']} replaces settings that make this system; give "
+            "experiment=null, which leaves it its own"
+        )
 
 
 def check_raw_files(dataset: DictConfig) -> None:
@@ -166,7 +184,9 @@ def notes_on(run: RunRecord) -> list[str]:
         notes.append("This run was for debugging and has seen part of the data.")
     option = dataset_option(run.dataset)
     if option is not None and any(result.dataset == run.dataset for result in read_published(PAPER)):
-        reference = compose("reproduce", [f"dataset={option}"])
+        peer = [run.system, "experiment=null"] if run.system.startswith("model=") and run.system not in _OWN else []
+        owner = f"those of {run.system}" if peer else "the paper's"
+        reference = compose("reproduce", [f"dataset={option}", *peer])
         expected, derived = settings_of(OmegaConf.to_container(reference))  # type: ignore[arg-type]
         differing = [
             f"{key}={run.settings[key]} ({value})"
@@ -184,7 +204,7 @@ def notes_on(run: RunRecord) -> list[str]:
         targets = [key for key in run.settings if key.startswith("callbacks.") and key.endswith("._target_")]
         differing += [f"{key.removesuffix('._target_')} (null)" for key in targets if key not in expected]
         if differing:
-            notes.append(f"Settings of the run that differ from the paper's (in parentheses): {', '.join(differing)}.")
+            notes.append(f"Settings of the run that differ from {owner} (in parentheses): {', '.join(differing)}.")
     return notes
 
 

@@ -66,7 +66,8 @@ def run_napkinxc(folder, settings, train, labels, queries):
     """Yield the size of the model, then a ranking for each matrix of queries."""
     from napkinxc.models import PLT
 
-    plt = PLT(str(folder / "model"), seed=settings["seed"], threads=settings["threads"], **settings["parameters"])
+    seed = settings["seed"] + 1  # to the library, 0 and 1 are the same
+    plt = PLT(str(folder / "model"), seed=seed, threads=settings["threads"], **settings["parameters"])
     with TRAINING.running():
         plt.fit(train, [row.tolist() for row in np.split(labels.indices, labels.indptr[1:-1])])
     yield size_of(folder / "model")
