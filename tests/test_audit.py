@@ -20,7 +20,9 @@ def test_command_writes_page_and_record_and_prints_what_was_found(toy_dataset, t
     found = run(settings(toy_dataset, tiny_encoder_dir, tmp_path, "dataset.max_length=10"), "a command")
     record = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert record["counts"]["training queries"] == 240
-    (cut,) = [each for each in record["findings"] if each["kind"] == "many_long_texts" and each["file"] == "trn.json.gz"]
+    (cut,) = [
+        each for each in record["findings"] if each["kind"] == "many_long_texts" and each["file"] == "trn.json.gz"
+    ]
     assert 0 < cut["count"] < cut["total"] == 240  # "[CLS] a picture of red cat and blue dog [SEP]" has ten tokens
     assert '<pre class="command">a command</pre>' in (tmp_path / "audit" / "index.html").read_text()
     printed = capsys.readouterr().out

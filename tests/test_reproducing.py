@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -89,8 +88,7 @@ def test_training_on_toy_data(configure, toy_settings, published, tmp_path, caps
 
 @pytest.mark.parametrize(("model", "experiment"), [("ngame", "paper"), ("ngame", None), ("prime_lite", "paper")])
 def test_another_system_is_not_trained_with_the_settings_of_prime(configure, monkeypatch, model, experiment):
-    chosen = SimpleNamespace(runtime=SimpleNamespace(choices={"model": model, "experiment": experiment}))
-    monkeypatch.setattr(reproducing, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: chosen))
+    monkeypatch.setattr(reproducing, "chosen_options", lambda: {"model": model, "experiment": experiment})
     refused = (model, experiment) == ("ngame", "paper")
     said = r"model=ngame: experiment=paper replaces settings .*give experiment=null" if refused else "not found in"
     with pytest.raises((ValueError, FileNotFoundError), match=said):

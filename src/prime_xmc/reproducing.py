@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -21,7 +20,7 @@ from prime_xmc.reporting.run_folders import RunRecord, comparable, read_runs, se
 from prime_xmc.run_files import CONFIG, METRICS, key_of
 from prime_xmc.stages import train_prototypes
 from prime_xmc.training.continuation import as_number
-from prime_xmc.training.run_folder import with_run_folder
+from prime_xmc.training.run_folder import chosen_options, with_run_folder
 from prime_xmc.training.sweeps import in_sweep
 
 _OF_CLASSIFIERS = ("loss", "sampling", "optimizer", "negatives", "dropout")  # the same of the second stage
@@ -118,7 +117,7 @@ def _check_model() -> None:
     Raises:
         ValueError: If it is one.
     """
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    choices = chosen_options()
     system = f"model={choices.get('model', 'prime')}"
     if system not in _OWN and choices.get("experiment") is not None:
         raise ValueError(

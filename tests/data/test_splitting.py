@@ -82,5 +82,7 @@ class TestHoldOutQueries:
         assert len(hold_out_queries(texts, 7, seed=0)) == 7
         assert len(set(splitting._numbers(texts).tolist())) == 8
 
-    def test_one_text_for_all_is_not_held_out(self):
-        assert hold_out_queries(Ragged.from_rows([[4, 4]] * 30), 5, seed=0).tolist() == []
+    def test_one_text_for_all_is_held_out_with_a_warning(self, caplog):
+        chosen = hold_out_queries(Ragged.from_rows([[4, 4]] * 30), 5, seed=0)
+        np.testing.assert_array_equal(chosen, np.sort(np.random.default_rng(0).permutation(30)[:5]))
+        assert "the 5 queries held out for validation have texts that queries to train on have too" in caplog.text

@@ -1,6 +1,5 @@
 """The LightningDataModule: splits, the sampler and the loaders."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +21,6 @@ from prime_xmc.data.propensity import inverse_propensity
 from prime_xmc.data.raw import RawFiles
 from prime_xmc.data.sampling import CPU, ClusterBatchSampler, TrainLoader
 from prime_xmc.data.splitting import hold_out_queries
-
-logger = logging.getLogger(__name__)
 
 CHUNK = 1024  # texts that are encoded at once
 CHUNK_ON_GPU = 8192  # fewer would not keep it busy
@@ -166,13 +163,7 @@ class PrimeDataModule(LightningDataModule):
                 f"expected dataset.num_validation below the {num_train} training queries, got {self.num_validation}"
             )
         self.validation_ids = hold_out_queries(corpus.train.tokens, self.num_validation, self.seed)
-        if len(self.validation_ids) < self.num_validation:
-            logger.warning(
-                "%d queries are held out for validation and not %d: the others have texts that too many share",
-                len(self.validation_ids),
-                self.num_validation,
-            )
-            self.num_validation = len(self.validation_ids)
+        self.num_validation = len(self.validation_ids)
         self.train_ids = np.setdiff1d(np.arange(num_train), self.validation_ids, assume_unique=True)
         self.inverse_propensity = inverse_propensity(corpus.label_frequency, num_train, *self.propensity)
         weight = self.inverse_propensity

@@ -1,9 +1,13 @@
 """Queries that are split off from those to train on: a test split, for data without one, and those to validate on."""
 
+import logging
+
 import numpy as np
 from jaxtyping import Int, Int64
 
 from prime_xmc.data.corpus import Ragged
+
+logger = logging.getLogger(__name__)
 
 _ROWS = 2**16  # whose tokens are read at once
 
@@ -75,7 +79,8 @@ def hold_out_queries(texts: Ragged, num_held_out: int, seed: int) -> Int64[np.nd
         seed: Seed of the choice; the same seed chooses the same queries of the same data.
 
     Returns:
-        Ascending ids of the queries; fewer than are wanted where only texts are left that more queries share.
+        Ascending ids of the queries; a few less than are wanted where only texts are left that more queries share.
+        Where these would be more than half, queries are chosen one by one after all, and the log says so.
 
     Example:
         >>> hold_out_queries(Ragged.from_rows([[5], [7, 8], [5], [9]]), 2, seed=1)
@@ -85,14 +90,21 @@ def hold_out_queries(texts: Ragged, num_held_out: int, seed: int) -> Int64[np.nd
     if num_held_out == 0:
         return order[:0]
     together = _repeated(np.arange(len(texts)), _numbers(texts))
-    chosen = np.zeros(len(texts), dtype=bool)
+    chosen, left = np.zeros(len(texts), dtype=bool), num_held_out
     for row in order.tolist():
-        if num_held_out == 0:
+        if left == 0:
             break
         rows = together.get(row, [row])
-        if not chosen[row] and len(rows) <= num_held_out:
+        if not chosen[row] and len(rows) <= left:
             chosen[rows] = True
-            num_held_out -= len(rows)
+            left -= len(rows)
+    if left > num_held_out // 2:
+        logger.warning(
+            "the %d queries held out for validation have texts that queries to train on have too, since few texts, as "
+            "far as they are read, are shared by many queries: what is measured on them is too good",
+            num_held_out,
+        )
+        return np.sort(order[:num_held_out])
     return np.flatnonzero(chosen)
 
 

@@ -307,3 +307,8 @@ def record_changes(config: DictConfig, folder: Path) -> None:
     overrides = [each for key, each in given.items() if key not in _OF_A_START]
     write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(changed)))
     write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)))
+
+
+def chosen_options() -> dict[str, str | None]:
+    """Return the option chosen in each group of the configuration; none where Hydra does not run this process."""
+    return dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
