@@ -137,7 +137,7 @@ class TestRun:
 
     def test_classifiers_and_ensemble_beat_the_prototypes_they_started_from(self, complete, negatives):
         _, metrics = complete[negatives]
-        for stage, gain in (("val", 0.0), ("test", 0.15)):  # of 40 and 60 queries, the former of few texts
+        for stage, gain in (("val", 0.0), ("test", 0.1)):  # of 40 and 60 queries, the former of few texts
             theta, w, ensemble = (metrics[f"{stage}/{scorer}/P@1"] for scorer in SCORERS)
             assert w > theta + gain
             assert ensemble > theta + gain
