@@ -42,11 +42,11 @@ logger = logging.getLogger(__name__)
 
 # A chunk is large enough to keep the tokenizer's threads busy and small enough to fit in memory: full texts of
 # 100,000 characters exist.
-MANY_CUT = 1 / 3  # share of texts that are cut from which on a person should hear of it
 _CHUNK_TEXTS = 8192
 _CHUNK_CHARACTERS = 1 << 23
 _HASH_BYTES = 1 << 22
 
+MANY_CUT = 1 / 3  # share of texts that are cut from which on they are worth a warning
 _MANY_UNKNOWN = 0.05  # share of unknown tokens from which on they are worth a warning
 _SPLIT_SEED = 0  # of the test split that is split off; it belongs to the data, whatever the seed of a run
 _SPLIT = "equal texts together"  # how it is made; data that were prepared otherwise have another fingerprint

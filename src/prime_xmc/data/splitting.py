@@ -9,8 +9,6 @@ from prime_xmc.data.corpus import Ragged
 
 logger = logging.getLogger(__name__)
 
-_ROWS = 2**16  # whose tokens are read at once
-
 
 def choose_test_queries(
     positives: Ragged,
@@ -89,7 +87,8 @@ def hold_out_queries(texts: Ragged, num_held_out: int, seed: int) -> Int64[np.nd
     order = np.random.default_rng(seed).permutation(len(texts))
     if num_held_out == 0:
         return order[:0]
-    together = _repeated(np.arange(len(texts)), _numbers(texts))
+    same_text = np.fromiter((hash(texts[row].tobytes()) for row in range(len(texts))), np.int64, len(texts))
+    together = _repeated(np.arange(len(texts)), same_text)
     chosen, left = np.zeros(len(texts), dtype=bool), num_held_out
     for row in order.tolist():
         if left == 0:
@@ -106,25 +105,6 @@ def hold_out_queries(texts: Ragged, num_held_out: int, seed: int) -> Int64[np.nd
         )
         return np.sort(order[:num_held_out])
     return np.flatnonzero(chosen)
-
-
-def _numbers(texts: Ragged) -> Int[np.ndarray, " row"]:
-    """Return a number for each row that rows of the same values share, and others almost surely do not."""
-    numbers = np.empty(len(texts), dtype=np.uint64)
-    for first in range(0, len(texts), _ROWS):
-        bounds = texts.offsets[first : first + _ROWS + 1]
-        values = texts.values[bounds[0] : bounds[-1]].astype(np.uint64)
-        places = np.arange(len(values)) - np.repeat(bounds[:-1] - bounds[0], np.diff(bounds))
-        mixed = values + (places.astype(np.uint64) << np.uint64(32)) + np.uint64(0x9E3779B97F4A7C15)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the mixing of SplitMix64
-            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-        mixed ^= mixed >> np.uint64(31)
-        has_tokens = np.diff(bounds) > 0
-        sums = np.zeros(len(bounds) - 1, dtype=np.uint64)
-        if has_tokens.any():
-            sums[has_tokens] = np.add.reduceat(mixed, (bounds[:-1] - bounds[0])[has_tokens])
-        numbers[first : first + _ROWS] = sums
-    return numbers.view(np.int64)
 
 
 def _repeated(queries: Int64[np.ndarray, " some"], same_text: Int[np.ndarray, " query"]) -> dict[int, list[int]]:

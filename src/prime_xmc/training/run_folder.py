@@ -290,6 +290,11 @@ def given_settings() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
+def chosen_options() -> dict[str, str | None]:
+    """Return the option chosen in each group of the configuration; none where Hydra does not run this process."""
+    return dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+
+
 def record_changes(config: DictConfig, folder: Path) -> None:
     """Write down with which other settings a run is continued in its folder, so that they hold from here on.
 
@@ -307,8 +312,3 @@ def record_changes(config: DictConfig, folder: Path) -> None:
     overrides = [each for key, each in given.items() if key not in _OF_A_START]
     write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(changed)))
     write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(overrides)))
-
-
-def chosen_options() -> dict[str, str | None]:
-    """Return the option chosen in each group of the configuration; none where Hydra does not run this process."""
-    return dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
