@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 
@@ -421,6 +422,17 @@ class TestConfigurationOfARunFolder:
     def test_that_of_an_own_folder_is_not(self):
         own = OmegaConf.create({"job": {"config_name": "train"}, "runtime": {"config_sources": [{"path": "my_conf"}]}})
         app._check_sources(OmegaConf.create({"loss": {"_target_": "my.Loss"}}), own, [])
+
+    def test_a_group_that_the_run_has_left_out_stays_out(self, tmp_path, compose):
+        folder = tmp_path / ".hydra"
+        folder.mkdir()
+        begun = compose("dataset=debian18k", "callbacks=null", "logger=null", "run_dir=run")
+        OmegaConf.save(begun, folder / "config.yaml")
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+            whole = hydra.compose("config", return_hydra_config=True)
+        continued = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        app.check_config(continued, whole.hydra, "train")
+        assert OmegaConf.to_container(continued) == {**OmegaConf.to_container(begun), "callbacks": {}, "logger": None}
 
     def test_it_may_be_named_by_the_folder_around_it(self, tmp_path):
         (tmp_path / ".hydra").mkdir()

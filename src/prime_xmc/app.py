@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from prime_xmc.command_line.arguments import UnknownOptionError, prepare, prepare_settings
-from prime_xmc.command_line.checks import OPTIONAL_GROUPS, all_keys, check_groups, check_used, check_values
+from prime_xmc.command_line.checks import all_keys, check_groups, check_used, check_values
 from prime_xmc.command_line.messages import composition_message, dotted, option_message, user_message
 from prime_xmc.command_line.migration import add_keys, update_targets, wrap_logger
 from prime_xmc.command_line.resuming import expand_resume
@@ -230,14 +230,14 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
     """
     configs = config_dir()
     (main,) = [source.path for source in hydra_config.runtime.config_sources if source.provider == "main"]
+    known = [group.name for group in groups(configs / f"{name}.yaml")]
     if Path(main) == configs:
-        known = [group.name for group in groups(configs / f"{name}.yaml")]
         check_groups(config, known)
+    if Path(main) == configs or is_run_folder(Path(main)):  # a run of any version has all groups but those left out
         with open_dict(config):
-            for group in {*known, *OPTIONAL_GROUPS} & {"logger", "callbacks"} - {str(key) for key in config}:
-                if group in known:
-                    config[group] = None if group == "logger" else {}
-    else:
+            for group in {"logger", "callbacks"} & set(known) - {str(key) for key in config}:
+                config[group] = None if group == "logger" else {}
+    if Path(main) != configs:
         update_config(config, name)
     chosen = {str(group).partition("@")[0] for group in hydra_config.runtime.choices}
     overrides = OverridesParser.create().parse_overrides([str(each) for each in hydra_config.overrides.task])

@@ -18,6 +18,7 @@ from prime_xmc.assemble import check_model
             ["sampling.mined.alone=true", "sampling.loss_positives=all", "sampling.memory_labels=9"],
             "sampling.memory_labels=9 adds labels .*: give sampling.memory_labels=0",
         ),
+        (["sampling.batch_labels=all"], "first_epoch=1 adds labels to a batch which has all there are"),
     ],
 )
 def test_settings_of_mined_labels_that_would_do_nothing(custom, settings, message):
@@ -91,6 +92,29 @@ def test_labels_are_not_shown_without_a_centroid_that_they_do_not_have(custom):
         check_model(custom(*settings))
     check_model(custom(settings[0]))  # sampling.leave_one_out is on by default
     check_model(custom(settings[1]))
+
+
+def test_queries_that_move_centroids_only_are_not_encoded_without_centroids(custom):
+    setting = "sampling.more_queries_per_label=2"
+    with pytest.raises(ValueError, match=rf"^{setting} is about centroid, which is none of model.sources=\[text\]"):
+        check_model(custom(setting, "model.sources=[text]"))
+    check_model(custom(setting))
+
+
+@pytest.mark.parametrize(
+    ("settings", "untrained"),
+    [
+        ([], r"the Label Prototype Network \(model.combine=network\) and the free vectors"),
+        (["model.combine=sum"], "leave the free vectors as"),
+        (["model.sources=[text,centroid]"], r"the Label Prototype Network \(model.combine=network\) as"),
+    ],
+)
+def test_a_loss_that_leaves_the_prototypes_as_they_are_is_refused(custom, settings, untrained):
+    off = ["loss.prototype_weight=0", "loss.regulariser_weight=0"]
+    with pytest.raises(ValueError, match=rf"^loss\.prototype_weight=0 and .*{untrained}.*or model\.sources=\[text\]"):
+        check_model(custom(*settings, *off))
+    for kept in (off[:1], off[1:], [*off, "model.sources=[text]"]):
+        check_model(custom(*settings, *kept))
 
 
 def test_positives_are_not_pushed_away_where_the_loss_leaves_none_out(custom):

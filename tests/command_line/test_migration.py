@@ -1,11 +1,16 @@
 """Configurations of version 0.1.0."""
 
+from pathlib import Path
+
+import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from prime_xmc.app import update_config
 from prime_xmc.assemble import make_loggers
 from prime_xmc.command_line.migration import add_keys
+
+DATASETS = sorted(path.stem for path in Path(__file__).parents[2].glob("conf/dataset/*.yaml"))
 
 
 def old(**more):
@@ -79,8 +84,10 @@ def test_an_interpolation_is_added_as_one():
     assert OmegaConf.to_container(config, resolve=False) == {"seed": 5, "twice": "${seed}"}
 
 
-def test_a_configuration_of_today_stays_as_it_is(compose):
-    config = compose("dataset=custom", "dataset.dir=x", "run_dir=run", "logger=[csv,wandb]", "loss=infonce")
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_configuration_of_today_stays_as_it_is(compose, dataset):
+    chosen = ["dataset.dir=x"] if dataset == "custom" else []
+    config = compose(f"dataset={dataset}", *chosen, "run_dir=run", "logger=[csv,wandb]", "loss=infonce")
     before = OmegaConf.to_container(config, resolve=False)
     update_config(config)
     assert OmegaConf.to_container(config, resolve=False) == before

@@ -131,13 +131,14 @@ class TestSoftTopK:
         per_anchor = []
         for s, p, n in zip(similarity.tolist(), positives.tolist(), negatives.tolist(), strict=True):
             considered = [s[c] / 0.2 for c in range(9) if p[c] or n[c]]
+            k = max(1, min(2, len(considered) - 1)) if any(n) else 2
             low, high = -100.0, 100.0
             for _ in range(100):
                 middle = (low + high) / 2
-                low, high = (middle, high) if sum(sigmoid(2 * (x + middle)) for x in considered) < 2 else (low, middle)
-            per_anchor.append([-math.log(sigmoid(2 * (s[c] / 0.2 + low))) for c in range(9) if p[c]])
-            if len(considered) <= 2:
-                per_anchor.pop()
+                low, high = (middle, high) if sum(sigmoid(2 * (x + middle)) for x in considered) < k else (low, middle)
+            if len(considered) > k:
+                per_anchor.append([-math.log(sigmoid(2 * (s[c] / 0.2 + low))) for c in range(9) if p[c]])
+            else:
                 positives[len(per_anchor)] = False
                 per_anchor.append([])
         loss = soft_top_k(similarity, positives, negatives, 0.2, k=2, slope=2.0, num_steps=60)
@@ -145,12 +146,13 @@ class TestSoftTopK:
 
     def test_gradient_is_that_of_finite_differences(self):
         similarity, positives, negatives = random_problem(4)
-        # where all candidates are chosen, the threshold is a bound that is taken for constant
-        positives[(positives | negatives).sum(dim=1) <= 3] = False
+        # without negatives all candidates are chosen, and the threshold is a bound that is taken for constant
+        positives[~negatives.any(dim=1)] = False
         assert positives.sum() > 5
+        assert (positives.any(dim=1) & ((positives | negatives).sum(dim=1) <= 6)).any()
 
         def loss(values):
-            return soft_top_k(values, positives, negatives, 0.3, k=3, slope=2.0, num_steps=80)
+            return soft_top_k(values, positives, negatives, 0.3, k=6, slope=2.0, num_steps=80)
 
         assert torch.autograd.gradcheck(loss, similarity.requires_grad_(), eps=1e-5, atol=1e-6)
 
@@ -162,6 +164,17 @@ class TestSoftTopK:
         (found,) = torch.autograd.grad((chosen * g).sum(), logits)
         v = 2 * chosen * (1 - chosen)
         torch.testing.assert_close(found, (g * v - v * (g * v).sum() / v.sum()).detach())
+
+    @pytest.mark.parametrize("k", [2, 3, 9])
+    def test_of_few_candidates_all_but_one_are_chosen(self, k):
+        """To choose both would train nothing: the value and the gradient are those of k = 1."""
+        similarity = matrix([0.1, 0.3]).requires_grad_()
+        losses = [soft_top_k(similarity, mask([1, 0]), mask([0, 1]), 0.5, k=each, slope=2.0) for each in (1, k)]
+        gradients = [torch.autograd.grad(loss, similarity)[0] for loss in losses]
+        assert losses[0].item() == pytest.approx(-math.log(sigmoid(2 * (0.2 - 0.4))), abs=1e-6)
+        torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=0)
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
+        assert gradients[1][0, 0] < -0.5
 
     def test_32_steps_are_enough_for_single_precision(self):
         similarity, positives, negatives = random_problem(2)

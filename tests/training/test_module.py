@@ -337,6 +337,20 @@ class TestOwnScript:
         assert not list(tmp_path.glob("embeddings-*"))
 
 
+def test_embeddings_are_those_of_the_encoder_as_its_configuration_computes(script, tiny_encoder_dir, tmp_path):
+    """Of equal weights: a copy finds what is kept, one with another number of heads does not."""
+    for name, settings in {"copy": {}, "heads": {"num_attention_heads": 1}}.items():
+        config = json.loads((tiny_encoder_dir / "config.json").read_text())
+        shutil.copytree(tiny_encoder_dir, tmp_path / name)
+        (tmp_path / name / "config.json").write_text(json.dumps(config | settings))
+    counts = []
+    for source in (tiny_encoder_dir, tmp_path / "copy", tmp_path / "heads"):
+        _, module, data = script(f"cache_dir={tmp_path}/cache", f"encoder.source={source}")
+        trainer_of(max_steps=1, limit_val_batches=0).fit(module, datamodule=data)
+        counts.append(len(list((tmp_path / "cache").glob("embeddings-*"))))
+    assert counts == [1, 1, 2]
+
+
 def test_outputs_of_frozen_layers_are_kept_and_change_nothing(script):
     sgd = ["optimizer.make.dense._target_=torch.optim.SGD", "optimizer.make.dense.lr=0.3"]
     texts, results = [], []

@@ -64,6 +64,7 @@ def check_model(config: DictConfig) -> None:
         if _begins(config):
             _check_optimizer_of_prototypes(config)
             _check_sources(config)
+            _check_trained(config)
             _check_spared(config)
             _check_left_out(config)
         return
@@ -142,6 +143,7 @@ def _check_sources(config: DictConfig) -> None:
         ("model.num_private", "free_vector", 0),
         ("model.free_vector_start", "free_vector", "random"),
         ("sampling.without_centroid", "centroid", 0),
+        ("sampling.more_queries_per_label", "centroid", 0),
     ):
         given = OmegaConf.select(config, key, default=nothing)
         if given != nothing and source not in sources:
@@ -149,6 +151,25 @@ def _check_sources(config: DictConfig) -> None:
                 f"{key}={given} is about {source}, which is none of model.sources=[{','.join(sources)}]: give "
                 f"{key}={nothing}, or add {source} to model.sources"
             )
+
+
+def _check_trained(config: DictConfig) -> None:
+    """Refuse a loss without a term that trains what makes the prototypes, by which labels are ranked."""
+    model, loss = config.model, config.loss
+    weights = {name: loss.get(name) for name in ("prototype_weight", "regulariser_weight")}
+    sources = model.get("sources", ())
+    of_network = model.get("combine", "network") == "network" and list(sources) != ["text"]
+    trained = [
+        *(["the Label Prototype Network (model.combine=network)"] if of_network else []),
+        *(["the free vectors"] if "free_vector" in sources else []),
+        *(["model.more_sources"] if model.get("more_sources") else []),
+    ]
+    if trained and all(weight == 0 for weight in weights.values()):
+        raise ValueError(
+            f"loss.prototype_weight=0 and loss.regulariser_weight=0 leave {' and '.join(trained)} as they are at the "
+            "start, and labels would be ranked by them: give one of the two a weight, or model.sources=[text], which "
+            "ranks labels by their texts"
+        )
 
 
 def _check_spared(config: DictConfig) -> None:
@@ -191,6 +212,11 @@ def _check_mined(config: DictConfig) -> None:
             "before labels are searched, which they would never have: give sampling.mined.first_epoch=null"
         )
     if not mined.alone:
+        if mined.first_epoch is not None and sampling.get("batch_labels", "drawn") == "all":
+            raise ValueError(
+                f"sampling.mined.first_epoch={mined.first_epoch} adds labels to a batch which has all there are by "
+                "sampling.batch_labels=all: give one of sampling.mined.first_epoch=null and sampling.batch_labels=drawn"
+            )
         return
     if mined.first_epoch is None:
         raise ValueError(

@@ -181,6 +181,16 @@ def check_used(config: DictConfig, overrides: Sequence[Override], choices: Mappi
                 f"{key}={value}: nothing would use it, since no clusters of queries are made (callbacks.clusters=null, "
                 f"by {because} or by hand); leave it out"
             )
+        if key.startswith("sampling.mined.") and _value(config, "sampling.mined.first_epoch") is None:
+            raise ValueError(
+                f"{key}={value}: nothing would use it, since no labels are searched; give sampling=mined too, or "
+                "sampling.mined.first_epoch=<epoch>"
+            )
+        if key == "sampling.memory_labels" and each.value() != 0 and _value(config, "loss.prototype_weight") == 0:
+            raise ValueError(
+                f"{key}={value}: nothing would use it, since remembered labels enter the first term of the loss alone, "
+                "and loss.prototype_weight=0 switches that off; leave it out"
+            )
 
 
 def _is_of_encoder(key: str) -> bool:

@@ -18,7 +18,7 @@ MOVED = {
 }
 # Sections that code reads key by key. Others are given to objects, which have their own defaults.
 SECTIONS = ("dataset", "sampling", "trainer")
-KEPT = ("name", "dir", "hint")  # of a data set: never another one's
+KEPT = ("name", "dir", "hint", "num_test")  # of a data set: never another one's
 # What older runs had none of, in place of today's default: a run of theirs stays what it was.
 ABSENT = {
     "classify": None,

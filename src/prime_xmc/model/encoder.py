@@ -1,5 +1,6 @@
 """The siamese text encoder: token ids to L2-normalised embeddings, pooled over the tokens."""
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,6 +25,8 @@ Implementation = Literal["packed", "transformers", "auto"]
 # Tokens that go through the layers at once, where the configuration leaves it to the device: on a CPU as many as its
 # caches like, on a GPU so many that it is busy.
 CHUNK_TOKENS = {"cpu": 4096, "cuda": 65536}
+# What a transformer's configuration says of the file itself.
+_NOT_COMPUTED = ("_name_or_path", "architectures", "dtype", "transformers_version")
 # The names of dropout in the configurations of the various transformers.
 _DROPOUTS = (
     "hidden_dropout_prob",
@@ -304,6 +307,13 @@ class TextEncoder(nn.Module):
     def dim(self) -> int:
         """d, the size of an embedding."""
         return self.backbone.config.hidden_size
+
+    @property
+    def architecture(self) -> str:
+        """What its config.json says of how it computes, as JSON: without it, equal weights may be another encoder."""
+        config = self.backbone.config.to_dict()
+        said = {key: value for key, value in config.items() if key not in _NOT_COMPUTED}
+        return json.dumps(said, sort_keys=True, default=str)
 
     @property
     def max_length(self) -> int | None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from prime_xmc.model.losses import (
@@ -122,7 +122,7 @@ class _TopKThreshold(torch.autograd.Function):
     """`top_k_threshold` with its gradient by implicit differentiation, since the bisection has none."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, mask: Tensor, k: int, slope: float, num_steps: int) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, mask: Tensor, k: Tensor, slope: float, num_steps: int) -> Tensor:
         margin, largest = 10 / slope, torch.finfo(logits.dtype).max
         low = -logits.masked_fill(~mask, -largest).amax(dim=1, keepdim=True) - margin
         high = -logits.masked_fill(~mask, largest).amin(dim=1, keepdim=True) + margin
@@ -149,7 +149,7 @@ class _TopKThreshold(torch.autograd.Function):
 def top_k_threshold(
     logits: Float[Tensor, "anchor candidate"],
     mask: Bool[Tensor, "anchor candidate"],
-    k: int,
+    k: int | Int64[Tensor, " anchor"],
     slope: float,
     num_steps: int = 32,
 ) -> Float[Tensor, " anchor"]:
@@ -160,13 +160,14 @@ def top_k_threshold(
     Args:
         logits: Logits x of each anchor and candidate.
         mask: Candidates that count. Where an anchor has k of them or fewer, t chooses all and has no gradient.
-        k: Number k of candidates to choose.
+        k: Number k of candidates to choose, or one for each anchor.
         slope: Slope a of the choice.
         num_steps: Steps of bisection.
 
     Source: Gupta et al. 2024 (DEXML).
     """
-    return _TopKThreshold.apply(logits, mask, k, slope, num_steps)
+    number = torch.as_tensor(k, device=logits.device).expand(len(logits)).unsqueeze(1)
+    return _TopKThreshold.apply(logits, mask, number, slope, num_steps)
 
 
 def soft_top_k(
@@ -183,7 +184,8 @@ def soft_top_k(
     """Return SoftTop-k: the cross-entropy of positives being among the k candidates that are chosen softly.
 
     l = -log sigmoid(a (s_ap / t + threshold)), averaged as in `info_nce`, with `top_k_threshold` over all positives and
-    negatives of the anchor.
+    negatives of the anchor. An anchor with k of them or fewer, such as in a small batch, chooses all but one: to choose
+    all would train nothing. Without negatives there is nothing to choose from, and its l has no gradient to speak of.
 
     Args:
         similarity: Similarity of each anchor and candidate.
@@ -199,7 +201,10 @@ def soft_top_k(
     """
     anchor, column = pairs or positives.nonzero(as_tuple=True)
     logits = similarity / temperature
-    threshold = top_k_threshold(logits, positives | negatives, k, slope, num_steps)
+    candidates = positives | negatives
+    all_but_one = (candidates.sum(dim=1) - 1).clamp(min=1, max=k)
+    chosen = torch.where(negatives.any(dim=1), all_but_one, k)
+    threshold = top_k_threshold(logits, candidates, chosen, slope, num_steps)
     per_pair = -F.logsigmoid(slope * (logits[anchor, column] + threshold[anchor]))
     return mean_over_anchors(per_pair, anchor, positives)
 

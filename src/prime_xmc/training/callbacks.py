@@ -103,6 +103,7 @@ class InitialisePrototypes(Callback):
         digest = hashlib.blake2b(data.corpus.manifest["fingerprint"].encode(), digest_size=6)
         digest.update(f"{trainer.precision} {module.encoder.packed is None} {module.encoder.pooling}".encode())
         digest.update(b"" if module.encoder.normalize else b"not normalised")
+        digest.update(module.encoder.architecture.encode())
         digest.update(np.ascontiguousarray(data.sampler.query_ids).tobytes())
         for name, tensor in sorted(module.encoder.state_dict().items()):
             digest.update(name.encode())

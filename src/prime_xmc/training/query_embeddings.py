@@ -60,7 +60,8 @@ def embed_training_queries(
     Raises:
         ValueError: If those in the cache are damaged; it names the folder to delete.
     """
-    parts = (data.corpus.manifest["fingerprint"], digest, predictor.precision, predictor.config["encoder"])
+    of_data, computed = data.corpus.manifest["fingerprint"], predictor.encoder.architecture
+    parts = (of_data, digest, predictor.precision, predictor.config["encoder"], computed)
     fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
     directory = cache_dir.expanduser() / f"queries-{fingerprint}"
     tokens = data.corpus.train.tokens
