@@ -178,6 +178,45 @@ def test_a_signal_in_validation_or_test_ends_the_run_there(train, complete, tmp_
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_signal_in_a_validation_within_a_step_waits_for_its_end(train, tmp_path, monkeypatch):
+    """Of two batches each: the gradient of the first of them is in no checkpoint."""
+    often = ["trainer.accumulate_grad_batches=2", "+trainer.val_check_interval=3", "trainer.check_val_every_n_epoch=1"]
+    train(tmp_path / "whole", *often)
+    validation_step = PrimeModule.validation_step
+
+    def and_signal(self, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validation_step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PrimeModule, "validation_step", and_signal)
+        with pytest.raises(Interrupted):
+            train(tmp_path / "run", *often)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+    train(tmp_path / "run", *often, f"ckpt_path={checkpoint}")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_training_that_was_stopped_early_is_not_trained_on(train, tmp_path, seen, monkeypatch):
+    early = ["+callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.early.monitor=val/P@1"]
+    early += ["+callbacks.early.patience=1", "+callbacks.early.min_delta=1", "trainer.check_val_every_n_epoch=1"]
+    early.append("trainer.max_epochs=6")
+    train(tmp_path / "whole", *early)
+    assert len(seen) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(PrimeModule, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train(tmp_path / "run", *early)
+    seen.clear()
+    checkpoint = f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"
+    train(tmp_path / "run", *early, checkpoint)
+    assert not seen
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    train(tmp_path / "longer", *early, "trainer.max_epochs=7", checkpoint)
+    assert list(seen) == [2], "with another length it goes on, until it is stopped again"
+
+
 def test_a_signal_before_anything_is_saved(train, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("prime_xmc.stages.first_stage.make_module", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:

@@ -309,6 +309,8 @@ def _finish_training(run: _Run) -> None:
     """
     module, trainer, record = run.module, run.trainer, run.record
     validation, loggers = record.validation, trainer.loggers
+    epochs = trainer.fit_loop.epoch_progress.current
+    epochs.completed = epochs.processed  # as the Trainer has it after max_epochs, but not where training stopped early
     # version 0.1.0 did not say when it was validated
     if validation and validation.get(EPOCH_VALIDATED, trainer.current_epoch) == trainer.current_epoch:
         trainer.loggers = []  # which have these metrics

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -32,6 +33,7 @@ _PACKAGES = ("prime_xmc", "torch", "lightning", "transformers")  # of whose clas
 ORIGIN = "origin"  # which run it is of
 CURVES = "curves"  # which rows of the curves by step come before it, see `prime_xmc.training.curves`
 _STEP_LOG = "step_log"  # what the steps of the epoch so far add to its means
+_STOPPED = "stopped"  # whether a callback, such as EarlyStopping, has ended training before its last epoch
 # What changes no result: where files are, and what people watch a run by. Sweeps take jobs that differ in nothing else
 # for the same job.
 WATCHING = (
@@ -185,6 +187,8 @@ class ContinuedRun(Callback):
     - A checkpoint between two steps of an epoch, see `SaveProgress`, says that the step before is complete and that the
       next one has not begun, though its batch has been taken from the loader.
     - The means of the epoch so far, and where the curves by step are, go along.
+    - Training that a callback has ended early stays ended, where the Trainer would make an epoch more; `max_time` and a
+      new length are for going on.
     - Where the run has become longer or shorter (`trainer.max_epochs`, `trainer.max_steps`), the learning rate follows
       the schedule of the new length from the next step on, as if the run had had this length from the start. The steps
       before it were made with the old schedule, so that the result is not that of an uninterrupted run of this length.
@@ -203,6 +207,7 @@ class ContinuedRun(Callback):
         checkpoint[ORIGIN] = dict(self.given)
         checkpoint[COMPUTED_ON] = computed_on(trainer.strategy.root_device, trainer.world_size)
         checkpoint[_STEP_LOG] = _step_log(pl_module).state_dict()
+        checkpoint[_STOPPED] = trainer.should_stop and not any(isinstance(each, Timer) for each in _callbacks(trainer))
         loops = checkpoint["loops"]["fit_loop"]
         epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
         epoch_goes_on = epoch["started"] > epoch["processed"]
@@ -235,6 +240,8 @@ class ContinuedRun(Callback):
         A checkpoint of version 0.1.0 does not say itself where in the epoch it was made: tell the sampler.
         """
         warn_of_other_bits(checkpoint.get(COMPUTED_ON), computed_on(trainer.strategy.root_device, trainer.world_size))
+        if checkpoint.get(_STOPPED) and self.recorded is not None and self.recorded["length"] == self.given["length"]:
+            trainer.should_stop = True
         if _STEP_LOG in checkpoint:
             _step_log(pl_module).load_state_dict(checkpoint[_STEP_LOG], trainer.strategy.root_device)
         data: PrimeDataModule = trainer.datamodule  # type: ignore[attr-defined]
@@ -266,6 +273,11 @@ class ContinuedRun(Callback):
                     before,
                     rates[0],
                 )
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
 
 
 def _step_log(module: LightningModule) -> StepLog:

@@ -158,10 +158,15 @@ class SaveProgress(Callback):
         self._saved_at = time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals over from the Trainer; from here on they need not wait."""
+        """Take the signals over from the Trainer; from here on they need not wait, unless gradients are accumulated.
+
+        Those so far are in no checkpoint: signals then wait for the step that is made of them.
+        """
         _take_over()
-        self._can_save = bool(trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking)
-        self._wait(False, trainer)
+        fits = bool(trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking)
+        within_step = fits and _accumulates(trainer)
+        self._can_save = fits and not within_step
+        self._wait(within_step, trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let signals wait until what is left of the epoch has been noted."""
@@ -244,6 +249,12 @@ class SaveProgress(Callback):
         if not waits and trainer.world_size > 1:
             self._can_save = False  # the others are elsewhere
         _switchboard.wait(waits)
+
+
+def _accumulates(trainer: Trainer) -> bool:
+    """Return whether the batch before this validation is part of a step that is still to be made."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.current.ready % trainer.accumulate_grad_batches != 0 and not progress.is_last_batch
 
 
 def _take_over() -> None:
