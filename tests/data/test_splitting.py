@@ -74,6 +74,12 @@ class TestHoldOutQueries:
             held_out = {rows[row][0] for row in chosen}
             assert held_out.isdisjoint(rows[row][0] for row in set(range(60)) - set(chosen.tolist()))
 
+    def test_one_by_one(self):
+        texts = Ragged.from_rows([[row // 3, 7, 7] for row in range(60)])
+        expected = np.sort(np.random.default_rng(3).permutation(60)[:20])
+        np.testing.assert_array_equal(hold_out_queries(texts, 20, 3, one_by_one=True), expected)
+        assert len(hold_out_queries(texts, 0, 3, one_by_one=True)) == 0
+
     def test_what_is_not_the_same_text(self):
         """Other orders, repeated tokens, a beginning of another one, and no tokens at all."""
         texts = Ragged.from_rows([[1, 2], [2, 1], [1], [1, 1], [1, 1, 1], [], [0], [0, 0]])

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from prime_xmc.app import compose as compose_config
+from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.stages import first_stage
 from prime_xmc.stages.first_stage import train_prototypes as run
@@ -215,6 +216,24 @@ def test_training_that_was_stopped_early_is_not_trained_on(train, tmp_path, seen
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     train(tmp_path / "longer", *early, "trainer.max_epochs=7", checkpoint)
     assert list(seen) == [2], "with another length it goes on, until it is stopped again"
+
+
+def test_a_run_goes_on_with_the_queries_that_an_earlier_version_has_held_out(train, tmp_path, interrupt, monkeypatch):
+    """Which it chose whatever their texts, some of which are repeated here."""
+    with monkeypatch.context() as patch:
+        patch.setattr(PrimeDataModule, "one_by_one", property(lambda _: True, lambda *_: None), raising=False)
+        train(tmp_path / "whole")
+        signalled = interrupt(STEPS + 3)
+        with pytest.raises(Interrupted):
+            train(tmp_path / "run")
+        signalled.undo()
+    train(tmp_path / "run", f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    described = [json.loads((tmp_path / name / "model" / "prime_config.json").read_text()) for name in ("run", "whole")]
+    assert described[0]["settings"]["validation_queries"] == described[1]["settings"]["validation_queries"]
+    train(tmp_path / "now")
+    now = json.loads((tmp_path / "now" / "model" / "prime_config.json").read_text())
+    assert now["settings"]["validation_queries"] != described[0]["settings"]["validation_queries"]
 
 
 def test_a_signal_before_anything_is_saved(train, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from hydra.utils import instantiate
@@ -83,6 +84,7 @@ def open_data(
     max_length: int,
     num_validation: int,
     seed: int,
+    one_by_one: bool = False,
     memory_labels: int = 0,
     leave_one_out: float | int = 0.0,
     without_centroid: float | int = 0.0,
@@ -98,6 +100,7 @@ def open_data(
         max_length: Most tokens of a text.
         num_validation: Number of training queries that are held out.
         seed: Seed of the split and of sampling.
+        one_by_one: Whether they are held out whatever their texts, see `hold_out_queries`.
         memory_labels: Most labels of a batch whose embedding is remembered, which the second stage has no use for.
         leave_one_out: Probability that a query is left out of the centroid of one of its labels, likewise.
         without_centroid: Probability of a label to be shown without a centroid in a batch, likewise.
@@ -131,6 +134,7 @@ def open_data(
         leave_one_out=leave_one_out,
         without_centroid=without_centroid,
         num_validation=num_validation,
+        one_by_one=one_by_one,
         seed=seed,
         corpus=corpus,
         **for_encoder,
@@ -139,8 +143,12 @@ def open_data(
     return data
 
 
-def make_data(config: DictConfig) -> PrimeDataModule:
+def make_data(config: DictConfig, held_out: str | None = None) -> PrimeDataModule:
     """Make the data module and open its data, prepared if need be; say in the log what follows their size.
+
+    Args:
+        config: The configuration.
+        held_out: Fingerprint of the validation queries of the run that this is to go on with; None: of none.
 
     Raises:
         FileNotFoundError: If raw files are missing.
@@ -157,7 +165,8 @@ def make_data(config: DictConfig) -> PrimeDataModule:
         logger.warning("%s", doubt)
     if corpus.split_note is not None:
         logger.info("%s", corpus.split_note)
-    return open_data(
+    open_fitted = partial(
+        open_data,
         fitted,
         fitted.encoder.source,
         prompts=prompts_of(fitted.encoder),
@@ -170,6 +179,9 @@ def make_data(config: DictConfig) -> PrimeDataModule:
         of_encoder=fitted.sampling,
         corpus=corpus,
     )
+    data = open_fitted()
+    # a run that version 0.1.0 has begun goes on with the queries that it has held out
+    return data if held_out in (None, data.held_out) else open_fitted(one_by_one=True)
 
 
 def announce(config: DictConfig, data: PrimeDataModule) -> None:

@@ -1,6 +1,7 @@
 """A trained model, and the data that it was trained on."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from omegaconf import DictConfig
 
 from prime_xmc.assemble.opened import open_data, raw_files
 from prime_xmc.data.corpus import Corpus
-from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.data.datamodule import HELD_OUT, PrimeDataModule
 from prime_xmc.data.preparation import prepare
 from prime_xmc.export.folder import model_version
 from prime_xmc.export.predictor import Predictor
@@ -118,7 +119,8 @@ def make_classifier_data(config: DictConfig, predictor: Predictor) -> PrimeDataM
             f"the model {config.model.dir} does not say which training queries were held out (no {error} in the "
             "settings of prime_config.json): expected one that prime_xmc.train has exported"
         ) from error
-    return open_data(
+    open_split = partial(
+        open_data,
         config,
         str(Path(config.model.dir).expanduser()),
         prompts=predictor.encoder.prompts,
@@ -127,3 +129,13 @@ def make_classifier_data(config: DictConfig, predictor: Predictor) -> PrimeDataM
         seed=seed,
         corpus=corpus,
     )
+    held_out, data = settings.get(HELD_OUT), open_split()
+    if held_out != data.held_out:
+        data = open_split(one_by_one=True)  # as version 0.1.0, which did not say which queries these were
+    if held_out not in (None, data.held_out):
+        logger.warning(
+            "%s was trained on other data, of which other queries were held out: it may have been trained on some of "
+            "these validation queries, so that what is chosen and measured by them is too good",
+            config.model.dir,
+        )
+    return data

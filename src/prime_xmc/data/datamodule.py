@@ -1,5 +1,6 @@
 """The LightningDataModule: splits, the sampler and the loaders."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from prime_xmc.data.raw import RawFiles
 from prime_xmc.data.sampling import CPU, ClusterBatchSampler, TrainLoader
 from prime_xmc.data.splitting import hold_out_queries
 
+HELD_OUT = "validation_queries"  # what the fingerprint of these queries is called in models and checkpoints
 CHUNK = 1024  # texts that are encoded at once
 CHUNK_ON_GPU = 8192  # fewer would not keep it busy
 
@@ -55,6 +57,7 @@ class PrimeDataModule(LightningDataModule):
             `ClusterBatchSampler` then.
         num_validation: Number of training queries held out for validation, see `hold_out_queries`; None: as many as
             suit their number.
+        one_by_one: Whether they are held out whatever their texts, as by version 0.1.0.
         encode_chunk: Number of texts in a batch of the loaders that only encode; None: as many as suit the device.
         seed: Seed of the validation split and of the sampler.
         corpus: The data, where they are prepared and open already; they are then not looked for.
@@ -89,6 +92,7 @@ class PrimeDataModule(LightningDataModule):
         make_sampler: Callable[..., ClusterBatchSampler] = ClusterBatchSampler,
         label_rows: bool = False,
         num_validation: int | None = None,
+        one_by_one: bool = False,
         encode_chunk: int | None = None,
         seed: int = 0,
         corpus: Corpus | None = None,
@@ -120,6 +124,7 @@ class PrimeDataModule(LightningDataModule):
         self.make_sampler = make_sampler
         self.label_rows = label_rows
         self.num_validation = num_validation
+        self.one_by_one = one_by_one
         self.encode_chunk = encode_chunk
         self.seed = seed
         self._opened = corpus
@@ -128,6 +133,11 @@ class PrimeDataModule(LightningDataModule):
     def remembers_labels(self) -> bool:
         """Whether batches have labels whose embedding the module has to remember."""
         return self.memory_labels > 0 and self.loss_positives == "all"
+
+    @property
+    def held_out(self) -> str:
+        """Fingerprint of the ids of the validation queries, by which a run says what it is not trained on."""
+        return hashlib.sha256(self.validation_ids.tobytes()).hexdigest()
 
     def prepare_data(self) -> None:
         """Prepare the raw files, unless that has been done before."""
@@ -162,7 +172,8 @@ class PrimeDataModule(LightningDataModule):
             raise ValueError(
                 f"expected dataset.num_validation below the {num_train} training queries, got {self.num_validation}"
             )
-        self.validation_ids = hold_out_queries(corpus.train.tokens, self.num_validation, self.seed)
+        tokens = corpus.train.tokens
+        self.validation_ids = hold_out_queries(tokens, self.num_validation, self.seed, one_by_one=self.one_by_one)
         self.num_validation = len(self.validation_ids)
         self.train_ids = np.setdiff1d(np.arange(num_train), self.validation_ids, assume_unique=True)
         self.inverse_propensity = inverse_propensity(corpus.label_frequency, num_train, *self.propensity)

@@ -66,7 +66,9 @@ def choose_test_queries(
     return np.flatnonzero(chosen)
 
 
-def hold_out_queries(texts: Ragged, num_held_out: int, seed: int) -> Int64[np.ndarray, " chosen"]:
+def hold_out_queries(
+    texts: Ragged, num_held_out: int, seed: int, *, one_by_one: bool = False
+) -> Int64[np.ndarray, " chosen"]:
     """Choose queries at random to validate on; those with the same tokens together or not at all.
 
     A query whose text is trained on, too, would be found by heart, and whatever is chosen by it would be wrong.
@@ -75,6 +77,7 @@ def hold_out_queries(texts: Ragged, num_held_out: int, seed: int) -> Int64[np.nd
         texts: Tokens of each query.
         num_held_out: Number of queries to choose.
         seed: Seed of the choice; the same seed chooses the same queries of the same data.
+        one_by_one: Whether to choose queries whatever their texts, as trainings of version 0.1.0 did.
 
     Returns:
         Ascending ids of the queries; a few less than are wanted where only texts are left that more queries share.
@@ -85,8 +88,8 @@ def hold_out_queries(texts: Ragged, num_held_out: int, seed: int) -> Int64[np.nd
         array([0, 2])
     """
     order = np.random.default_rng(seed).permutation(len(texts))
-    if num_held_out == 0:
-        return order[:0]
+    if one_by_one or num_held_out == 0:
+        return np.sort(order[:num_held_out])
     same_text = np.fromiter((hash(texts[row].tobytes()) for row in range(len(texts))), np.int64, len(texts))
     together = _repeated(np.arange(len(texts)), same_text)
     chosen, left = np.zeros(len(texts), dtype=bool), num_held_out

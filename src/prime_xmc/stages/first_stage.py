@@ -23,7 +23,7 @@ from prime_xmc.assemble import (
     make_trainer,
 )
 from prime_xmc.calibrating import calibrate_prototypes
-from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.data.datamodule import HELD_OUT, PrimeDataModule
 from prime_xmc.evaluation.in_words import print_in_words, put_in_words
 from prime_xmc.evaluation.predictions import save_predictions
 from prime_xmc.evaluation.rank import Ranking
@@ -204,7 +204,7 @@ def _assemble(config: DictConfig, run_dir: Path, start: _Start, *, has_second_st
         ValueError: If the checkpoint is another run's.
     """
     record = RunHistory()
-    data = make_data(config)
+    data = make_data(config, None if start.recorded is None else start.recorded[HELD_OUT])
     config = fit_to_data(config, data.corpus)
     settings, given = describe_run(config, data), origin(config, data)
     if start.recorded is not None and start.resumes:

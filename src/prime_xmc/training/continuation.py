@@ -1,6 +1,5 @@
 """Continuing a run from a checkpoint: only the run itself, with the command that does it."""
 
-import hashlib
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LambdaLR
 
-from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.data.datamodule import HELD_OUT, PrimeDataModule
 from prime_xmc.run_files import CONFIG, TRUST_OPTION, TRUST_VARIABLE
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.curves import place_in_curves
@@ -106,7 +105,7 @@ def origin(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
         "length": {name: config.trainer.get(name) for name in ("max_epochs", "max_steps")},
         "data_fingerprint": data.corpus.manifest["fingerprint"],
         "tokenizer": data.corpus.manifest["tokenizer_hash"],
-        "validation_queries": hashlib.sha256(data.validation_ids.tobytes()).hexdigest(),
+        HELD_OUT: data.held_out,
         "command": continuing_command(without=("ckpt_path",)),
     }
 
@@ -163,7 +162,7 @@ def check_origin(path: Path, recorded: Mapping[str, Any] | None, given: Mapping[
             f"in the checkpoint, {given['data_fingerprint'][:12]} now): its queries, labels, their order or the fields "
             "that are read have changed"
         )
-    elif recorded["validation_queries"] != given["validation_queries"]:
+    elif recorded[HELD_OUT] != given[HELD_OUT]:
         differences.append("seed, dataset.num_validation: other queries were held out for validation")
     if differences:
         command = recorded["command"] and f"{recorded['command']} {shlex.quote(f'ckpt_path={quoted(str(path))}')}"

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from prime_xmc.data.datamodule import PrimeDataModule
+from prime_xmc.data.datamodule import HELD_OUT, PrimeDataModule
 from prime_xmc.evaluation.table import describe_unlabelled, print_notes, print_table
 from prime_xmc.export.calibration import has_calibration, read_calibration
 from prime_xmc.export.scorers import SCORERS, encoder_digest
@@ -66,6 +66,7 @@ def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
         "data_fingerprint": data.corpus.manifest["fingerprint"],
         "data_source": data.corpus.source_hash,
         "seed": config.seed,
+        HELD_OUT: data.held_out,
         "torch_version": torch.__version__,
         "prime_xmc_version": version("prime_xmc"),
         "git_commit": _git_commit(),
