@@ -102,8 +102,41 @@ def train(directory: Path, settings: str, rank: int) -> None:
         said = refusal(lambda trainer=trainer, module=module, data=data: trainer.fit(module, datamodule=data))
         tables = {name: bank.rows for name, bank in module.banks.items()}
         results.append({"said": said, "state": module.state_dict(), "tables": tables} | data.state_dict()["sampler"])
-    torch.save({"runs": results, "threads": torch.get_num_threads()}, directory / f"{rank}.pt")
+    losses = losses_with_dropout(json.loads(settings))
+    content = {"runs": results, "losses": losses, "threads": torch.get_num_threads()}
+    torch.save(content, directory / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+class Losses(L.Callback):
+    """Keeps the losses of the steps."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.values.append(outputs["loss"].item())
+
+
+def losses_with_dropout(settings: list[str]) -> list[float]:
+    """Train some steps with dropout in the encoder, which draws for other texts in each process."""
+    config = compose_configuration("train", [*settings, "encoder.dropout=0.2", "encoder.frozen_layers=0"])
+    data, kept = make_data(config), Losses()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=WORLD_SIZE,
+        strategy="ddp",
+        use_distributed_sampler=False,
+        max_steps=4,
+        limit_val_batches=0,
+        callbacks=[kept],
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(make_module(config, data), datamodule=data)
+    return kept.values
 
 
 def spoil(name: str, rank: int) -> None:
@@ -180,6 +213,13 @@ def single(tiny_encoder_dir):
     embeddings = encoder(*texts())
     loss_of(embeddings).backward()
     return {"embeddings": embeddings.detach(), "gradients": gradients(encoder)}
+
+
+def test_dropout_of_the_encoder_leaves_the_loss_the_same_in_all_processes(trained):
+    """That of the Label Prototype Network is, so that gradients are those of one loss."""
+    first, second = (each["losses"] for each in trained)
+    assert len(first) == 4
+    assert first == pytest.approx(second, rel=1e-5)
 
 
 def test_every_process_has_all_embeddings(results, single):

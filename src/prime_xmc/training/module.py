@@ -254,7 +254,7 @@ class PrimeModule(RankingModule, PrototypeModule):
         Raises:
             ValueError: If it is the first batch of an epoch here, and not the same in all processes.
         """
-        seed_step(self.seed, self.global_step, self.device, batch_idx % self.trainer.accumulate_grad_batches)
+        self._start_random_numbers(batch_idx)
         self.discard_index()
         if self.trainer.world_size > 1 and self._compared_epoch != self.current_epoch:
             self._compared_epoch = self.current_epoch
@@ -277,6 +277,8 @@ class PrimeModule(RankingModule, PrototypeModule):
             `loss`; and for callbacks, without gradient, `query_emb`, `label_emb` and `prototypes`.
         """
         embeddings = self(batch.token_ids, batch.lengths, batch.text_ids)
+        if self._trainer is not None and self.trainer.world_size > 1:
+            self._start_random_numbers(batch_idx)  # dropout has drawn for other texts in each process
         query_emb, label_emb = embeddings.split([len(batch.query_ids), len(batch.label_ids)])
         prototypes, positives, negatives, known = self._candidates(batch, label_emb)
         seen = self._seen(batch, query_emb.detach())
@@ -296,6 +298,9 @@ class PrimeModule(RankingModule, PrototypeModule):
         self.step_log.note(self.global_step, size, loss.detach(), logs | {"centroid_drift": drift})
         embedded = {"query_emb": query_emb, "label_emb": label_emb, "prototypes": prototypes[: len(label_emb)]}
         return {"loss": loss} | {name: emb.detach() for name, emb in embedded.items()}
+
+    def _start_random_numbers(self, batch_idx: int) -> None:
+        seed_step(self.seed, self.global_step, self.device, batch_idx % self.trainer.accumulate_grad_batches)
 
     def _candidates(self, batch: Batch, label_emb: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
         """Return prototypes of the batch's labels, then of those in memory, and their positive and negative pairs.
