@@ -223,6 +223,12 @@ class TestDisk:
             "banks in temporary files": 0,
         }
 
+    def test_a_model_that_is_searched_without_faiss_is_exported_with_a_flat_index(self):
+        layout = LAYOUT._replace(searcher="exact")
+        assert disk_bytes(SIZES, layout, phases(searcher="exact")) == disk_bytes(SIZES, LAYOUT, phases())
+        assert by_name(phases(searcher="exact")["index"])["Faiss index of the export"] == 4 * 300 * 8
+        assert "Faiss index of the export" not in by_name(phases()["index"])
+
     def test_mined_labels_are_in_checkpoints(self):
         more = disk_bytes(SIZES, LAYOUT._replace(num_mined=20), phases())["checkpoint"]
         assert more == disk_bytes(SIZES, LAYOUT, phases())["checkpoint"] + 4 * 20 * 200

@@ -10,9 +10,10 @@ from prime_xmc.planning.run_plan import plan
 from prime_xmc.stages import train_prototypes
 
 
-def test_files_are_as_large_as_planned(configure, tmp_path):
+@pytest.mark.parametrize("index", ["exact", "flat"])
+def test_files_are_as_large_as_planned(configure, tmp_path, index):
     """Of a run of two steps: what it prepares, caches, saves and exports."""
-    settings = ["trainer.max_steps=2", f"run_dir={tmp_path}/run", f"cache_dir={tmp_path}/cache"]
+    settings = [f"index={index}", "trainer.max_steps=2", f"run_dir={tmp_path}/run", f"cache_dir={tmp_path}/cache"]
     progress = ["callbacks.progress=null"]
     train_prototypes(configure(*settings, *progress, name="train"))
     planned = plan(configure(*settings, "probe_steps=0"))

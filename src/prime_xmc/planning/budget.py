@@ -88,6 +88,7 @@ def memory_by_phase(sizes: Sizes, layout: Layout, schedule: Schedule, measured: 
     block, prediction = _CLUSTER_BLOCK[device], _PREDICTION * min(TOP_K, num_labels)
     # the searcher keeps what it searches until it is given something else: prototypes where it has no index of its own
     older = (layout.index_bytes or 4 * d) if schedule.num_indexes + schedule.num_minings > 1 else 0
+    exported = 0 if layout.index_bytes else layout.exported_index_bytes
     mined = 4 * layout.num_mined if schedule.num_minings else 0
     searches_on_gpu = layout.on_gpu and bank == "device" and layout.searcher == "exact"
     num_scores = math.prod(gpu_blocks(num_labels)) if searches_on_gpu else 0
@@ -123,6 +124,7 @@ def memory_by_phase(sizes: Sizes, layout: Layout, schedule: Schedule, measured: 
         (("index",), Item("mined labels before", "host", mined * (schedule.num_minings > 1), num_queries, "query")),
         (indexed, Item("label prototypes", bank, 4 * d, num_labels, "label")),
         (indexed, Item("Faiss index", "host", layout.index_bytes, num_labels, "label")),
+        (("index",), Item("Faiss index of the export", "host", exported, num_labels, "label")),
         (trained[:-1], Item("index before", "host" if layout.index_bytes else bank, older, num_labels, "label")),
         (indexed, Item("block of scores", "device", 4, num_scores, "score")),
         (("index",), Item("label vectors, from device", "host", sent, num_labels, "label")),
@@ -163,7 +165,7 @@ def disk_bytes(sizes: Sizes, layout: Layout, phases: Phases) -> dict[str, int]:
         "checkpoint": checkpoint,
         "checkpoint, the one before it": checkpoint,
         "checkpoint, the next one beside it": checkpoint,
-        "export": model + (6 * d + layout.index_bytes) * num_labels + prepared[LABELS],
+        "export": model + (6 * d + layout.exported_index_bytes) * num_labels + prepared[LABELS],
         "predictions": 8 * min(TOP_K, num_labels) * sizes.num_test_queries if layout.test else 0,
         "banks in temporary files": peak(phases, "mapped") - _mapped_bytes(sizes),
     }

@@ -43,6 +43,11 @@ class Layout(NamedTuple):
         m = self.num_links
         return 4 * self.dim + (round(4 * (2 * m + m / (m - 1))) + 4 + 8 if self.searcher == "hnsw" else 0)
 
+    @property
+    def exported_index_bytes(self) -> int:
+        """Bytes per label in the Faiss index of the exported model, which is a flat one where the run has none."""
+        return self.index_bytes or 4 * self.dim
+
 
 def layout_of(config: DictConfig, module: PrimeModule) -> Layout:
     """Return the layout of a configuration's tables, given its module with tables of any size."""
