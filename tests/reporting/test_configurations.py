@@ -43,6 +43,31 @@ class TestGroup:
         assert group.configurations[0].settings["sampling.num_positives"] == 0
         assert negative_pool(group.configurations[0]) is None
 
+    @pytest.mark.parametrize(
+        ("settings", "pool"),
+        [
+            ({}, 128),
+            ({"mined__first_epoch": 1, "mined__num_drawn": 3}, 64 * 5),
+            ({"mined__first_epoch": 0, "mined__num_drawn": 3, "mined__alone": True}, 3),
+            ({"mined__first_epoch": None, "mined__num_drawn": 3}, 128),
+            ({"batch_labels": "all"}, None),
+            ({"sampler___target_": "prime_xmc.data.sampling.LabelBatchSampler"}, 64),
+        ],
+    )
+    def test_the_pool_is_of_all_labels_that_a_batch_draws(self, tmp_path, write_run, cache_dir, settings, pool):
+        write_run(tmp_path / "run", **{f"sampling__{key}": value for key, value in settings.items()})
+        (group,) = grouped(tmp_path, cache_dir)
+        assert negative_pool(group.configurations[0]) == pool
+
+    def test_a_batch_that_follows_the_size_of_the_data_has_a_pool(self, tmp_path, write_run, cache_dir):
+        write_run(tmp_path / "run", sampling__batch_size=None)
+        path = tmp_path / "run" / "model" / "prime_config.json"
+        content = json.loads(path.read_text())
+        content["settings"]["config"] = {"sampling": {"batch_size": 16}}
+        path.write_text(json.dumps(content))
+        (group,) = grouped(tmp_path, cache_dir)
+        assert negative_pool(group.configurations[0]) == 32
+
     def test_other_queries_to_test_on_are_other_data(self, tmp_path, tiny_encoder_dir, write_run):
         """Raw files without a test split, of which dataset.num_test splits one off."""
         raw = tmp_path / "raw"

@@ -136,13 +136,26 @@ def find_configuration(group: DatasetRuns, name: str) -> Configuration | None:
 def negative_pool(configuration: Configuration) -> int | None:
     """Return how many labels a batch draws: the pool of a query's negatives, as in Table 5 of the paper.
 
-    None where the settings do not say it, or no labels are drawn, since a step sees all of them.
+    Those count that are drawn for its queries, of their positives and of what a search has found for them; in batches
+    of labels it is these. None where the settings do not say it, or a step sees all labels.
     """
-    settings = configuration.settings
+    run = configuration.runs[0]
+    settings = run.settings
+    if settings.get("sampling.batch_labels") == "all":
+        return None
     try:
-        return int(settings["sampling.batch_size"]) * int(settings["sampling.num_positives"]) or None
+        size = settings["sampling.batch_size"]
+        # a number that follows the size of the data is with the model
+        size = int(run.export["config"]["sampling"]["batch_size"] if size is None else size)
+        of_labels = str(settings.get("sampling.sampler._target_")).endswith(".LabelBatchSampler")
+        drawn = 1 if of_labels else int(settings["sampling.num_positives"])
+        searched = settings.get("sampling.mined.first_epoch") is not None
+        mined = int(settings["sampling.mined.num_drawn"]) if searched else 0
     except (KeyError, TypeError, ValueError):
         return None
+    if searched and settings.get("sampling.mined.alone"):
+        return mined
+    return size * (drawn + mined) if drawn else None
 
 
 def _compared(key: str, configuration: Configuration) -> str:
