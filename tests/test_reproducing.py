@@ -92,7 +92,38 @@ def test_another_system_is_not_trained_with_the_settings_of_prime(configure, mon
     refused = (model, experiment) == ("ngame", "paper")
     said = r"model=ngame: experiment=paper replaces settings .*give experiment=null" if refused else "not found in"
     with pytest.raises((ValueError, FileNotFoundError), match=said):
-        compare_config(configure("dataset.name=custom", "dataset.dir=missing"))
+        compare_config(configure("dataset.name=custom", "dataset.dir=missing", "published_method=PRIME"))
+
+
+@pytest.mark.parametrize(
+    ("model", "method"), [("prime_lite", "PRIME-lite"), ("ngame", "NGAME"), ("renee", r"Renée \(W\)")]
+)
+def test_a_system_is_compared_with_its_own_row(configure, monkeypatch, model, method):
+    monkeypatch.setattr(reproducing, "chosen_options", lambda: {"model": model, "experiment": None})
+    config = configure("dataset.name=custom", f"model={model}", "experiment=null")
+    with pytest.raises(ValueError, match=f"no published results of {method} on custom"):
+        compare_config(config)
+
+
+def test_a_system_that_was_not_published_wants_the_name_of_a_row(configure, monkeypatch):
+    monkeypatch.setattr(reproducing, "chosen_options", lambda: {"model": "elmo", "experiment": None})
+    with pytest.raises(ValueError, match=r"^model=elmo is not in the paper's tables: .*published_method=<method>"):
+        compare_config(configure("dataset.name=custom"))
+
+
+def test_one_vs_all_classifiers_are_the_scorer_of_their_run(write_run, published):
+    """They need no second stage, and prototypes they have none."""
+    model = {"_target_": "prime_xmc.model.one_vs_all.OneVsAll"}
+    runs = read_runs(write_run({"test/P@1": 0.4}, model=model))
+    (compared,) = compare(runs, read_published(str(published)), "PRIME (W)")
+    assert (compared.published.method, compared.rows()) == ("PRIME (W)", [("P@1", 0.5, 0.4)])
+
+
+def test_renee_is_trained_by_the_command(configure, monkeypatch):
+    monkeypatch.setattr(reproducing, "chosen_options", lambda: {"model": "renee", "experiment": None})
+    config = configure("model=renee", "experiment=null", "published=paper", "dataset.dir=missing")
+    with pytest.raises(FileNotFoundError, match="lbl.json .or .json.gz. not found in .*missing"):
+        compare_config(config)
 
 
 def test_a_run_with_classifiers_is_compared_with_both(write_run, published):

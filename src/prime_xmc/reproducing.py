@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from prime_xmc.app import compose
-from prime_xmc.assemble import raw_files
+from prime_xmc.assemble import raw_files, trains_one_vs_all
 from prime_xmc.conf_files import config_dir, entries
+from prime_xmc.model.one_vs_all import OneVsAll
 from prime_xmc.printing import visible
 from prime_xmc.reporting.published import CLASSIFIERS, PAPER, PROTOTYPES, PublishedResult, find_result, read_published
 from prime_xmc.reporting.run_folders import RunRecord, comparable, read_runs, settings_of
@@ -25,6 +26,19 @@ from prime_xmc.training.sweeps import in_sweep
 
 _OF_CLASSIFIERS = ("loss", "sampling", "optimizer", "negatives", "dropout")  # the same of the second stage
 _OWN = ("model=prime", "model=prime_lite")  # systems that the settings of the paper are for
+# What systems are called in the published tables.
+_NAMES = {
+    "prime": "PRIME",
+    "prime_lite": "PRIME-lite",
+    "ance": "ANCE",
+    "dexa": "DEXA",
+    "dexml": "DEXML",
+    "dexml_mined": "DEXML",
+    "dpr": "DPR",
+    "ngame": "NGAME",
+    "renee": f"Renée{CLASSIFIERS}",
+    "siamesexml": "SiameseXML",
+}
 _FILTERS = ("filter_labels_train", "filter_labels_test")
 # Settings on which it depends what is learnt and measured: groups, and of others some keys.
 _GROUPS = ("encoder", "model", "loss", "sampling", "optimizer")
@@ -84,9 +98,11 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
         raise ValueError("-m: expected a single run; sweep with prime_xmc.train, and give reproduce run=<run folder>")
     results = read_published(str(config.published))
     if config.run is None:
-        _check_model()
-        asked = find_result(results, config.dataset.name, config.published_method)  # before hours of training
-        if asked.method.endswith(CLASSIFIERS) and not config.classify:
+        choices = chosen_options()
+        _check_model(choices)
+        method = config.published_method or _published_name(f"model={choices.get('model', 'prime')}")
+        asked = find_result(results, config.dataset.name, method)  # before hours of training
+        if asked.method.endswith(CLASSIFIERS) and not config.classify and not trains_one_vs_all(config):
             raise ValueError(f"published_method={config.published_method} is of classifiers: give classify=true")
         check_raw_files(config.dataset)
         config = with_run_folder(config)
@@ -104,20 +120,37 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
             check_raw_files(OmegaConf.load(folder / CONFIG).dataset)
         except (FileNotFoundError, ValueError, AttributeError, OmegaConfBaseException) as error:
             notes.append(f"It cannot be said whether the run had the filters: {error}")
-    compared = compare(runs, results, config.published_method)
+    compared = compare(runs, results, config.published_method or _published_name(runs[0].system))
     classifiers = [run for run in runs if run.settings.get("scorer") == "W"]
     if classifiers and any(each.published.method.endswith(CLASSIFIERS) for each in compared):
         notes += notes_on_classifiers(classifiers[0])
     return compared, notes
 
 
-def _check_model() -> None:
+def _published_name(system: str) -> str:
+    """Return what a system such as model=ngame is called in the published tables; what does not tell is PRIME.
+
+    Raises:
+        ValueError: If it is in none of them.
+    """
+    name = _NAMES.get(system.removeprefix("model=") or "prime")
+    if name is None:
+        raise ValueError(
+            f"{system} is not in the paper's tables: name the row to compare with, published_method=<method>, of them "
+            "or of the file that published= names"
+        )
+    return name
+
+
+def _check_model(choices: Mapping[str, str | None]) -> None:
     """Refuse another system with the settings of PRIME, which would take the place of its own.
+
+    Args:
+        choices: Option of each group.
 
     Raises:
         ValueError: If it is one.
     """
-    choices = chosen_options()
     system = f"model={choices.get('model', 'prime')}"
     if system not in _OWN and choices.get("experiment") is not None:
         raise ValueError(
@@ -148,7 +181,8 @@ def compare(runs: list[RunRecord], results: list[PublishedResult], method: str) 
     Args:
         runs: Records of a run folder, one for each scorer.
         results: Published results.
-        method: Name of the method, which has its classifiers too, or of these alone, with (W) behind it.
+        method: Name of the method, which has its classifiers too, or of these alone, with (W) behind it. A run of
+            one-vs-all classifiers that were trained with the encoder has these alone, as its own scorer.
 
     Raises:
         ValueError: If nothing was published of the method on the data set of the run, or the run has measured none of
@@ -157,6 +191,8 @@ def compare(runs: list[RunRecord], results: list[PublishedResult], method: str) 
     asked = find_result(results, runs[0].dataset, method).method
     classifiers = f"{asked.removesuffix(PROTOTYPES).removesuffix(CLASSIFIERS)}{CLASSIFIERS}"
     of_scorer = {"W": classifiers} if asked == classifiers else {"theta": asked, "W": classifiers}
+    if str(runs[0].settings.get("model._target_")).endswith(f".{OneVsAll.__name__}"):
+        of_scorer = {"theta": asked}
     known = {result.method for result in results if result.dataset == runs[0].dataset}
     found = []
     for run in runs:
