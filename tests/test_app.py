@@ -404,6 +404,35 @@ def test_a_value_by_the_device(accelerator, there, expected, monkeypatch):
     assert prime_xmc.app.by_device(accelerator, 4, 20) == expected
 
 
+def checked(*overrides, name="train"):
+    """Return the configuration of a command line, checked as an entry point does."""
+    with app.own_configs():
+        whole = hydra.compose(name, list(overrides), return_hydra_config=True)
+        config = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        app.check_config(config, whole.hydra, name)
+    return config
+
+
+def test_an_experiment_that_makes_another_system_of_a_peer_is_refused():
+    with pytest.raises(ValueError, match=r"^experiment=paper replaces .*model=ngame .*loss\.weighting.*leave the exp"):
+        checked("model=ngame", "experiment=paper")
+    with pytest.raises(ValueError, match=r"^experiment=table6/prime_lite replaces settings that make model=dpr"):
+        checked("model=dpr", "experiment=table6/prime_lite")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=ngame", "experiment=fast"],
+        ["model=prime_lite", "experiment=paper"],
+        ["model=ngame", "loss.weighting=softmax"],
+        ["experiment=table6/prime_lite"],
+    ],
+)
+def test_an_experiment_that_leaves_a_system_what_it_is(overrides):
+    assert checked(*overrides).task == "train"
+
+
 class TestConfigurationOfARunFolder:
     """What somebody else may have written; see `prime_xmc.command_line.targets`."""
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -34,6 +34,7 @@ from prime_xmc.command_line.targets import check_file_of_run, check_targets, is_
 from prime_xmc.command_line.usage import help_of
 from prime_xmc.conf_files import config_dir, entries, groups
 from prime_xmc.printing import send_to_nowhere, visible
+from prime_xmc.run_files import key_of
 
 PACKAGE = __name__.partition(".")[0]
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable that asks for complete tracebacks
@@ -244,6 +245,8 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
     _check_sources(config, hydra_config, [each.key_or_group for each in overrides])
     check_used(config, overrides, {str(group): str(option) for group, option in hydra_config.runtime.choices.items()})
     _check_settings(config, hydra_config.job.config_name, overrides, chosen, name)
+    if Path(main) == configs:
+        _check_experiment(config, hydra_config, configs)
     of_others = Path(main) != configs or any(
         source.provider == "command-line" for source in hydra_config.runtime.config_sources
     )
@@ -305,6 +308,45 @@ def _texts(values: dict[Any, Any], before: str = "") -> Iterator[tuple[str, str]
             yield from _texts(value, f"{before}{key}.")
         elif isinstance(value, str):
             yield f"{before}{key}", value
+
+
+def _check_experiment(config: DictConfig, hydra_config: DictConfig, configs: Path) -> None:
+    """Refuse an experiment of this package that replaces what makes another system than PRIME this system.
+
+    Experiments of somebody's own may: they have been written for it.
+
+    Raises:
+        ValueError: If it does, with the settings.
+    """
+    system, experiment = (hydra_config.runtime.choices.get(group) for group in ("model", "experiment"))
+    if system in (None, "prime", "prime_lite") or not (configs / "experiment" / f"{experiment}.yaml").is_file():
+        return
+    given = [str(each) for each in hydra_config.overrides.task if key_of(str(each)) != "experiment"]
+    of_system = _compose(hydra_config.job.config_name, given)
+    of_prime = _compose(hydra_config.job.config_name, [each for each in given if key_of(each) != "model"])
+    differing = [
+        key
+        for key in _different(of_system, of_prime, ("model", "loss", "sampling", "optimizer"))
+        if OmegaConf.select(config, key) != OmegaConf.select(of_system, key)
+    ]
+    if differing:
+        raise ValueError(
+            f"experiment={experiment} replaces settings that make model={system} this system ({', '.join(differing)}): "
+            "leave the experiment out, or set on the command line what is to be another"
+        )
+
+
+def _different(config: DictConfig, other: DictConfig, groups: Sequence[str]) -> list[str]:
+    """Return the dotted keys of some groups whose values differ, those that one of the two lacks left out."""
+    keys = []
+    for group in groups:
+        nodes = [each.get(group) for each in (config, other)]
+        if not all(isinstance(node, DictConfig) for node in nodes):
+            continue
+        for key in nodes[0]:
+            if key in nodes[1] and not OmegaConf.is_missing(nodes[0], key) and nodes[0][key] != nodes[1][key]:
+                keys.append(f"{group}.{key}")
+    return keys
 
 
 def _check_settings(

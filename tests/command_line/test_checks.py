@@ -126,7 +126,10 @@ def test_a_group_that_is_needed_is_named():
         (["model=renee", "loss=infonce"], r"^loss=infonce: nothing would use it, since model=renee sets loss=null"),
         (["model=elmo", "sampling.clusters.initial_size=4"], r"^sampling\.clusters\.initial_size=4: .* by model=elmo"),
         (["callbacks.clusters=null", "sampling.clusters.first_epoch=1"], "no clusters of queries are made"),
-        (["sampling.mined.num_drawn=5"], r"^sampling\.mined\.num_drawn=5: .*no labels are searched; give sampling=mined"),
+        (
+            ["sampling.mined.num_drawn=5"],
+            r"^sampling\.mined\.num_drawn=5: .*no labels are searched; give sampling=mined",
+        ),
         (["loss.prototype_weight=0", "sampling.memory_labels=9"], "remembered labels enter the first term of the loss"),
     ],
 )

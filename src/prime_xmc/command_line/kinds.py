@@ -37,7 +37,7 @@ KINDS: dict[str, str] = {
     "report/output": "text",
     "calibrate/input": "text",
     "reproduce/published": "text",
-    "reproduce/published_method": "text",
+    "reproduce/published_method": _TEXT,
     "test_share": _NUMBER,
     "min_score": _NUMBER,
     "runs": "text|texts",
