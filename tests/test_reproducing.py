@@ -122,7 +122,7 @@ def test_one_vs_all_classifiers_are_the_scorer_of_their_run(write_run, published
 def test_renee_is_trained_by_the_command(configure, monkeypatch):
     monkeypatch.setattr(reproducing, "chosen_options", lambda: {"model": "renee", "experiment": None})
     config = configure("model=renee", "experiment=null", "published=paper", "dataset.dir=missing")
-    with pytest.raises(FileNotFoundError, match="lbl.json .or .json.gz. not found in .*missing"):
+    with pytest.raises(FileNotFoundError, match=r"lbl.json .or .json.gz. not found in .*missing"):
         compare_config(config)
 
 

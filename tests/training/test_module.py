@@ -1,5 +1,8 @@
 """Steps by themselves, and modules in a user's own script; whole runs are tested in tests/test_train.py."""
 
+import json
+import shutil
+
 import lightning as L
 import numpy as np
 import pytest

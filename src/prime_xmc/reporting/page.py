@@ -21,8 +21,8 @@ _LEARNING = "By epoch: the mean over seeds, with a band from the lowest to the h
 _SCALES = " Losses that are more than ten times apart are on charts of their own."
 _COST = "Final test metrics, one point for each configuration, with bars of one standard deviation over seeds."
 _NEGATIVES = (
-    " The negative pool is what a batch draws, queries times labels for each, and points grow with the batch, as in Figure 1 "
-    "and Table 5 of the paper."
+    " The negative pool is what a batch draws, queries times labels for each, and points grow with the batch, as in "
+    "Figure 1 and Table 5 of the paper."
 )
 _FREQUENCY = (
     "Which labels the metrics come from, from labels that training has never seen to frequent ones. Bars show one "

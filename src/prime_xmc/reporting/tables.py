@@ -391,8 +391,8 @@ def _cost(study: Study) -> Table:
         title="Cost",
         caption=(
             "Mean ± standard deviation over seeds. The negative pool is the number of labels that a batch draws, those "
-            "included that a search has found, among which each query finds its negatives. Minutes are those of training alone, memory is the peak of the "
-            "process, and parameters are those that are trained."
+            "included that a search has found, among which each query finds its negatives. Minutes are those of "
+            "training alone, memory is the peak of the process, and parameters are those that are trained."
             + (_PASSES if shows_passes else "")
             + (_ABOUT_MEASURED if measured else "")
         ),
