@@ -32,6 +32,11 @@ def test_what_is_another_is_said_with_both_values(caplog):
     assert "need not equal those of an uninterrupted run to the bit" in message
 
 
+def test_outputs_that_are_kept_in_float32_are_said(caplog):
+    warn_of_other_bits(HERE, HERE, keeps_float32=True)
+    assert "outputs of frozen layers that are computed anew in float32" in caplog.text
+
+
 def test_a_gpu_is_said_even_where_it_is_the_same(caplog):
     gpu = HERE | {"device": "NVIDIA H100"}
     warn_of_other_bits(gpu, gpu)

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
@@ -238,7 +239,10 @@ class ContinuedRun(Callback):
 
         A checkpoint of version 0.1.0 does not say itself where in the epoch it was made: tell the sampler.
         """
-        warn_of_other_bits(checkpoint.get(COMPUTED_ON), computed_on(trainer.strategy.root_device, trainer.world_size))
+        here = computed_on(trainer.strategy.root_device, trainer.world_size)
+        kept = getattr(getattr(pl_module, "encoder", None), "frozen", None)
+        in_float32 = kept is not None and kept.bank.rows.dtype == torch.float32
+        warn_of_other_bits(checkpoint.get(COMPUTED_ON), here, keeps_float32=in_float32)
         if checkpoint.get(_STOPPED) and self.recorded is not None and self.recorded["length"] == self.given["length"]:
             trainer.should_stop = True
         if _STEP_LOG in checkpoint:

@@ -34,12 +34,16 @@ def computed_on(device: torch.device, processes: int) -> dict[str, Any]:
     }
 
 
-def warn_of_other_bits(recorded: Mapping[str, Any] | None, here: Mapping[str, Any]) -> None:
+def warn_of_other_bits(
+    recorded: Mapping[str, Any] | None, here: Mapping[str, Any], *, keeps_float32: bool = False
+) -> None:
     """Say in the log that a run goes on where its results may have other last bits, if it does.
 
     Args:
         recorded: What `computed_on` returned where the checkpoint was written; None: it does not say.
         here: The same here.
+        keeps_float32: Whether outputs of frozen layers are kept in float32, which has the last bits of what was
+            computed with them; rounding to float16 leaves these out.
     """
     reasons = [
         f"another {name}, {recorded[key]} in the checkpoint, {here[key]} now"
@@ -48,6 +52,8 @@ def warn_of_other_bits(recorded: Mapping[str, Any] | None, here: Mapping[str, An
     ]
     if here["device"] != "cpu":
         reasons.append("a device other than the CPU, which adds in no fixed order")
+    if keeps_float32:
+        reasons.append("outputs of frozen layers that are computed anew in float32, together with other texts")
     if reasons:
         logger.warning(
             "the run goes on with %s: its results are as good, but need not equal those of an uninterrupted run to "
