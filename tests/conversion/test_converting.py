@@ -609,6 +609,24 @@ def test_a_place_for_each_label_is_no_list_of_labels(tmp_path, cells):
         run(path, labels)
 
 
+def test_tags_as_stack_exchange_writes_them(tmp_path):
+    queries = table(tmp_path / "q.csv", "Title,Tags", "t1,<python><pandas>", "t2,<c++>", "t3,<python>", "t4,")
+    made = read(run(queries, text_column=("Title",), labels_column=("Tags",)))
+    assert made["trn"] == [("t1", ["python", "pandas"]), ("t2", ["c++"]), ("t3", ["python"]), ("t4", [])]
+    table(tmp_path / "q.csv", "Title,Tags", *["t1,<python><pandas>"] * 1001, "t2,go")
+    with pytest.raises(ValueError, match=r"q\.csv, line 1003: 'go' is not labels that are each in < and >"):
+        run(queries, text_column=("Title",), labels_column=("Tags",), overwrite=True)
+
+
+def test_labels_with_fields_are_refused_with_the_way_out(tmp_path):
+    path, labels = tmp_path / "q.jsonl", [[{"id": 1, "name": "soup"}], [{"id": 2, "name": "pie"}]]
+    path.write_text("".join(json.dumps({"text": f"t{row}", "labels": each}) + "\n" for row, each in enumerate(labels)))
+    with pytest.raises(ValueError, match=r"q\.jsonl: 'labels' has labels with the fields 'id', 'name'; give a list of"):
+        run(path)
+    kept = read(run(path, label_separator="json"))
+    assert kept["trn"][0] == ("t0", ['{"id": 1, "name": "soup"}'])
+
+
 @pytest.mark.parametrize("cells", ["0,1,0", "False,True,True", "1.0,0.0,"])
 def test_a_column_for_each_label_is_no_column_of_labels(tmp_path, cells):
     queries = table(tmp_path / "q.csv", "text,toxic,rude,mild", *(f"t{row},{cells}" for row in range(4)))

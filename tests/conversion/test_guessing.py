@@ -6,6 +6,7 @@ from prime_xmc.conversion.guessing import (
     JSON,
     LIST,
     ROW,
+    TAGS,
     are_indicators,
     choose_query_columns,
     guess_separator,
@@ -87,6 +88,10 @@ def test_columns_that_are_missing(columns, given, said):
         ([["a"], ["b", "c"]], LIST),
         (['["a", "b"]', "[]"], JSON),
         (["['a', 'b']"], JSON),
+        (["<python><c++>", "<go>", ""], TAGS),
+        (["<python> <c;d>"], TAGS),
+        (["<a><b>", "c"], ""),
+        (["a<b", "c>d"], ""),
         (["a;b", "c"], ";"),
         (["a|b", "c|d|e"], "|"),
         (["a\nb"], "\n"),
@@ -108,6 +113,8 @@ def test_separator(cells, expected):
 @pytest.mark.parametrize(
     ("cell", "separator", "expected"),
     [
+        ("<python><c++> <a b >", TAGS, ["python", "c++", "a b"]),
+        (" ", TAGS, []),
         ("a; b;;c ", ";", ["a", "b", "c"]),
         (["a ", "", "b;c"], ";", ["a", "b;c"]),
         ('["a", 3]', JSON, ["a", "3"]),
@@ -138,6 +145,11 @@ def test_a_cell_that_is_no_list(cell):
         split_cell(cell, JSON)
 
 
+def test_a_cell_that_is_no_tags():
+    with pytest.raises(ValueError, match=r"'python, go' is not labels that are each in < and >; give label_separator="):
+        split_cell("python, go", TAGS)
+
+
 def test_a_name_with_a_separator_that_is_known_as_it_is():
     labels = [{"name": "A; B"}, {"name": "A"}, {"name": "B"}]
     assert match_references(["A; B", "A"], labels, ["name"]).separator == ""
@@ -146,7 +158,15 @@ def test_a_name_with_a_separator_that_is_known_as_it_is():
 @pytest.mark.parametrize(
     ("cell", "expected"),
     [
-        *(("a;b", ";"), ("a\tb", "\t"), ("12 15", " "), ("['a', 'b']", JSON), ("Arts &amp; Crafts; b", ";")),
+        *(
+            ("<a><b>", TAGS),
+            ("<a>", ""),
+            ("a;b", ";"),
+            ("a\tb", "\t"),
+            ("12 15", " "),
+            ("['a', 'b']", JSON),
+            ("Arts &amp; Crafts; b", ";"),
+        ),
         *((name, "") for name in ("New York, New York", "1,000", "[Deleted]", "['a']", "a b", "Arts &amp; Crafts", "")),
     ],
 )

@@ -16,12 +16,14 @@ from prime_xmc.conversion.guessing import (
     LABEL_TEXT_NAMES,
     LIST,
     ROW,
+    TAGS,
     Column,
     Reference,
     are_indicators,
     choose_column,
     choose_query_columns,
     describe_separator,
+    fields_of_objects,
     guess_separator,
     match_references,
     numbered_alike,
@@ -105,6 +107,7 @@ class _Choice:
             columns.separator = columns.reference.separator
         if inputs.positives is None:
             self._check_indicators(cells)
+            self._check_objects(cells)
             columns.within = separators_in(cells) - {columns.separator}
             self._note_separator(cells, columns.separator)
         if inputs.labels is None:
@@ -246,10 +249,26 @@ class _Choice:
                 "labels, give label_separator="
             )
 
+    def _check_objects(self, cells: Sequence[str | list[str]]) -> None:
+        """Refuse labels with fields, whose JSON would become their names and texts.
+
+        Raises:
+            ValueError: If the cells have such labels.
+        """
+        fields = fields_of_objects(cells)
+        if fields and self.settings.label_separator is None:
+            shown = ", ".join(map(repr, fields))
+            column = self.columns.labels[0]
+            raise ValueError(
+                f"{self.inputs.queries}: {column!r} has labels with the fields {shown}; give a list of one of them, "
+                f"row[{column!r}] = [label[{fields[0]!r}] for label in row[{column!r}]] in Python, and the others in a "
+                "file of labels, labels=. If their JSON is to be the name of each, give label_separator=json"
+            )
+
     def _note_separator(self, cells: Sequence[str | list[str]], separator: str) -> None:
         reason = "given" if self.settings.label_separator is not None else "label_separator= says otherwise"
         example = next((cell for cell in cells if len(split_cell(cell, separator)) > 1), None)
-        if separator not in ("", LIST, JSON) and self.settings.label_separator is not None and example is None:
+        if separator not in ("", LIST, JSON, TAGS) and self.settings.label_separator is not None and example is None:
             reason += "; no cell of the first rows has several labels"
         shown = "" if example is None else ", as in " + ", ".join(map(repr, split_cell(example, separator)[:3]))
         self.note("  separator", f"{describe_separator(separator)}{shown} ({reason})")

@@ -20,8 +20,8 @@ class Settings:
         id_column: Column of a query's identifier.
         label_text_column: Columns that make up the text of a label; empty: guessed.
         label_id_column: Column of a label's identifier.
-        label_separator: What separates labels in a cell, "json" for lists in JSON, or a word for it such as "tab";
-            None: guessed.
+        label_separator: What separates labels in a cell, "json" for lists in JSON, "tags" for <a><b>, or a word for it
+            such as "tab"; None: guessed.
         group_by: Which rows are one query, one of `GROUPINGS`.
         unknown_labels: What is done with labels that the file of labels lacks, one of `UNKNOWN`.
         input_format: Format of all tables, or "auto".

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 from prime_xmc.conversion.columns import Columns, choose_columns, field_names, open_input
 from prime_xmc.conversion.conversion_settings import SEPARATORS, Settings
-from prime_xmc.conversion.guessing import JSON, LIST, ROW, describe_separator, hidden_separator, split_cell
+from prime_xmc.conversion.guessing import JSON, LIST, ROW, TAGS, describe_separator, hidden_separator, split_cell
 from prime_xmc.conversion.layouts import Inputs
 from prime_xmc.conversion.sparse_files import read_sparse
 from prime_xmc.conversion.store import TEST, TRAIN, LabelRow, Place, QueryRow, Store, open_store
@@ -219,7 +219,7 @@ class _Converter:
     def _other_separator(self, cell: str) -> str | None:
         """Return what is wrong with a cell in which something else separates labels, None where nothing does."""
         columns = self.columns
-        if self.settings.label_separator is not None or columns.separator == JSON or columns.classes:
+        if self.settings.label_separator is not None or columns.separator in (JSON, TAGS) or columns.classes:
             return None
         if columns.separator not in ("", LIST) and columns.separator in cell:
             return None

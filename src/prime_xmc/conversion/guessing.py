@@ -28,12 +28,14 @@ LABEL_TEXT_NAMES = ("text", "title", "name", "label_name", "label_text", "label"
 
 LIST = "list"  # the separator of cells that are lists already
 JSON = "json"  # and of those that hold a list as JSON or Python writes it
+TAGS = "tags"  # and of those that hold each label in brackets, <python><pandas>, as Stack Exchange writes them
 CLEAR_SEPARATORS = (";", "|", "\t", "\n")
 _SEPARATORS = (*CLEAR_SEPARATORS, ",", " ")
 _MISSING = ("nan", "NaN", "None", "null", "<NA>", "()", "set()")  # what tools write among lists where there is none
 _NOTHING = {"", "None", "[]"}  # cells without a label
 # Lists as JSON, Python and NumPy write them, and Python's tuples and sets of strings.
 _LISTS = re.compile(r"""\s*(\[.*\]|\(\s*['"].*\)|\{\s*['"](?!.*['"]\s*:).*\})\s*""", re.DOTALL)
+_TAGS = re.compile(r"(?:<[^<>]+>\s*)+")
 ROW = "row number"  # what stands for the column by which labels without a name are referred to
 
 
@@ -193,15 +195,19 @@ def split_cell(cell: str | list[str], separator: str) -> list[str]:
 
     Args:
         cell: A string or a list of strings.
-        separator: What separates them in a string; "": the cell is one label, `LIST`, `JSON`.
+        separator: What separates them in a string; "": the cell is one label, `LIST`, `JSON`, `TAGS`.
 
     Raises:
-        ValueError: If it should be JSON and is not.
+        ValueError: If it should be JSON or tags and is not.
     """
     if isinstance(cell, list):
         parts: Iterable[str] = cell
     elif separator == JSON:
         parts = _parse_list(cell)
+    elif separator == TAGS:
+        if cell.strip() and not _TAGS.fullmatch(cell.strip()):
+            raise ValueError(f"{cell[:60]!r} is not labels that are each in < and >; give label_separator=")
+        parts = re.findall(r"<([^<>]+)>", cell)
     elif separator in ("", LIST):
         parts = [cell]
     elif separator == ";":
@@ -244,6 +250,8 @@ def guess_separator(cells: Sequence[str | list[str]]) -> str:
         ';'
         >>> guess_separator(["soup, vegan", "vegan, pie", "soup"]), guess_separator(["Paris, France", "Rome, Italy"])
         (',', '')
+        >>> guess_separator(["<python><pandas>", "<c++>"])
+        'tags'
     """
     if any(isinstance(cell, list) for cell in cells):
         return LIST
@@ -251,6 +259,8 @@ def guess_separator(cells: Sequence[str | list[str]]) -> str:
     lists = [cell for cell in filled if cell not in _MISSING]
     if lists and all(_is_list(cell) for cell in lists):
         return JSON
+    if filled and all(map(_TAGS.fullmatch, filled)):
+        return TAGS
     by_comma = "," if _commas_separate(filled) else ""
     frequent = max(CLEAR_SEPARATORS, key=lambda separator: sum(separator in cell for cell in filled))
     if any(frequent in cell for cell in filled) and not (by_comma and _is_stray(frequent, filled)):
@@ -297,8 +307,24 @@ def hidden_separator(cell: str, known: Collection[str] = ()) -> str:
         with suppress(ValueError):
             return JSON if len(_parse_list(cell)) > 1 else ""
     cell = _without_ends(cell.strip())
+    if _TAGS.fullmatch(cell) and cell.count("<") > 1:
+        return TAGS
     found = next((separator for separator in CLEAR_SEPARATORS if separator in cell and separator not in known), "")
     return found or (" " if re.fullmatch(r"\d+( \d+)+", cell) else "")
+
+
+def fields_of_objects(cells: Sequence[str | list[str]]) -> list[str]:
+    """Return the fields of labels that are objects in JSON, {"id": 3, "name": "soup"}; none where one is no object."""
+    fields: dict[str, None] = {}
+    for label in (label for cell in cells if isinstance(cell, list) for label in cell):
+        try:
+            value = parse_json(label) if label.startswith("{") else None
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            return []
+        fields |= dict.fromkeys(map(str, value))
+    return list(fields)
 
 
 BITS = frozenset({"0", "1", "0.0", "1.0", "false", "true", "False", "True"})
@@ -355,7 +381,7 @@ def match_references(
     """
     if separator is not None:
         separators: tuple[str, ...] = (separator,)
-    elif (guess := guess_separator(cells)) in (LIST, JSON):
+    elif (guess := guess_separator(cells)) in (LIST, JSON, TAGS):
         separators = (guess,)
     else:
         separators = ("", *(each for each in _SEPARATORS if any(each in str(cell) for cell in cells)))
@@ -396,8 +422,8 @@ def match_references(
 
 def describe_separator(separator: str) -> str:
     """Return how the labels of a cell are separated, for people."""
-    names = {"": "one label a cell", LIST: "lists", JSON: "lists in JSON", "\t": "separated by tabs"}
-    names |= {"\n": "separated by line breaks", " ": "separated by blanks"}
+    names = {"": "one label a cell", LIST: "lists", JSON: "lists in JSON", TAGS: "each in < and >"}
+    names |= {"\t": "separated by tabs", "\n": "separated by line breaks", " ": "separated by blanks"}
     return names.get(separator, f"separated by {separator!r}")
 
 
