@@ -5,6 +5,7 @@ import os
 import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +76,14 @@ class TestReplacing:
         assert (tmp_path / "link").is_symlink()
         assert names(tmp_path) == ["link", "there"]
         assert names(tmp_path / "there") == ["new"]
+
+    def test_the_name_of_standard_output_is_no_file(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match="a file named - was asked for: .* so leave it out"):
+            write_text(Path("-"), "rows")
+        assert os.listdir() == []
+        write_text(tmp_path / "-", "rows")
+        assert os.listdir() == ["-"]
 
     def test_what_is_no_file_stays_what_it_is(self, tmp_path):
         os.mkfifo(tmp_path / "pipe")

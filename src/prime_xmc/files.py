@@ -66,8 +66,14 @@ def file_to_replace(path: Path) -> Path:
 
     Raises:
         IsADirectoryError: If there is a folder of that name.
-        ValueError: If there is something else, such as a device or a named pipe, in whose place a file would come.
+        ValueError: If there is something else, such as a device or a named pipe, in whose place a file would come, or
+            the name is the one that stands for standard output elsewhere.
     """
+    if str(path) == "-":
+        raise ValueError(
+            "a file named - was asked for: where results may go to standard output they do so without a name, so "
+            "leave it out; or give the whole path of that file"
+        )
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a file", str(path))
     if path.exists() and not path.is_file():
