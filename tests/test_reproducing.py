@@ -113,8 +113,8 @@ def test_a_system_that_was_not_published_wants_the_name_of_a_row(configure, monk
 
 def test_one_vs_all_classifiers_are_the_scorer_of_their_run(write_run, published):
     """They need no second stage, and prototypes they have none."""
-    model = {"_target_": "prime_xmc.model.one_vs_all.OneVsAll"}
-    runs = read_runs(write_run({"test/P@1": 0.4}, model=model))
+    model = compose_app("train", ["model=renee"]).model
+    runs = read_runs(write_run({"test/P@1": 0.4}, model=OmegaConf.to_container(model)))
     (compared,) = compare(runs, read_published(str(published)), "PRIME (W)")
     assert (compared.published.method, compared.rows()) == ("PRIME (W)", [("P@1", 0.5, 0.4)])
 

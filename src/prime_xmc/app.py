@@ -34,7 +34,6 @@ from prime_xmc.command_line.targets import check_file_of_run, check_targets, is_
 from prime_xmc.command_line.usage import help_of
 from prime_xmc.conf_files import config_dir, entries, groups
 from prime_xmc.printing import send_to_nowhere, visible
-from prime_xmc.run_files import key_of
 
 PACKAGE = __name__.partition(".")[0]
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable that asks for complete tracebacks
@@ -246,7 +245,7 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
     check_used(config, overrides, {str(group): str(option) for group, option in hydra_config.runtime.choices.items()})
     _check_settings(config, hydra_config.job.config_name, overrides, chosen, name)
     if Path(main) == configs:
-        _check_experiment(config, hydra_config, configs)
+        _check_experiment(config, hydra_config, overrides, configs)
     of_others = Path(main) != configs or any(
         source.provider == "command-line" for source in hydra_config.runtime.config_sources
     )
@@ -310,7 +309,9 @@ def _texts(values: dict[Any, Any], before: str = "") -> Iterator[tuple[str, str]
             yield f"{before}{key}", value
 
 
-def _check_experiment(config: DictConfig, hydra_config: DictConfig, configs: Path) -> None:
+def _check_experiment(
+    config: DictConfig, hydra_config: DictConfig, overrides: Sequence[Override], configs: Path
+) -> None:
     """Refuse an experiment of this package that replaces what makes another system than PRIME this system.
 
     Experiments of somebody's own may: they have been written for it.
@@ -321,9 +322,11 @@ def _check_experiment(config: DictConfig, hydra_config: DictConfig, configs: Pat
     system, experiment = (hydra_config.runtime.choices.get(group) for group in ("model", "experiment"))
     if system in (None, "prime", "prime_lite") or not (configs / "experiment" / f"{experiment}.yaml").is_file():
         return
-    given = [str(each) for each in hydra_config.overrides.task if key_of(str(each)) != "experiment"]
-    of_system = _compose(hydra_config.job.config_name, given)
-    of_prime = _compose(hydra_config.job.config_name, [each for each in given if key_of(each) != "model"])
+    given = [each for each in overrides if each.key_or_group != "experiment"]
+    of_system, of_prime = (
+        _compose(hydra_config.job.config_name, [str(each.input_line) for each in kept])
+        for kept in (given, [each for each in given if each.key_or_group != "model"])
+    )
     differing = [
         key
         for key in _different(of_system, of_prime, ("model", "loss", "sampling", "optimizer"))

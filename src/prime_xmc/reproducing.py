@@ -14,7 +14,6 @@ from rich.text import Text
 from prime_xmc.app import compose
 from prime_xmc.assemble import raw_files, trains_one_vs_all
 from prime_xmc.conf_files import config_dir, entries
-from prime_xmc.model.one_vs_all import OneVsAll
 from prime_xmc.printing import visible
 from prime_xmc.reporting.published import CLASSIFIERS, PAPER, PROTOTYPES, PublishedResult, find_result, read_published
 from prime_xmc.reporting.run_folders import RunRecord, comparable, read_runs, settings_of
@@ -26,6 +25,7 @@ from prime_xmc.training.sweeps import in_sweep
 
 _OF_CLASSIFIERS = ("loss", "sampling", "optimizer", "negatives", "dropout")  # the same of the second stage
 _OWN = ("model=prime", "model=prime_lite")  # systems that the settings of the paper are for
+_ONE_VS_ALL = "prime_xmc.model.one_vs_all.OneVsAll"
 # What systems are called in the published tables.
 _NAMES = {
     "prime": "PRIME",
@@ -191,7 +191,7 @@ def compare(runs: list[RunRecord], results: list[PublishedResult], method: str) 
     asked = find_result(results, runs[0].dataset, method).method
     classifiers = f"{asked.removesuffix(PROTOTYPES).removesuffix(CLASSIFIERS)}{CLASSIFIERS}"
     of_scorer = {"W": classifiers} if asked == classifiers else {"theta": asked, "W": classifiers}
-    if str(runs[0].settings.get("model._target_")).endswith(f".{OneVsAll.__name__}"):
+    if runs[0].settings.get("model._target_") == _ONE_VS_ALL:
         of_scorer = {"theta": asked}
     known = {result.method for result in results if result.dataset == runs[0].dataset}
     found = []
