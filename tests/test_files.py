@@ -79,7 +79,7 @@ class TestReplacing:
 
     def test_the_name_of_standard_output_is_no_file(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(ValueError, match="a file named - was asked for: .* so leave it out"):
+        with pytest.raises(ValueError, match=r"a file named - was asked for: .* so leave it out"):
             write_text(Path("-"), "rows")
         assert os.listdir() == []
         write_text(tmp_path / "-", "rows")
