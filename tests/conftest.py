@@ -60,9 +60,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., DictConfig]:
     """Composes the configuration of an entry point: compose("loss.gamma_min=0", name="train")."""
-    from prime_xmc import app as configs
+    from prime_xmc import composing
 
-    return lambda *overrides, name="train": configs.compose(name, list(overrides))
+    return lambda *overrides, name="train": composing.compose(name, list(overrides))
 
 
 @pytest.fixture(scope="session")

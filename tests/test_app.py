@@ -11,9 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hydra
 import pytest
-from omegaconf import OmegaConf
 
 import prime_xmc.app
 from prime_xmc import app
@@ -60,8 +58,8 @@ def clone(tmp_path: Path) -> Path:
     package = tmp_path / "src" / "prime_xmc"
     package.mkdir(parents=True)
     original = Path(prime_xmc.app.__file__).parent
-    for name in ("app.py", "carried_encoder.py", "conf_files.py", "foreign.py", "printing.py", "run_files.py"):
-        shutil.copy(original / name, package)
+    for name in ("app", "carried_encoder", "composing", "conf_files", "foreign", "printing", "resolvers", "run_files"):
+        shutil.copy(original / f"{name}.py", package)
     shutil.copytree(original / "command_line", package / "command_line", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
     (package / "train.py").write_text(TRAIN)
@@ -393,83 +391,6 @@ def test_a_package_without_configuration_says_what_to_do(clone):
     done = train(clone)
     assert done.returncode == 1
     assert f"expected train.yaml in {clone / 'src' / 'prime_xmc' / 'conf'} (an installed wheel) or in" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("accelerator", "there", "expected"),
-    [("cpu", True, 4), ("gpu", False, 20), ("cuda", True, 20), ("auto", True, 20), ("auto", False, 4)],
-)
-def test_a_value_by_the_device(accelerator, there, expected, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
-    assert prime_xmc.app.by_device(accelerator, 4, 20) == expected
-
-
-def checked(*overrides, name="train"):
-    """Return the configuration of a command line, checked as an entry point does."""
-    with app.own_configs():
-        whole = hydra.compose(name, list(overrides), return_hydra_config=True)
-        config = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-        app.check_config(config, whole.hydra, name)
-    return config
-
-
-def test_an_experiment_that_makes_another_system_of_a_peer_is_refused():
-    with pytest.raises(ValueError, match=r"^experiment=paper replaces .*model=ngame .*loss\.weighting.*leave the exp"):
-        checked("model=ngame", "experiment=paper")
-    with pytest.raises(ValueError, match=r"^experiment=table6/prime_lite replaces settings that make model=dpr"):
-        checked("model=dpr", "experiment=table6/prime_lite")
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["model=ngame", "experiment=fast"],
-        ["model=prime_lite", "experiment=paper"],
-        ["model=ngame", "loss.weighting=softmax"],
-        ["experiment=table6/prime_lite"],
-    ],
-)
-def test_an_experiment_that_leaves_a_system_what_it_is(overrides):
-    assert checked(*overrides).task == "train"
-
-
-class TestConfigurationOfARunFolder:
-    """What somebody else may have written; see `prime_xmc.command_line.targets`."""
-
-    @pytest.fixture
-    def foreign(self, tmp_path):
-        sources = [{"path": ""}, {"path": str(tmp_path / ".hydra")}]
-        return OmegaConf.create({"job": {"config_name": "config"}, "runtime": {"config_sources": sources}})
-
-    @pytest.mark.parametrize("part", ["loss._target_=os.system", "loss._tar${g}=os.system"])
-    def test_its_second_stage_is_looked_at_as_it_will_be_composed(self, foreign, part):
-        config = OmegaConf.create({"g": "get_", "classify_settings": ["trainer.max_epochs=1", part]})
-        with pytest.raises(ValueError, match=r"classify_settings.* is 'os\.system'"):
-            app._check_sources(config, foreign, [])
-        app._check_sources(config, foreign, ["classify_settings"])  # given by the command line
-
-    def test_that_of_an_own_folder_is_not(self):
-        own = OmegaConf.create({"job": {"config_name": "train"}, "runtime": {"config_sources": [{"path": "my_conf"}]}})
-        app._check_sources(OmegaConf.create({"loss": {"_target_": "my.Loss"}}), own, [])
-
-    def test_a_group_that_the_run_has_left_out_stays_out(self, tmp_path, compose):
-        folder = tmp_path / ".hydra"
-        folder.mkdir()
-        begun = compose("dataset=debian18k", "callbacks=null", "logger=null", "run_dir=run")
-        OmegaConf.save(begun, folder / "config.yaml")
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
-            whole = hydra.compose("config", return_hydra_config=True)
-        continued = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-        app.check_config(continued, whole.hydra, "train")
-        assert OmegaConf.to_container(continued) == {**OmegaConf.to_container(begun), "callbacks": {}, "logger": None}
-
-    def test_it_may_be_named_by_the_folder_around_it(self, tmp_path):
-        (tmp_path / ".hydra").mkdir()
-        (tmp_path / ".hydra" / "config.yaml").write_text("loss: {_target_: my.Loss}\n")
-        sources = [{"path": str(tmp_path)}]
-        named = OmegaConf.create({"job": {"config_name": ".hydra/config"}, "runtime": {"config_sources": sources}})
-        with pytest.raises(ValueError, match=r"loss\._target_ is 'my\.Loss'"):
-            app._check_sources(OmegaConf.create({"loss": {"_target_": "my.Loss"}}), named, [])
 
 
 @pytest.mark.parametrize(

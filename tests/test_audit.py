@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from prime_xmc.app import compose
 from prime_xmc.audit import run
+from prime_xmc.composing import compose
 
 
 def settings(toy_dataset, tiny_encoder_dir, tmp_path, *more):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from prime_xmc import baseline
-from prime_xmc.app import compose
+from prime_xmc.composing import compose
 
 
 @pytest.mark.slow

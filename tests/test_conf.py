@@ -9,10 +9,11 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
-from prime_xmc.app import config_dir, native_precision
 from prime_xmc.assemble import check_model
 from prime_xmc.baselines.method import Method
+from prime_xmc.conf_files import config_dir
 from prime_xmc.model.prototypes import Prototypes
+from prime_xmc.resolvers import native_precision
 from prime_xmc.run_files import OF_TRAINING
 
 CONF = config_dir()

@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from prime_xmc.app import compose
+from prime_xmc.composing import compose
 from prime_xmc.convert import run
 from prime_xmc.predict import run as predict
 from prime_xmc.stages import train_prototypes

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from prime_xmc.app import config_dir
+from prime_xmc.conf_files import config_dir
 
 FOLDER = config_dir() / "experiment"
 DOCS = Path(__file__).parents[1] / "docs"

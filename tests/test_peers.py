@@ -8,8 +8,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from prime_xmc.app import config_dir
 from prime_xmc.assemble import check_settings, make_data, make_module
+from prime_xmc.conf_files import config_dir
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.prototypes_folder import load_prototype_network
 from prime_xmc.stages import train_prototypes as run

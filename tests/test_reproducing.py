@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from prime_xmc import reproduce, reproducing
-from prime_xmc.app import compose as compose_app
+from prime_xmc.composing import compose as compose_app
 from prime_xmc.reporting.published import read_published
 from prime_xmc.reporting.run_folders import read_runs
 from prime_xmc.reproducing import check_raw_files, compare, dataset_option, notes_on

@@ -16,9 +16,9 @@ from hydra.core.utils import setup_globals
 from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from prime_xmc.app import check_config, known_keys, own_configs
 from prime_xmc.command_line.arguments import prepare_settings
 from prime_xmc.command_line.messages import composition_message
+from prime_xmc.composing import check_config, known_keys, own_configs
 from prime_xmc.conf_files import config_dir
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.export.predictor import checked_texts

@@ -1,4 +1,4 @@
-"""The Hydra app that all entry points are: resolvers, what becomes of errors, and run folders of mistyped commands."""
+"""The Hydra app that all entry points are: what becomes of errors and signals, and of folders of mistyped commands."""
 
 import importlib
 import importlib.util
@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -16,105 +16,24 @@ from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from prime_xmc.command_line.arguments import UnknownOptionError, prepare, prepare_settings
-from prime_xmc.command_line.checks import all_keys, check_groups, check_used, check_values
-from prime_xmc.command_line.messages import composition_message, dotted, option_message, user_message
-from prime_xmc.command_line.migration import add_keys, update_targets, wrap_logger
+from prime_xmc.command_line.arguments import UnknownOptionError, prepare
+from prime_xmc.command_line.messages import composition_message, option_message, user_message
 from prime_xmc.command_line.resuming import expand_resume
 from prime_xmc.command_line.system_messages import with_place
-from prime_xmc.command_line.targets import check_file_of_run, check_targets, is_run_folder, take_trust
+from prime_xmc.command_line.targets import check_file_of_run, is_run_folder, take_trust
 from prime_xmc.command_line.usage import help_of
-from prime_xmc.conf_files import config_dir, entries, groups
+from prime_xmc.composing import check_config, known_keys
+from prime_xmc.composing import compose as compose  # where scripts of users may import it from
+from prime_xmc.conf_files import config_dir, entries
 from prime_xmc.printing import send_to_nowhere, visible
 
 PACKAGE = __name__.partition(".")[0]
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable that asks for complete tracebacks
-
-
-def package_folder(location: str) -> str:
-    """Return the folder of data files that an installed package carries, without running the package's code.
-
-    In the configuration files: `${package:<name>/<path>}`.
-
-    Raises:
-        ValueError: The package is not installed or has no such folder.
-    """
-    package, _, path = location.partition("/")
-    spec = importlib.util.find_spec(package)  # locates a top-level package without importing it
-    if spec is None or spec.origin is None:
-        raise ValueError(f"the package {package} is not installed: pip install {package.replace('_', '-')}")
-    folder = Path(spec.origin).parent / path
-    if not folder.is_dir():
-        raise ValueError(f"the package {package} has no folder {path}: expected {folder}")
-    return str(folder)
-
-
-def native_precision(accelerator: str) -> str:
-    """Return Lightning's name of the fastest precision that the machine computes natively.
-
-    In the configuration files: `${native_precision:cpu}`.
-    """
-    from prime_xmc.model import precision  # torch takes seconds to import
-
-    return precision.native_precision(accelerator)
-
-
-def by_device(accelerator: str, cpu: Any, gpu: Any) -> Any:
-    """Return the one of two values that is for the device of an accelerator, as Lightning calls it.
-
-    In the configuration files: `${by_device:${trainer.accelerator},4,20}`.
-    """
-    if accelerator == "auto":
-        import torch  # takes seconds
-
-        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    return cpu if accelerator == "cpu" else gpu
-
-
-def default_free_vectors(num_labels: int) -> int:
-    """Return the number of free vectors for some labels, which configurations of version 0.1.0 ask for.
-
-    They write `${free_vectors:${dataset.num_labels}}`; today's leave the key null.
-    """
-    from prime_xmc.data.fitting import free_vectors  # not before it is needed: commands start faster
-
-    return free_vectors(num_labels)
-
-
-# replace: a test process imports this module afresh for another copy of the package
-OmegaConf.register_new_resolver("package", package_folder, replace=True)
-OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
-OmegaConf.register_new_resolver("by_device", by_device, replace=True)
-OmegaConf.register_new_resolver("free_vectors", default_free_vectors, replace=True)
-# A training that is shorter than the interval validates after its last epoch. null is no validation by epochs.
-OmegaConf.register_new_resolver(
-    "validation_interval", lambda every, last: min(every, last) if every and last and last > 0 else every, replace=True
-)
-# Layers can stay frozen where they are pre-trained and the implementation can freeze them.
-OmegaConf.register_new_resolver(
-    "frozen_layers",
-    lambda number, implementation, pretrained: number if implementation == "packed" and pretrained else 0,
-    replace=True,
-)
-# Half of what is to follow the size of the data is not null itself: it would pass for the whole of it.
-OmegaConf.register_new_resolver("half", lambda number: "half" if number is None else number // 2, replace=True)
-
-
-def _job_folder(*, _root_: DictConfig) -> str:
-    """Return what `training.sweeps.job_folder` does; that module takes the place of this when it is imported."""
-    return importlib.import_module("prime_xmc.training.sweeps").job_folder(_root_=_root_)
-
-
-if not OmegaConf.has_resolver("job_folder"):  # asked for before a job, and with it that module, is started
-    OmegaConf.register_new_resolver("job_folder", _job_folder)
 
 
 def run_app(task: str | Callable[[DictConfig], Any], name: str, *, keeps_folder: bool = True) -> None:
@@ -187,85 +106,6 @@ def _files_of_runs(arguments: list[str], name: str) -> Iterator[Path]:
             yield path
 
 
-def compose(name: str, overrides: list[str]) -> DictConfig:
-    """Return the configuration that conf/<name>.yaml and overrides make, within an entry point or without one."""
-    return _compose(name, prepare_settings(overrides, name, config_dir()))
-
-
-@contextmanager
-def own_configs() -> Iterator[None]:
-    """Let Hydra compose from the files of this package, within a Hydra application or without one."""
-    before = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-            yield
-    finally:
-        GlobalHydra.instance().hydra = before  # not the instance of before, of which Hydra has made a copy
-
-
-def update_config(config: DictConfig, name: str = "train") -> None:
-    """Bring a configuration of an earlier version, such as that of a run folder, up to this one; it is changed.
-
-    Args:
-        config: The configuration.
-        name: Entry point that it is of.
-    """
-    update_targets(config)
-    wrap_logger(config)
-    with own_configs():
-        add_keys(config, hydra.compose(name, ["dataset=custom"] if "dataset" in config else []))
-
-
-def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> None:
-    """Bring a composed configuration up to date and check what was set by hand, before anything is done with it.
-
-    Args:
-        config: The configuration; it is changed where it is of an earlier version, or lacks a group that may be absent.
-        hydra_config: Hydra's part of it.
-        name: Entry point that it is of.
-
-    Raises:
-        ValueError: If a needed group was left out, or a value is of the wrong type or out of bounds.
-    """
-    configs = config_dir()
-    (main,) = [source.path for source in hydra_config.runtime.config_sources if source.provider == "main"]
-    known = [group.name for group in groups(configs / f"{name}.yaml")]
-    if Path(main) == configs:
-        check_groups(config, known)
-    if Path(main) == configs or is_run_folder(Path(main)):  # a run of any version has all groups but those left out
-        with open_dict(config):
-            for group in {"logger", "callbacks"} & set(known) - {str(key) for key in config}:
-                config[group] = None if group == "logger" else {}
-    if Path(main) != configs:
-        update_config(config, name)
-    chosen = {str(group).partition("@")[0] for group in hydra_config.runtime.choices}
-    overrides = OverridesParser.create().parse_overrides([str(each) for each in hydra_config.overrides.task])
-    _check_sources(config, hydra_config, [each.key_or_group for each in overrides])
-    check_used(config, overrides, {str(group): str(option) for group, option in hydra_config.runtime.choices.items()})
-    _check_settings(config, hydra_config.job.config_name, overrides, chosen, name)
-    if Path(main) == configs:
-        _check_experiment(config, hydra_config, overrides, configs)
-    of_others = Path(main) != configs or any(
-        source.provider == "command-line" for source in hydra_config.runtime.config_sources
-    )
-    if of_others:  # what somebody's own files set is not on the command line
-        with own_configs():
-            defaults = hydra.compose(name, ["dataset=custom"] if "dataset" in config else [])
-        check_values(config, defaults, all_keys(config), name)
-    for key in ("classify", "classify_settings"):
-        if isinstance(config.get(key), ListConfig) and len(config[key]):
-            settings = prepare_settings([str(each) for each in config[key]], "classify", configs)
-            given = OverridesParser.create().parse_overrides(settings)
-            second = _compose("classify", settings)
-            stage_groups = {group.name for group in groups(configs / "classify.yaml")}
-            try:
-                check_used(second, given, {})
-                _check_settings(second, "classify", given, stage_groups, "classify")
-            except ValueError as error:
-                raise ValueError(f"{key}: {error}") from error
-
-
 def check_outputs(config: DictConfig, *keys: str) -> None:
     """Check the files that a command writes, before anything takes time.
 
@@ -307,102 +147,6 @@ def _texts(values: dict[Any, Any], before: str = "") -> Iterator[tuple[str, str]
             yield from _texts(value, f"{before}{key}.")
         elif isinstance(value, str):
             yield f"{before}{key}", value
-
-
-def _check_experiment(
-    config: DictConfig, hydra_config: DictConfig, overrides: Sequence[Override], configs: Path
-) -> None:
-    """Refuse an experiment of this package that replaces what makes another system than PRIME this system.
-
-    Experiments of somebody's own may: they have been written for it.
-
-    Raises:
-        ValueError: If it does, with the settings.
-    """
-    system, experiment = (hydra_config.runtime.choices.get(group) for group in ("model", "experiment"))
-    if system in (None, "prime", "prime_lite") or not (configs / "experiment" / f"{experiment}.yaml").is_file():
-        return
-    given = [each for each in overrides if each.key_or_group != "experiment"]
-    of_system, of_prime = (
-        _compose(hydra_config.job.config_name, [str(each.input_line) for each in kept])
-        for kept in (given, [each for each in given if each.key_or_group != "model"])
-    )
-    differing = [
-        key
-        for key in _different(of_system, of_prime, ("model", "loss", "sampling", "optimizer"))
-        if OmegaConf.select(config, key) != OmegaConf.select(of_system, key)
-    ]
-    if differing:
-        raise ValueError(
-            f"experiment={experiment} replaces settings that make model={system} this system ({', '.join(differing)}): "
-            "leave the experiment out, or set on the command line what is to be another"
-        )
-
-
-def _different(config: DictConfig, other: DictConfig, groups: Sequence[str]) -> list[str]:
-    """Return the dotted keys of some groups whose values differ, those that one of the two lacks left out."""
-    keys = []
-    for group in groups:
-        nodes = [each.get(group) for each in (config, other)]
-        if not all(isinstance(node, DictConfig) for node in nodes):
-            continue
-        for key in nodes[0]:
-            if key in nodes[1] and not OmegaConf.is_missing(nodes[0], key) and nodes[0][key] != nodes[1][key]:
-                keys.append(f"{group}.{key}")
-    return keys
-
-
-def _check_settings(
-    config: DictConfig, config_name: str, overrides: list[Override], chosen: set[str], command: str
-) -> None:
-    """Check the values that a command line sets.
-
-    Args:
-        config: The composed configuration.
-        config_name: Name of its file.
-        overrides: What the command line sets and chooses.
-        chosen: Groups of which it chooses an option.
-        command: Entry point whose keys they are.
-    """
-    settings = [each for each in overrides if each.key_or_group not in chosen and not each.is_delete()]
-    if settings:
-        choices = [str(each.input_line) for each in overrides if each.key_or_group in chosen]
-        reference = _compose(config_name, choices)
-    else:
-        reference = config
-    check_values(config, reference, [each.key_or_group for each in settings], command)
-
-
-def _check_sources(config: DictConfig, hydra_config: DictConfig, given: list[str]) -> None:
-    """Check the targets of a configuration of a run folder, and those of its second stage.
-
-    Args:
-        config: The configuration.
-        hydra_config: Hydra's part of it.
-        given: Keys and groups that the command line sets.
-
-    Raises:
-        ValueError: If it names one that is no part of a training.
-    """
-    for source in hydra_config.runtime.config_sources:
-        named = Path(source.path or ".", f"{hydra_config.job.config_name}.yaml")
-        of_run = named.is_file() and is_run_folder(named.parent)
-        if not source.path or not (of_run or is_run_folder(Path(source.path))):
-            continue
-        check_targets(config, given, config_dir(), source.path)
-        for key in {"classify", "classify_settings"} - set(given):
-            if isinstance(config.get(key), ListConfig):
-                second = compose("classify", [str(setting) for setting in config[key]])
-                check_targets(second, [], config_dir(), f"{source.path}, {key}")
-
-
-def _compose(name: str, overrides: list[str]) -> DictConfig:
-    """Return what the running application has under a name or, if that is nothing, as in a run folder, this package."""
-    running = GlobalHydra.instance()
-    if running.is_initialized() and any(source.is_config(name) for source in running.config_loader().get_sources()):
-        return hydra.compose(name, overrides)
-    with own_configs():
-        return hydra.compose(name, overrides)
 
 
 def _answer_at_once(name: str, configs: Path) -> None:
@@ -611,10 +355,3 @@ def _environment(variable: str, value: str | None) -> Iterator[None]:
         os.environ.pop(variable, None)
         if before is not None:
             os.environ[variable] = before
-
-
-def known_keys(name: str) -> list[str]:
-    """Return the groups and the dotted keys of an entry point's configuration as it is without overrides."""
-    with own_configs():
-        composed = OmegaConf.to_container(hydra.compose(config_name=name), resolve=False)
-    return sorted({*(group.name for group in groups(config_dir() / f"{name}.yaml")), *dotted(composed)})

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prime_xmc.app import compose
 from prime_xmc.assemble import raw_files, trains_one_vs_all
+from prime_xmc.composing import compose
 from prime_xmc.conf_files import config_dir, entries
 from prime_xmc.printing import visible
 from prime_xmc.reporting.published import CLASSIFIERS, PAPER, PROTOTYPES, PublishedResult, find_result, read_published

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int64
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from prime_xmc.app import compose, own_configs
 from prime_xmc.assemble import load_predictor, make_classifier_data
 from prime_xmc.calibrating import VALIDATION, OtherQueries, calibrate_rankings
+from prime_xmc.composing import compose, own_configs
 from prime_xmc.data.corpus import Split
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.data.raw import read_records

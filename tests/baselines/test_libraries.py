@@ -10,10 +10,10 @@ import pytest
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from prime_xmc.app import compose
 from prime_xmc.baselines import worker
 from prime_xmc.baselines.features import TfIdf
 from prime_xmc.baselines.libraries import ExternalMethod, run_worker
+from prime_xmc.composing import compose
 
 LIBRARIES = [
     ("omikuji", {"min_branch_size": 2, "cluster_k": 2}, 10),

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from prime_xmc.app import compose
 from prime_xmc.baselines.method import Cost, Outcome
 from prime_xmc.baselines.running import describe_cost, run_baseline
+from prime_xmc.composing import compose
 from prime_xmc.evaluation.predictions import load_predictions
 from prime_xmc.reporting.configurations import group_runs
 from prime_xmc.reporting.run_folders import read_runs

@@ -34,8 +34,8 @@ from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
 from training import Training, texts_of, training_of
 
-from prime_xmc.app import compose
 from prime_xmc.assemble import fit_to_data, fit_to_size, make_data, make_module, make_trainer, open_data, prompts_of
+from prime_xmc.composing import compose
 from prime_xmc.data.batch import Batch
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.index.clustering import balanced_clusters

@@ -52,7 +52,7 @@ def write_model(directory: str) -> None:
     import torch
     from transformers import BertConfig, BertModel
 
-    from prime_xmc.app import compose
+    from prime_xmc.composing import compose
     from prime_xmc.data.tokenizer import load_tokenizer
     from prime_xmc.export.bundle import save_bundle
     from prime_xmc.model.encoder import TextEncoder
@@ -83,7 +83,7 @@ def write_model(directory: str) -> None:
 def growth_of_predict(directory: str) -> tuple[int, float]:
     """Predict for the table; return the growth of memory beyond the model in bytes, and seconds of a processor."""
     import prime_xmc
-    from prime_xmc.app import compose
+    from prime_xmc.composing import compose
     from prime_xmc.predict import run
 
     model = Path(directory, "model")

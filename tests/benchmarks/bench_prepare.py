@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from prime_xmc.app import compose
 from prime_xmc.assemble import raw_files
+from prime_xmc.composing import compose
 from prime_xmc.data.preparation import prepare
 from prime_xmc.data.raw import RawFiles, read_records
 from prime_xmc.data.tokenizer import load_tokenizer

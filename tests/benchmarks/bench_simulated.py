@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training import Training, texts_of, training_of
 
-from prime_xmc.app import compose
+from prime_xmc.composing import compose
 from prime_xmc.model import varlen
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.model.varlen import VarlenBackbone

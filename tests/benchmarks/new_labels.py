@@ -25,7 +25,7 @@ from common import ROOT
 
 import prime_xmc
 from prime_xmc.api import train
-from prime_xmc.app import compose
+from prime_xmc.composing import compose
 from prime_xmc.data.corpus import Ragged
 from prime_xmc.evaluation.metrics import TOP_K, evaluate
 from prime_xmc.evaluation.rank import search_unfiltered

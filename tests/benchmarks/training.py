@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prime_xmc.app import compose
 from prime_xmc.assemble import make_data, make_module
+from prime_xmc.composing import compose
 from prime_xmc.data.batch import Batch
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.planning.layout import device_of

@@ -4,8 +4,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from prime_xmc.app import compose
 from prime_xmc.command_line.checks import check_groups, check_used, check_values
+from prime_xmc.composing import compose
 
 DEFAULTS = OmegaConf.create(
     {

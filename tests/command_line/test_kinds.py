@@ -7,10 +7,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prime_xmc.app import compose
 from prime_xmc.command_line.checks import all_keys, check_values
 from prime_xmc.command_line.kinds import KINDS, fits, in_words, kind_of, takes_text, takes_whole
 from prime_xmc.command_line.usage import COMMANDS
+from prime_xmc.composing import compose
 from prime_xmc.conf_files import all_entries, config_dir, groups
 
 VALUES = {

@@ -6,9 +6,9 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from prime_xmc.app import update_config
 from prime_xmc.assemble import make_loggers
 from prime_xmc.command_line.migration import add_keys
+from prime_xmc.composing import update_config
 
 DATASETS = sorted(path.stem for path in Path(__file__).parents[2].glob("conf/dataset/*.yaml"))
 

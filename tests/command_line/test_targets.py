@@ -1,7 +1,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-import prime_xmc.app  # noqa: F401  (it registers resolvers)
+import prime_xmc.resolvers  # noqa: F401  (it registers resolvers)
 from prime_xmc.command_line.targets import check_file_of_run, check_targets, is_run_folder
 from prime_xmc.conf_files import config_dir
 from prime_xmc.run_files import TRUST_VARIABLE

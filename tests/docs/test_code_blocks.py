@@ -159,8 +159,8 @@ def combinations(overrides: list[str]) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("block", COMPOSED, ids=lambda block: block.place)
 def test_block_that_is_not_run_composes(block, compose):
-    from prime_xmc.app import check_config, own_configs
     from prime_xmc.command_line.arguments import prepare
+    from prime_xmc.composing import check_config, own_configs
     from prime_xmc.conf_files import all_entries, config_dir
 
     if block.language == "python":

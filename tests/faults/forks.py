@@ -115,7 +115,7 @@ def prepare_process() -> None:
         importlib.import_module(name)
     import torch
 
-    from prime_xmc.app import compose
+    from prime_xmc.composing import compose
 
     torch.set_num_threads(1)
     for name in ("train", "classify"):

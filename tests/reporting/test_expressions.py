@@ -1,6 +1,6 @@
 import pytest
 
-from prime_xmc import app  # noqa: F401  registers the resolvers of the configuration files
+from prime_xmc import resolvers  # noqa: F401  registers the resolvers of the configuration files
 from prime_xmc.reporting.expressions import cache_folder, finite_numbers, is_pure, load_yaml, resolved, without_machine
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from prime_xmc.app import compose as compose_config
+from prime_xmc.composing import compose as compose_config
 from prime_xmc.data.datamodule import PrimeDataModule
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.stages import first_stage

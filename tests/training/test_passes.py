@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import Precision
 
-from prime_xmc.app import compose as compose_config
 from prime_xmc.assemble import make_data, make_module
+from prime_xmc.composing import compose as compose_config
 from prime_xmc.stages import train_prototypes
 from prime_xmc.training import passes
 from prime_xmc.training.passes import PassProbe

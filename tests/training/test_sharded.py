@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from prime_xmc.app import compose as compose_configuration
 from prime_xmc.assemble import make_data, make_module
+from prime_xmc.composing import compose as compose_configuration
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.training import callbacks
 from prime_xmc.training.sharded import copy_from_first, digest, encode_sharded

@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from prime_xmc.app import compose
 from prime_xmc.assemble import (
     announce,
     check_model,
@@ -23,6 +22,7 @@ from prime_xmc.assemble import (
     make_trainer,
 )
 from prime_xmc.calibrating import calibrate_prototypes
+from prime_xmc.composing import compose
 from prime_xmc.data.datamodule import HELD_OUT, PrimeDataModule
 from prime_xmc.evaluation.in_words import print_in_words, put_in_words
 from prime_xmc.evaluation.predictions import save_predictions

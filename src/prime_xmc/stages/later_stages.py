@@ -8,8 +8,8 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from prime_xmc.app import compose
 from prime_xmc.assemble import listed_devices
+from prime_xmc.composing import compose
 from prime_xmc.evaluation.rank import Ranking
 from prime_xmc.export.model_size import describe_size
 from prime_xmc.run_files import key_of
