@@ -69,6 +69,12 @@ def refusal(action) -> str:
     return "nothing"
 
 
+def trainer_of(**settings) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    together = {"accelerator": "cpu", "devices": WORLD_SIZE, "strategy": "ddp", "use_distributed_sampler": False}
+    return L.Trainer(**quiet, **together, enable_checkpointing=False, **settings)
+
+
 def train(directory: Path, settings: str, rank: int) -> None:
     """Train in this process and another one, which rounds otherwise and has other random weights; write what comes out.
 
@@ -85,20 +91,7 @@ def train(directory: Path, settings: str, rank: int) -> None:
             with torch.no_grad():
                 module.prototypes.free_vectors += 1
         more = [Reshuffle()] if spoilt and rank else []
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=WORLD_SIZE,
-            strategy="ddp",
-            use_distributed_sampler=False,
-            max_epochs=2,
-            gradient_clip_val=0.1,
-            callbacks=more,
-            logger=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            log_every_n_steps=1,
-        )
+        trainer = trainer_of(max_epochs=2, gradient_clip_val=0.1, callbacks=more, log_every_n_steps=1)
         said = refusal(lambda trainer=trainer, module=module, data=data: trainer.fit(module, datamodule=data))
         tables = {name: bank.rows for name, bank in module.banks.items()}
         results.append({"said": said, "state": module.state_dict(), "tables": tables} | data.state_dict()["sampler"])
@@ -122,19 +115,7 @@ def losses_with_dropout(settings: list[str]) -> list[float]:
     """Train some steps with dropout in the encoder, which draws for other texts in each process."""
     config = compose_configuration("train", [*settings, "encoder.dropout=0.2", "encoder.frozen_layers=0"])
     data, kept = make_data(config), Losses()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=WORLD_SIZE,
-        strategy="ddp",
-        use_distributed_sampler=False,
-        max_steps=4,
-        limit_val_batches=0,
-        callbacks=[kept],
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
+    trainer = trainer_of(max_steps=4, limit_val_batches=0, callbacks=[kept])
     trainer.fit(make_module(config, data), datamodule=data)
     return kept.values
 
