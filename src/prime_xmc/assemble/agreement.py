@@ -155,16 +155,17 @@ def _check_sources(config: DictConfig) -> None:
 
 def _check_trained(config: DictConfig) -> None:
     """Refuse a loss without a term that trains what makes the prototypes, by which labels are ranked."""
-    model, loss = config.model, config.loss
-    weights = {name: loss.get(name) for name in ("prototype_weight", "regulariser_weight")}
-    sources = model.get("sources", ())
+    model, sources = config.model, config.model.get("sources")
+    if sources is None:
+        return
+    weights = [config.loss.get(name) for name in ("prototype_weight", "regulariser_weight")]
     of_network = model.get("combine", "network") == "network" and list(sources) != ["text"]
     trained = [
         *(["the Label Prototype Network (model.combine=network)"] if of_network else []),
         *(["the free vectors"] if "free_vector" in sources else []),
         *(["model.more_sources"] if model.get("more_sources") else []),
     ]
-    if trained and all(weight == 0 for weight in weights.values()):
+    if trained and weights == [0, 0]:
         raise ValueError(
             f"loss.prototype_weight=0 and loss.regulariser_weight=0 leave {' and '.join(trained)} as they are at the "
             "start, and labels would be ranked by them: give one of the two a weight, or model.sources=[text], which "
