@@ -130,6 +130,20 @@ def test_more_seeds_leave_finished_jobs_where_they_are(sweep):
     assert json.loads(Path("sweep", folders[0][0], "metrics.json").read_text()) == {"val/P@1": 0.1, "test/P@1": 0.2}
 
 
+def test_a_job_that_was_finished_on_other_data_is_skipped_with_a_warning(sweep, caplog):
+    for name in ("data", "data/trn.json"):
+        Path(name).write_text("{}") if name.endswith("json") else Path(name).mkdir()
+    given = ["seed=1", "+dataset.dir=data"]
+    sweep(*given)
+    assert sweep(*given)[2] == []
+    assert not caplog.records
+    later = Path("sweep/0/metrics.json").stat().st_mtime + 10
+    os.utime("data/trn.json", (later, later))
+    assert sweep(*given)[2] == []
+    assert "sweep/0 was finished before trn.json in data changed: " in caplog.text
+    assert "Remove its folder to train it again" in caplog.text
+
+
 def test_another_spelling_of_a_finished_configuration_refers_to_it(sweep):
     sweep("seed=1")
     status, printed, folders = sweep("seed=1", "lr=1.0")

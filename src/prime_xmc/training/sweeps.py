@@ -119,6 +119,7 @@ def run_job(config: DictConfig, train: Callable[[DictConfig], Any]) -> float | N
         if finished is not None:
             _record(folder, job, "skipped", results=os.path.relpath(finished, folder))
             logger.info("skipped: %s has the same configuration and is finished", finished)
+            _warn_of_newer_data(config, finished)
             return objective(_metrics(finished))
         _record(folder, job, "running")
         _forget_peak_memory()
@@ -265,6 +266,23 @@ def _finished(folder: Path, wanted: str) -> Path | None:
     """Return a finished job with a configuration, in this folder or beside it."""
     same = [path for path, record in _records(folder.parent).items() if record["fingerprint"] == wanted]
     return next((path for path in sorted(same, key=lambda path: path != folder) if (path / METRICS).is_file()), None)
+
+
+def _warn_of_newer_data(config: DictConfig, finished: Path) -> None:
+    """Say in the log that raw files were written after a job was finished, which it may not have seen, if any were."""
+    folder = OmegaConf.select(config, "dataset.dir")
+    if not isinstance(folder, str):  # what makes the files
+        return
+    done = (finished / METRICS).stat().st_mtime
+    paths = (path for name in ("*.json", "*.json.gz", "*.txt") for path in Path(folder).expanduser().glob(name))
+    if newer := sorted(path.name for path in paths if path.stat().st_mtime > done):
+        logger.warning(
+            "%s was finished before %s in %s changed: its results are of the data as they were. Remove its folder to "
+            "train it again",
+            finished,
+            ", ".join(newer),
+            folder,
+        )
 
 
 def _continued(config: DictConfig) -> DictConfig:
