@@ -93,7 +93,7 @@ def hold_out_queries(
     same_text = np.fromiter((hash(texts[row].tobytes()) for row in range(len(texts))), np.int64, len(texts))
     together = _repeated(np.arange(len(texts)), same_text)
     chosen, left = np.zeros(len(texts), dtype=bool), num_held_out
-    for row in order.tolist():
+    for row in map(int, order):  # few of them are looked at
         if left == 0:
             break
         rows = together.get(row, [row])
