@@ -19,6 +19,8 @@ def checked(*overrides, name="train"):
 def test_an_experiment_that_makes_another_system_of_a_peer_is_refused():
     with pytest.raises(ValueError, match=r"^experiment=paper replaces .*model=ngame .*loss\.weighting.*leave the exp"):
         checked("model=ngame", "experiment=paper")
+    with pytest.raises(ValueError, match=r"^experiment=paper replaces settings"):
+        checked("model=ngame", "experiment=[paper]")
     with pytest.raises(ValueError, match=r"^experiment=table6/prime_lite replaces settings that make model=dpr"):
         checked("model=dpr", "experiment=table6/prime_lite")
 
@@ -27,6 +29,11 @@ def test_an_experiment_that_makes_another_system_of_a_peer_is_refused():
     "overrides",
     [
         ["model=ngame", "experiment=fast"],
+        ["model=dpr", "experiment=fast"],
+        ["model=renee", "experiment=fast"],
+        ["model=unidec", "experiment=[fast]"],
+        ["model=ngame", "experiment=paper", "ckpt_path=begun"],
+        ["model=ngame", "sampling.mined.top_k=30", "ckpt_path=begun"],
         ["model=prime_lite", "experiment=paper"],
         ["model=ngame", "loss.weighting=softmax"],
         ["experiment=table6/prime_lite"],

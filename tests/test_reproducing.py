@@ -95,14 +95,18 @@ def test_another_system_is_not_trained_with_the_settings_of_prime(configure, mon
         compare_config(configure("dataset.name=custom", "dataset.dir=missing", "published_method=PRIME"))
 
 
-@pytest.mark.parametrize(
-    ("model", "method"), [("prime_lite", "PRIME-lite"), ("ngame", "NGAME"), ("renee", r"Renée \(W\)")]
-)
+@pytest.mark.parametrize(("model", "method"), [("ngame", "NGAME"), ("renee", r"Renée \(W\)")])
 def test_a_system_is_compared_with_its_own_row(configure, monkeypatch, model, method):
     monkeypatch.setattr(reproducing, "chosen_options", lambda: {"model": model, "experiment": None})
     config = configure("dataset.name=custom", f"model={model}", "experiment=null")
     with pytest.raises(ValueError, match=f"no published results of {method} on custom"):
         compare_config(config)
+
+
+def test_prime_lite_is_compared_with_prime_where_it_was_not_published(configure, monkeypatch):
+    monkeypatch.setattr(reproducing, "chosen_options", lambda: {"model": "prime_lite", "experiment": "paper"})
+    with pytest.raises(FileNotFoundError, match="not found in"):  # after PRIME was
+        compare_config(configure("dataset.name=custom", "dataset.dir=missing"))
 
 
 def test_a_system_that_was_not_published_wants_the_name_of_a_row(configure, monkeypatch):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -110,23 +111,27 @@ def _check_experiment(
 ) -> None:
     """Refuse an experiment of this package that replaces what makes another system than PRIME this system.
 
-    Experiments of somebody's own may: they have been written for it.
+    Experiments of somebody's own may: they have been written for it. A run that goes on does so as it was begun.
 
     Raises:
         ValueError: If it does, with the settings.
     """
-    system, experiment = (hydra_config.runtime.choices.get(group) for group in ("model", "experiment"))
-    if system in (None, "prime", "prime_lite") or not (configs / "experiment" / f"{experiment}.yaml").is_file():
+    system = hydra_config.runtime.choices.get("model")
+    chosen = [str(each.value()) for each in overrides if each.key_or_group == "experiment"]
+    experiment = ", ".join(chosen).replace("[", "").replace("]", "").replace("'", "")
+    files = [configs / "experiment" / f"{name.strip()}.yaml" for name in experiment.split(",")]
+    if system in (None, "prime", "prime_lite") or not any(path.is_file() for path in files):
+        return
+    if any(config.get(key) is not None for key in ("ckpt_path", "resume")):
         return
     given = [each for each in overrides if each.key_or_group != "experiment"]
     of_system, of_prime = (
-        _compose(hydra_config.job.config_name, [str(each.input_line) for each in kept])
+        _settings_of_method(_compose(hydra_config.job.config_name, [*_searchpath(hydra_config), *_lines(kept)]))
         for kept in (given, [each for each in given if each.key_or_group != "model"])
     )
+    made = _settings_of_method(config)
     differing = [
-        key
-        for key in _different(of_system, of_prime, ("model", "loss", "sampling", "optimizer"))
-        if OmegaConf.select(config, key) != OmegaConf.select(of_system, key)
+        key for key, value in of_system.items() if value != of_prime.get(key, value) and value != made.get(key, value)
     ]
     if differing:
         raise ValueError(
@@ -135,17 +140,24 @@ def _check_experiment(
         )
 
 
-def _different(config: DictConfig, other: DictConfig, groups: Sequence[str]) -> list[str]:
-    """Return the dotted keys of some groups whose values differ, those that one of the two lacks left out."""
-    keys = []
-    for group in groups:
-        nodes = [each.get(group) for each in (config, other)]
-        if not all(isinstance(node, DictConfig) for node in nodes):
-            continue
-        for key in nodes[0]:
-            if key in nodes[1] and not OmegaConf.is_missing(nodes[0], key) and nodes[0][key] != nodes[1][key]:
-                keys.append(f"{group}.{key}")
-    return keys
+def _settings_of_method(config: DictConfig) -> dict[str, Any]:
+    """Return the settings of a method as they are written, since what follows the data set is not the method's own."""
+    nodes = {group: config.get(group) for group in ("model", "loss", "sampling", "optimizer")}
+    plain: dict[str, Any] = {
+        group: OmegaConf.to_container(node, resolve=False)
+        for group, node in nodes.items()
+        if isinstance(node, DictConfig)
+    }
+    return {f"{group}.{key}": value for group, settings in plain.items() for key, value in settings.items()}
+
+
+def _lines(overrides: Sequence[Override]) -> list[str]:
+    return [str(each.input_line) for each in overrides]
+
+
+def _searchpath(hydra_config: DictConfig) -> list[str]:
+    """Return the override by which a command line names further folders of configuration files, if it does."""
+    return [str(each) for each in hydra_config.overrides.hydra if str(each).startswith("hydra.searchpath")]
 
 
 def _check_settings(

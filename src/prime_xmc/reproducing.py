@@ -100,7 +100,9 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
     if config.run is None:
         choices = chosen_options()
         _check_model(choices)
-        method = config.published_method or _published_name(f"model={choices.get('model', 'prime')}")
+        method = config.published_method or _published_name(
+            f"model={choices.get('model', 'prime')}", results, config.dataset.name
+        )
         asked = find_result(results, config.dataset.name, method)  # before hours of training
         if asked.method.endswith(CLASSIFIERS) and not config.classify and not trains_one_vs_all(config):
             raise ValueError(f"published_method={config.published_method} is of classifiers: give classify=true")
@@ -120,15 +122,19 @@ def reproduce(config: DictConfig) -> tuple[list[Reproduction], list[str]]:
             check_raw_files(OmegaConf.load(folder / CONFIG).dataset)
         except (FileNotFoundError, ValueError, AttributeError, OmegaConfBaseException) as error:
             notes.append(f"It cannot be said whether the run had the filters: {error}")
-    compared = compare(runs, results, config.published_method or _published_name(runs[0].system))
+    compared = compare(
+        runs, results, config.published_method or _published_name(runs[0].system, results, runs[0].dataset)
+    )
     classifiers = [run for run in runs if run.settings.get("scorer") == "W"]
     if classifiers and any(each.published.method.endswith(CLASSIFIERS) for each in compared):
         notes += notes_on_classifiers(classifiers[0])
     return compared, notes
 
 
-def _published_name(system: str) -> str:
+def _published_name(system: str, results: list[PublishedResult], dataset: str) -> str:
     """Return what a system such as model=ngame is called in the published tables; what does not tell is PRIME.
+
+    So is PRIME-lite on a data set on which it was not published.
 
     Raises:
         ValueError: If it is in none of them.
@@ -139,6 +145,8 @@ def _published_name(system: str) -> str:
             f"{system} is not in the paper's tables: name the row to compare with, published_method=<method>, of them "
             "or of the file that published= names"
         )
+    if name == _NAMES["prime_lite"] and not any((each.dataset, each.method) == (dataset, name) for each in results):
+        return _NAMES["prime"]
     return name
 
 
@@ -191,7 +199,8 @@ def compare(runs: list[RunRecord], results: list[PublishedResult], method: str) 
     asked = find_result(results, runs[0].dataset, method).method
     classifiers = f"{asked.removesuffix(PROTOTYPES).removesuffix(CLASSIFIERS)}{CLASSIFIERS}"
     of_scorer = {"W": classifiers} if asked == classifiers else {"theta": asked, "W": classifiers}
-    if runs[0].settings.get("model._target_") == _ONE_VS_ALL:
+    is_one_vs_all = runs[0].settings.get("model._target_") == _ONE_VS_ALL
+    if is_one_vs_all:
         of_scorer = {"theta": asked}
     known = {result.method for result in results if result.dataset == runs[0].dataset}
     found = []
@@ -201,7 +210,7 @@ def compare(runs: list[RunRecord], results: list[PublishedResult], method: str) 
             metrics = {key.removeprefix("test/"): value for key, value in (run.metrics or {}).items()}
             found.append(Reproduction(find_result(results, run.dataset, name), metrics))
     found = [each for each in found if each.rows()]
-    if not found and asked == classifiers:
+    if not found and asked == classifiers and not is_one_vs_all:
         raise ValueError(
             f"{runs[0].path} has no test metrics of classifiers, which {asked} is: train it with classify=true"
         )

@@ -623,6 +623,14 @@ def test_labels_with_fields_are_refused_with_the_way_out(tmp_path):
     path.write_text("".join(json.dumps({"text": f"t{row}", "labels": each}) + "\n" for row, each in enumerate(labels)))
     with pytest.raises(ValueError, match=r"q\.jsonl: 'labels' has labels with the fields 'id', 'name'; give a list of"):
         run(path)
+    for cells in ([{"id": 1, "name": "soup"}], json.dumps(labels[0]), str(labels[0])):
+        other = tmp_path / "other.jsonl"
+        other.write_text("".join(json.dumps({"text": f"t{row}", "labels": cells}) + "\n" for row in range(2)))
+        with pytest.raises(ValueError, match="'labels' has labels with the fields 'id', 'name'"):
+            run(other)
+    other.write_text("".join(json.dumps({"text": f"t{row}", "labels": labels[0][0]}) + "\n" for row in range(2)))
+    with pytest.raises(ValueError, match="'labels' has labels with the fields 'id', 'name'"):
+        run(other)
     kept = read(run(path, label_separator="json"))
     assert kept["trn"][0] == ("t0", ['{"id": 1, "name": "soup"}'])
 

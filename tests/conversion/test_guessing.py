@@ -91,6 +91,7 @@ def test_columns_that_are_missing(columns, given, said):
         (["<python><c++>", "<go>", ""], TAGS),
         (["<python> <c;d>"], TAGS),
         (["<a><b>", "c"], ""),
+        (["<a>", "<b>"], ""),
         (["a<b", "c>d"], ""),
         (["a;b", "c"], ";"),
         (["a|b", "c|d|e"], "|"),
@@ -183,6 +184,7 @@ LABELS = [{"code": "7", "name": "Paris, France"}, {"code": "8", "name": "Rome, I
         (["Paris, France", "Rome, Italy"], ("name", "", 2, 2)),
         (["7,8"], ("code", ",", 2, 2)),
         (["Paris, France;Rome, Italy", "unknown"], ("name", ";", 2, 3)),
+        (["<7><8>", "<8>"], ("code", TAGS, 2, 2)),
         ([["0", "1"]], (ROW, LIST, 2, 2)),
         (["8"], ("code", "", 1, 1)),
         (["7", "8", "7;new", "8;newer"], ("code", ";", 2, 4)),  # as many of which are there as of whole cells
@@ -191,6 +193,11 @@ LABELS = [{"code": "7", "name": "Paris, France"}, {"code": "8", "name": "Rome, I
 )
 def test_references(cells, expected):
     assert match_references(cells, LABELS, ["code", "name"]) == expected
+
+
+def test_names_in_angle_brackets_that_are_known_as_they_are():
+    labels = [{"name": "<div>"}, {"name": "<b><i>"}]
+    assert match_references(["<div>", "<b><i>"], labels, ["name"]).separator == ""
 
 
 def test_references_with_a_given_separator():

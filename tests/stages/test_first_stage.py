@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -199,6 +200,27 @@ def test_a_signal_in_a_validation_within_a_step_waits_for_its_end(train, tmp_pat
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_an_epoch_within_which_training_was_stopped_early_is_completed(train, tmp_path, monkeypatch):
+    early = ["+callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.early.monitor=val/P@1"]
+    early += ["+callbacks.early.patience=1", "+callbacks.early.min_delta=1", "trainer.check_val_every_n_epoch=1"]
+    early += ["+trainer.val_check_interval=2"]
+    train(tmp_path / "whole", *early)
+    on_validation_end = EarlyStopping.on_validation_end
+
+    def and_signal(self, trainer, pl_module):
+        on_validation_end(self, trainer, pl_module)
+        if trainer.should_stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EarlyStopping, "on_validation_end", and_signal)
+        with pytest.raises(Interrupted):
+            train(tmp_path / "run", *early)
+    train(tmp_path / "run", *early, f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
 def test_training_that_was_stopped_early_is_not_trained_on(train, tmp_path, seen, monkeypatch):
     early = ["+callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.early.monitor=val/P@1"]
     early += ["+callbacks.early.patience=1", "+callbacks.early.min_delta=1", "trainer.check_val_every_n_epoch=1"]
@@ -231,6 +253,13 @@ def test_a_run_goes_on_with_the_queries_that_an_earlier_version_has_held_out(tra
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     described = [json.loads((tmp_path / name / "model" / "prime_config.json").read_text()) for name in ("run", "whole")]
     assert described[0]["settings"]["validation_queries"] == described[1]["settings"]["validation_queries"]
+    io, path = ShardedCheckpointIO(), tmp_path / "whole" / "checkpoints" / "last.ckpt"
+    content = io.load_checkpoint(path)
+    del content["origin"]  # as version 0.1.0 wrote it
+    torch.save(content, path)
+    train(tmp_path / "unsaid", f"ckpt_path={path}", "dataset.max_epochs=3", "trainer.max_epochs=3")
+    unsaid = json.loads((tmp_path / "unsaid" / "model" / "prime_config.json").read_text())
+    assert unsaid["settings"]["validation_queries"] == described[1]["settings"]["validation_queries"]
     train(tmp_path / "now")
     now = json.loads((tmp_path / "now" / "model" / "prime_config.json").read_text())
     assert now["settings"]["validation_queries"] != described[0]["settings"]["validation_queries"]

@@ -213,7 +213,7 @@ def _check_mined(config: DictConfig) -> None:
             "before labels are searched, which they would never have: give sampling.mined.first_epoch=null"
         )
     if not mined.alone:
-        if mined.first_epoch is not None and sampling.get("batch_labels", "drawn") == "all":
+        if mined.first_epoch is not None and sampling.get("batch_labels", "drawn") == "all" and _begins(config):
             raise ValueError(
                 f"sampling.mined.first_epoch={mined.first_epoch} adds labels to a batch which has all there are by "
                 "sampling.batch_labels=all: give one of sampling.mined.first_epoch=null and sampling.batch_labels=drawn"

@@ -148,7 +148,8 @@ def make_data(config: DictConfig, held_out: str | None = None) -> PrimeDataModul
 
     Args:
         config: The configuration.
-        held_out: Fingerprint of the validation queries of the run that this is to go on with; None: of none.
+        held_out: Fingerprint of the validation queries of the run that this is to go on with, empty where that does not
+            say it; None: it goes on with none.
 
     Raises:
         FileNotFoundError: If raw files are missing.

@@ -181,7 +181,13 @@ def check_used(config: DictConfig, overrides: Sequence[Override], choices: Mappi
                 f"{key}={value}: nothing would use it, since no clusters of queries are made (callbacks.clusters=null, "
                 f"by {because} or by hand); leave it out"
             )
-        if key.startswith("sampling.mined.") and _value(config, "sampling.mined.first_epoch") is None:
+        if any(_value(config, name) not in (None, _ABSENT) for name in ("ckpt_path", "resume")):
+            continue  # a run that goes on does so as it was begun
+        if (
+            key.startswith("sampling.mined.")
+            and each.value() is not False
+            and _value(config, "sampling.mined.first_epoch") is None
+        ):
             raise ValueError(
                 f"{key}={value}: nothing would use it, since no labels are searched; give sampling=mined too, or "
                 "sampling.mined.first_epoch=<epoch>"

@@ -259,7 +259,7 @@ def guess_separator(cells: Sequence[str | list[str]]) -> str:
     lists = [cell for cell in filled if cell not in _MISSING]
     if lists and all(_is_list(cell) for cell in lists):
         return JSON
-    if filled and all(map(_TAGS.fullmatch, filled)):
+    if all(map(_TAGS.fullmatch, filled)) and any(cell.count("<") > 1 for cell in filled):
         return TAGS
     by_comma = "," if _commas_separate(filled) else ""
     frequent = max(CLEAR_SEPARATORS, key=lambda separator: sum(separator in cell for cell in filled))
@@ -314,16 +314,20 @@ def hidden_separator(cell: str, known: Collection[str] = ()) -> str:
 
 
 def fields_of_objects(cells: Sequence[str | list[str]]) -> list[str]:
-    """Return the fields of labels that are objects in JSON, {"id": 3, "name": "soup"}; none where one is no object."""
+    """Return the fields of labels that are objects in JSON, {"id": 3, "name": "soup"}; none where one is no object.
+
+    Cells may be lists of them, such lists as JSON or Python writes them, or one object each.
+    """
     fields: dict[str, None] = {}
-    for label in (label for cell in cells if isinstance(cell, list) for label in cell):
+    for cell in cells:
         try:
-            value = parse_json(label) if label.startswith("{") else None
+            for label in split_cell(cell, JSON if _LISTS.match(str(cell)) else ""):
+                value = parse_json(label) if label.startswith("{") else None
+                if not isinstance(value, dict):
+                    return []
+                fields |= dict.fromkeys(map(str, value))
         except ValueError:
-            value = None
-        if not isinstance(value, dict):
             return []
-        fields |= dict.fromkeys(map(str, value))
     return list(fields)
 
 
@@ -381,8 +385,10 @@ def match_references(
     """
     if separator is not None:
         separators: tuple[str, ...] = (separator,)
-    elif (guess := guess_separator(cells)) in (LIST, JSON, TAGS):
+    elif (guess := guess_separator(cells)) in (LIST, JSON):
         separators = (guess,)
+    elif guess == TAGS:
+        separators = ("", TAGS)
     else:
         separators = ("", *(each for each in _SEPARATORS if any(each in str(cell) for cell in cells)))
     different = list({str(cell): cell for cell in cells}.values())

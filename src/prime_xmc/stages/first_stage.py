@@ -204,7 +204,8 @@ def _assemble(config: DictConfig, run_dir: Path, start: _Start, *, has_second_st
         ValueError: If the checkpoint is another run's.
     """
     record = RunHistory()
-    data = make_data(config, None if start.recorded is None else start.recorded[HELD_OUT])
+    unsaid = None if start.checkpoint is None else ""  # in a checkpoint of version 0.1.0
+    data = make_data(config, unsaid if start.recorded is None else start.recorded[HELD_OUT])
     config = fit_to_data(config, data.corpus)
     settings, given = describe_run(config, data), origin(config, data)
     if start.recorded is not None and start.resumes:

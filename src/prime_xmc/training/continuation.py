@@ -207,10 +207,11 @@ class ContinuedRun(Callback):
         checkpoint[ORIGIN] = dict(self.given)
         checkpoint[COMPUTED_ON] = computed_on(trainer.strategy.root_device, trainer.world_size)
         checkpoint[_STEP_LOG] = _step_log(pl_module).state_dict()
-        checkpoint[_STOPPED] = trainer.should_stop and not any(isinstance(each, Timer) for each in _callbacks(trainer))
         loops = checkpoint["loops"]["fit_loop"]
         epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
         epoch_goes_on = epoch["started"] > epoch["processed"]
+        timed = any(isinstance(each, Timer) for each in _callbacks(trainer))
+        checkpoint[_STOPPED] = trainer.should_stop and not epoch_goes_on and not timed
         all_steps = batch["current"]["processed"] == trainer.num_training_batches
         validates = epoch_goes_on and (all_steps or trainer.validating)
         if validates:
