@@ -43,6 +43,18 @@ def test_an_experiment_that_leaves_a_system_what_it_is(overrides):
     assert checked(*overrides).task == "train"
 
 
+def test_options_in_further_folders_are_found_when_settings_are_checked(tmp_path):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.yaml").write_text("defaults: [debian18k, _self_]\nname: mine\n")
+    further = f"hydra.searchpath=[file://{tmp_path}]"
+    with composing.own_configs():
+        whole = hydra.compose("train", [further, "dataset=mine", "seed=3"], return_hydra_config=True)
+        whole.hydra.overrides.hydra = [further, "hydra.run.dir=${hydra:none}"]  # as on a command line
+        config = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        composing.check_config(config, whole.hydra, "train")
+    assert (config.dataset.name, config.seed) == ("mine", 3)
+
+
 class TestConfigurationOfARunFolder:
     """What somebody else may have written; see `prime_xmc.command_line.targets`."""
 

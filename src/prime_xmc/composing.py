@@ -76,7 +76,7 @@ def check_config(config: DictConfig, hydra_config: DictConfig, name: str) -> Non
     overrides = OverridesParser.create().parse_overrides([str(each) for each in hydra_config.overrides.task])
     _check_sources(config, hydra_config, [each.key_or_group for each in overrides])
     check_used(config, overrides, {str(group): str(option) for group, option in hydra_config.runtime.choices.items()})
-    _check_settings(config, hydra_config.job.config_name, overrides, chosen, name)
+    _check_settings(config, hydra_config.job.config_name, overrides, chosen, name, _searchpath(hydra_config))
     if Path(main) == configs:
         _check_experiment(config, hydra_config, overrides, configs)
     of_others = Path(main) != configs or any(
@@ -157,11 +157,17 @@ def _lines(overrides: Sequence[Override]) -> list[str]:
 
 def _searchpath(hydra_config: DictConfig) -> list[str]:
     """Return the override by which a command line names further folders of configuration files, if it does."""
-    return [str(each) for each in hydra_config.overrides.hydra if str(each).startswith("hydra.searchpath")]
+    given: Any = OmegaConf.to_container(hydra_config.overrides.hydra, resolve=False)  # others may have expressions
+    return [str(each) for each in given if str(each).startswith("hydra.searchpath=")]
 
 
 def _check_settings(
-    config: DictConfig, config_name: str, overrides: list[Override], chosen: set[str], command: str
+    config: DictConfig,
+    config_name: str,
+    overrides: list[Override],
+    chosen: set[str],
+    command: str,
+    searchpath: Sequence[str] = (),
 ) -> None:
     """Check the values that a command line sets.
 
@@ -171,11 +177,12 @@ def _check_settings(
         overrides: What the command line sets and chooses.
         chosen: Groups of which it chooses an option.
         command: Entry point whose keys they are.
+        searchpath: Override that names further folders in which options may be.
     """
     settings = [each for each in overrides if each.key_or_group not in chosen and not each.is_delete()]
     if settings:
         choices = [str(each.input_line) for each in overrides if each.key_or_group in chosen]
-        reference = _compose(config_name, choices)
+        reference = _compose(config_name, [*searchpath, *choices])
     else:
         reference = config
     check_values(config, reference, [each.key_or_group for each in settings], command)

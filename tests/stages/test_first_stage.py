@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -240,10 +241,16 @@ def test_training_that_was_stopped_early_is_not_trained_on(train, tmp_path, seen
     assert list(seen) == [2], "with another length it goes on, until it is stopped again"
 
 
-def test_a_run_goes_on_with_the_queries_that_an_earlier_version_has_held_out(train, tmp_path, interrupt, monkeypatch):
-    """Which it chose whatever their texts, some of which are repeated here."""
-    with monkeypatch.context() as patch:
+@contextmanager
+def held_out_one_by_one() -> Iterator[None]:
+    """Let queries be held out whatever their texts, as version 0.1.0 did; some texts are repeated here."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PrimeDataModule, "one_by_one", property(lambda _: True, lambda *_: None), raising=False)
+        yield
+
+
+def test_a_run_goes_on_with_the_queries_that_an_earlier_version_has_held_out(train, tmp_path, interrupt):
+    with held_out_one_by_one():
         train(tmp_path / "whole")
         signalled = interrupt(STEPS + 3)
         with pytest.raises(Interrupted):
@@ -377,21 +384,24 @@ def test_a_checkpoint_of_the_last_step_of_an_epoch_continues_with_its_validation
     assert_same_run(tmp_path / "second", complete)
 
 
-def test_a_checkpoint_of_version_0_1_0_continues_with_a_warning(train, complete, tmp_path, seen, interrupt, caplog):
-    patch = interrupt(STEPS + 3)
-    with pytest.raises(Interrupted):
-        train(tmp_path)
-    patch.undo()
-    io, path = ShardedCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"
+def test_a_checkpoint_of_version_0_1_0_continues_with_a_warning(train, tmp_path, seen, interrupt, caplog):
+    with held_out_one_by_one():
+        train(tmp_path / "whole")
+        seen.clear()
+        patch = interrupt(STEPS + 3)
+        with pytest.raises(Interrupted):
+            train(tmp_path / "run")
+        patch.undo()
+    io, path = ShardedCheckpointIO(), tmp_path / "run" / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
     del content["origin"], content["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     del content["callbacks"]["RunHistory"], content["PrimeDataModule"]["sampler"]["position"]
     torch.save(content, path)
     assert "origin" not in io.load_checkpoint(path)
-    metrics = train(tmp_path, f"ckpt_path={path}")
+    metrics = train(tmp_path / "run", f"ckpt_path={path}")
     assert "could not be checked" in caplog.text
     assert [len(batches) for batches in seen.values()] == [STEPS, STEPS]
-    assert metrics["val/P@1"] == results(complete)["val/P@1"]
+    assert metrics["val/P@1"] == results(tmp_path / "whole")["val/P@1"]
 
 
 @pytest.mark.parametrize(
