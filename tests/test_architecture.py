@@ -32,14 +32,14 @@ ROOMS: dict[str, set[str]] = {
     "index": {"files"},
     "model": {"files", "foreign", "checksums"},
     "resolvers": {"data", "model"},
-    "composing": {"conf_files", "command_line", "resolvers"},
+    "composing": {"conf_files", "run_files", "command_line", "resolvers"},
     "app": {"files", "conf_files", "command_line", "printing", "composing"},
     "evaluation": {"files", "foreign", "printing", "progress", "data", "index"},
     "export": {"files", "foreign", "checksums", "printing", "progress", "tables", "data", "index", "model"},
     "training": {
         *("files", "checksums", "run_files", "printing", "progress", "data", "index", "model", "evaluation", "export"),
     },
-    "assemble": {"data", "index", "model", "evaluation", "export", "training"},
+    "assemble": {"run_files", "data", "index", "model", "evaluation", "export", "training"},
     "calibrating": {"data", "index", "evaluation", "export"},
     "scoring": {"composing", "data", "index", "evaluation", "export", "training", "assemble", "calibrating"},
     "stages": {

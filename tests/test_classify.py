@@ -55,7 +55,7 @@ def overrides(model, data) -> list[str]:
         f"model.dir={model}",
         *data,
         "sampling.batch_size=32",
-        "optimizer.make.lr=1e-1",
+        "optimizer.make.lr=3e-2",
         "dropout=0.1",
         "trainer.max_epochs=10",
         "trainer.check_val_every_n_epoch=10",
@@ -137,11 +137,10 @@ class TestRun:
 
     def test_classifiers_and_ensemble_beat_the_prototypes_they_started_from(self, complete, negatives):
         _, metrics = complete[negatives]
-        # of 40 and 60 queries; the ensemble's weights are chosen on the former, few of which are right
-        for stage, gain, of_ensemble in (("val", 0.05, 0.05), ("test", 0.15, 0.14)):
+        for stage, gain in (("val", 0.05), ("test", 0.15)):  # of 40 and 60 queries
             theta, w, ensemble = (metrics[f"{stage}/{scorer}/P@1"] for scorer in SCORERS)
             assert w > theta + gain
-            assert ensemble > theta + of_ensemble
+            assert ensemble > theta + gain
 
     @pytest.mark.parametrize("scorer", SCORERS)
     def test_evaluate_gives_the_same(self, complete, negatives, scorer, compose, model, data):

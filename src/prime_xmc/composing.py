@@ -18,6 +18,7 @@ from prime_xmc.command_line.messages import dotted
 from prime_xmc.command_line.migration import add_keys, update_targets, wrap_logger
 from prime_xmc.command_line.targets import check_targets, is_run_folder
 from prime_xmc.conf_files import config_dir, groups
+from prime_xmc.run_files import goes_on
 
 
 def compose(name: str, overrides: list[str]) -> DictConfig:
@@ -120,13 +121,12 @@ def _check_experiment(
     chosen = [str(each.value()) for each in overrides if each.key_or_group == "experiment"]
     experiment = ", ".join(chosen).replace("[", "").replace("]", "").replace("'", "")
     files = [configs / "experiment" / f"{name.strip()}.yaml" for name in experiment.split(",")]
-    if system in (None, "prime", "prime_lite") or not any(path.is_file() for path in files):
-        return
-    if any(config.get(key) is not None for key in ("ckpt_path", "resume")):
+    if system in (None, "prime", "prime_lite") or not any(path.is_file() for path in files) or goes_on(config):
         return
     given = [each for each in overrides if each.key_or_group != "experiment"]
+    name, searchpath = hydra_config.job.config_name, _searchpath(hydra_config)
     of_system, of_prime = (
-        _settings_of_method(_compose(hydra_config.job.config_name, [*_searchpath(hydra_config), *_lines(kept)]))
+        _settings_of_method(_compose(name, [*searchpath, *(str(each.input_line) for each in kept)]))
         for kept in (given, [each for each in given if each.key_or_group != "model"])
     )
     made = _settings_of_method(config)
@@ -149,10 +149,6 @@ def _settings_of_method(config: DictConfig) -> dict[str, Any]:
         if isinstance(node, DictConfig)
     }
     return {f"{group}.{key}": value for group, settings in plain.items() for key, value in settings.items()}
-
-
-def _lines(overrides: Sequence[Override]) -> list[str]:
-    return [str(each.input_line) for each in overrides]
 
 
 def _searchpath(hydra_config: DictConfig) -> list[str]:

@@ -1,7 +1,8 @@
 """Names of the files of a run folder that commands and trainings know it by, and of settings."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 METADATA = Path(".hydra")  # what Hydra writes before a run begins
 CONFIG = METADATA / "config.yaml"  # the configuration, composed and not resolved
@@ -16,6 +17,16 @@ OF_TRAINING = tuple(
     f"dataset.{name}"
     for name in ("num_free_vectors", "batch_size", "num_positives", "validate_every", "max_epochs", "lr", "clusters")
 )
+
+
+def goes_on(config: Mapping[Any, Any]) -> bool:
+    """Return whether a run goes on, from a checkpoint or in its folder, which it does as it was begun.
+
+    Example:
+        >>> goes_on({"ckpt_path": "last.ckpt"}), goes_on({"ckpt_path": None, "resume": None})
+        (True, False)
+    """
+    return any(config.get(key) is not None for key in ("ckpt_path", "resume"))
 
 
 def key_of(setting: str) -> str:

@@ -201,10 +201,15 @@ def test_a_signal_in_a_validation_within_a_step_waits_for_its_end(train, tmp_pat
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+# the second validation ends training, since no P@1 is higher by 1
+EARLY = [
+    *("+callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.early.monitor=val/P@1"),
+    *("+callbacks.early.patience=1", "+callbacks.early.min_delta=1", "trainer.check_val_every_n_epoch=1"),
+]
+
+
 def test_an_epoch_within_which_training_was_stopped_early_is_completed(train, tmp_path, monkeypatch):
-    early = ["+callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.early.monitor=val/P@1"]
-    early += ["+callbacks.early.patience=1", "+callbacks.early.min_delta=1", "trainer.check_val_every_n_epoch=1"]
-    early += ["+trainer.val_check_interval=2"]
+    early = [*EARLY, "+trainer.val_check_interval=2"]
     train(tmp_path / "whole", *early)
     on_validation_end = EarlyStopping.on_validation_end
 
@@ -223,9 +228,7 @@ def test_an_epoch_within_which_training_was_stopped_early_is_completed(train, tm
 
 
 def test_training_that_was_stopped_early_is_not_trained_on(train, tmp_path, seen, monkeypatch):
-    early = ["+callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.early.monitor=val/P@1"]
-    early += ["+callbacks.early.patience=1", "+callbacks.early.min_delta=1", "trainer.check_val_every_n_epoch=1"]
-    early.append("trainer.max_epochs=6")
+    early = [*EARLY, "trainer.max_epochs=6"]
     train(tmp_path / "whole", *early)
     assert len(seen) == 2
     with monkeypatch.context() as patch:
@@ -245,7 +248,7 @@ def test_training_that_was_stopped_early_is_not_trained_on(train, tmp_path, seen
 def held_out_one_by_one() -> Iterator[None]:
     """Let queries be held out whatever their texts, as version 0.1.0 did; some texts are repeated here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PrimeDataModule, "one_by_one", property(lambda _: True, lambda *_: None), raising=False)
+        patch.setattr(PrimeDataModule, "held_out_before", property(lambda _: "", lambda *_: None), raising=False)
         yield
 
 

@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from prime_xmc.model.encoder import TextEncoder
 from prime_xmc.model.one_vs_all import OneVsAll
+from prime_xmc.run_files import goes_on
 from prime_xmc.training.debugging import check_profiler
 from prime_xmc.training.start import check_precision
 
@@ -53,7 +54,7 @@ def check_model(config: DictConfig) -> None:
         ValueError: If they do not; it names what to change.
     """
     _check_mined(config)
-    if _begins(config):
+    if not goes_on(config):
         _check_encoder(config)
     one_vs_all, num_positives = trains_one_vs_all(config), config.sampling.num_positives
     if not one_vs_all:
@@ -61,7 +62,7 @@ def check_model(config: DictConfig) -> None:
             raise ValueError(
                 "sampling.num_positives=0: prototypes are trained on labels drawn for queries; give 1 or more"
             )
-        if _begins(config):
+        if not goes_on(config):
             _check_optimizer_of_prototypes(config)
             _check_sources(config)
             _check_trained(config)
@@ -73,7 +74,7 @@ def check_model(config: DictConfig) -> None:
             f"sampling.num_positives={num_positives}: one-vs-all classifiers see all labels in every step and no label "
             "is drawn for a query; give sampling.num_positives=0"
         )
-    if _begins(config):
+    if not goes_on(config):
         _check_used_by_one_vs_all(config)
     if (config.index.get("kind") or "flat") != "flat":
         raise ValueError(
@@ -90,11 +91,6 @@ def trains_one_vs_all(config: DictConfig) -> bool:
     """Return whether a configuration trains one-vs-all classifiers with the encoder, in place of prototypes."""
     target = get_object(config.model._target_)
     return isinstance(target, type) and issubclass(target, OneVsAll)
-
-
-def _begins(config: DictConfig) -> bool:
-    """Return whether a run is not one that goes on, which it does as it was begun."""
-    return config.get("ckpt_path") is None and config.get("resume") is None
 
 
 def _check_used_by_one_vs_all(config: DictConfig) -> None:
@@ -213,7 +209,7 @@ def _check_mined(config: DictConfig) -> None:
             "before labels are searched, which they would never have: give sampling.mined.first_epoch=null"
         )
     if not mined.alone:
-        if mined.first_epoch is not None and sampling.get("batch_labels", "drawn") == "all" and _begins(config):
+        if mined.first_epoch is not None and sampling.get("batch_labels", "drawn") == "all" and not goes_on(config):
             raise ValueError(
                 f"sampling.mined.first_epoch={mined.first_epoch} adds labels to a batch which has all there are by "
                 "sampling.batch_labels=all: give one of sampling.mined.first_epoch=null and sampling.batch_labels=drawn"

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from hydra.utils import instantiate
@@ -84,7 +83,7 @@ def open_data(
     max_length: int,
     num_validation: int,
     seed: int,
-    one_by_one: bool = False,
+    held_out_before: str | None = None,
     memory_labels: int = 0,
     leave_one_out: float | int = 0.0,
     without_centroid: float | int = 0.0,
@@ -100,7 +99,7 @@ def open_data(
         max_length: Most tokens of a text.
         num_validation: Number of training queries that are held out.
         seed: Seed of the split and of sampling.
-        one_by_one: Whether they are held out whatever their texts, see `hold_out_queries`.
+        held_out_before: Fingerprint of those of the training that this goes on with, see `PrimeDataModule`.
         memory_labels: Most labels of a batch whose embedding is remembered, which the second stage has no use for.
         leave_one_out: Probability that a query is left out of the centroid of one of its labels, likewise.
         without_centroid: Probability of a label to be shown without a centroid in a batch, likewise.
@@ -134,7 +133,7 @@ def open_data(
         leave_one_out=leave_one_out,
         without_centroid=without_centroid,
         num_validation=num_validation,
-        one_by_one=one_by_one,
+        held_out_before=held_out_before,
         seed=seed,
         corpus=corpus,
         **for_encoder,
@@ -143,13 +142,12 @@ def open_data(
     return data
 
 
-def make_data(config: DictConfig, held_out: str | None = None) -> PrimeDataModule:
+def make_data(config: DictConfig, held_out_before: str | None = None) -> PrimeDataModule:
     """Make the data module and open its data, prepared if need be; say in the log what follows their size.
 
     Args:
         config: The configuration.
-        held_out: Fingerprint of the validation queries of the run that this is to go on with, empty where that does not
-            say it; None: it goes on with none.
+        held_out_before: Fingerprint of the validation queries of the run that this goes on with, see `PrimeDataModule`.
 
     Raises:
         FileNotFoundError: If raw files are missing.
@@ -166,23 +164,20 @@ def make_data(config: DictConfig, held_out: str | None = None) -> PrimeDataModul
         logger.warning("%s", doubt)
     if corpus.split_note is not None:
         logger.info("%s", corpus.split_note)
-    open_fitted = partial(
-        open_data,
+    return open_data(
         fitted,
         fitted.encoder.source,
         prompts=prompts_of(fitted.encoder),
         max_length=fitted.dataset.max_length,
         num_validation=fitted.dataset.num_validation,
         seed=fitted.seed,
+        held_out_before=held_out_before,
         memory_labels=fitted.sampling.memory_labels,
         leave_one_out=fitted.sampling.leave_one_out,
         without_centroid=fitted.sampling.without_centroid,
         of_encoder=fitted.sampling,
         corpus=corpus,
     )
-    data = open_fitted()
-    # a run that version 0.1.0 has begun goes on with the queries that it has held out
-    return data if held_out in (None, data.held_out) else open_fitted(one_by_one=True)
 
 
 def announce(config: DictConfig, data: PrimeDataModule) -> None:

@@ -1,7 +1,6 @@
 """A trained model, and the data that it was trained on."""
 
 import logging
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -119,20 +118,18 @@ def make_classifier_data(config: DictConfig, predictor: Predictor) -> PrimeDataM
             f"the model {config.model.dir} does not say which training queries were held out (no {error} in the "
             "settings of prime_config.json): expected one that prime_xmc.train has exported"
         ) from error
-    open_split = partial(
-        open_data,
+    held_out = settings.get(HELD_OUT, "")  # version 0.1.0 did not say it
+    data = open_data(
         config,
         str(Path(config.model.dir).expanduser()),
         prompts=predictor.encoder.prompts,
         max_length=predictor.config["max_length"],
         num_validation=num_validation,
         seed=seed,
+        held_out_before=held_out,
         corpus=corpus,
     )
-    held_out, data = settings.get(HELD_OUT), open_split()
-    if held_out != data.held_out:
-        data = open_split(one_by_one=True)  # as version 0.1.0, which did not say which queries these were
-    if held_out not in (None, data.held_out):
+    if held_out not in ("", data.held_out):
         logger.warning(
             "%s was trained on other data, of which other queries were held out: it may have been trained on some of "
             "these validation queries, so that what is chosen and measured by them is too good",

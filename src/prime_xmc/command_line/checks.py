@@ -9,6 +9,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prime_xmc.command_line.kinds import fits, in_words, is_number, kind_of, takes_text, takes_whole
+from prime_xmc.run_files import goes_on
 
 # Groups that may be left out, by group=null or ~group.
 OPTIONAL_GROUPS = ("logger", "callbacks", "experiment", "debug")
@@ -181,8 +182,8 @@ def check_used(config: DictConfig, overrides: Sequence[Override], choices: Mappi
                 f"{key}={value}: nothing would use it, since no clusters of queries are made (callbacks.clusters=null, "
                 f"by {because} or by hand); leave it out"
             )
-        if any(_value(config, name) not in (None, _ABSENT) for name in ("ckpt_path", "resume")):
-            continue  # a run that goes on does so as it was begun
+        if goes_on(config):
+            continue
         if (
             key.startswith("sampling.mined.")
             and each.value() is not False

@@ -57,7 +57,9 @@ class PrimeDataModule(LightningDataModule):
             `ClusterBatchSampler` then.
         num_validation: Number of training queries held out for validation, see `hold_out_queries`; None: as many as
             suit their number.
-        one_by_one: Whether they are held out whatever their texts, as by version 0.1.0.
+        held_out_before: Fingerprint of the validation queries of the training that these data go on with, empty where
+            it is not known; None: they go on with none. Where other queries would be held out now, they are held out
+            one by one, as by version 0.1.0.
         encode_chunk: Number of texts in a batch of the loaders that only encode; None: as many as suit the device.
         seed: Seed of the validation split and of the sampler.
         corpus: The data, where they are prepared and open already; they are then not looked for.
@@ -92,7 +94,7 @@ class PrimeDataModule(LightningDataModule):
         make_sampler: Callable[..., ClusterBatchSampler] = ClusterBatchSampler,
         label_rows: bool = False,
         num_validation: int | None = None,
-        one_by_one: bool = False,
+        held_out_before: str | None = None,
         encode_chunk: int | None = None,
         seed: int = 0,
         corpus: Corpus | None = None,
@@ -124,7 +126,7 @@ class PrimeDataModule(LightningDataModule):
         self.make_sampler = make_sampler
         self.label_rows = label_rows
         self.num_validation = num_validation
-        self.one_by_one = one_by_one
+        self.held_out_before = held_out_before
         self.encode_chunk = encode_chunk
         self.seed = seed
         self._opened = corpus
@@ -173,7 +175,9 @@ class PrimeDataModule(LightningDataModule):
                 f"expected dataset.num_validation below the {num_train} training queries, got {self.num_validation}"
             )
         tokens = corpus.train.tokens
-        self.validation_ids = hold_out_queries(tokens, self.num_validation, self.seed, one_by_one=self.one_by_one)
+        self.validation_ids = hold_out_queries(tokens, self.num_validation, self.seed)
+        if self.held_out_before not in (None, self.held_out):
+            self.validation_ids = hold_out_queries(tokens, self.num_validation, self.seed, one_by_one=True)
         self.num_validation = len(self.validation_ids)
         self.train_ids = np.setdiff1d(np.arange(num_train), self.validation_ids, assume_unique=True)
         self.inverse_propensity = inverse_propensity(corpus.label_frequency, num_train, *self.propensity)

@@ -88,7 +88,7 @@ def memory_by_phase(sizes: Sizes, layout: Layout, schedule: Schedule, measured: 
     block, prediction = _CLUSTER_BLOCK[device], _PREDICTION * min(TOP_K, num_labels)
     # the searcher keeps what it searches until it is given something else: prototypes where it has no index of its own
     older = (layout.index_bytes or 4 * d) if schedule.num_indexes + schedule.num_minings > 1 else 0
-    exported = 0 if layout.index_bytes else layout.exported_index_bytes
+    exported = layout.exported_index_bytes - layout.index_bytes  # beside that of the run
     mined = 4 * layout.num_mined if schedule.num_minings else 0
     searches_on_gpu = layout.on_gpu and bank == "device" and layout.searcher == "exact"
     num_scores = math.prod(gpu_blocks(num_labels)) if searches_on_gpu else 0

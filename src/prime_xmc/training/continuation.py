@@ -210,7 +210,7 @@ class ContinuedRun(Callback):
         loops = checkpoint["loops"]["fit_loop"]
         epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
         epoch_goes_on = epoch["started"] > epoch["processed"]
-        timed = any(isinstance(each, Timer) for each in _callbacks(trainer))
+        timed = any(isinstance(each, Timer) for each in trainer.callbacks)  # type: ignore[attr-defined]
         checkpoint[_STOPPED] = trainer.should_stop and not epoch_goes_on and not timed
         all_steps = batch["current"]["processed"] == trainer.num_training_batches
         validates = epoch_goes_on and (all_steps or trainer.validating)
@@ -277,11 +277,6 @@ class ContinuedRun(Callback):
                     before,
                     rates[0],
                 )
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return callbacks
 
 
 def _step_log(module: LightningModule) -> StepLog:
