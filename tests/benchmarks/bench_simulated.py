@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from training import Training, texts_of, training_of
 
 from prime_xmc.composing import compose
-from prime_xmc.model import varlen
+from prime_xmc.model import packed_attention, varlen
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.model.varlen import VarlenBackbone
 from prime_xmc.planning import probe
@@ -37,7 +37,7 @@ TARGETS = (
 )
 LABELS_PER_DRAW = 96  # for the last of them: as where 30.9 GB were measured
 STEPS = 2  # the second one has the optimiser's state from the start
-ON_HOST = ("lengths", "ids")  # of `Texts`, by which the host goes
+ON_HOST = ("lengths", "ids", "text_ids")  # of `Texts` and `Batch`, by which the host goes
 
 
 def rows(scale: float) -> Iterator[Row]:
@@ -59,7 +59,7 @@ def rows(scale: float) -> Iterator[Row]:
                 sized, data = made_up(config, num_batches=2)
             training = training_of(sized, data)
             if keeps:
-                training.module.encoder.packed._activations = []
+                training.module.encoder.packed.model_runner.activations = []
             batch = next(iter(data.train_dataloader()))
             peak = peak_of_steps(training, batch)
             yield target.row(peak / 1e9, f"{texts_of(batch)}, {data.corpus.num_labels:,} labels in the tables")
@@ -152,8 +152,9 @@ def on_a_gpu() -> Iterator[None]:
     """Take the ways through the code that a GPU takes."""
     with (
         patch.object(varlen, "flash_runs", lambda device, dtype: True),
-        patch.object(varlen, "_flash_attention", lambda: lambda q, k, v, *_: KeptAttention.apply(q, k, v)),
-        patch.object(varlen, "short_attention_runs", lambda device: False),
+        patch.object(packed_attention, "flash_runs", lambda device, dtype: True),
+        patch.object(packed_attention, "_flash_attention", lambda: lambda q, k, v, *_: KeptAttention.apply(q, k, v)),
+        patch.object(packed_attention, "short_attention_runs", lambda device: False),
         patch.object(VarlenBackbone, "_is_by_hand", lambda *_: False),
         patch.object(Prototypes, "with_left_out", Prototypes._at_once),
     ):

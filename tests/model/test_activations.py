@@ -124,7 +124,7 @@ def test_a_transformer_keeps_no_outputs_of_activations(name):
         activation.register_forward_hook(lambda *args: outputs.append(weakref.ref(args[2])))
     runner, results = VarlenBackbone(model), []
     for watched in (activations, []):
-        runner._activations = watched
+        runner.model_runner.activations = watched
         outputs.clear()
         pooled = runner(token_ids, LENGTHS, torch.float32)
         # the product of a gated unit keeps both of its factors: the other one is no output of an activation
@@ -141,5 +141,5 @@ def test_a_transformer_keeps_no_outputs_of_activations(name):
 def test_what_keeps_nothing_anyway_is_left_alone(settings, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: function)
     model = AutoModel.from_config(CONFIGS["distilbert"])
-    assert VarlenBackbone(model, **settings)._activations == []
-    assert len(VarlenBackbone(model)._activations) == 2
+    assert VarlenBackbone(model, **settings).model_runner.activations == []
+    assert len(VarlenBackbone(model).model_runner.activations) == 2

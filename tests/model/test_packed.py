@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
 
 from prime_xmc.model import packed
-from prime_xmc.model.packed import LayerParameters, LengthGroup, PackedBackbone, PackedLayer, length_groups
+from prime_xmc.model.packed import LengthGroup, PackedBackbone, PackedLayer, length_groups
 
 LENGTHS = [1, 1, 2, 5, 5, 5, 9, 17]
 DIM, HEADS, INNER = 16, 2, 24
@@ -186,7 +186,7 @@ class TestPackedBackbone:
             for parameter in backbone.parameters():
                 parameter.mul_(2)
         with torch.no_grad():  # they are kept indeed
-            assert torch.equal(packed._kept[dtype][-1][0] * 2, packed._layers()[-1].qkv_weight.to(dtype))
+            assert torch.equal(packed._kept[dtype][-1][0] * 2, packed._layers()[-1][0].to(dtype))
         assert packed(token_ids, lengths, dtype).requires_grad
 
     def test_weights_stay_those_of_the_backbone(self, backbone):
@@ -272,8 +272,8 @@ class TestPackedLayer:
     @staticmethod
     def parameters(dim=4, inner=3):
         rng = torch.Generator().manual_seed(0)
-        shapes = LayerParameters((3 * dim, dim), (3 * dim,), (dim, dim), (dim,), (dim,), (dim,), (inner, dim), (inner,),
-                                 (dim, inner), (dim,), (dim,), (dim,))  # fmt: skip
+        shapes = [(3 * dim, dim), (3 * dim,), (dim, dim), (dim,), (dim,), (dim,), (inner, dim), (inner,),
+                  (dim, inner), (dim,), (dim,), (dim,)]  # fmt: skip
         return [torch.randn(shape, generator=rng, dtype=torch.float64).requires_grad_() for shape in shapes]
 
     @pytest.mark.parametrize("dropout", [(0.0, 0.0, 0.0), (0.4, 0.3, 0.2)])

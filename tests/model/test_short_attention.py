@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AutoModel, BertConfig
 
-from prime_xmc.model import short_attention, varlen
+from prime_xmc.model import model_runner, packed_attention, short_attention
+from prime_xmc.model.packed_attention import PackedTexts
 from prime_xmc.model.short_attention import LONGEST, attend_in_short_texts, fits_short_attention, short_attention_runs
-from prime_xmc.model.varlen import PackedTexts, VarlenBackbone, packed_attention
+from prime_xmc.model.varlen import VarlenBackbone
 
 
 def attend_exactly(query, key, value, lengths, window, scaling):
@@ -95,18 +96,18 @@ def test_what_takes_the_place_of_flash_attention(heads, key_heads, size, longest
     def attend(name):
         return lambda query, *_: called.append(name) or query
 
-    monkeypatch.setattr(varlen, "attend_in_short_texts", attend("short"))
-    monkeypatch.setattr(varlen._current, "flash", attend("flash"))
-    monkeypatch.setattr(varlen._current, "texts", PackedTexts(torch.tensor([0, 150]).int(), longest))
+    monkeypatch.setattr(packed_attention, "attend_in_short_texts", attend("short"))
+    monkeypatch.setattr(packed_attention._current, "flash", attend("flash"))
+    monkeypatch.setattr(packed_attention._current, "texts", PackedTexts(torch.tensor([0, 150]).int(), longest))
     for short in (True, False):
-        monkeypatch.setattr(varlen._current, "short", short)
-        packed_attention(torch.nn.Module(), query, key, key, None)
+        monkeypatch.setattr(packed_attention._current, "short", short)
+        packed_attention.packed_attention(torch.nn.Module(), query, key, key, None)
     assert called == ["short" if fits else "flash", "flash"]
     # neither rounds float32 nor knows dropout
-    monkeypatch.setattr(varlen._current, "short", True)
-    monkeypatch.setattr(varlen._current, "texts", PackedTexts(torch.tensor([0, 150]).int(), 150))
-    packed_attention(torch.nn.Module(), query.float(), key.float(), key.float(), None)
-    packed_attention(torch.nn.Module(), query, key, key, None, dropout=0.1)
+    monkeypatch.setattr(packed_attention._current, "short", True)
+    monkeypatch.setattr(packed_attention._current, "texts", PackedTexts(torch.tensor([0, 150]).int(), 150))
+    packed_attention.packed_attention(torch.nn.Module(), query.float(), key.float(), key.float(), None)
+    packed_attention.packed_attention(torch.nn.Module(), query, key, key, None, dropout=0.1)
     assert len(called) == 2
 
 
@@ -190,12 +191,17 @@ class TestOnCuda:
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
     def test_a_compiled_model(self, model, launches, monkeypatch):
         # the tests' check of types is not for the compiler
-        for name in ("_run_layer", "attend_in_short_texts", "fits_short_attention"):
-            monkeypatch.setattr(varlen, name, inspect.unwrap(getattr(varlen, name)))
-        monkeypatch.setitem(AttentionInterface._global_mapping, varlen.ATTENTION, inspect.unwrap(packed_attention))
+        checked = {
+            model_runner: ("_run_layer", "set_texts"),
+            packed_attention: ("attend", "attend_in_short_texts", "fits_short_attention"),
+        }
+        for module, name in ((module, name) for module, names in checked.items() for name in names):
+            monkeypatch.setattr(module, name, inspect.unwrap(getattr(module, name)))
+        attention = inspect.unwrap(packed_attention.packed_attention)
+        monkeypatch.setitem(AttentionInterface._global_mapping, packed_attention.ATTENTION, attention)
         plain, compiled = VarlenBackbone(model), VarlenBackbone(model, compile=True)
         counter = importlib.import_module("torch._dynamo.testing").CompileCounterWithBackend("aot_eager")
-        compiled._run_layer = torch.compile(varlen._run_layer, backend=counter)
+        compiled.model_runner._run_layer = torch.compile(model_runner._run_layer, backend=counter)
         for lengths in ([3, 5, 2], [7, 1, 4, 100], [9, 128], [6] * 4):
             expected, expected_grads = self.run(model, plain, lengths, torch.bfloat16)
             launches.clear()

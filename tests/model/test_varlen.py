@@ -20,9 +20,9 @@ from transformers import (
     RobertaConfig,
 )
 
-from prime_xmc.model import varlen
+from prime_xmc.model import model_runner, packed_attention, varlen
 from prime_xmc.model.encoder import pool
-from prime_xmc.model.varlen import PackedTexts, VarlenBackbone, check_packable, packed_attention, pool_packed
+from prime_xmc.model.varlen import VarlenBackbone, check_packable, pool_packed
 
 LENGTHS = torch.tensor([9, 1, 2, 17, 5, 1, 5])
 SIZES = {
@@ -147,7 +147,7 @@ class TestVarlenBackbone:
         for recompute in (False, True):
             kept = {}
             runner = VarlenBackbone(model, recompute=recompute)
-            runner._activations = []  # whose hooks would take the place of those below
+            runner.model_runner.activations = []  # whose hooks would take the place of those below
             with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.setdefault(id(t), t), lambda t: t):
                 runner(random_tokens(), LENGTHS, torch.float32)
             sizes.append(sum(t.numel() for t in kept.values() if not isinstance(t, torch.nn.Parameter)))
@@ -237,14 +237,15 @@ class TestVarlenBackbone:
     def test_all_layers_share_a_compilation(self, monkeypatch):
         """Of forward and backward, for any number of tokens and texts; one more when the longest text changes."""
         # the tests' check of types is not for the compiler
-        for name in ("_run_layer", "_padded", "_pad", "_repeat_heads", "_seen"):
-            monkeypatch.setattr(varlen, name, inspect.unwrap(getattr(varlen, name)))
-        monkeypatch.setitem(AttentionInterface._global_mapping, varlen.ATTENTION, inspect.unwrap(packed_attention))
+        for module, name in CHECKED:
+            monkeypatch.setattr(module, name, inspect.unwrap(getattr(module, name)))
+        attention = inspect.unwrap(packed_attention.packed_attention)
+        monkeypatch.setitem(AttentionInterface._global_mapping, packed_attention.ATTENTION, attention)
         model = make(CONFIGS["bert"]()).eval()
         model.requires_grad_(True)
         plain, compiled = VarlenBackbone(model), VarlenBackbone(model, compile=True)
         counter = importlib.import_module("torch._dynamo.testing").CompileCounterWithBackend("aot_eager")
-        compiled._run_layer = torch.compile(varlen._run_layer, backend=counter)
+        compiled.model_runner._run_layer = torch.compile(model_runner._run_layer, backend=counter)
         for lengths in ([3, 5, 2], [7, 1, 4, 4], [9, 8], [6] * 4):
             texts = random_tokens(torch.tensor(lengths)), torch.tensor(lengths)
             pooled, expected = (runner(*texts, torch.float32) for runner in (compiled, plain))
@@ -259,6 +260,10 @@ class TestVarlenBackbone:
             VarlenBackbone(model, num_frozen=1)
 
 
+CHECKED = [
+    *((model_runner, name) for name in ("_run_layer", "set_texts")),
+    *((packed_attention, name) for name in ("attend", "_padded", "_pad", "_repeat_heads", "_seen")),
+]
 LAYERS = ("encoder.layer", "transformer.layer", "layers")
 
 
@@ -284,108 +289,6 @@ class TestCheckPackable:
         with pytest.raises(ValueError, match=rf"{model.config.model_type} .*: give encoder\.implementation=transf"):
             check_packable(model)
         assert model.training
-
-
-def attend_slowly(query, key, value, offsets, window, scaling):
-    """Attention of each token by itself, from `window[0]` tokens to the left to `window[1]` to the right; -1: all."""
-    rows = []
-    shared = query.shape[1] // key.shape[1]
-    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        for row in range(start, end):
-            first = start if window[0] < 0 else max(start, row - window[0])
-            last = end if window[1] < 0 else min(end, row + window[1] + 1)
-            heads = []
-            for head in range(query.shape[1]):
-                keys, values = (rows_[first:last, head // shared] for rows_ in (key, value))
-                heads.append((query[row, head] @ keys.T * scaling).softmax(0) @ values)
-            rows.append(torch.stack(heads))
-    return torch.stack(rows)
-
-
-class TestPackedAttention:
-    OFFSETS = torch.tensor([0, 5, 6, 13], dtype=torch.int32)
-
-    @staticmethod
-    def heads(number, seed):
-        return torch.randn(1, number, 13, 8, generator=torch.Generator().manual_seed(seed))
-
-    @pytest.fixture(params=["padded", "flash", "flash of equal heads"])
-    def way(self, request, monkeypatch):
-        """On a CPU, flash attention is what PyTorch says of its function, computed slowly; 2.11 has fewer arguments."""
-        monkeypatch.setattr(varlen._current, "texts", PackedTexts(self.OFFSETS, 7))
-        if request.param != "padded":
-
-            def varlen_attn(
-                query,
-                key,
-                value,
-                cu_seq_q,
-                cu_seq_k,
-                max_q,
-                max_k,
-                *,
-                scale=None,
-                window_size=(-1, -1),
-                enable_gqa=False,
-            ):
-                assert cu_seq_q is cu_seq_k
-                assert max_q == max_k == 7
-                assert enable_gqa == (query.shape[1] != key.shape[1])
-                return attend_slowly(query, key, value, cu_seq_q, window_size, scale or query.shape[-1] ** -0.5).to(
-                    query.dtype
-                )
-
-            if request.param == "flash of equal heads":
-                whole = inspect.signature(varlen_attn)
-                fewer = [p for name, p in whole.parameters.items() if name != "enable_gqa"]
-                varlen_attn.__signature__ = whole.replace(parameters=fewer)
-            monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
-            monkeypatch.setattr(varlen._current, "flash", varlen._flash_attention.__wrapped__())
-        return request.param
-
-    @pytest.mark.parametrize(("causal", "sliding", "window"), [
-        (False, None, (-1, -1)),
-        (True, None, (-1, 0)),
-        (False, 3, (2, 2)),
-        (True, 3, (2, 0)),
-        (True, 99, (98, 0)),
-    ])  # fmt: skip
-    @pytest.mark.parametrize("scaling", [None, 0.7])
-    @pytest.mark.parametrize("key_heads", [4, 2])
-    def test_definition(self, way, causal, sliding, window, scaling, key_heads):
-        query, key, value = self.heads(4, 0), self.heads(key_heads, 1), self.heads(key_heads, 2)
-        module = torch.nn.Module()
-        module.is_causal = causal
-        dtype = torch.float32 if way == "padded" else torch.bfloat16
-        found, weights = packed_attention(
-            module,
-            *(heads.to(dtype) for heads in (query, key, value)),
-            None,
-            scaling=scaling,
-            sliding_window=sliding,
-        )
-        assert weights is None
-        assert (found.dtype, found.shape) == (dtype, (1, 13, 4, 8))
-        rows = (heads[0].transpose(0, 1) for heads in (query, key, value))
-        expected = attend_slowly(*rows, self.OFFSETS, window, scaling or 8**-0.5)
-        tolerance = 1e-5 if way == "padded" else 3e-2
-        torch.testing.assert_close(found[0].float(), expected, rtol=tolerance, atol=tolerance)
-
-    def test_what_flash_attention_cannot_is_padded(self, monkeypatch):
-        """Float32 and dropout: neither is left out in silence."""
-        monkeypatch.setattr(varlen._current, "texts", PackedTexts(self.OFFSETS, 7))
-        monkeypatch.setattr(varlen._current, "flash", lambda *_: pytest.fail("it was asked"))
-        heads = [self.heads(4, seed) for seed in range(3)]
-        packed_attention(torch.nn.Module(), *heads, None)
-        halves = [h.bfloat16() for h in heads]
-        dropped, kept = (packed_attention(torch.nn.Module(), *halves, None, dropout=p)[0] for p in (0.9, 1e-9))
-        assert (dropped - kept).abs().max() > 0.5
-
-    def test_what_is_not_computed(self, monkeypatch):
-        monkeypatch.setattr(varlen._current, "texts", PackedTexts(self.OFFSETS, 7))
-        heads = [self.heads(4, seed) for seed in range(3)]
-        with pytest.raises(ValueError, match="packed attention has no softcap"):
-            packed_attention(torch.nn.Module(), *heads, None, softcap=50.0)
 
 
 class TestPoolPacked:

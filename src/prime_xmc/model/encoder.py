@@ -18,7 +18,8 @@ from prime_xmc.model.banks import RowBank
 from prime_xmc.model.encoder_folder import Pooling, Prompts, resolve_pooling, resolve_prompts
 from prime_xmc.model.frozen import FrozenOutputs, send, token_rows
 from prime_xmc.model.lora import add_adapters
-from prime_xmc.model.packed import PackedBackbone, is_known_by_hand
+from prime_xmc.model.packed import PackedBackbone
+from prime_xmc.model.post_norm import is_known_by_hand
 from prime_xmc.model.varlen import VarlenBackbone, check_packable, first_position
 
 Implementation = Literal["packed", "transformers", "auto"]

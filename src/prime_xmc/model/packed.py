@@ -8,8 +8,9 @@ activations, and copies of tensors that are cheaper to compute again.
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,20 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from prime_xmc.model.frozen import FrozenLayers
+from prime_xmc.model.post_norm import (
+    LayerModules,
+    Tail,
+    TailParameters,
+    activation_of,
+    dropouts_of,
+    embed_words,
+    eps_of,
+    is_known_by_hand,
+    layer_list,
+    modules_of,
+    run_tail,
+    run_tail_backward,
+)
 
 # Matrices may have few different shapes: oneDNN compiles a kernel for each (2 ms) and keeps a thousand of them, and the
 # heap is fragmented into blocks of as many sizes. Sizes are therefore rounded up to multiples of these numbers.
@@ -30,33 +45,12 @@ MEMORY_MULTIPLE = 2**20  # entries of a tensor of attention
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
-# Name of the activation in the configurations of the models that are known here.
-_ACTIVATIONS = {"bert": "hidden_act", "distilbert": "activation"}
-
-
 class LengthGroup(NamedTuple):
     """Consecutive texts of one length: `texts` texts of `length` tokens each, from row `start` on."""
 
     start: int
     texts: int
     length: int
-
-
-class LayerParameters(NamedTuple):
-    """The tensors of a post-norm transformer layer, as [out, in] weights and biases, in the order of `PackedLayer`."""
-
-    qkv_weight: Tensor
-    qkv_bias: Tensor
-    out_weight: Tensor
-    out_bias: Tensor
-    attention_norm_weight: Tensor
-    attention_norm_bias: Tensor
-    up_weight: Tensor
-    up_bias: Tensor
-    down_weight: Tensor
-    down_bias: Tensor
-    output_norm_weight: Tensor
-    output_norm_bias: Tensor
 
 
 class PackedLayer(torch.autograd.Function):
@@ -67,10 +61,8 @@ class PackedLayer(torch.autograd.Function):
         [q, k, v] = x W_qkv^T + b_qkv                 [t, 3 d], then [3, texts * heads, longest text, d_h]
         P = softmax(q k^T + padding bias)             [texts * heads, longest text, longest text]
         context = D_0(P) v                            back to [t, d]
-        attended = x + D_1(context W_out^T + b_out)   hidden = norm_1(attended)
-        up = hidden W_up^T + b_up                     [t, feed-forward size]
-        output = hidden + D_2(gelu(up) W_down^T + b_down)
-        result = norm_2(output)
+
+    and then `run_tail`.
 
     The scale 1 / sqrt(d_h) of the queries is expected in `qkv_weight` and `qkv_bias` already. Rows that belong to no
     group stay finite and get no gradient.
@@ -95,13 +87,13 @@ class PackedLayer(torch.autograd.Function):
             num_heads: Attention heads.
             eps: Added to the variance in both norms.
             dropout: Probabilities for the attention weights, the attention output and the feed-forward output.
-            parameters: Tensors in the order of `LayerParameters`.
+            parameters: Weight [3 d, d] and bias of queries, keys and values; then tensors in the order of
+                `TailParameters`.
         """
-        p = LayerParameters(*parameters)
-        dim = x.shape[1]
+        qkv_weight, qkv_bias, *tail = parameters
         drops = [_Dropout(probability) for probability in dropout]
         # q, k and v of all heads, then spread over texts
-        qkv = F.linear(x, p.qkv_weight, p.qkv_bias)
+        qkv = F.linear(x, qkv_weight, qkv_bias)
         context = torch.zeros_like(x)
         layout = _AttentionLayout(groups, num_heads)
         heads = layout.spread(qkv, 3)
@@ -115,69 +107,26 @@ class PackedLayer(torch.autograd.Function):
         kept = [drop.draw(like) for drop, like in zip(drops, (probability, x, x), strict=True)]
         mixed = torch.bmm(drops[0](probability, kept[0]), value, out=_buffer(value.shape, x))
         layout.collect(mixed.view(1, *heads.shape[1:]), context)
-        # attention output, residual connection and norm; the norms save mean and 1 / standard deviation of each row
-        attended = drops[1](F.linear(context, p.out_weight, p.out_bias), kept[1]).add_(x)
-        hidden, mean_1, rstd_1 = torch.native_layer_norm(
-            attended, (dim,), p.attention_norm_weight, p.attention_norm_bias, eps
+        result, rest = run_tail(
+            x, context, TailParameters(*tail), eps, *(partial(drops[i], kept=kept[i]) for i in (1, 2))
         )
-        # feed-forward, residual connection and norm; gelu(up) is not saved but computed again in the backward pass
-        up = F.linear(hidden, p.up_weight, p.up_bias)
-        output = drops[2](F.linear(F.gelu(up), p.down_weight, p.down_bias), kept[2]).add_(hidden)
-        result, mean_2, rstd_2 = torch.native_layer_norm(output, (dim,), p.output_norm_weight, p.output_norm_bias, eps)
         ctx.groups, ctx.num_heads, ctx.drops = groups, num_heads, drops
-        ctx.save_for_backward(
-            *kept,
-            x,
-            context,
-            heads,
-            probability,
-            attended,
-            mean_1,
-            rstd_1,
-            hidden,
-            up,
-            output,
-            mean_2,
-            rstd_2,
-            *parameters,
-        )
+        ctx.save_for_backward(*kept, x, context, heads, probability, *rest, *parameters)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, "token d"]) -> tuple[Tensor | None, ...]:
         """Return the gradient of x, None for the four settings, and the gradients of the parameters in their order.
 
-        `grad_y` stands for dL/dy of a value y of the forward pass, `d_w` for dL/dw of a parameter w. For a linear
-        layer y = x W^T + b: grad_x = grad_y W, d_W = grad_y^T x, d_b = sum of grad_y over tokens. For a residual
-        connection y = x + f(x): grad_x = grad_y + the gradient through f.
+        See `run_tail_backward`, which begins it, for names and rules.
         """
         saved, drops = ctx.saved_tensors, ctx.drops
         *kept, x, context, heads, probability = saved[:7]
-        attended, mean_1, rstd_1, hidden, up, output, mean_2, rstd_2, *parameters = saved[7:]
-        p = LayerParameters(*parameters)
-        norm_backward = torch.ops.aten.native_layer_norm_backward
-        shape, all_three = (x.shape[1],), [True, True, True]
-
-        # result = norm_2(output): grad_output [t, d], weight and bias of the norm
-        grad_output, d_output_norm_weight, d_output_norm_bias = norm_backward(
-            grad, output, shape, mean_2, rstd_2, p.output_norm_weight, p.output_norm_bias, all_three
+        rest = Tail(*saved[7:15])
+        qkv_weight, _, *tail = saved[15:]
+        grad_attended, grad_context, of_tail = run_tail_backward(
+            grad, context, rest, TailParameters(*tail), *(partial(drops[i], kept=kept[i]) for i in (1, 2))
         )
-        # output = hidden + D_2(down), down = gelu(up) W_down^T + b_down: grad_down is grad_output, masked and scaled
-        grad_down = drops[2](grad_output, kept[2])
-        d_down_weight, d_down_bias = grad_down.T @ F.gelu(up), grad_down.sum(0)
-        # up -> gelu(up): grad_up = (grad_down W_down) * gelu'(up), [t, feed-forward size]
-        grad_up = torch.ops.aten.gelu_backward(grad_down @ p.down_weight, up)
-        d_up_weight, d_up_bias = grad_up.T @ hidden, grad_up.sum(0)
-        # hidden is used twice: grad_hidden = grad_output (residual) + grad_up W_up (in place of grad_output)
-        grad_hidden = grad_output.addmm_(grad_up, p.up_weight)
-        # hidden = norm_1(attended): grad_attended [t, d], weight and bias of the norm
-        grad_attended, d_attention_norm_weight, d_attention_norm_bias = norm_backward(
-            grad_hidden, attended, shape, mean_1, rstd_1, p.attention_norm_weight, p.attention_norm_bias, all_three
-        )
-        # attended = x + D_1(out), out = context W_out^T + b_out: grad_out like grad_down; grad_context = grad_out W_out
-        grad_out = drops[1](grad_attended, kept[1])
-        d_out_weight, d_out_bias = grad_out.T @ context, grad_out.sum(0)
-        grad_context = grad_out @ p.out_weight
         layout = _AttentionLayout(ctx.groups, ctx.num_heads)
         query, key, value = heads.flatten(1, 2)
         # context = D_0(P) v, by texts: grad_P is grad_context v^T, masked and scaled
@@ -195,26 +144,8 @@ class PackedLayer(torch.autograd.Function):
         layout.collect(grad_heads.view(heads.shape), grad_qkv)
         d_qkv_weight, d_qkv_bias = grad_qkv.T @ x, grad_qkv.sum(0)
         # x is used twice: grad_x = grad_attended (residual) + grad_qkv W_qkv (in place of grad_attended)
-        grad_x = grad_attended.addmm_(grad_qkv, p.qkv_weight)
-        return (
-            grad_x,
-            None,
-            None,
-            None,
-            None,
-            d_qkv_weight,
-            d_qkv_bias,
-            d_out_weight,
-            d_out_bias,
-            d_attention_norm_weight,
-            d_attention_norm_bias,
-            d_up_weight,
-            d_up_bias,
-            d_down_weight,
-            d_down_bias,
-            d_output_norm_weight,
-            d_output_norm_bias,
-        )
+        grad_x = grad_attended.addmm_(grad_qkv, qkv_weight)
+        return (grad_x, None, None, None, None, d_qkv_weight, d_qkv_bias, *of_tail)
 
 
 class _Dropout:
@@ -292,7 +223,7 @@ def _buffer(shape: Sequence[int], like: Tensor) -> Tensor:
     return like.new_empty(_round_up(size, MEMORY_MULTIPLE))[:size].view(*shape)
 
 
-def _cast(layers: list[LayerParameters], dtype: torch.dtype) -> list[list[Tensor]]:
+def _cast(layers: list[list[Tensor]], dtype: torch.dtype) -> list[list[Tensor]]:
     return [[parameter.to(dtype) for parameter in layer] for layer in layers]
 
 
@@ -321,14 +252,6 @@ def length_groups(lengths: list[int]) -> list[LengthGroup]:
     return groups
 
 
-def is_known_by_hand(backbone: Any) -> bool:
-    """Return whether a transformer is one that `PackedBackbone` runs."""
-    config = backbone.config
-    if config.model_type not in _ACTIVATIONS or getattr(config, "is_decoder", False):
-        return False
-    return getattr(config, _ACTIVATIONS[config.model_type]) == "gelu"
-
-
 class PackedBackbone:
     """Runs the layers of a BERT or DistilBERT model of transformers on packed tokens, with that model's own weights.
 
@@ -347,23 +270,19 @@ class PackedBackbone:
     """
 
     def __init__(self, backbone: Any, *, chunk_tokens: int = 4096, recompute: bool = False, num_frozen: int = 0):
-        config: Any = backbone.config
         if not is_known_by_hand(backbone):
             raise ValueError(
-                f"{type(self).__name__} runs bert and distilbert encoders with gelu, got {config.model_type} with "
-                f"{getattr(config, _ACTIVATIONS.get(config.model_type, 'hidden_act'), None)}: use VarlenBackbone"
+                f"{type(self).__name__} runs bert and distilbert encoders with gelu, got {backbone.config.model_type} "
+                f"with {activation_of(backbone)}: use VarlenBackbone"
             )
-        if config.model_type == "distilbert":
-            self.embedding_dropout, self.dropout = config.dropout, (config.attention_dropout, 0.0, config.dropout)
-        else:
-            hidden = config.hidden_dropout_prob
-            self.embedding_dropout, self.dropout = hidden, (config.attention_probs_dropout_prob, hidden, hidden)
+        self.embedding_dropout, *dropout = dropouts_of(backbone)
+        self.dropout: tuple[float, ...] = tuple(dropout)
         self.backbone = backbone
         self.chunk_tokens = chunk_tokens
         self.recompute = recompute
-        self.num_heads: int = config.num_attention_heads
-        self.eps: float = 1e-12 if config.model_type == "distilbert" else config.layer_norm_eps
-        self.frozen = FrozenLayers(self.backbone.embeddings, list(self._modules()), num_frozen)
+        self.num_heads: int = backbone.config.num_attention_heads
+        self.eps = eps_of(backbone)
+        self.frozen = FrozenLayers(backbone.embeddings, list(layer_list(backbone)), num_frozen)
         self._kept: dict[torch.dtype, list[list[Tensor]]] = {}
 
     @property
@@ -468,47 +387,26 @@ class PackedBackbone:
 
     def _embed(self, words: Float[Tensor, "token d"], groups: list[LengthGroup]) -> Float[Tensor, "token d"]:
         """Return what the first layer gets, from the embeddings of the words alone."""
-        embeddings = self.backbone.embeddings
         positions = torch.arange(groups[-1].length, device=words.device)
         position = torch.cat([positions[:length].repeat(texts) for _, texts, length in groups])
-        embedded = words + embeddings.position_embeddings(position)
-        if hasattr(embeddings, "token_type_embeddings"):
-            embedded = embedded + embeddings.token_type_embeddings.weight[0]
-        return embeddings.LayerNorm(embedded)
+        return embed_words(self.backbone, words, position)
 
     def _in_dtype(self, which: slice, dtype: torch.dtype) -> list[list[Tensor]]:
         if dtype in self._kept and not torch.is_grad_enabled():
             return self._kept[dtype][which]
         return _cast(self._layers()[which], dtype)
 
-    def _modules(self) -> Iterable[Any]:
-        return (self.backbone.transformer if hasattr(self.backbone, "transformer") else self.backbone.encoder).layer
+    def _layers(self) -> list[list[Tensor]]:
+        """Return the tensors of each layer in the order of `PackedLayer`."""
+        return [self._parameters(modules_of(layer)) for layer in layer_list(self.backbone)]
 
-    def _layers(self) -> list[LayerParameters]:
-        read = self._distilbert_layer if hasattr(self.backbone, "transformer") else self._bert_layer
-        return [read(layer) for layer in self._modules()]
-
-    def _bert_layer(self, layer: Any) -> LayerParameters:
-        attention, output = layer.attention.self, layer.attention.output
-        return self._layer_parameters(
-            (attention.query, attention.key, attention.value),
-            (output.dense, output.LayerNorm, layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm),
-        )
-
-    def _distilbert_layer(self, layer: Any) -> LayerParameters:
-        attention, ffn = layer.attention, layer.ffn
-        return self._layer_parameters(
-            (attention.q_lin, attention.k_lin, attention.v_lin),
-            (attention.out_lin, layer.sa_layer_norm, ffn.lin1, ffn.lin2, layer.output_layer_norm),
-        )
-
-    def _layer_parameters(self, qkv: tuple[Any, Any, Any], others: tuple[Any, ...]) -> LayerParameters:
-        scale = (qkv[0].in_features // self.num_heads) ** -0.5
-        return LayerParameters(
-            torch.cat([qkv[0].weight * scale, qkv[1].weight, qkv[2].weight]),
-            torch.cat([qkv[0].bias * scale, qkv[1].bias, qkv[2].bias]),
-            *[tensor for module in others for tensor in (module.weight, module.bias)],
-        )
+    def _parameters(self, m: LayerModules) -> list[Tensor]:
+        scale = (m.query.in_features // self.num_heads) ** -0.5
+        return [
+            torch.cat([m.query.weight * scale, m.key.weight, m.value.weight]),
+            torch.cat([m.query.bias * scale, m.key.bias, m.value.bias]),
+            *m.tail(),
+        ]
 
 
 def cut_chunks(lengths: list[int], chunk_tokens: int) -> list[list[int]]:
