@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 Weighting = Literal["softmax", "sum", "active_mean", "ngame"]
 Pairs = tuple[Int64[Tensor, " _"], Int64[Tensor, " _"]]
@@ -222,9 +223,58 @@ def mean_over_anchors(
         anchor: Anchor of each pair.
         positives: Which candidates are positives of which anchor.
     """
-    pairs_of_anchor = positives.sum(dim=1)
+    return (per_pair * shares_of_pairs(anchor, positives, per_pair.dtype)).sum()
+
+
+def shares_of_pairs(
+    anchor: Int64[Tensor, " pair"], positives: Bool[Tensor, "anchor candidate"], dtype: torch.dtype
+) -> Float[Tensor, " pair"]:
+    """Return the weights of the pairs in `mean_over_anchors`."""
+    pairs_of_anchor = positives.sum(dim=1, dtype=dtype)
     num_anchors = (pairs_of_anchor > 0).sum().clamp(min=1)
-    return (per_pair / pairs_of_anchor[anchor]).sum() / num_anchors
+    return (pairs_of_anchor.index_select(0, anchor) * num_anchors).reciprocal()
+
+
+class _KnownGradient(torch.autograd.Function):
+    """A value that depends on a few entries of a matrix, whose gradient is known along with the value.
+
+    Autograd would keep, and go back through, some twenty tensors for each term of the loss.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        similarity: Float[Tensor, "anchor candidate"],
+        value: Float[Tensor, ""],
+        hardest: Int64[Tensor, "anchor negative"] | None,
+        of_negatives: Float[Tensor, "anchor negative"],
+        pairs: Pairs,
+        of_pairs: Float[Tensor, " pair"],
+    ) -> Float[Tensor, ""]:
+        """Return the value.
+
+        Args:
+            ctx: Context of autograd.
+            similarity: Matrix.
+            value: Value.
+            hardest: Columns of each anchor's negatives, each once; None: all of them.
+            of_negatives: Gradient of their entries.
+            pairs: Anchor and candidate of further entries, each once.
+            of_pairs: Gradient of these, to which the other is added where an entry is in both.
+        """
+        ctx.save_for_backward(similarity, hardest, of_negatives, *pairs, of_pairs)
+        return value.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the matrix."""
+        similarity, hardest, of_negatives, anchor, column, of_pairs = ctx.saved_tensors
+        result = of_negatives * grad
+        if hardest is not None:
+            result = torch.zeros_like(similarity).scatter_(1, hardest, result)
+        result.put_(anchor * similarity.shape[1] + column, of_pairs * grad, accumulate=True)
+        return result, None, None, None, None, None
 
 
 def hardest_negatives(
@@ -233,10 +283,25 @@ def hardest_negatives(
     num_negatives: int | None,
 ) -> Bool[Tensor, "anchor candidate"]:
     """Return the `num_negatives` negatives of each anchor that are most similar to it, or all where it is None."""
+    hardest, _ = _hardest(similarity, negatives, num_negatives)
+    return negatives if hardest is None else negatives & torch.zeros_like(negatives).scatter(1, hardest, True)
+
+
+def _hardest(
+    similarity: Float[Tensor, "anchor candidate"],
+    negatives: Bool[Tensor, "anchor candidate"],
+    num_negatives: int | None,
+) -> tuple[Int64[Tensor, "anchor negative"] | None, Float[Tensor, "anchor negative"]]:
+    """Return the columns of the hardest negatives, None for all there are, and their similarities without gradient.
+
+    Where an anchor has too few, others take the place, with a similarity of -inf.
+    """
+    # not the opposite of a mask filled with -inf, which would be one more pass over the whole matrix
+    of_negatives = torch.where(negatives, similarity.detach(), -torch.inf)
     if num_negatives is None or num_negatives >= similarity.shape[1]:
-        return negatives
-    hardest = similarity.detach().masked_fill(~negatives, -torch.inf).topk(num_negatives, dim=1).indices
-    return negatives & torch.zeros_like(negatives).scatter(1, hardest, True)
+        return None, of_negatives
+    found = of_negatives.topk(num_negatives, dim=1)
+    return found.indices, found.values
 
 
 def dynamic_margin(
@@ -282,49 +347,64 @@ def triplet_loss(
         from the public code of NGAME, Dahiya et al. 2023a.
     """
     anchor, column = pairs or positives.nonzero(as_tuple=True)
-    if settings.num_negatives is not None and settings.num_negatives < similarity.shape[1]:
-        hardest = similarity.detach().masked_fill(~negatives, -torch.inf).topk(settings.num_negatives, dim=1).indices
-        negative_sim = similarity.gather(1, hardest)[anchor]
-        considered = negatives.gather(1, hardest)[anchor]
-    else:
-        negative_sim, considered = similarity[anchor], negatives[anchor]
-    positive_sim = similarity[anchor, column].unsqueeze(1)
-    margin = dynamic_margin(positive_sim, negative_sim, settings.gamma_min, settings.gamma_max)
-    # not a maximum with zeros, which would halve the gradient where the margin makes a triplet exactly 0
-    loss = torch.relu(negative_sim - positive_sim + margin)
-    if settings.invert_uncertain:
-        gap = positive_sim - negative_sim
-        loss = torch.where((gap > 0) & (gap < settings.gamma_min), gap + settings.gamma_min, loss)
-    active = considered & (loss > 0)
+    with torch.no_grad():
+        hardest, negative_sim = _hardest(similarity, negatives, settings.num_negatives)
+        negative_sim = negative_sim.index_select(0, anchor)
+        positive_sim = similarity[anchor, column].unsqueeze(1)
+        margin = dynamic_margin(positive_sim, negative_sim, settings.gamma_min, settings.gamma_max)
+        # 0 for what is no negative, whose similarity is -inf
+        loss = torch.relu(negative_sim - positive_sim + margin)
+        uncertain = None
+        if settings.invert_uncertain:
+            gap = positive_sim - negative_sim
+            uncertain = (gap > 0) & (gap < settings.gamma_min)
+            loss = torch.where(uncertain, gap + settings.gamma_min, loss)
+        # exactly 0 has no gradient: a maximum with zeros would have half of one there
+        idle = loss == 0
+        weight, count = _weights(negative_sim, idle, settings)
+        of_pair = weight * shares_of_pairs(anchor, positives, similarity.dtype).unsqueeze(1)
+        value = (of_pair * loss).sum()
 
-    if settings.weighting == "softmax":
-        logits = negative_sim.detach() if settings.detach_weights else negative_sim
-        logits = (logits / settings.temperature).masked_fill(~active, -torch.inf)
-        # the softmax of a pair without violators would be one over nothing: NaN, in the gradient too
-        logits = logits.masked_fill(~active.any(dim=1, keepdim=True), 0.0)
-        weight = logits.softmax(dim=1)
-        per_pair = (weight * active * loss).sum(dim=1)
-    elif settings.weighting == "ngame":
-        logits = negative_sim.detach() if settings.detach_weights else negative_sim
-        logits = torch.where(active, logits / settings.temperature, 0.0).masked_fill(~considered, -torch.inf)
-        logits = logits.masked_fill(~considered.any(dim=1, keepdim=True), 0.0)
-        weighted = logits.softmax(dim=1) * active * loss
-        per_pair = weighted.sum(dim=1) / considered.sum(dim=1).clamp(min=1)
-    elif settings.weighting == "sum":
-        per_pair = (loss * active).sum(dim=1)
-    else:
-        per_pair = (loss * active).sum(dim=1) / active.sum(dim=1).clamp(min=1)
-
-    total = mean_over_anchors(per_pair, anchor, positives)
+        # d l / d s_an is 1 and d l / d s_ap is -1, and the other way round where the loss is inverted
+        of_negatives = of_pair if uncertain is None else torch.where(uncertain, -of_pair, of_pair)
+        of_positive = -of_negatives.sum(dim=1)
+        if not settings.detach_weights and settings.weighting in ("softmax", "ngame"):
+            # d softmax(z)_i / d z_j = softmax(z)_i ((i = j) - softmax(z)_j)
+            per_pair = (weight * loss).sum(dim=1, keepdim=True)
+            of_negatives = of_negatives + of_pair * (loss - count * per_pair) / settings.temperature
+        shape = (len(similarity), of_negatives.shape[1])
+        of_anchors = similarity.new_zeros(shape).index_add_(0, anchor, of_negatives)
+    total = _KnownGradient.apply(similarity, value, hardest, of_anchors, (anchor, column), of_positive)
     if not describe:
         return total, None
     with torch.no_grad():
+        considered = negative_sim > -torch.inf
         num_triplets = considered.sum().clamp(min=1)
         unclipped = (margin > settings.gamma_min) & (margin < settings.gamma_max)
         stats = TripletStats(
-            violators=active.sum() / num_triplets, clipped=(considered & ~unclipped).sum() / num_triplets
+            violators=(~idle).sum() / num_triplets, clipped=(considered & ~unclipped).sum() / num_triplets
         )
     return total, stats
+
+
+def _weights(
+    negative_sim: Float[Tensor, "pair negative"], idle: Bool[Tensor, "pair negative"], settings: Triplet
+) -> tuple[Float[Tensor, "pair negative"], Tensor | int]:
+    """Return the weights of a pair's losses, 0 for those that are 0, and the number that divides a softmax."""
+    if settings.weighting == "sum":
+        return (~idle).to(negative_sim), 1
+    if settings.weighting == "active_mean":
+        active = (~idle).to(negative_sim)
+        return active / active.sum(dim=1, keepdim=True).clamp(min=1), 1
+    logits = negative_sim / settings.temperature
+    # not -inf: the softmax of a pair of which nothing counts would be one over nothing, NaN
+    least = torch.finfo(logits.dtype).min
+    if settings.weighting == "softmax":
+        return logits.masked_fill(idle, least).softmax(dim=1).masked_fill(idle, 0.0), 1
+    considered = negative_sim > -torch.inf
+    count = considered.sum(dim=1, keepdim=True).clamp(min=1)
+    logits = logits.masked_fill(idle, 0.0).masked_fill(~considered, least)
+    return logits.softmax(dim=1).masked_fill(idle, 0.0) / count, count
 
 
 def info_nce(
@@ -434,6 +514,7 @@ def regulariser(
     margin: float = 0.1,
     num_negatives: int | None = 100,
     hinge: bool = True,
+    pairs: Pairs | None = None,
 ) -> Float[Tensor, ""]:
     """Return R, by which prototypes have to score positives higher than text does, and negatives lower.
 
@@ -448,18 +529,29 @@ def regulariser(
         num_negatives: Number of a query's negatives that count, the most similar ones by prototype; None for all.
         hinge: Whether differences are cut at 0 and only those above it are averaged (public code). Otherwise R has the
             plain means of Eq. 6-7, which are unbounded below.
+        pairs: The pairs of R_p, if they are known already.
 
     Source: Eq. 6-7.
     """
-    negatives = hardest_negatives(prototype_sim, negatives, num_negatives)
+    anchor, column = pairs or positives.nonzero(as_tuple=True)
     gain = text_sim - prototype_sim
-    parts = []
-    for difference, mask in ((gain + margin, positives), (margin - gain, negatives)):
-        if hinge:
-            parts.append(mean_or_zero(torch.relu(difference), mask & (difference > 0)))
-        else:
-            parts.append(mean_or_zero(difference, mask))
-    return (parts[0] + parts[1]) / 2
+    with torch.no_grad():
+        hardest, negative_sim = _hardest(prototype_sim, negatives, num_negatives)
+        of_negatives = margin - (gain if hardest is None else gain.gather(1, hardest))
+        value_p, weight_p = _half_mean(gain[anchor, column] + margin, None, hinge)
+        value_n, weight_n = _half_mean(of_negatives, negative_sim > -torch.inf, hinge)
+    return _KnownGradient.apply(gain, value_p + value_n, hardest, -weight_n, (anchor, column), weight_p)
+
+
+def _half_mean(
+    values: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None, hinge: bool
+) -> tuple[Float[Tensor, ""], Float[Tensor, "..."]]:
+    """Return half the mean of those values that are in the mask, and above 0 if there is a hinge; and its gradient."""
+    if hinge:
+        mask = values > 0 if mask is None else mask & (values > 0)
+    counted = torch.ones_like(values) if mask is None else mask.to(values)
+    weight = counted / (2 * counted.sum().clamp(min=1))
+    return (values * weight).sum(), weight
 
 
 class PrimeLoss(nn.Module):
@@ -591,6 +683,7 @@ class PrimeLoss(nn.Module):
                 margin=self.regulariser_margin,
                 num_negatives=getattr(self.contrast, "num_negatives", None),
                 hinge=self.regulariser_hinge,
+                pairs=of_encoded,
             )
             total = total + self.weights["regulariser"] * value
             logs["regulariser"] = value.detach()
