@@ -12,8 +12,9 @@ from prime_xmc.model.frozen import FrozenLayers
 from prime_xmc.model.model_runner import Part
 from prime_xmc.model.packed_attention import PackedTexts, attend, attention_within
 from prime_xmc.model.post_norm import (
-    LayerTail,
-    TailParameters,
+    InnerParameters,
+    LayerInner,
+    NormAndProject,
     dropouts_of,
     embed_words,
     eps_of,
@@ -25,7 +26,8 @@ from prime_xmc.model.post_norm import (
 class LayerRunner:
     """Runs the layers of a BERT or DistilBERT model of transformers, written out, in one dtype throughout.
 
-    A layer is a product for queries, keys and values together, attention, and `LayerTail`. It has no dropout.
+    A layer is a product for queries, keys and values together, attention and `LayerInner`; its last norm goes with the
+    next layer's product, `NormAndProject`. There is no dropout.
 
     Args:
         model: BertModel or DistilBertModel, see `is_known_by_hand`.
@@ -45,13 +47,13 @@ class LayerRunner:
         return part != "above"
 
     def weights(self, dtype: torch.dtype, part: Part) -> list[list[Tensor]]:
-        """Return weight and bias of queries, keys and values, then those of the tail, of some layers, in a dtype."""
+        """Return weights and biases of each of some layers in a dtype, in the order of `PackedLayer`."""
         groups: list[tuple[Tensor, ...]] = []
         for m in self.layers[self._which(part)]:
             groups += [(m.query.weight, m.key.weight, m.value.weight), (m.query.bias, m.key.bias, m.value.bias)]
-            groups += [(tensor,) for tensor in m.tail()]
+            groups += [(tensor,) for tensor in m.behind_attention()]
         cast = cast_joined(dtype, groups)
-        size = 2 + len(TailParameters._fields)
+        size = 2 + len(InnerParameters._fields) + 2
         return [cast[start : start + size] for start in range(0, len(cast), size)]
 
     def run(
@@ -75,14 +77,21 @@ class LayerRunner:
         """
         if positions is not None:
             rows = embed_words(self.model, rows, positions)
-        hidden = rows.to(dtype)
-        tokens, dim = hidden.shape
+        x = rows.to(dtype)
+        tokens, dim = x.shape
+        output: Tensor = x  # of the layer before, whose norm is still to come
+        norm: tuple[Tensor, ...] = ()
         with attention_within(texts):
-            for qkv_weight, qkv_bias, *tail in weights:
-                heads = F.linear(hidden, qkv_weight, qkv_bias).view(tokens, 3, self.num_heads, dim // self.num_heads)
-                query, key, value = heads.unbind(1)
-                hidden = LayerTail.apply(hidden, attend(query, key, value).flatten(1), self.eps, *tail)
-        return hidden
+            for qkv_weight, qkv_bias, *inner, norm_weight, norm_bias in weights:
+                if norm:
+                    x, qkv = NormAndProject.apply(output, self.eps, *norm, qkv_weight, qkv_bias)
+                else:
+                    qkv = F.linear(x, qkv_weight, qkv_bias)
+                query, key, value = qkv.view(tokens, 3, self.num_heads, dim // self.num_heads).unbind(1)
+                output = LayerInner.apply(x, attend(query, key, value).flatten(1), self.eps, *inner)
+                norm = norm_weight, norm_bias
+        norm_weight, norm_bias = norm
+        return F.layer_norm(output, (dim,), norm_weight, norm_bias, self.eps)
 
     def _which(self, part: Part) -> slice:
         if part == "all":

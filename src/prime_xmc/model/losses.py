@@ -116,7 +116,7 @@ def contrast_of(
 
 
 def asked_by(contrast: AnyContrast) -> frozenset[str]:
-    """Return the names of the arguments of a contrast; a class may derive from one whose contrasts take fewer."""
+    """Return the names of the arguments of a contrast or a loss; a class may derive from one that takes fewer."""
     kind = type(contrast)
     return _arguments(kind.forward if issubclass(kind, nn.Module) else kind.__call__)
 
@@ -262,18 +262,20 @@ class _KnownGradient(torch.autograd.Function):
             pairs: Anchor and candidate of further entries, each once.
             of_pairs: Gradient of these, to which the other is added where an entry is in both.
         """
-        ctx.save_for_backward(similarity, hardest, of_negatives, *pairs, of_pairs)
+        ctx.layout = similarity.shape, similarity.stride()
+        ctx.save_for_backward(hardest, of_negatives, *pairs, of_pairs)
         return value.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:
         """Return the gradient of the matrix."""
-        similarity, hardest, of_negatives, anchor, column, of_pairs = ctx.saved_tensors
+        hardest, of_negatives, anchor, column, of_pairs = ctx.saved_tensors
+        shape, stride = ctx.layout
         result = of_negatives * grad
         if hardest is not None:
-            result = torch.zeros_like(similarity).scatter_(1, hardest, result)
-        result.put_(anchor * similarity.shape[1] + column, of_pairs * grad, accumulate=True)
+            result = result.new_empty_strided(shape, stride).zero_().scatter_(1, hardest, result)
+        result.put_(anchor * shape[1] + column, of_pairs * grad, accumulate=True)
         return result, None, None, None, None, None
 
 

@@ -21,9 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from prime_xmc.model.frozen import FrozenLayers
 from prime_xmc.model.post_norm import (
+    Inner,
+    InnerParameters,
     LayerModules,
-    Tail,
-    TailParameters,
     activation_of,
     dropouts_of,
     embed_words,
@@ -31,8 +31,9 @@ from prime_xmc.model.post_norm import (
     is_known_by_hand,
     layer_list,
     modules_of,
-    run_tail,
-    run_tail_backward,
+    norm_backward,
+    run_inner,
+    run_inner_backward,
 )
 
 # Matrices may have few different shapes: oneDNN compiles a kernel for each (2 ms) and keeps a thousand of them, and the
@@ -62,7 +63,7 @@ class PackedLayer(torch.autograd.Function):
         P = softmax(q k^T + padding bias)             [texts * heads, longest text, longest text]
         context = D_0(P) v                            back to [t, d]
 
-    and then `run_tail`.
+    and then the output of `run_inner` and norm_2 of it.
 
     The scale 1 / sqrt(d_h) of the queries is expected in `qkv_weight` and `qkv_bias` already. Rows that belong to no
     group stay finite and get no gradient.
@@ -87,10 +88,10 @@ class PackedLayer(torch.autograd.Function):
             num_heads: Attention heads.
             eps: Added to the variance in both norms.
             dropout: Probabilities for the attention weights, the attention output and the feed-forward output.
-            parameters: Weight [3 d, d] and bias of queries, keys and values; then tensors in the order of
-                `TailParameters`.
+            parameters: Weight [3 d, d] and bias of queries, keys and values; tensors in the order of
+                `InnerParameters`; weight and bias of norm_2.
         """
-        qkv_weight, qkv_bias, *tail = parameters
+        qkv_weight, qkv_bias, *inner_parameters, norm_weight, norm_bias = parameters
         drops = [_Dropout(probability) for probability in dropout]
         # q, k and v of all heads, then spread over texts
         qkv = F.linear(x, qkv_weight, qkv_bias)
@@ -107,25 +108,29 @@ class PackedLayer(torch.autograd.Function):
         kept = [drop.draw(like) for drop, like in zip(drops, (probability, x, x), strict=True)]
         mixed = torch.bmm(drops[0](probability, kept[0]), value, out=_buffer(value.shape, x))
         layout.collect(mixed.view(1, *heads.shape[1:]), context)
-        result, rest = run_tail(
-            x, context, TailParameters(*tail), eps, *(partial(drops[i], kept=kept[i]) for i in (1, 2))
+        output, inner = run_inner(
+            x, context, InnerParameters(*inner_parameters), eps, *(partial(drops[i], kept=kept[i]) for i in (1, 2))
         )
+        result, mean, rstd = torch.native_layer_norm(output, (x.shape[1],), norm_weight, norm_bias, eps)
         ctx.groups, ctx.num_heads, ctx.drops = groups, num_heads, drops
-        ctx.save_for_backward(*kept, x, context, heads, probability, *rest, *parameters)
+        ctx.save_for_backward(*kept, x, context, heads, probability, *inner, output, mean, rstd, *parameters)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, "token d"]) -> tuple[Tensor | None, ...]:
         """Return the gradient of x, None for the four settings, and the gradients of the parameters in their order.
 
-        See `run_tail_backward`, which begins it, for names and rules.
+        See `run_inner_backward` for names and rules.
         """
         saved, drops = ctx.saved_tensors, ctx.drops
         *kept, x, context, heads, probability = saved[:7]
-        rest = Tail(*saved[7:15])
-        qkv_weight, _, *tail = saved[15:]
-        grad_attended, grad_context, of_tail = run_tail_backward(
-            grad, context, rest, TailParameters(*tail), *(partial(drops[i], kept=kept[i]) for i in (1, 2))
+        inner, (output, mean, rstd) = Inner(*saved[7:12]), saved[12:15]
+        qkv_weight, _, *inner_parameters, norm_weight, norm_bias = saved[15:]
+        # result = norm_2(output): grad_output [t, d], weight and bias of the norm
+        grad_output, d_norm_weight, d_norm_bias = norm_backward(grad, output, mean, rstd, norm_weight, norm_bias)
+        grad_attended, grad_context, of_inner = run_inner_backward(
+            *(grad_output, context, inner, InnerParameters(*inner_parameters)),
+            *(partial(drops[i], kept=kept[i]) for i in (1, 2)),
         )
         layout = _AttentionLayout(ctx.groups, ctx.num_heads)
         query, key, value = heads.flatten(1, 2)
@@ -145,7 +150,8 @@ class PackedLayer(torch.autograd.Function):
         d_qkv_weight, d_qkv_bias = grad_qkv.T @ x, grad_qkv.sum(0)
         # x is used twice: grad_x = grad_attended (residual) + grad_qkv W_qkv (in place of grad_attended)
         grad_x = grad_attended.addmm_(grad_qkv, qkv_weight)
-        return (grad_x, None, None, None, None, d_qkv_weight, d_qkv_bias, *of_tail)
+        of_norm = d_norm_weight, d_norm_bias
+        return (grad_x, None, None, None, None, d_qkv_weight, d_qkv_bias, *of_inner, *of_norm)
 
 
 class _Dropout:
@@ -405,7 +411,7 @@ class PackedBackbone:
         return [
             torch.cat([m.query.weight * scale, m.key.weight, m.value.weight]),
             torch.cat([m.query.bias * scale, m.key.bias, m.value.bias]),
-            *m.tail(),
+            *m.behind_attention(),
         ]
 
 

@@ -1,7 +1,8 @@
 """The layers of BERT and DistilBERT: post-norm, self-attention and then a feed-forward part with GELU.
 
 A layer of transformers is some forty kernels forward and backward, and as many nodes of autograd. Here queries, keys
-and values are one product, and all that follows attention is one node, whose gradient is written out.
+and values are one product, and what lies between attention and the next layer is one node, whose gradient is written
+out.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # Name of the activation in the configurations of the models that are known here.
 _ACTIVATIONS = {"bert": "hidden_act", "distilbert": "activation"}
@@ -42,8 +44,8 @@ class LayerModules(NamedTuple):
     down: nn.Linear
     output_norm: nn.LayerNorm
 
-    def tail(self) -> list[Tensor]:
-        """Return weights and biases in the order of `TailParameters`."""
+    def behind_attention(self) -> list[Tensor]:
+        """Return weights and biases in the order of `InnerParameters`, then those of the last norm."""
         modules = (self.out, self.attention_norm, self.up, self.down, self.output_norm)
         return [tensor for module in modules for tensor in (module.weight, module.bias)]
 
@@ -93,148 +95,193 @@ def embed_words(
     return embeddings.LayerNorm(embedded)
 
 
-class TailParameters(NamedTuple):
-    """What a layer has behind its attention, as [out, in] weights and biases."""
+class InnerParameters(NamedTuple):
+    """What a layer has between its attention and its last norm, as [out, in] weights and biases."""
 
     out_weight: Tensor
     out_bias: Tensor
-    attention_norm_weight: Tensor
-    attention_norm_bias: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
     up_weight: Tensor
     up_bias: Tensor
     down_weight: Tensor
     down_bias: Tensor
-    output_norm_weight: Tensor
-    output_norm_bias: Tensor
 
 
-class Tail(NamedTuple):
-    """What `run_tail` computes; of each norm also mean and 1 / standard deviation of the rows."""
+class Inner(NamedTuple):
+    """What `run_inner` computes on its way; of the norm also mean and 1 / standard deviation of the rows."""
 
     attended: Float[Tensor, "token d"]
-    mean_1: Tensor
-    rstd_1: Tensor
+    mean: Tensor
+    rstd: Tensor
     hidden: Float[Tensor, "token d"]
     up: Float[Tensor, "token inner"]
-    output: Float[Tensor, "token d"]
-    mean_2: Tensor
-    rstd_2: Tensor
 
 
-def run_tail(
+def run_inner(
     x: Float[Tensor, "token d"],
     context: Float[Tensor, "token d"],
-    p: TailParameters,
+    p: InnerParameters,
     eps: float,
     drop_1: Callable[[Tensor], Tensor] = lambda y: y,
     drop_2: Callable[[Tensor], Tensor] = lambda y: y,
-) -> tuple[Float[Tensor, "token d"], Tail]:
-    """Return what a layer makes of its input and of what attention made of it, and all on the way there.
+) -> tuple[Float[Tensor, "token d"], Inner]:
+    """Return what a layer makes of its input and of what attention made of it, up to its last norm.
 
     With D for dropout:
 
-        attended = x + D_1(context W_out^T + b_out)         hidden = norm_1(attended)
+        attended = x + D_1(context W_out^T + b_out)         hidden = norm(attended)
         up = hidden W_up^T + b_up
-        output = hidden + D_2(gelu(up) W_down^T + b_down)   result = norm_2(output)
+        output = hidden + D_2(gelu(up) W_down^T + b_down)
 
     Args:
         x: Input of the layer.
         context: What attention made of it, the heads side by side.
         p: Weights and biases.
-        eps: Added to the variance in both norms.
+        eps: Added to the variance in the norm.
         drop_1: Dropout behind attention.
         drop_2: Dropout behind the feed-forward part.
     """
-    shape = (x.shape[1],)
     attended = drop_1(F.linear(context, p.out_weight, p.out_bias)).add_(x)
-    hidden, mean_1, rstd_1 = torch.native_layer_norm(
-        attended, shape, p.attention_norm_weight, p.attention_norm_bias, eps
-    )
+    hidden, mean, rstd = torch.native_layer_norm(attended, (x.shape[1],), p.norm_weight, p.norm_bias, eps)
     up = F.linear(hidden, p.up_weight, p.up_bias)
     output = drop_2(F.linear(F.gelu(up), p.down_weight, p.down_bias)).add_(hidden)
-    result, mean_2, rstd_2 = torch.native_layer_norm(output, shape, p.output_norm_weight, p.output_norm_bias, eps)
-    return result, Tail(attended, mean_1, rstd_1, hidden, up, output, mean_2, rstd_2)
+    return output, Inner(attended, mean, rstd, hidden, up)
 
 
-def run_tail_backward(
-    grad: Float[Tensor, "token d"],
+def run_inner_backward(
+    grad_output: Float[Tensor, "token d"],
     context: Float[Tensor, "token d"],
-    t: Tail,
-    p: TailParameters,
+    i: Inner,
+    p: InnerParameters,
     drop_1: Callable[[Tensor], Tensor] = lambda y: y,
     drop_2: Callable[[Tensor], Tensor] = lambda y: y,
-) -> tuple[Float[Tensor, "token d"], Float[Tensor, "token d"], TailParameters]:
-    """Return the gradients of x, of the context and of the parameters of `run_tail`.
+) -> tuple[Float[Tensor, "token d"], Float[Tensor, "token d"], InnerParameters]:
+    """Return the gradients of x, of the context and of the parameters of `run_inner`.
 
     `grad_y` stands for dL/dy of a value y of the forward pass, `d_w` for dL/dw of a parameter w. For a linear layer
     y = x W^T + b: grad_x = grad_y W, d_W = grad_y^T x, d_b = sum of grad_y over tokens. For a residual connection
     y = x + f(x): grad_x = grad_y + the gradient through f. gelu(up) is not kept but computed again.
 
     Args:
-        grad: Gradient of the result.
+        grad_output: Gradient of the output; another takes its place.
         context: As it was given.
-        t: What was computed.
+        i: What was computed.
         p: Weights and biases.
         drop_1: The same dropout, of a gradient.
         drop_2: Likewise.
     """
-    norm_backward = torch.ops.aten.native_layer_norm_backward
-    shape, all_three = (grad.shape[1],), [True, True, True]
-    # result = norm_2(output): grad_output [t, d], weight and bias of the norm
-    grad_output, d_output_norm_weight, d_output_norm_bias = norm_backward(
-        grad, t.output, shape, t.mean_2, t.rstd_2, p.output_norm_weight, p.output_norm_bias, all_three
-    )
     # output = hidden + D_2(down), down = gelu(up) W_down^T + b_down: grad_down is grad_output, masked and scaled
     grad_down = drop_2(grad_output)
-    d_down_weight, d_down_bias = grad_down.T @ F.gelu(t.up), grad_down.sum(0)
+    d_down_weight, d_down_bias = grad_down.T @ F.gelu(i.up), grad_down.sum(0)
     # up -> gelu(up): grad_up = (grad_down W_down) * gelu'(up), [t, feed-forward size]
-    grad_up = torch.ops.aten.gelu_backward(grad_down @ p.down_weight, t.up)
-    d_up_weight, d_up_bias = grad_up.T @ t.hidden, grad_up.sum(0)
+    grad_up = torch.ops.aten.gelu_backward(grad_down @ p.down_weight, i.up)
+    d_up_weight, d_up_bias = grad_up.T @ i.hidden, grad_up.sum(0)
     # hidden is used twice: grad_hidden = grad_output (residual) + grad_up W_up (in place of grad_output)
     grad_hidden = grad_output.addmm_(grad_up, p.up_weight)
-    # hidden = norm_1(attended): grad_attended [t, d], weight and bias of the norm
-    grad_attended, d_attention_norm_weight, d_attention_norm_bias = norm_backward(
-        grad_hidden, t.attended, shape, t.mean_1, t.rstd_1, p.attention_norm_weight, p.attention_norm_bias, all_three
+    # hidden = norm(attended): grad_attended [t, d], weight and bias of the norm
+    grad_attended, d_norm_weight, d_norm_bias = norm_backward(
+        grad_hidden, i.attended, i.mean, i.rstd, p.norm_weight, p.norm_bias
     )
     # attended = x + D_1(out), out = context W_out^T + b_out: grad_out like grad_down; grad_context = grad_out W_out
     grad_out = drop_1(grad_attended)
-    gradients = TailParameters(
-        *(grad_out.T @ context, grad_out.sum(0), d_attention_norm_weight, d_attention_norm_bias),
-        *(d_up_weight, d_up_bias, d_down_weight, d_down_bias, d_output_norm_weight, d_output_norm_bias),
+    gradients = InnerParameters(
+        *(grad_out.T @ context, grad_out.sum(0), d_norm_weight, d_norm_bias),
+        *(d_up_weight, d_up_bias, d_down_weight, d_down_bias),
     )
     return grad_attended, grad_out @ p.out_weight, gradients
 
 
-class LayerTail(torch.autograd.Function):
-    """`run_tail` without dropout. What norm_1 returns is not kept either, but computed again."""
+def norm_backward(
+    grad: Float[Tensor, "token d"],
+    x: Float[Tensor, "token d"],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of input, weight and bias of a norm, given what `torch.native_layer_norm` returned."""
+    return torch.ops.aten.native_layer_norm_backward(
+        grad, x, (x.shape[1],), mean, rstd, weight, bias, [True, True, True]
+    )
+
+
+class LayerInner(torch.autograd.Function):
+    """`run_inner` without dropout. What its norm returns is not kept either, but computed again."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Float[Tensor, "token d"], context: Float[Tensor, "token d"], eps: float, *parameters: Tensor
     ) -> Float[Tensor, "token d"]:
-        """Return the layer's result.
+        """Return the output.
 
         Args:
             ctx: Context of autograd.
             x: Input of the layer.
             context: What attention made of it.
-            eps: Added to the variance in both norms.
-            parameters: Tensors in the order of `TailParameters`.
+            eps: Added to the variance in the norm.
+            parameters: Tensors in the order of `InnerParameters`.
         """
-        result, tail = run_tail(x, context, TailParameters(*parameters), eps)
+        output, inner = run_inner(x, context, InnerParameters(*parameters), eps)
         ctx.eps = eps
-        kept = (part for name, part in tail._asdict().items() if name != "hidden")
-        ctx.save_for_backward(context, *kept, *parameters)
-        return result
+        ctx.save_for_backward(context, inner.attended, inner.mean, inner.rstd, inner.up, *parameters)
+        return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Float[Tensor, "token d"]) -> tuple[Tensor | None, ...]:
         """Return the gradients of x and of the context, None for eps, and those of the parameters."""
-        context, attended, mean_1, rstd_1, up, output, mean_2, rstd_2, *parameters = ctx.saved_tensors
-        p = TailParameters(*parameters)
-        hidden = torch.native_layer_norm(
-            attended, (attended.shape[1],), p.attention_norm_weight, p.attention_norm_bias, ctx.eps
-        )[0]
-        tail = Tail(attended, mean_1, rstd_1, hidden, up, output, mean_2, rstd_2)
-        grad_x, grad_context, gradients = run_tail_backward(grad, context, tail, p)
+        context, attended, mean, rstd, up, *parameters = ctx.saved_tensors
+        p = InnerParameters(*parameters)
+        hidden = F.layer_norm(attended, (attended.shape[1],), p.norm_weight, p.norm_bias, ctx.eps)
+        inner = Inner(attended, mean, rstd, hidden, up)
+        # not the gradient itself, which belongs to autograd
+        grad_x, grad_context, gradients = run_inner_backward(grad.clone(), context, inner, p)
         return (grad_x, grad_context, None, *gradients)
+
+
+class NormAndProject(torch.autograd.Function):
+    """The last norm of a layer, and queries, keys and values of the next one.
+
+    Of the two, the norm's result would be kept for the product, and its input for the norm: here it is the input alone.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Float[Tensor, "token d"],
+        eps: float,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        weight: Float[Tensor, "projected d"],
+        bias: Float[Tensor, " projected"],
+    ) -> tuple[Float[Tensor, "token d"], Float[Tensor, "token projected"]]:
+        """Return the norm's result, and its product.
+
+        Args:
+            ctx: Context of autograd.
+            output: Input of the norm.
+            eps: Added to the variance.
+            norm_weight: Weight of the norm.
+            norm_bias: Bias of the norm.
+            weight: Weight of the product.
+            bias: Bias of the product.
+        """
+        x, mean, rstd = torch.native_layer_norm(output, (output.shape[1],), norm_weight, norm_bias, eps)
+        ctx.eps = eps
+        ctx.save_for_backward(output, mean, rstd, norm_weight, norm_bias, weight)
+        return x, F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_x: Float[Tensor, "token d"], grad: Float[Tensor, "token projected"]
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the input, None for eps, and those of the parameters."""
+        output, mean, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
+        x = F.layer_norm(output, (output.shape[1],), norm_weight, norm_bias, ctx.eps)
+        d_weight, d_bias = grad.T @ x, grad.sum(0)
+        grad_output, d_norm_weight, d_norm_bias = norm_backward(
+            torch.addmm(grad_x, grad, weight), output, mean, rstd, norm_weight, norm_bias
+        )
+        return grad_output, None, d_norm_weight, d_norm_bias, d_weight, d_bias

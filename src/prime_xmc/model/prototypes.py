@@ -354,9 +354,9 @@ class Prototypes(nn.Module):
         else:
             first = torch.full_like(label_ids, len(query_emb)).scatter_reduce(0, pair_places, pair_rows, "amin")
             target = query_emb[first]
-        old = self.centroids.take(label_ids).float()
-        step = (1 - self.momentum) * (target.float() - old)
-        self.centroids.put(label_ids, old + step)
+        old = self.centroids.take(label_ids).float()  # rows of its own, like the target: both are changed in place
+        step = target.float().sub_(old).mul_(1 - self.momentum)
+        self.centroids.put(label_ids, old.add_(step))
         return step.norm(dim=1).mean()
 
 

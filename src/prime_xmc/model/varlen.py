@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from prime_xmc.model.encoder_folder import Pooling
@@ -30,9 +31,31 @@ def pool_packed(
         pooling: Kind of pooling.
     """
     if pooling == "mean":
-        # unsafe: without a look at the offsets, for which the host would wait
-        return torch.segment_reduce(hidden.float(), "mean", offsets=offsets.long(), axis=0, unsafe=True)
+        return _MeanOfTexts.apply(hidden, offsets.long())
     return hidden.index_select(0, offsets[:-1] if pooling == "cls" else offsets[1:] - 1).float()
+
+
+class _MeanOfTexts(torch.autograd.Function):
+    """Means over the rows of each text, float32. Autograd would keep all rows in float32 for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Float[Tensor, "token d"], offsets: Int64[Tensor, " text_1"]
+    ) -> Float[Tensor, "text d"]:
+        """Return the means."""
+        ctx.dtype, ctx.num_tokens = hidden.dtype, len(hidden)
+        ctx.save_for_backward(offsets)
+        # unsafe: without a look at the offsets, for which the host would wait
+        return torch.segment_reduce(hidden.float(), "mean", offsets=offsets, axis=0, unsafe=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Float[Tensor, "text d"]) -> tuple[Tensor, None]:
+        """Return the gradient of the rows, which all rows of a text share."""
+        (offsets,) = ctx.saved_tensors
+        lengths = offsets.diff()
+        text = torch.repeat_interleave(lengths, output_size=ctx.num_tokens)
+        return (grad / lengths[:, None]).to(ctx.dtype).index_select(0, text), None
 
 
 def filling_texts(missing: int, longest: int) -> Int[Tensor, " fill"]:
@@ -157,7 +180,7 @@ class VarlenBackbone:
             return self.by_hand.frozen_outputs(token_ids, lengths.tolist(), dtype)
         rows = self.model.get_input_embeddings()(token_ids)
         training = self.model.training
-        self.model.eval()
+        self.model.train(False)
         try:
             runner = self._runner(rows.device, dtype)
             weights = runner.weights(dtype, "below")
