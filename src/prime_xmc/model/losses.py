@@ -116,7 +116,7 @@ def contrast_of(
 
 
 def asked_by(contrast: AnyContrast) -> frozenset[str]:
-    """Return the names of the arguments of a contrast or a loss; a class may derive from one that takes fewer."""
+    """Return the names of the arguments of a contrast; a class may derive from one whose contrasts take fewer."""
     kind = type(contrast)
     return _arguments(kind.forward if issubclass(kind, nn.Module) else kind.__call__)
 

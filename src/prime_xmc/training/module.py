@@ -1,5 +1,6 @@
 """The LightningModule: steps, logging and optimisers around encoder, prototypes and loss."""
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from prime_xmc.data.batch import Batch, Texts, send
 from prime_xmc.model.banks import BANKS, RowBank
 from prime_xmc.model.encoder import TextEncoder
-from prime_xmc.model.losses import PrimeLoss, asked_by
+from prime_xmc.model.losses import PrimeLoss
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.training.checkpoints import ShardedCheckpointIO
 from prime_xmc.training.optimizers import clip_gradients, with_warmup
@@ -284,7 +285,7 @@ class PrimeModule(RankingModule, PrototypeModule):
         # cosines near 1 differ by less than bf16 can tell
         with torch.autocast(self.device.type, enabled=False):
             # a loss of somebody's own, in place of `PrimeLoss`, may have no use for them
-            taken = asked_by(self.loss)
+            taken = inspect.signature(self.loss.forward).parameters
             known = {name: value for name, value in known.items() if name in taken}
             loss, logs = self.loss(query_emb, label_emb, prototypes, positives, negatives, **known)
             drift = self.prototypes.update_centroids(*seen, batch.moved_ids)
