@@ -1,10 +1,12 @@
-"""Memory that a training step of the paper's encoder takes on a GPU, simulated without one.
+"""Memory and operators of training steps on a GPU, simulated without one.
 
-The step is that of `bench_gpu.py`: 66M parameters, batch 3,200 with 2 positives, made-up texts of 13 tokens. Its
-tensors have shapes and no content, so that nothing is computed, and the bytes of those that are alive are added up.
-They are made where a GPU's are: in the packed transformer of `VarlenBackbone`, whose attention is replaced by one that
-keeps what flash attention keeps. Left out is what an operator takes for itself and gives back, and what the allocator
-leaves unused, so that a GPU takes more.
+Their tensors have shapes and no content, so that nothing is computed: the bytes of those that are alive are added up,
+and operators counted that are no views, each of which starts a kernel or some. The steps are those of `bench_gpu.py`:
+of the paper's encoder (66M parameters, batch 3,200 with 2 positives, made-up texts of 13 tokens), whose memory counts,
+and of the default configuration (MiniLM, LF-Debian-18K, batch 512), whose kernels are so small that their number does.
+
+Tensors are made where a GPU's are; attention is replaced by an operator that keeps what flash attention keeps. Left out
+is what an operator takes for itself and gives back, and what the allocator leaves unused, so that a GPU takes more.
 """
 
 import tempfile
@@ -15,75 +17,105 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from bench_gpu import LARGE, large_encoder, made_up, write_large
 from common import Row, Target, main
+from omegaconf import DictConfig
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training import Training, texts_of, training_of
 
+from prime_xmc.assemble import fit_to_data, make_data
 from prime_xmc.composing import compose
 from prime_xmc.model import packed_attention, varlen
+from prime_xmc.model.frozen import kept_dtype
 from prime_xmc.model.prototypes import Prototypes
 from prime_xmc.model.varlen import VarlenBackbone
 from prime_xmc.planning import probe
 
+SMALL = "MiniLM, batch 512"
 TARGETS = (
     Target(f"simulated GPU: peak memory of training steps, {LARGE}", "shown", 0, "GB"),
-    Target("simulated GPU: the same, where outputs of activation functions are kept", "shown", 0, "GB"),
-    Target("simulated GPU: the same as the latter, with tables of 614,400 labels", "shown", 0, "GB"),
+    Target("simulated GPU: the same, with tables of 614,400 labels", "shown", 0, "GB"),
+    Target(f"simulated GPU: operators of a training step, {SMALL}", "shown", 0, ""),
+    Target("simulated GPU: the same, in layers of transformers", "shown", 0, ""),
 )
-LABELS_PER_DRAW = 96  # for the last of them: as where 30.9 GB were measured
+LABELS_PER_DRAW = 96  # for the second of them: as where 30.9 GB were measured
 STEPS = 2  # the second one has the optimiser's state from the start
 ON_HOST = ("lengths", "ids", "text_ids")  # of `Texts` and `Batch`, by which the host goes
+# Operators that are no views and start nothing on a GPU.
+START_NOTHING = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "lift_fresh")
 
 
 def rows(scale: float) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as directory:
         large = Path(directory, "large")
         write_large(large)
-        settings = [
-            "trainer.precision=bf16-mixed",
-            "encoder.chunk_tokens=65536",
-            "encoder.implementation=packed",
-            f"sampling.batch_size={max(round(3200 * scale), 8)}",
-        ]
-        config = compose(
-            "train", ["dataset=amazontitles1300k", *large_encoder(large), *settings, "run_dir=outputs/bench"]
-        )
-        few, many = probe._LABELS_PER_DRAW, LABELS_PER_DRAW
-        for target, keeps, labels_per_draw in zip(TARGETS, (False, True, True), (few, few, many), strict=True):
+        config = composed(round(3200 * scale), "dataset=amazontitles1300k", *large_encoder(large))
+        for target, labels_per_draw in zip(TARGETS[:2], (probe._LABELS_PER_DRAW, LABELS_PER_DRAW), strict=True):
             with patch.object(probe, "_LABELS_PER_DRAW", labels_per_draw):
                 sized, data = made_up(config, num_batches=2)
             training = training_of(sized, data)
-            if keeps:
-                training.module.encoder.packed.model_runner.activations = []
             batch = next(iter(data.train_dataloader()))
-            peak = peak_of_steps(training, batch)
-            yield target.row(peak / 1e9, f"{texts_of(batch)}, {data.corpus.num_labels:,} labels in the tables")
+            steps = simulate(training, batch)
+            note = f"{texts_of(batch)}, {data.corpus.num_labels:,} labels in the tables"
+            yield target.row(steps.peak / 1e9, note)
+    config = composed(round(512 * scale), "sampling.clusters.first_epoch=null")
+    data = make_data(config)
+    batch = next(iter(data.train_dataloader()))
+    for target, by_hand in zip(TARGETS[2:], (True, False), strict=True):
+        training = training_of(fit_to_data(config, data.corpus), data)
+        encoder = training.module.encoder
+        lengths = np.concatenate([data.corpus.train.tokens.lengths, data.corpus.label_tokens.lengths])
+        encoder.keep_frozen_outputs(lengths, training.module.make_bank, kept_dtype(config.trainer.precision))
+        encoder.frozen.known.fill_(True)
+        if not by_hand:
+            encoder.packed.layer_runner = None
+        steps = simulate(training, batch)
+        parts = ", ".join(f"{count} {name}" for name, count in steps.operators.items())
+        yield target.row(sum(steps.operators.values()), f"{parts}; {texts_of(batch)}")
 
 
-class Alive(TorchDispatchMode):
-    """Adds up the bytes of the tensors without content that are alive, each storage once.
+def composed(batch_size: int, *overrides: str) -> DictConfig:
+    """Compose a configuration as `trainer=gpu` makes it, but for the device."""
+    settings = [
+        "trainer.precision=bf16-mixed",
+        "encoder.chunk_tokens=65536",
+        "encoder.implementation=packed",
+        f"sampling.batch_size={max(batch_size, 8)}",
+    ]
+    return compose("train", [*overrides, *settings, "run_dir=outputs/bench"])
+
+
+class Steps(TorchDispatchMode):
+    """Adds up the bytes of the tensors without content that are alive, each storage once, and counts operators on them.
 
     Attributes:
         now: Bytes.
         peak: Most of them so far.
+        part: Part of a step that is going on.
+        operators: Number of operators that are no views, of each part.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.part = ""
+        self.operators: dict[str, int] = {}
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call an operator, and note what it returns."""
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, FakeTensor):
-                self.note(value)
+        made = [value for value in tree_leaves(result) if isinstance(value, FakeTensor)]
+        for value in made:
+            self.note(value)
+        starts = not func.is_view and func.overloadpacket.__name__ not in START_NOTHING
+        if starts and (made or result is None):
+            self.operators[self.part] = self.operators.get(self.part, 0) + 1
         return result
 
     def note(self, tensor: Tensor) -> None:
@@ -119,8 +151,8 @@ class KeptAttention(torch.autograd.Function):
         return tuple(torch.empty_like(part, memory_format=torch.contiguous_format) for part in ctx.saved_tensors[:3])
 
 
-def peak_of_steps(training: Training, batch: Any) -> int:
-    """Return the most bytes that are alive in some steps, parameters and tables included."""
+def simulate(training: Training, batch: Any) -> Steps:
+    """Make some steps without content; memory includes parameters and tables, operators are those of the last step."""
     module = training.module
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     for part in module.modules():
@@ -133,18 +165,22 @@ def peak_of_steps(training: Training, batch: Any) -> int:
                 part._buffers[name] = mode.from_tensor(buffer, static_shapes=True)
     optimizer = module.optimizer(module.parameter_groups())
     batch = without_content(batch, mode)
-    alive = Alive()
+    steps = Steps()
     for tensor in [*module.parameters(), *module.buffers()]:
-        alive.note(tensor)
-    with on_a_gpu(), alive:
+        steps.note(tensor)
+    with on_a_gpu(), steps:
         for _ in range(STEPS):
+            steps.operators.clear()
+            steps.part = "forward"
             with torch.autocast("cpu", torch.bfloat16):
                 loss = module.training_step(batch, 0)["loss"]
+            steps.part = "backward"
             loss.backward()
             del loss
+            steps.part = "optimiser"
             optimizer.step()
             optimizer.zero_grad()
-    return alive.peak
+    return steps
 
 
 @contextmanager

@@ -175,10 +175,10 @@ class TextEncoder(nn.Module):
         frozen_layers: Number of layers, from the first one on, that stay as they are, as do the embeddings below
             them; the last layer is trained in any case. They have no dropout and are packed. See
             `keep_frozen_outputs`.
-        implementation: "packed" computes without padding, see `VarlenBackbone`; on a CPU there are layers of our own
-            for BERT and DistilBERT with mean pooling, see `PackedBackbone`. "transformers" runs any encoder or decoder
-            of that library in length-sorted padded chunks. "auto" packs on a GPU what can be packed and pads the rest,
-            and everything on a CPU unless layers are frozen.
+        implementation: "packed" computes without padding, see `VarlenBackbone`; there are layers of our own for BERT
+            and DistilBERT with mean pooling, see `PackedBackbone` and `LayerRunner`. "transformers" runs any encoder or
+            decoder of that library in length-sorted padded chunks. "auto" packs on a GPU what can be packed and pads
+            the rest, and everything on a CPU unless layers are frozen.
         pooling: Part of the last layer that becomes the embedding: the "mean" over the tokens, the "last" token (the
             only one of a decoder that has seen all others) or the first ("cls"). "auto" takes what the folder says,
             see `resolve_pooling`.
