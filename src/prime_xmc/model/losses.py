@@ -302,7 +302,8 @@ def _hardest(
     of_negatives = torch.where(negatives, similarity.detach(), -torch.inf)
     if num_negatives is None or num_negatives >= similarity.shape[1]:
         return None, of_negatives
-    found = of_negatives.topk(num_negatives, dim=1)
+    # rows of a transposed matrix are no runs of memory, and each is read many times over
+    found = of_negatives.contiguous().topk(num_negatives, dim=1, sorted=False)
     return found.indices, found.values
 
 
