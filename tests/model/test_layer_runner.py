@@ -119,6 +119,18 @@ def test_bf16_is_close_and_gradients_are_float32(backbone):
             assert F.cosine_similarity(grad.flatten(), rounded_grad[name].flatten(), dim=0) > 0.98, name
 
 
+def test_modules_that_were_replaced(backbone):
+    runner = make(backbone)
+    for path in ("encoder.layer.1.intermediate.dense", "transformer.layer.1.ffn.lin1"):
+        parent, _, name = path.rpartition(".")
+        try:
+            setattr(backbone.get_submodule(parent), name, torch.nn.Linear(16, 24))
+        except AttributeError:
+            continue  # of the other model
+    expected = VarlenBackbone(backbone)(tokens(), LENGTHS, torch.float32)
+    torch.testing.assert_close(runner(tokens(), LENGTHS, torch.float32), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_with_dropout_the_model_itself_runs(monkeypatch):
     backbone = randomise(bert(hidden_dropout_prob=0.3)).train()
     runner = make(backbone)

@@ -399,6 +399,47 @@ def slow_softmax_loss(similarity, positives, negatives, temperature, others):
     return torch.stack(anchors).mean() if anchors else similarity.sum() * 0
 
 
+class TestKnownGradients:
+    """Of triplets and of the regulariser: what autograd would have done by itself."""
+
+    def masks(self, shape=(4, 6)):
+        positives = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.3
+        return positives, ~positives
+
+    def test_numbers_of_pairs_beyond_float16(self):
+        positives = torch.arange(60).expand(1500, 60) < 50
+        similarity = torch.full((1500, 60), 0.5).half().requires_grad_()
+        loss = triplet_loss(similarity, positives, ~positives, Triplet(num_negatives=5))[0]
+        loss.backward()
+        assert loss.item() == pytest.approx(0.1, abs=0.02)  # a weight has few digits
+        assert (similarity.grad != 0).any()
+        gain = regulariser(similarity.detach(), similarity.detach(), positives, ~positives, num_negatives=5)
+        assert gain.item() == pytest.approx(0.1, abs=0.01)
+
+    @pytest.mark.parametrize("num_negatives", [None, 2])
+    @pytest.mark.parametrize("weighting", ["softmax", "sum", "active_mean", "ngame"])
+    def test_a_margin_without_bound(self, weighting, num_negatives):
+        similarity = torch.randn(4, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        losses = [
+            triplet_loss(
+                similarity, *self.masks(), Triplet(gamma_max=most, weighting=weighting, num_negatives=num_negatives)
+            )[0]
+            for most in (math.inf, 1e6)
+        ]
+        assert torch.equal(*losses)
+        losses[0].backward()
+        assert similarity.grad.isfinite().all()
+
+    @pytest.mark.parametrize("shape", [(1, 6), (4, 1)])
+    def test_similarities_that_share_memory(self, shape):
+        row = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        whole = row.expand(4, 6).clone().requires_grad_()
+        shared = row.clone().requires_grad_()
+        for similarity in (whole, shared.expand(4, 6)):
+            triplet_loss(similarity, *self.masks(), Triplet(num_negatives=2))[0].backward()
+        torch.testing.assert_close(shared.grad, whole.grad.sum_to_size(shape))
+
+
 class TestSoftmaxLosses:
     LOSSES = (info_nce, decoupled_softmax)
     contrasts = pytest.mark.parametrize("contrast", [InfoNCE, DecoupledSoftmax])

@@ -40,7 +40,6 @@ class LayerRunner:
         self.has_dropout = any(dropouts_of(model))
         self.num_heads: int = model.config.num_attention_heads
         self.eps = eps_of(model)
-        self.layers = [modules_of(layer) for layer in layer_list(model)]
 
     def needs_positions(self, part: Part) -> bool:
         """Return whether `run` needs the positions of tokens: they are added below the layers."""
@@ -49,7 +48,7 @@ class LayerRunner:
     def weights(self, dtype: torch.dtype, part: Part) -> list[list[Tensor]]:
         """Return weights and biases of each of some layers in a dtype, in the order of `PackedLayer`."""
         groups: list[tuple[Tensor, ...]] = []
-        for m in self.layers[self._which(part)]:
+        for m in map(modules_of, list(layer_list(self.model))[self._which(part)]):
             groups += [(m.query.weight, m.key.weight, m.value.weight), (m.query.bias, m.key.bias, m.value.bias)]
             groups += [(tensor,) for tensor in m.behind_attention()]
         cast = cast_joined(dtype, groups)

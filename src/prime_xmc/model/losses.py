@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -230,15 +231,21 @@ def shares_of_pairs(
     anchor: Int64[Tensor, " pair"], positives: Bool[Tensor, "anchor candidate"], dtype: torch.dtype
 ) -> Float[Tensor, " pair"]:
     """Return the weights of the pairs in `mean_over_anchors`."""
-    pairs_of_anchor = positives.sum(dim=1, dtype=dtype)
+    pairs_of_anchor = positives.sum(dim=1)
     num_anchors = (pairs_of_anchor > 0).sum().clamp(min=1)
-    return (pairs_of_anchor.index_select(0, anchor) * num_anchors).reciprocal()
+    return (pairs_of_anchor.index_select(0, anchor) * num_anchors).to(_wide(dtype)).reciprocal().to(dtype)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return a dtype in which numbers of pairs are no overflow, as they would be in float16."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 class _KnownGradient(torch.autograd.Function):
     """A value that depends on a few entries of a matrix, whose gradient is known along with the value.
 
-    Autograd would keep, and go back through, some twenty tensors for each term of the loss.
+    Autograd would keep, and go back through, some twenty tensors for each term of the loss. There is no second
+    derivative.
     """
 
     @staticmethod
@@ -262,7 +269,7 @@ class _KnownGradient(torch.autograd.Function):
             pairs: Anchor and candidate of further entries, each once.
             of_pairs: Gradient of these, to which the other is added where an entry is in both.
         """
-        ctx.layout = similarity.shape, similarity.stride()
+        ctx.shape, ctx.is_transposed = similarity.shape, similarity.stride(0) < similarity.stride(1)
         ctx.save_for_backward(hardest, of_negatives, *pairs, of_pairs)
         return value.detach()
 
@@ -271,11 +278,13 @@ class _KnownGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:
         """Return the gradient of the matrix."""
         hardest, of_negatives, anchor, column, of_pairs = ctx.saved_tensors
-        shape, stride = ctx.layout
         result = of_negatives * grad
         if hardest is not None:
-            result = result.new_empty_strided(shape, stride).zero_().scatter_(1, hardest, result)
-        result.put_(anchor * shape[1] + column, of_pairs * grad, accumulate=True)
+            rows, columns = ctx.shape
+            empty = result.new_zeros((columns, rows)).T if ctx.is_transposed else result.new_zeros(ctx.shape)
+            result = empty.scatter_(1, hardest, result)
+        # without accumulation, which would sort the entries on a GPU or, by other operators, add them in no fixed order
+        result.index_put_((anchor, column), result[anchor, column] + of_pairs * grad)
         return result, None, None, None, None, None
 
 
@@ -285,8 +294,11 @@ def hardest_negatives(
     num_negatives: int | None,
 ) -> Bool[Tensor, "anchor candidate"]:
     """Return the `num_negatives` negatives of each anchor that are most similar to it, or all where it is None."""
+    if num_negatives is None or num_negatives >= similarity.shape[1]:
+        return negatives
     hardest, _ = _hardest(similarity, negatives, num_negatives)
-    return negatives if hardest is None else negatives & torch.zeros_like(negatives).scatter(1, hardest, True)
+    assert hardest is not None
+    return negatives & torch.zeros_like(negatives).scatter(1, hardest, True)
 
 
 def _hardest(
@@ -357,6 +369,8 @@ def triplet_loss(
         margin = dynamic_margin(positive_sim, negative_sim, settings.gamma_min, settings.gamma_max)
         # 0 for what is no negative, whose similarity is -inf
         loss = torch.relu(negative_sim - positive_sim + margin)
+        if settings.gamma_max == math.inf:  # it is the margin of what is no negative
+            loss = loss.masked_fill(negative_sim == -torch.inf, 0.0)
         uncertain = None
         if settings.invert_uncertain:
             gap = positive_sim - negative_sim
@@ -553,7 +567,8 @@ def _half_mean(
     if hinge:
         mask = values > 0 if mask is None else mask & (values > 0)
     counted = torch.ones_like(values) if mask is None else mask.to(values)
-    weight = counted / (2 * counted.sum().clamp(min=1))
+    wide = _wide(values.dtype)
+    weight = counted * (0.5 / counted.sum(dtype=wide).clamp(min=1)).to(values.dtype)
     return (values * weight).sum(), weight
 
 

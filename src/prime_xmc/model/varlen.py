@@ -72,8 +72,8 @@ def filling_texts(missing: int, longest: int) -> Int[Tensor, " fill"]:
 class VarlenBackbone:
     """Runs a transformer of transformers on packed tokens, with its own layers and weights.
 
-    The layers compute in one dtype throughout, see `ModelRunner`; those of BERT and DistilBERT run on a GPU by
-    `LayerRunner`, unless they have dropout.
+    The layers compute in one dtype throughout, see `ModelRunner`. Where flash attention runs, those of `by_hand` do by
+    `LayerRunner`, but while they train with dropout.
 
     Args:
         backbone: Transformer, with or without adapters, that `check_packable` accepts. Its dropout applies in training
