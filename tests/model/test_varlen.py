@@ -1,11 +1,9 @@
 import importlib
 import inspect
-from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AttentionInterface,
     AutoModel,
@@ -93,18 +91,6 @@ def assert_same_gradients(actual, expected):
             torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=2e-5, msg=lambda m, n=name: n + m)
 
 
-class Operators(TorchDispatchMode):
-    """Counts what is called."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
 class TestVarlenBackbone:
     def test_outputs_and_gradients_are_those_of_padded_texts(self, model):
         pooled = VarlenBackbone(model)(random_tokens(), LENGTHS, torch.float32)
@@ -190,13 +176,13 @@ class TestVarlenBackbone:
                 pair = exact_grad[name].flatten(), rounded_grad[name].flatten()
                 assert F.cosine_similarity(*pair, dim=0) > 0.98, name
 
-    def test_weights_are_cast_at_once(self):
+    def test_weights_are_cast_at_once(self, operators):
         """Autocast would cast each by itself, and hidden states at every norm: 200 casts for three layers."""
         model = make(CONFIGS["bert"]())
         runner = VarlenBackbone(model)
-        with Operators() as forward:
+        with operators() as forward:
             pooled = runner(random_tokens(), LENGTHS, torch.bfloat16).sum()
-        with Operators() as backward:
+        with operators() as backward:
             pooled.backward()
         for operators in (forward, backward):
             assert operators.counts["_foreach_copy_"] == 1
@@ -289,6 +275,15 @@ class TestCheckPackable:
         with pytest.raises(ValueError, match=rf"{model.config.model_type} .*: give encoder\.implementation=transf"):
             check_packable(model)
         assert model.training
+
+    def test_attention_of_its_own_that_does_not_show(self):
+        """With weights of 0 in its attention, it computes the same by chance, and something else when trained."""
+        model = make(MPNetConfig(**SIZES))
+        with torch.no_grad():
+            for layer in model.encoder.layer:
+                layer.attention.attn.o.weight.zero_()
+        with pytest.raises(ValueError, match=r"mpnet computes something else .*: give encoder\.implementation=transf"):
+            check_packable(model)
 
 
 class TestPoolPacked:

@@ -97,6 +97,22 @@ AttentionInterface.register(ATTENTION, packed_attention)
 
 
 @contextmanager
+def attention_watched() -> Iterator[list[nn.Module]]:
+    """Yield a list of the layers of attention that ask for `packed_attention`, for the duration of the context."""
+    asked: list[nn.Module] = []
+
+    def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        asked.append(module)
+        return packed_attention(module, *args, **kwargs)
+
+    AttentionInterface.register(ATTENTION, watched)
+    try:
+        yield asked
+    finally:
+        AttentionInterface.register(ATTENTION, packed_attention)
+
+
+@contextmanager
 def attention_within(texts: PackedTexts) -> Iterator[None]:
     """Let attention be within these texts, by what their device has, for the duration of the context."""
     outer = _current.texts, _current.flash, _current.short

@@ -15,7 +15,7 @@ from prime_xmc.model.frozen import FrozenLayers, send
 from prime_xmc.model.layer_runner import LayerRunner
 from prime_xmc.model.model_runner import ModelRunner, Part, find_layers, without_adapters
 from prime_xmc.model.packed import PackedBackbone, cut_chunks
-from prime_xmc.model.packed_attention import PackedTexts, flash_runs
+from prime_xmc.model.packed_attention import PackedTexts, attention_watched, flash_runs
 
 _TOKEN_MULTIPLE = 512  # of the tokens of a batch on a GPU: for each new number, its libraries choose their kernels anew
 
@@ -180,7 +180,7 @@ class VarlenBackbone:
             return self.by_hand.frozen_outputs(token_ids, lengths.tolist(), dtype)
         rows = self.model.get_input_embeddings()(token_ids)
         training = self.model.training
-        self.model.train(False)
+        self.model.eval()
         try:
             runner = self._runner(rows.device, dtype)
             weights = runner.weights(dtype, "below")
@@ -260,8 +260,8 @@ def first_position(model: nn.Module) -> int:
 def check_packable(backbone: Any) -> None:
     """Refuse a transformer that does not compute the same from packed texts as from each alone.
 
-    Both are computed for two short texts. Attention of the model's own, or anything else that sees neighbouring tokens
-    or numbers positions in a way of its own, shows in the result.
+    Both are computed for two short texts. Anything that sees neighbouring tokens or numbers positions in a way of its
+    own shows in the result; attention of the model's own need not, where weights are small, as at the start.
 
     Raises:
         ValueError: If it is such a one, with what to use instead.
@@ -273,7 +273,7 @@ def check_packable(backbone: Any) -> None:
     training = backbone.training
     backbone.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), attention_watched() as asked:
             runner = VarlenBackbone(backbone)
             found = runner(ids, lengths, backbone.dtype)
             alone = [backbone(input_ids=part[None]).last_hidden_state[0] for part in ids.split(lengths.tolist())]
@@ -284,5 +284,5 @@ def check_packable(backbone: Any) -> None:
     finally:
         backbone.train(training)
     expected = torch.stack([hidden.float().mean(dim=0) for hidden in alone])
-    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+    if not asked or not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise ValueError(f"{kind} computes something else from packed tokens than from each text alone: {instead}")
