@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from prime_xmc.model.known_gradient import KnownGradient
 
 Weighting = Literal["softmax", "sum", "active_mean", "ngame"]
 Pairs = tuple[Int64[Tensor, " _"], Int64[Tensor, " _"]]
@@ -241,53 +241,6 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-class _KnownGradient(torch.autograd.Function):
-    """A value that depends on a few entries of a matrix, whose gradient is known along with the value.
-
-    Autograd would keep, and go back through, some twenty tensors for each term of the loss. There is no second
-    derivative.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        similarity: Float[Tensor, "anchor candidate"],
-        value: Float[Tensor, ""],
-        hardest: Int64[Tensor, "anchor negative"] | None,
-        of_negatives: Float[Tensor, "anchor negative"],
-        pairs: Pairs,
-        of_pairs: Float[Tensor, " pair"],
-    ) -> Float[Tensor, ""]:
-        """Return the value.
-
-        Args:
-            ctx: Context of autograd.
-            similarity: Matrix.
-            value: Value.
-            hardest: Columns of each anchor's negatives, each once; None: all of them.
-            of_negatives: Gradient of their entries.
-            pairs: Anchor and candidate of further entries, each once.
-            of_pairs: Gradient of these, to which the other is added where an entry is in both.
-        """
-        ctx.shape, ctx.is_transposed = similarity.shape, similarity.stride(0) < similarity.stride(1)
-        ctx.save_for_backward(hardest, of_negatives, *pairs, of_pairs)
-        return value.detach()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:
-        """Return the gradient of the matrix."""
-        hardest, of_negatives, anchor, column, of_pairs = ctx.saved_tensors
-        result = of_negatives * grad
-        if hardest is not None:
-            rows, columns = ctx.shape
-            empty = result.new_zeros((columns, rows)).T if ctx.is_transposed else result.new_zeros(ctx.shape)
-            result = empty.scatter_(1, hardest, result)
-        # without accumulation, which would sort the entries on a GPU or, by other operators, add them in no fixed order
-        result.index_put_((anchor, column), result[anchor, column] + of_pairs * grad)
-        return result, None, None, None, None, None
-
-
 def hardest_negatives(
     similarity: Float[Tensor, "anchor candidate"],
     negatives: Bool[Tensor, "anchor candidate"],
@@ -296,8 +249,7 @@ def hardest_negatives(
     """Return the `num_negatives` negatives of each anchor that are most similar to it, or all where it is None."""
     if num_negatives is None or num_negatives >= similarity.shape[1]:
         return negatives
-    hardest, _ = _hardest(similarity, negatives, num_negatives)
-    assert hardest is not None
+    hardest, _ = _find_hardest(similarity, negatives, num_negatives)
     return negatives & torch.zeros_like(negatives).scatter(1, hardest, True)
 
 
@@ -306,17 +258,29 @@ def _hardest(
     negatives: Bool[Tensor, "anchor candidate"],
     num_negatives: int | None,
 ) -> tuple[Int64[Tensor, "anchor negative"] | None, Float[Tensor, "anchor negative"]]:
-    """Return the columns of the hardest negatives, None for all there are, and their similarities without gradient.
+    """Return what `_find_hardest` does; where all count, None for their columns."""
+    if num_negatives is None or num_negatives >= similarity.shape[1]:
+        return None, _among(negatives, similarity)
+    return _find_hardest(similarity, negatives, num_negatives)
+
+
+def _find_hardest(
+    similarity: Float[Tensor, "anchor candidate"], negatives: Bool[Tensor, "anchor candidate"], num_negatives: int
+) -> tuple[Int64[Tensor, "anchor negative"], Float[Tensor, "anchor negative"]]:
+    """Return columns and similarities, without gradient, of the negatives that are most similar to each anchor.
 
     Where an anchor has too few, others take the place, with a similarity of -inf.
     """
-    # not the opposite of a mask filled with -inf, which would be one more pass over the whole matrix
-    of_negatives = torch.where(negatives, similarity.detach(), -torch.inf)
-    if num_negatives is None or num_negatives >= similarity.shape[1]:
-        return None, of_negatives
     # rows of a transposed matrix are no runs of memory, and each is read many times over
-    found = of_negatives.contiguous().topk(num_negatives, dim=1, sorted=False)
+    found = _among(negatives, similarity).contiguous().topk(num_negatives, dim=1, sorted=False)
     return found.indices, found.values
+
+
+def _among(
+    negatives: Bool[Tensor, "anchor candidate"], similarity: Float[Tensor, "anchor candidate"]
+) -> Float[Tensor, "anchor candidate"]:
+    # not the opposite of a mask filled with -inf, which would be one more pass over the whole matrix
+    return torch.where(negatives, similarity.detach(), -torch.inf)
 
 
 def dynamic_margin(
@@ -367,10 +331,8 @@ def triplet_loss(
         negative_sim = negative_sim.index_select(0, anchor)
         positive_sim = similarity[anchor, column].unsqueeze(1)
         margin = dynamic_margin(positive_sim, negative_sim, settings.gamma_min, settings.gamma_max)
-        # 0 for what is no negative, whose similarity is -inf
-        loss = torch.relu(negative_sim - positive_sim + margin)
-        if settings.gamma_max == math.inf:  # it is the margin of what is no negative
-            loss = loss.masked_fill(negative_sim == -torch.inf, 0.0)
+        absent = negative_sim == -torch.inf  # in the place of negatives that an anchor does not have
+        loss = torch.relu(negative_sim - positive_sim + margin).masked_fill(absent, 0.0)
         uncertain = None
         if settings.invert_uncertain:
             gap = positive_sim - negative_sim
@@ -378,7 +340,7 @@ def triplet_loss(
             loss = torch.where(uncertain, gap + settings.gamma_min, loss)
         # exactly 0 has no gradient: a maximum with zeros would have half of one there
         idle = loss == 0
-        weight, count = _weights(negative_sim, idle, settings)
+        weight, count = _weights(negative_sim, absent, idle, settings)
         of_pair = weight * shares_of_pairs(anchor, positives, similarity.dtype).unsqueeze(1)
         value = (of_pair * loss).sum()
 
@@ -391,11 +353,11 @@ def triplet_loss(
             of_negatives = of_negatives + of_pair * (loss - count * per_pair) / settings.temperature
         shape = (len(similarity), of_negatives.shape[1])
         of_anchors = similarity.new_zeros(shape).index_add_(0, anchor, of_negatives)
-    total = _KnownGradient.apply(similarity, value, hardest, of_anchors, (anchor, column), of_positive)
+    total = KnownGradient.apply(similarity, value, hardest, of_anchors, (anchor, column), of_positive)
     if not describe:
         return total, None
     with torch.no_grad():
-        considered = negative_sim > -torch.inf
+        considered = ~absent
         num_triplets = considered.sum().clamp(min=1)
         unclipped = (margin > settings.gamma_min) & (margin < settings.gamma_max)
         stats = TripletStats(
@@ -405,7 +367,10 @@ def triplet_loss(
 
 
 def _weights(
-    negative_sim: Float[Tensor, "pair negative"], idle: Bool[Tensor, "pair negative"], settings: Triplet
+    negative_sim: Float[Tensor, "pair negative"],
+    absent: Bool[Tensor, "pair negative"],
+    idle: Bool[Tensor, "pair negative"],
+    settings: Triplet,
 ) -> tuple[Float[Tensor, "pair negative"], Tensor | int]:
     """Return the weights of a pair's losses, 0 for those that are 0, and the number that divides a softmax."""
     if settings.weighting == "sum":
@@ -418,9 +383,8 @@ def _weights(
     least = torch.finfo(logits.dtype).min
     if settings.weighting == "softmax":
         return logits.masked_fill(idle, least).softmax(dim=1).masked_fill(idle, 0.0), 1
-    considered = negative_sim > -torch.inf
-    count = considered.sum(dim=1, keepdim=True).clamp(min=1)
-    logits = logits.masked_fill(idle, 0.0).masked_fill(~considered, least)
+    count = (~absent).sum(dim=1, keepdim=True).clamp(min=1)
+    logits = logits.masked_fill(idle, 0.0).masked_fill(absent, least)
     return logits.softmax(dim=1).masked_fill(idle, 0.0) / count, count
 
 
@@ -557,7 +521,7 @@ def regulariser(
         of_negatives = margin - (gain if hardest is None else gain.gather(1, hardest))
         value_p, weight_p = _half_mean(gain[anchor, column] + margin, None, hinge)
         value_n, weight_n = _half_mean(of_negatives, negative_sim > -torch.inf, hinge)
-    return _KnownGradient.apply(gain, value_p + value_n, hardest, -weight_n, (anchor, column), weight_p)
+    return KnownGradient.apply(gain, value_p + value_n, hardest, -weight_n, (anchor, column), weight_p)
 
 
 def _half_mean(

@@ -1,8 +1,7 @@
 """The layers of BERT and DistilBERT: post-norm, self-attention and then a feed-forward part with GELU.
 
-A layer of transformers is some forty kernels forward and backward, and as many nodes of autograd. Here queries, keys
-and values are one product, and what lies between attention and the next layer is one node, whose gradient is written
-out.
+Queries, keys and values are one product, and what lies between attention and the next layer is one node of autograd,
+whose gradient is written out: both save kernels, memory and time of the host.
 """
 
 from collections.abc import Callable, Iterable
