@@ -1,5 +1,7 @@
 import importlib
 import inspect
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -98,6 +100,33 @@ class TestVarlenBackbone:
         expected = run_padded(model, random_tokens())
         torch.testing.assert_close(pooled, expected, rtol=1e-5, atol=1e-5)
         assert_same_gradients(gradients(model, pooled), gradients(model, expected))
+
+    def test_two_threads_do_not_disturb_each_other(self, model):
+        """Who answers in several threads shares the model, which each changes for a while."""
+        backbone = VarlenBackbone(model)
+        few = torch.tensor([4, 3])
+        asked = [(random_tokens(), LENGTHS, torch.bfloat16), (random_tokens(few), few, torch.float32)]
+        answer = torch.no_grad()(lambda place: backbone(*asked[place]))
+        expected = [answer(0), answer(1)]
+        second: list[Future] = []
+        is_inside, is_done = threading.Event(), threading.Event()
+
+        def meet(*_):
+            """Halfway through the first, the second begins, and stays halfway until the first is done, if it can."""
+            if threading.current_thread() is not threading.main_thread():
+                is_inside.set()
+                is_done.wait(timeout=10)
+            elif not second:
+                second.append(thread.submit(answer, 1))
+                is_inside.wait(timeout=0.3)
+
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            hook = model_runner.find_layers(model)[1].register_forward_pre_hook(meet)
+            first = answer(0)
+            is_done.set()
+            found = [first, second[0].result()]
+            hook.remove()
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
     @pytest.mark.parametrize("recompute", [False, True])
     def test_chunks_change_nothing(self, model, recompute):

@@ -125,6 +125,8 @@ class Ranked:
 class Predictor:
     """Ranks the labels of an exported model for any text, the way the model was trained.
 
+    Several threads may ask one predictor at the same time.
+
     Args:
         encoder: Encoder f_theta, on the device to compute on.
         tokenizer: Tokenizer of the encoder, which cuts texts at the model's length and pads nothing.

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from prime_xmc.model.activations import computed_again, find_activations
 from prime_xmc.model.casting import cast_joined
 from prime_xmc.model.frozen import FrozenLayers
-from prime_xmc.model.packed_attention import ATTENTION, PackedTexts, attention_within, current_texts, set_texts
+from prime_xmc.model.packed_attention import (
+    ATTENTION,
+    PackedTexts,
+    attention_within,
+    current_texts,
+    one_thread,
+    set_texts,
+)
 
 Part = Literal["all", "below", "above"]
 """Layers that run: all, those that are frozen or those above them."""
@@ -56,8 +63,9 @@ class ModelRunner:
         result: list[Tensor | None] = [None] * len(self._places)
         trained: dict[int, Tensor] = {}
         rest: dict[int, Tensor] = {}
-        for place, ((module, name), *_) in enumerate(self._places):
-            parameter = module.get_parameter(name)
+        with one_thread:  # in `run` the modules have other weights
+            parameters = [module.get_parameter(name) for (module, name), *_ in self._places]
+        for place, parameter in enumerate(parameters):
             wanted = part == "all" or self._is_below[place] == (part == "below")
             if wanted and parameter.is_floating_point() and parameter.dtype != dtype:
                 (trained if parameter.requires_grad and torch.is_grad_enabled() else rest)[place] = parameter
@@ -92,9 +100,10 @@ class ModelRunner:
             rows = rows.to(dtype)
         again = self.activations and torch.is_grad_enabled()
         with ExitStack() as stack:
+            stack.enter_context(one_thread)
+            stack.enter_context(attention_within(texts))
             stack.enter_context(computed_again(self.activations) if again else nullcontext())
             stack.enter_context(self._weights_in_place(weights))
-            stack.enter_context(attention_within(texts))
             self._prepare(stack, rows[None], dtype, part, found)
             output = self.model(inputs_embeds=rows[None], position_ids=positions[None]).last_hidden_state
         return (found[0] if part == "below" else output).squeeze(0)

@@ -6,6 +6,7 @@ texts are short, `prime_xmc.model.short_attention`; elsewhere it pads.
 """
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -52,6 +53,9 @@ class _Current:
 
 
 _current = _Current()
+one_thread = threading.RLock()
+"""Held by who uses these texts, or lets a model compute something else for a while: of the threads in which somebody
+answers queries, one would compute attention within the texts of another."""
 
 
 def packed_attention(
@@ -98,33 +102,41 @@ AttentionInterface.register(ATTENTION, packed_attention)
 
 @contextmanager
 def attention_watched() -> Iterator[list[nn.Module]]:
-    """Yield a list of the layers of attention that ask for `packed_attention`, for the duration of the context."""
+    """Yield a list of the layers of attention that ask for `packed_attention`, for the duration of the context.
+
+    Other threads wait for its end before their attention is within texts, and are not watched.
+    """
     asked: list[nn.Module] = []
 
     def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         asked.append(module)
         return packed_attention(module, *args, **kwargs)
 
-    AttentionInterface.register(ATTENTION, watched)
-    try:
-        yield asked
-    finally:
-        AttentionInterface.register(ATTENTION, packed_attention)
+    with one_thread:
+        AttentionInterface.register(ATTENTION, watched)
+        try:
+            yield asked
+        finally:
+            AttentionInterface.register(ATTENTION, packed_attention)
 
 
 @contextmanager
 def attention_within(texts: PackedTexts) -> Iterator[None]:
-    """Let attention be within these texts, by what their device has, for the duration of the context."""
-    outer = _current.texts, _current.flash, _current.short
+    """Let attention be within these texts, by what their device has, for the duration of the context.
+
+    Other threads wait for its end.
+    """
     device = texts.offsets.device
     has_flash = flash_runs(device, torch.bfloat16)
-    _current.texts = texts
-    _current.flash = _flash_attention() if has_flash else None
-    _current.short = has_flash and short_attention_runs(device)
-    try:
-        yield
-    finally:
-        _current.texts, _current.flash, _current.short = outer
+    with one_thread:
+        outer = _current.texts, _current.flash, _current.short
+        _current.texts = texts
+        _current.flash = _flash_attention() if has_flash else None
+        _current.short = has_flash and short_attention_runs(device)
+        try:
+            yield
+        finally:
+            _current.texts, _current.flash, _current.short = outer
 
 
 def attend(
