@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import xxhash
 
@@ -18,7 +18,6 @@ from prime_xmc.foreign import shown
 BLOCK_BYTES = 2**24
 _PIECE_BYTES = 2**16  # read at once, so that a block is never in memory
 SAMPLED_BLOCKS = 16  # of a larger file, which takes a tenth of a second
-Verify = Literal["sampled", "full"]
 _TICK = 2.0  # seconds, above the resolution of the times of all file systems
 _checked: set[tuple[tuple[int, ...], Hashable]] = set()  # states of files that were read as a whole, with their sums
 

@@ -342,7 +342,9 @@ def write_lines(path: Path, lines: list[str]) -> Path:
     return path
 
 
-def test_folder_of_the_repository(tmp_path):
+@pytest.fixture
+def repository(tmp_path):
+    """A folder of the Extreme Classification Repository."""
     folder = tmp_path / "LF-Toy"
     folder.mkdir()
     write_lines(folder / "train.raw.txt", TEXTS)
@@ -350,7 +352,30 @@ def test_folder_of_the_repository(tmp_path):
     write_lines(folder / "Y.txt", ["zero", "one", "two"])
     write_lines(folder / "trn_X_Y.txt", ["3 3", "0:1 2:1", "", "1:1"])
     write_lines(folder / "tst_X_Y.txt", ["1 3", "1:1.0"])
-    assert read(run(folder)) == EXPECTED
+    return folder
+
+
+def test_folder_of_the_repository(repository):
+    assert read(run(repository)) == EXPECTED
+
+
+def test_test_queries_of_ones_own_have_labels_of_their_own(repository, tmp_path):
+    own = recipes_csv(tmp_path / "own.csv")
+    assert find_inputs(Inputs(repository, test=own)).test_positives is None
+    with pytest.raises(ValueError, match="expected both positives= and test_positives="):
+        run(repository, test=own)
+    labels = write_lines(tmp_path / "own.txt", ["1 3", "0:1"])
+    texts = write_lines(tmp_path / "texts.txt", ["e"])
+    inputs = find_inputs(Inputs(repository, test=texts, test_positives=labels))
+    conversion = convert(inputs, tmp_path / "out", Settings(threads=1))
+    assert read(conversion) == EXPECTED | {"tst": [("e", ["0"])]}
+
+
+@pytest.mark.parametrize(("split", "name"), [("trn", "positives"), ("tst", "test_positives")])
+def test_a_folder_without_labels_that_are_given(repository, tmp_path, split, name):
+    elsewhere = (repository / f"{split}_X_Y.txt").rename(tmp_path / "labels.txt")
+    inputs = find_inputs(Inputs(repository)._replace(**{name: elsewhere}))
+    assert read(convert(inputs, tmp_path / "out", Settings(threads=1))) == EXPECTED
 
 
 def test_folder_of_pecos(tmp_path, matrix):

@@ -12,6 +12,7 @@ from prime_xmc.export.calibration import (
     read_calibration,
     save_calibration,
 )
+from prime_xmc.export.model_sums import check_model
 from prime_xmc.export.scorers import encoder_digest
 
 HELD = Held(40, 200, 0.0123, [{"predicted": 0.05, "observed": 0.1, "answers": 200}], 0.6, 0.3, 0.4)
@@ -29,6 +30,17 @@ def saved(copy):
 def test_it_is_read_as_it_was_written(saved):
     assert read_calibration(*saved) == FOUND
     assert FOUND.default == "theta"
+
+
+def test_damage_shows(saved, caplog):
+    model, digest = saved
+    check_model(model)
+    assert not caplog.messages
+    content = (model / CONFIG).read_text()
+    (model / CONFIG).write_text(content.replace('"bias": -2.0', '"bias": -3.0'))
+    assert read_calibration(model, digest) != FOUND
+    check_model(model)
+    assert "calibration.json is not what was written (checksum)" in caplog.text
 
 
 def test_probabilities_by_hand():

@@ -50,6 +50,20 @@ def test_predictors_share_what_is_the_same(toy_bundle):
     assert loaded.predictor.predict(["a red cat"]) == Predictor.load(toy_bundle).predict(["a red cat"])
 
 
+def test_a_model_with_sources_that_are_not_in_its_folder_is_served_unexplained(model_folder, seal):
+    config = json.loads((model_folder / "prime_config.json").read_text())
+    config["prototypes"]["more_sources"] = ["category"]
+    (model_folder / "prime_config.json").write_text(json.dumps(config))
+    seal(model_folder)
+
+    def load(copy, scorer):
+        return Predictor.load(copy, scorer=scorer)
+
+    assert not load_served(model_folder, load, ["auto"]).explains
+    with pytest.raises(ValueError, match=r"made from category too \(model.more_sources\)"):
+        load_served(model_folder, load, ["auto"], explain=True)
+
+
 def test_labels_are_found_by_all_words_in_any_case(slot):
     model = slot.model
     texts = [text for _, text in model.predictor.labels]

@@ -42,6 +42,8 @@ class Inputs(NamedTuple):
 def find_inputs(given: Inputs) -> Inputs:
     """Return what was given with what is found where `queries` is a folder; what was given is kept.
 
+    The labels of test queries that were given are not looked for in the folder, whose test queries are others.
+
     A folder may be one that `datasets` has written by `save_to_disk`, with a split "train" and perhaps "test", or one
     with the files of the Extreme Classification Repository, PECOS or AttentionXML by their usual names.
 
@@ -54,28 +56,29 @@ def find_inputs(given: Inputs) -> Inputs:
     if (folder / "state.json").is_file():
         return given
     if (folder / "dataset_dict.json").is_file():
-        test = folder / "test"
-        return given._replace(
-            queries=folder / "train", test=given.test or (test if (test / "state.json").is_file() else None)
-        )
+        saved = folder / "test" if (folder / "test" / "state.json").is_file() else None
+        return given._replace(queries=folder / "train", test=given.test or saved)
     found = {
         f"{part} {split}": _first(folder, names)
         for part, by_split in (("texts", _TEXTS), ("labels", _POSITIVES))
         for split, names in by_split.items()
     }
-    for part, names in (("texts", _TEXTS), ("labels", _POSITIVES)):
-        if found[f"{part} train"] is None:
+    for part, names, own in (("texts", _TEXTS, None), ("labels", _POSITIVES, given.positives)):
+        if own is None and found[f"{part} train"] is None:
             raise FileNotFoundError(
                 f"queries={folder} is a folder without a file of the {part} of training queries that is known by its "
                 f"name, such as {', '.join(names['train'])}; name the files by queries= and positives="
             )
-    has_test = found["texts test"] is not None and found["labels test"] is not None
+    test, test_positives = given.test, given.test_positives
+    test_labels = test_positives or found["labels test"]
+    if test is None and found["texts test"] is not None and test_labels is not None:
+        test, test_positives = found["texts test"], test_labels
     return Inputs(
         queries=found["texts train"] or folder,
         labels=given.labels or _first(folder, _LABELS),
-        test=given.test or (found["texts test"] if has_test else None),
+        test=test,
         positives=given.positives or found["labels train"],
-        test_positives=given.test_positives or (found["labels test"] if has_test else None),
+        test_positives=test_positives,
     )
 
 

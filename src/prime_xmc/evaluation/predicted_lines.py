@@ -14,7 +14,7 @@ from prime_xmc.foreign import parse_json, shown
 
 _COMMANDS = (
     "expected a line for each test query, in the order of the split, as `python -m prime_xmc.predict model=<run>/model "
-    "input=<the test file> output=<file>.jsonl top_k=100` writes them for `python -m prime_xmc.evaluate "
+    "input=<the test file> output=<file>.jsonl top_k=120` writes them for `python -m prime_xmc.evaluate "
     "predictions=<file>.jsonl`"
 )
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Float64
 
 from prime_xmc.export import ensemble as ensembles
 from prime_xmc.export.folder import CALIBRATION as CONFIG
+from prime_xmc.export.model_sums import sealed
 from prime_xmc.files import write_json
 from prime_xmc.foreign import parse_json
 from prime_xmc.index.crowd import crowd, probabilities
@@ -136,7 +137,7 @@ def save_calibration(model: Path, calibration: Calibration, *, digest: str) -> N
         digest: Fingerprint of the model's encoder, see `encoder_digest`.
     """
     content = {"format_version": FORMAT_VERSION, "package_version": version("prime_xmc"), "encoder": digest}
-    write_json(model / CONFIG, content | asdict(calibration))
+    write_json(model / CONFIG, sealed(content | asdict(calibration), model, ()))
 
 
 def has_calibration(model: Path) -> bool:

@@ -123,6 +123,11 @@ def is_one_vs_all(config: Mapping[str, Any]) -> bool:
     return config["prototypes"].get("kind") == ONE_VS_ALL
 
 
+def can_be_explained(config: Mapping[str, Any]) -> bool:
+    """Return whether a score can be divided among what label vectors were made of, which the folder has to hold."""
+    return not is_one_vs_all(config) and not config["prototypes"].get("more_sources")
+
+
 def model_version(config: Mapping[str, Any]) -> int:
     """Return the number of a model's version: 1 as it was trained, one more after each change of its labels."""
     return config.get("version", 1)

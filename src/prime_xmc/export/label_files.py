@@ -25,8 +25,8 @@ def read_labels(
 
     Args:
         path: The file.
-        uid_column: Column of identifiers; None: the first there is of uid, id, label_id, label and name, else the
-            texts are their own identifiers.
+        uid_column: Column of identifiers; None: the first there is of uid, id, label_id, label_uid, label and
+            name, else the texts are their own identifiers.
         text_columns: Columns that make up the text, joined by a space as in training; None: the first there is of
             text, title, name, description and label.
         encoding: Encoding of the file, if it is made of lines.
@@ -83,7 +83,8 @@ def read_examples(
         path: The file.
         known: Identifiers of all labels, new ones included.
         fields: Which columns make up the text of a query; None: the first there is of query, title and text.
-        label_column: Column of their labels; None: the first there is of labels, label, uids, uid and label_id.
+        label_column: Column of their labels; None: the first there is of labels, label, uids, uid, label_id
+            and label_ids.
         separator: What separates the labels in a cell; None: semicolon, bar or comma, where that makes labels of a cell
             that is none itself.
         where: Where the known labels are, for messages.

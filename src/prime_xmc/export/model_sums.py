@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prime_xmc.checksums import check_choice, check_file, checksum_of, describe
-from prime_xmc.export.folder import AGAIN, CENTROIDS, CONFIG, INDEX, LABELS, NETWORK, PROTOTYPES
+from prime_xmc.export.folder import AGAIN, CALIBRATION, CENTROIDS, CONFIG, INDEX, LABELS, NETWORK, PROTOTYPES
 from prime_xmc.files import write_json
 from prime_xmc.foreign import parse_json, shown
 
@@ -21,6 +21,7 @@ _CLASSIFIERS = "classifiers/classifiers.json"
 _DESCRIPTIONS = (
     CONFIG,
     "ensemble.json",
+    CALIBRATION,
     _CLASSIFIERS,
     "neighbours/neighbours.json",
     "lexical/lexical.json",

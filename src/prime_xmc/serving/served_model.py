@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from prime_xmc.export.calibration import has_calibration, read_calibration
-from prime_xmc.export.folder import is_one_vs_all, read_config
+from prime_xmc.export.folder import can_be_explained, read_config
 from prime_xmc.export.label_choice import are_numbers
 from prime_xmc.export.predictor import PRECISIONS, Predictor
 from prime_xmc.export.scorers import encoder_digest
@@ -134,7 +134,7 @@ def _load(directory: Path, load: LoadPredictor, scorers: Sequence[str], explain:
         predictor = load(directory, scorer)
         if first is None:
             first = predictor
-            explains = not is_one_vs_all(predictor.config) if explain is None else explain
+            explains = can_be_explained(predictor.config) if explain is None else explain
             if predictor.device.type == "cpu":
                 predictor.encoder.keep_layers(PRECISIONS[predictor.precision] or torch.float32)
         else:  # one encoder in memory is enough

@@ -67,7 +67,7 @@ def train_classifiers(config: DictConfig) -> TrainedClassifiers:
         FileNotFoundError: If there is no such model or data set.
         ValueError: If the model and the data set do not belong together, a setting is out of range, or another process
             works in the folder.
-        Interrupted: If a signal ends the run, which has to start again then.
+        Interrupted: If a signal ends the run, after its progress has been saved.
     """
     quiet_libraries()
     check_settings(config)
