@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from scipy.sparse import csr_array
 
 import prime_xmc
+from prime_xmc import api
 from prime_xmc.api import _spelt
 from prime_xmc.reporting.run_folders import find_runs
+from prime_xmc.trained_model import Model
 from prime_xmc.training.run_folder import Claim
 
 
@@ -162,11 +165,37 @@ def test_fit_trains_on_what_is_given(settings, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("labels", "positives"),
+    [
+        ([(1, "cats"), (2, "dogs"), (3, "fish")], [[1], [2, 3]]),
+        ([(1, "cats"), (2, "dogs"), (3, "fish")], [["1"], [3, 2]]),
+        ([("1", "cats"), ("2", "dogs"), ("3", "fish")], csr_array([[5, 0, 0], [0, 1, 1]])),
+        ([("0", "cats"), ("1", "dogs"), ("2", "fish")], [[0], [1, 2]]),
+        (iter([("l1", "cats"), ("l2", "dogs"), ("l3", "fish")]), iter([[0], ["l2", 2]])),
+    ],
+)
+def test_labels_are_named_by_place_or_uid(labels, positives, tmp_path, monkeypatch):
+    """Where uids are numbers, numbers are uids."""
+    monkeypatch.setattr(api, "train", lambda *_, **__: None)
+    monkeypatch.setattr(Model, "load", lambda _: Model.__new__(Model))
+    prime_xmc.fit(iter(["purrs", "barks or swims"]), positives, labels, run_dir=tmp_path / "run")
+    rows = [json.loads(line)["target_ind"] for line in (tmp_path / "run/data/trn.json").read_text().splitlines()]
+    assert [sorted(row) for row in rows] == [[0], [1, 2]]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((["q"], [[0], [0]], ["a"]), "expected labels for each of 1 queries, got 2 lists"),
         ((["q"], [["b"]], ["a"]), "query 0: 'b': there is no such label"),
         ((["q"], [[0]], ["a", "a"]), "'a': the uid of several labels"),
+        ((["q"], [[1]], [(10, "cat"), (20, "dog")]), "query 0: 1: there is no such label"),
+        ((["q"], [[1]], [("1", "cat"), ("2", "dog")]), r"row 1 has the uid '2', and '1' is the uid of row 0: name lab"),
+        ((["q"], csr_array([[0, 1]]), ["a", "b", "c"]), "a matrix with a column for each of the 3 labels, got 2"),
+        (
+            (["q"], [["soup"]], {"soup": "soups and stews"}),
+            r"expected a list of labels, got {'soup': .*texts.items\(\)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(arguments, message, tmp_path, monkeypatch):

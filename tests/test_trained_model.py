@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix, lil_array
 
 import prime_xmc
 from prime_xmc.trained_model import Model, as_label, rows_of
@@ -219,6 +220,36 @@ class TestEvaluate:
     def test_mistakes(self, model, positives, message):
         with pytest.raises(ValueError, match=message):
             model.evaluate(["a", "b"], positives)
+
+    def test_a_matrix(self, model):
+        texts = ["red cat", "blue house"]
+        lists = [[0, 3], [7]]
+        matrix = lil_array((2, 48))
+        matrix[0, [0, 3]], matrix[1, 7] = 1, 1
+        assert model.evaluate(texts, matrix) == model.evaluate(texts, lists)
+
+    def test_a_text_is_no_new_names(self, model):
+        with pytest.raises(ValueError, match="expected new texts by uid, got the text 'l1'"):
+            rename_labels(model, "l1")
+
+
+def test_numbers_that_are_rows_and_uids_are_refused():
+    uids = ["1", "0", "2", "x"]
+    assert rows_of([["1"], [2], [3]], uids) == [[0], [2], [3]]
+    with pytest.raises(ValueError, match="query 1: label 1: row 1 has the uid '0', and '1' is the uid of row 0: name"):
+        rows_of([[2], [np.int64(1)]], uids)
+    assert rows_of([[1, 0, "x"]], uids, numbers_are_uids=True) == [[0, 1, 3]]
+
+
+def test_a_label_for_each_query_is_no_list():
+    with pytest.raises(ValueError, match=r"query 0: expected a list of labels, got 3: write \[label\]"):
+        rows_of([3, 5], ["a", "b"])
+
+
+def test_zeros_of_a_matrix_are_no_labels():
+    matrix = csr_matrix(([1.0, 0.0, 2.0], ([0, 0, 2], [1, 2, 0])), shape=(3, 3))
+    assert rows_of(matrix, ["a", "b", "c"]) == [[1], [], [0]]
+    assert matrix.nnz == 3
 
 
 def test_uids_of_several_labels_are_refused():

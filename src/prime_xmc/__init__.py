@@ -48,11 +48,11 @@ def load(
 
 
 def fit(
-    queries: Sequence[str],
-    positives: "Sequence[Sequence[int] | Sequence[str]]",
+    queries: Iterable[str],
+    positives: "prime_xmc.trained_model.Positives",
     labels: "Iterable[prime_xmc.trained_model.LabelLike]",
     *,
-    test: "tuple[Sequence[str], Sequence[Sequence[int] | Sequence[str]]] | None" = None,
+    test: "tuple[Iterable[str], prime_xmc.trained_model.Positives] | None" = None,
     **overrides: Any,
 ) -> "prime_xmc.trained_model.Model":
     """Train a model on texts and their labels; arguments and errors are those of `prime_xmc.api.fit`.

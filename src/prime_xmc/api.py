@@ -3,8 +3,9 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from prime_xmc.export.predictor import checked_texts
 from prime_xmc.files import write_text
 from prime_xmc.run_files import METADATA, key_of
 from prime_xmc.stages import train_prototypes
-from prime_xmc.trained_model import LabelLike, Model, as_label, rows_of
+from prime_xmc.trained_model import LabelLike, Model, Positives, as_labels, is_numbered, rows_of
 from prime_xmc.training.module import PrimeModule
 from prime_xmc.training.one_vs_all_module import OneVsAllModule
 from prime_xmc.training.run_folder import LOCK, claim_early, folder_of_now, give_back
@@ -84,11 +85,11 @@ def train(overrides: Sequence[str] = (), **settings: Any) -> TrainedRun:
 
 
 def fit(
-    queries: Sequence[str],
-    positives: Sequence[Sequence[int] | Sequence[str]],
+    queries: Iterable[str],
+    positives: Positives,
     labels: Iterable[LabelLike],
     *,
-    test: tuple[Sequence[str], Sequence[Sequence[int] | Sequence[str]]] | None = None,
+    test: tuple[Iterable[str], Positives] | None = None,
     **overrides: Any,
 ) -> Model:
     """Train a model on texts and their labels, as `train` does with `dataset=custom`, and return it.
@@ -97,25 +98,31 @@ def fit(
 
     Args:
         queries: Texts to train on.
-        positives: Labels of each of them, by place in `labels` or by uid.
+        positives: Labels of each of them, by place in `labels` or by uid, or as a sparse matrix with a row for each
+            query and a column for each label.
         labels: All labels: texts, (uid, text) or dictionaries with uid and text. The uid of a mere text is the text.
+            Where one of them has a number for a uid, numbers in `positives` are uids and not places.
         test: Queries and their labels to test on; None: some of `queries` are split off, see `dataset.num_test`.
         **overrides: Settings as in `train`, nested keys as `**{"dataset.max_epochs": 20}`. `run_dir`, or
             `hydra.run.dir`, is outputs/train/<time> unless it is given.
 
     Raises:
-        ValueError: If queries and labels do not fit, two labels have one uid, or a setting is unknown or out of range.
+        ValueError: If queries and labels do not fit, two labels have one uid, a number is the place of one label and
+            the uid of another, or a setting is unknown or out of range.
         FileExistsError: If the run folder has files in it. Where a run ends before it has begun, what was written there
             goes again.
     """
-    known = [as_label(label) for label in labels]
+    if isinstance(labels, Iterator):
+        labels = list(labels)
+    known = as_labels(labels)
     uids = [label.uid for label in known]
     if repeated := [uid for uid, count in Counter(uids).items() if count > 1]:
         raise ValueError(f"{repeated[0]!r}: the uid of several labels; give each one of its own")
     if taken := [key for key in ("dataset", "dataset.dir", "dataset.fields") if key in overrides]:
         raise ValueError(f"{taken[0]}: the data are those that are given; train(...) takes a data set")
     splits = {"trn": (queries, positives)} | ({} if test is None else {"tst": test})
-    files = {name: _records(texts, rows_of(of_texts, uids), name) for name, (texts, of_texts) in splits.items()}
+    rows = partial(rows_of, uids=uids, numbers_are_uids=any(map(is_numbered, labels)))
+    files = {name: _records(checked_texts(texts), rows(of_texts), name) for name, (texts, of_texts) in splits.items()}
     files["lbl"] = [{"uid": label.uid, "title": label.text} for label in known]
     if overrides.get("run_dir", "") is None:
         del overrides["run_dir"]
@@ -198,13 +205,13 @@ def _remove_what_is_in(folder: Path) -> None:
             path.unlink()
 
 
-def _records(texts: Sequence[str], rows: list[list[int]], name: str) -> list[dict[str, Any]]:
+def _records(texts: list[str], rows: list[list[int]], name: str) -> list[dict[str, Any]]:
     if len(texts) != len(rows):
         what = "test queries" if name == "tst" else "queries"
         raise ValueError(f"expected labels for each of {len(texts)} {what}, got {len(rows)} lists")
     return [
         {"uid": str(number), "title": text, "target_ind": row}
-        for number, (text, row) in enumerate(zip(checked_texts(texts), rows, strict=True))
+        for number, (text, row) in enumerate(zip(texts, rows, strict=True))
     ]
 
 

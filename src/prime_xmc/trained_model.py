@@ -3,13 +3,14 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float64
+from scipy.sparse import csr_array, issparse, sparray, spmatrix
 from torch import Tensor
 
 from prime_xmc.data.corpus import Ragged
@@ -21,8 +22,13 @@ from prime_xmc.export.label_changes import Example, NewLabel, add_labels, remove
 from prime_xmc.export.label_tables import LabelTables, copy_model, read_label_tables, write_label_tables
 from prime_xmc.export.predictor import Predictor, checked_texts
 
-LabelLike = str | tuple[str, str] | Mapping[str, Any]
+LabelLike = str | tuple[str | int, str] | Mapping[str, Any]
 """A label: its text, which is its uid too; (uid, text); or a dictionary with uid and text, or title in its place."""
+
+Positives = Iterable[Iterable[int] | Iterable[str]] | sparray | spmatrix
+"""The labels of each query: lists of rows or uids, or a sparse matrix [queries, labels] that is 0 for all others."""
+
+_SHOWN = 80  # characters of a value in a message
 
 
 class Model(Predictor):
@@ -116,10 +122,10 @@ class Model(Predictor):
     def evaluate(
         self,
         queries: Iterable[str],
-        positives: Iterable[Sequence[int] | Sequence[str]],
+        positives: Positives,
         inverse_propensity: Float64[np.ndarray, " label"] | None = None,
         *,
-        filtered: Iterable[Sequence[int] | Sequence[str]] | None = None,
+        filtered: Positives | None = None,
     ) -> dict[str, float]:
         """Return the metrics of the model for queries whose labels are known.
 
@@ -128,7 +134,8 @@ class Model(Predictor):
 
         Args:
             queries: Texts.
-            positives: Labels of each query, by row (`ScoredLabel.id`) or by uid.
+            positives: Labels of each query, by row (`ScoredLabel.id`) or by uid; or a sparse matrix with a row for each
+                query and a column for each label.
             inverse_propensity: Weight of each label, at least 1; None: there are no propensity-scored metrics.
             filtered: Labels of each query that are no answers of it, likewise; None: there are none.
 
@@ -136,7 +143,8 @@ class Model(Predictor):
             Fractions in [0, 1] by name, such as "P@1" and "R@10"; empty where no query has a label.
 
         Raises:
-            ValueError: If queries, positives and filtered do not fit, or a label is not known.
+            ValueError: If queries, positives and filtered do not fit, a label is not known, or a number is the row of
+                one label and the uid of another.
         """
         ranked, texts = self._ranked, checked_texts(queries)
         uids, num_labels = [uid for uid, _ in ranked.labels], len(ranked.labels)
@@ -174,9 +182,7 @@ class Model(Predictor):
         """
         texts, uids = checked_texts(queries), [checked_texts(each) for each in positives]
         _check_lengths(len(texts), len(uids))
-        if isinstance(labels, str | Mapping):
-            raise ValueError(f"expected a list of labels, got the single one {labels!r}: write [label]")
-        new = [as_label(label) for label in labels]
+        new = as_labels(labels)
         examples = [Example(text, tuple(of_text)) for text, of_text in zip(texts, uids, strict=True)]
         self._change(lambda tables: add_labels(tables, self, new, examples))
 
@@ -198,6 +204,8 @@ class Model(Predictor):
         Raises:
             ValueError: If there is no such label, or a text is empty or none.
         """
+        if isinstance(texts, str):
+            raise ValueError(f"expected new texts by uid, got the text {texts!r}: write {{uid: text}}")
         new = [as_label(pair) for pair in dict(texts).items()]
         self._change(lambda tables: rename_labels(tables, self, new))
 
@@ -244,19 +252,32 @@ class Model(Predictor):
         self._ranked = changed._ranked
 
 
+def as_labels(labels: Iterable[LabelLike]) -> list[NewLabel]:
+    """Return labels as uid and text.
+
+    Raises:
+        ValueError: If one is none, or they are no list of labels.
+    """
+    if isinstance(labels, str | Mapping):
+        raise ValueError(
+            f"expected a list of labels, got {_shortened(labels)}: write [label] if it is a single one, and "
+            "list(texts.items()) for a dictionary of texts by uid"
+        )
+    if hasattr(labels, "columns"):  # of pandas, polars or PyArrow, see `checked_texts`
+        raise ValueError(
+            f"expected a list of labels, got a table ({type(labels).__name__}): give pairs of uid and text, "
+            "list(zip(table[...], table[...]))"
+        )
+    return [as_label(label) for label in labels]
+
+
 def as_label(label: object) -> NewLabel:
     """Return a label as uid and text.
 
     Raises:
         ValueError: If it is none.
     """
-    if isinstance(label, str):
-        return NewLabel(label, label)
-    if isinstance(label, Mapping):
-        text = label.get("text", label.get("title"))
-        uid = label.get("uid", text)
-    else:
-        uid, text = label if isinstance(label, tuple) and len(label) == 2 else (None, None)
+    uid, text = _parts(label)
     if not isinstance(uid, str | int) or isinstance(uid, bool) or not isinstance(text, str):
         raise ValueError(f"expected a label as a text, (uid, text) or a dictionary with uid and text, got {label!r}")
     try:
@@ -266,16 +287,36 @@ def as_label(label: object) -> NewLabel:
     return NewLabel(str(uid), text)
 
 
+def is_numbered(label: object) -> bool:
+    """Return whether the uid of a label was given as a number."""
+    return not isinstance(_parts(label)[0], str)
+
+
+def _parts(label: object) -> tuple[Any, Any]:
+    """Return uid and text of what is given for a label, unchecked."""
+    if isinstance(label, str):
+        return label, label
+    if isinstance(label, Mapping):
+        text = label.get("text", label.get("title"))
+        return label.get("uid", text), text
+    return label if isinstance(label, tuple) and len(label) == 2 else (None, None)
+
+
+def _shortened(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+
+
 def _check_lengths(num_queries: int, num_lists: int) -> None:
     if num_queries != num_lists:
         raise ValueError(f"expected labels for each of {num_queries} queries, got {num_lists} lists")
 
 
-def _ragged(given: Iterable[Sequence[int] | Sequence[str]], uids: Sequence[str], num_queries: int) -> Ragged:
+def _ragged(given: Positives, uids: Sequence[str], num_queries: int) -> Ragged:
     """Return the labels of each query by row, ascending and each once."""
-    lists = list(given)
-    _check_lengths(num_queries, len(lists))
-    return Ragged.from_rows([np.unique(np.array(row, dtype=np.int64)) for row in rows_of(lists, uids)])
+    rows = rows_of(given, uids)
+    _check_lengths(num_queries, len(rows))
+    return Ragged.from_rows([np.unique(np.array(row, dtype=np.int64)) for row in rows])
 
 
 def _refuse_indicators(positives: Sequence[Any], num_labels: int) -> None:
@@ -286,7 +327,7 @@ def _refuse_indicators(positives: Sequence[Any], num_labels: int) -> None:
     """
     if num_labels < 2:
         return
-    sizes = [len(row) if isinstance(row, Sized) else -1 for row in positives]
+    sizes = [len(row) for row in positives]
     suspects = [row for row, size in zip(positives, sizes, strict=True) if size == num_labels]
     if not suspects or (num_labels == 2 and (len(suspects) < len(sizes) or len(sizes) == 1)):
         return
@@ -302,29 +343,58 @@ def _is_bit(value: Any) -> bool:
     return isinstance(value, bool | np.bool_ | int | float | np.number) and value in (0, 1)
 
 
-def rows_of(positives: Sequence[Sequence[int] | Sequence[str]], uids: Sequence[str]) -> list[list[int]]:
-    """Return the labels of each query by row, from rows or uids.
+def rows_of(positives: Any, uids: Sequence[str], *, numbers_are_uids: bool = False) -> list[list[int]]:
+    """Return the labels of each query by row, from rows or uids, or from a sparse matrix of queries and labels.
+
+    Args:
+        positives: `Positives`.
+        uids: Identifiers of all labels.
+        numbers_are_uids: Whether labels were given numbers for identifiers, so that numbers are these and not rows.
 
     Raises:
-        ValueError: If a label is not known, a uid belongs to several labels, or the rows are multi-hot.
+        ValueError: If a label is not known, a uid belongs to several labels, a number is the row of one label and the
+            uid of another, or the rows are multi-hot.
     """
+    if issparse(positives):
+        return _rows_of_matrix(csr_array(positives, copy=True), len(uids))
+    positives = [_listed(number, labels) for number, labels in enumerate(positives)]
     _refuse_indicators(positives, len(uids))
     place: dict[str, int] = {}
     several = {uid for row, uid in enumerate(uids) if place.setdefault(uid, row) != row}
     rows = []
     for number, labels in enumerate(positives):
-        if isinstance(labels, str):
-            raise ValueError(f"query {number}: expected a list of labels, got the text {labels!r}: write [label]")
         row: list[int] = []
         for label in labels:
-            if isinstance(label, str):
-                if label not in place or label in several:
-                    problem = "several labels have this uid" if label in several else "there is no such label"
+            is_number = isinstance(label, int | np.integer) and not isinstance(label, bool)
+            if isinstance(label, str) or (is_number and numbers_are_uids):
+                uid = str(label)
+                if uid not in place or uid in several:
+                    problem = "several labels have this uid" if uid in several else "there is no such label"
                     raise ValueError(f"query {number}: {label!r}: {problem}")
-                row.append(place[label])
-            elif isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < len(uids):
+                row.append(place[uid])
+            elif not is_number or not 0 <= label < len(uids):
                 raise ValueError(f"query {number}: label {label!r}: expected a uid or a row from 0 to {len(uids) - 1}")
+            elif place.get(str(label), label) != label:
+                raise ValueError(
+                    f"query {number}: label {label}: row {label} has the uid {uids[label]!r}, and {str(label)!r} is "
+                    f"the uid of row {place[str(label)]}: name labels by their uids, as texts"
+                )
             else:
                 row.append(int(label))
         rows.append(row)
     return rows
+
+
+def _listed(number: int, labels: Any) -> list[Any]:
+    if isinstance(labels, str):
+        raise ValueError(f"query {number}: expected a list of labels, got the text {labels!r}: write [label]")
+    if not isinstance(labels, Iterable):
+        raise ValueError(f"query {number}: expected a list of labels, got {labels!r}: write [label]")
+    return list(labels)
+
+
+def _rows_of_matrix(matrix: csr_array, num_labels: int) -> list[list[int]]:
+    if matrix.shape[1] != num_labels:
+        raise ValueError(f"expected a matrix with a column for each of the {num_labels} labels, got {matrix.shape[1]}")
+    matrix.eliminate_zeros()
+    return [part.tolist() for part in np.split(matrix.indices, matrix.indptr[1:-1])]

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from prime_xmc.assemble.opened import open_data, raw_files
 from prime_xmc.data.corpus import Corpus
-from prime_xmc.data.datamodule import HELD_OUT, PrimeDataModule
+from prime_xmc.data.datamodule import HELD_OUT, TRAINED_ON, PrimeDataModule
 from prime_xmc.data.preparation import prepare
 from prime_xmc.export.folder import model_version
 from prime_xmc.export.predictor import Predictor
@@ -90,16 +90,33 @@ def model_corpus(config: DictConfig, predictor: Predictor) -> Corpus:
     for row, ((model_uid, _), (uid, _)) in enumerate(zip(predictor.labels, corpus.labels(), strict=True)):
         if model_uid != uid:
             raise ValueError(f"label {row} is {model_uid!r} in the model, {uid!r} in {config.dataset.name}: {hint}")
-    trained = predictor.config["settings"].get("data_fingerprint")
-    if len(corpus.test) and corpus.test_rows is not None and trained not in (None, corpus.manifest["fingerprint"]):
-        logger.warning(
-            "the test queries of %s are drawn at random from its training file, and %s was trained on other data or on "
-            "data that an earlier version has split otherwise: it may have been trained on some of them, so that the "
-            "metrics are too high. Give test queries in a file of their own, or train again",
-            config.dataset.name,
-            config.model.dir,
-        )
+    if len(corpus.test) and (corpus.test_rows is not None or source.has_drawn_test()):
+        _warn_of_other_split(config, predictor, corpus)
     return corpus
+
+
+def _warn_of_other_split(config: DictConfig, predictor: Predictor, corpus: Corpus) -> None:
+    """Warn where the test queries were drawn, and others when the model was trained."""
+    settings = predictor.config["settings"]
+    if TRAINED_ON in settings:
+        is_same = settings[TRAINED_ON] == corpus.training_hash
+    else:  # of an earlier version
+        is_same = settings.get("data_fingerprint") in (None, corpus.manifest["fingerprint"])
+    if is_same:
+        return
+    way = "Give test queries in a file of their own, or train again"
+    if corpus.test_rows is not None:
+        dataset = (settings.get("config") or {}).get("dataset") or {}
+        if dataset.get("num_test") != corpus.manifest["num_test"]:
+            number = dataset.get("num_test")
+            way = f"It was trained with dataset.num_test={'null' if number is None else number}: give that first"
+    logger.warning(
+        "the test queries of %s are drawn at random, and %s was trained when others were drawn, on other data or by an "
+        "earlier version: it may have been trained on some of them, so that the metrics are too high. %s",
+        config.dataset.name,
+        config.model.dir,
+        way,
+    )
 
 
 def make_classifier_data(config: DictConfig, predictor: Predictor) -> PrimeDataModule:
@@ -129,7 +146,7 @@ def make_classifier_data(config: DictConfig, predictor: Predictor) -> PrimeDataM
         held_out_before=held_out,
         corpus=corpus,
     )
-    if held_out not in ("", data.held_out):
+    if held_out not in ("", data.held_out) or settings.get(TRAINED_ON, corpus.training_hash) != corpus.training_hash:
         logger.warning(
             "%s was trained on other data, of which other queries were held out: it may have been trained on some of "
             "these validation queries, so that what is chosen and measured by them is too good",

@@ -103,6 +103,7 @@ class _Converter:
         self.read: list[dict[str, Any]] = []
         self.grouped_by = settings.group_by
         self.num_labels: int | None = None  # of the file of labels
+        self.num_split_off = 0  # queries drawn for the test split
 
     def run(self) -> Conversion:
         if self.inputs.labels is not None:
@@ -368,6 +369,7 @@ class _Converter:
             f"split off the queries ({how}; seed={self.settings.seed}); every label keeps a training query{short}",
         )
         is_test[rows[chosen]] = True
+        self.num_split_off = len(chosen)
         return is_test
 
     def _write(self, folder: Path, is_test: Bool[np.ndarray, " row"], num_labels: int) -> dict[str, Any]:
@@ -429,6 +431,7 @@ class _Converter:
                 "group_by": self.grouped_by,
             },
             "label_columns": labels,
+            "split_off": self.num_split_off,
             "fields": self.conversion.fields,
             "label_fields": self.conversion.label_fields,
             "written": dict(counts),

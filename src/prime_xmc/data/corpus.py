@@ -3,7 +3,7 @@
 import hashlib
 import json
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -228,8 +228,17 @@ class Corpus:
 
         The tokenizer and the length of texts have no part in it, which the fingerprint of the manifest depends on.
         """
+        return self._hash_of(self.manifest["source"])
+
+    @property
+    def training_hash(self) -> str:
+        """What all data sets have in common that have these training queries, whatever else is in their files."""
+        source = self.manifest["source"]
+        return self._hash_of({name: about for name, about in source.items() if name.startswith("trn")})
+
+    def _hash_of(self, source: Mapping[str, Any]) -> str:
         rows = self.test_rows
-        content = [self.manifest["source"], None if rows is None else rows.tolist()]
+        content = [source, None if rows is None else rows.tolist()]
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     @property
@@ -245,7 +254,7 @@ class Corpus:
             )
         return (
             f"there is no test file: {split['queries']:,} of the {split['of']:,} queries of {split['file']}, drawn at "
-            "random, are the test split and are not trained on"
+            "random, are the test split"
         )
 
     @property

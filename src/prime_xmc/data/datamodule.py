@@ -24,6 +24,7 @@ from prime_xmc.data.sampling import CPU, ClusterBatchSampler, TrainLoader
 from prime_xmc.data.splitting import hold_out_queries
 
 HELD_OUT = "validation_queries"  # what the fingerprint of these queries is called in models and checkpoints
+TRAINED_ON = "training_queries"  # the same of `Corpus.training_hash`
 CHUNK = 1024  # texts that are encoded at once
 CHUNK_ON_GPU = 8192  # fewer would not keep it busy
 

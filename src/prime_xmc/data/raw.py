@@ -96,6 +96,13 @@ class RawFiles:
             return None
         return tuple(columns[name] for name in self.fields) if set(self.fields) <= columns.keys() else None
 
+    def has_drawn_test(self) -> bool:
+        """Return whether a conversion has drawn the test queries at random from those that it was given."""
+        try:
+            return bool(parse_json((Path(self.directory).expanduser() / CONVERSION).read_bytes())["split_off"])
+        except (OSError, TypeError, KeyError, ValueError):  # there was none, or one that did not say it yet
+            return False
+
     def paths(self) -> dict[str, Path]:
         """Return the files that exist, by their names without extensions.
 

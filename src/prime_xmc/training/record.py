@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from prime_xmc.data.datamodule import HELD_OUT, PrimeDataModule
+from prime_xmc.data.datamodule import HELD_OUT, TRAINED_ON, PrimeDataModule
 from prime_xmc.evaluation.table import describe_unlabelled, print_notes, print_table
 from prime_xmc.export.calibration import has_calibration, read_calibration
 from prime_xmc.export.scorers import SCORERS, encoder_digest
@@ -65,6 +65,7 @@ def describe_run(config: DictConfig, data: PrimeDataModule) -> dict[str, Any]:
         "dataset": data.corpus.manifest["name"],
         "data_fingerprint": data.corpus.manifest["fingerprint"],
         "data_source": data.corpus.source_hash,
+        TRAINED_ON: data.corpus.training_hash,
         "seed": config.seed,
         HELD_OUT: data.held_out,
         "torch_version": torch.__version__,
