@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 import prime_xmc
 from prime_xmc.export.bundle import write_card
 from prime_xmc.export.calibration import Calibration, Held, ScorerCalibration, read_calibration, save_calibration
+from prime_xmc.export.label_files import read_labels
 from prime_xmc.export.scorers import encoder_digest
 from prime_xmc.labels import main, run
 
@@ -76,6 +77,21 @@ class TestRun:
         assert json.loads(written.splitlines()[0]) == {"uid": "l0", "text": "red cat"}
         self.call(compose, model, action="list", output=files / "labels.jsonl")
         assert (files / "labels.jsonl").read_text() == written
+        for suffix in (".csv", ".tsv", ".csv.gz", ".parquet"):
+            self.call(compose, model, action="list", output=files / f"labels{suffix}")
+            renamed = [(label.uid, label.text) for label in read_labels(files / f"labels{suffix}")]
+            assert renamed == list(self.labels(model).items())
+        with pytest.raises(ValueError, match=r"labels\.txt: expected a name that ends in \.csv, \.tsv, \.jsonl"):
+            self.call(compose, model, action="list", output=files / "labels.txt")
+
+    def test_a_file_is_what_the_user_says(self, compose, model, files):
+        (files / "new.csv").write_text('{"uid": "n1", "text": "new"}\n')
+        with pytest.raises(
+            ValueError, match=r"its first line is a JSON object, .*: say what it is by input_format=text"
+        ):
+            self.call(compose, model, action="add", labels=files / "new.csv")
+        self.call(compose, model, action="add", labels=files / "new.csv", input_format="jsonl")
+        assert self.labels(model)["n1"] == "new"
 
     def test_a_folder_that_exists_is_refused_before_anything_is_read(self, compose, model, files):
         (files / "second").mkdir()

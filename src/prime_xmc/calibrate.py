@@ -28,7 +28,8 @@ def run(config: DictConfig) -> None:
     known = {uid for uid, _ in predictor.labels}
     fields = text_fields(predictor.config, as_names(config.query_column), "query_column")
     columns = config.label_column, config.separator
-    examples = read_examples(Path(config.input).expanduser(), known, fields, *columns, encoding=config.encoding)
+    how = {"input_format": config.input_format, "encoding": config.encoding}
+    examples = read_examples(Path(config.input).expanduser(), known, fields, *columns, **how)
     calibrate_with(model, predictor, [each.text for each in examples], [each.uids for each in examples])
     write_card(model)
     with unfailing_output():

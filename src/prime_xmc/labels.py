@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from itertools import chain
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -28,8 +29,9 @@ def run(config: DictConfig) -> None:
     from prime_xmc.export.label_edits import GivenLabels, edit_labels
     from prime_xmc.export.label_tables import check_target, read_label_tables, write_label_tables
     from prime_xmc.export.queries import as_names
-    from prime_xmc.files import write_text
+    from prime_xmc.files import replacing
     from prime_xmc.printing import visible_json
+    from prime_xmc.tables.writer import open_writer, written_format
 
     if config.action not in ACTIONS:
         raise ValueError(f"expected {', '.join(ACTIONS[:-1])} or {ACTIONS[-1]} behind the command, got {config.action}")
@@ -37,8 +39,16 @@ def run(config: DictConfig) -> None:
     target = None if config.output is None else Path(config.output).expanduser()
     if config.action == "list":
         read_config(model)
-        lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in read_labels(model / LABELS))
-        sys.stdout.write(visible_json(lines)) if target is None else write_text(target, lines)
+        records = read_labels(model / LABELS)
+        if target is None:
+            lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
+            sys.stdout.write(visible_json(lines))
+            return
+        columns = list(dict.fromkeys(chain.from_iterable(records)))
+        if written_format(target) != "jsonl":  # whose rows may lack some
+            records = [dict.fromkeys(columns) | record for record in records]
+        with replacing(target) as temporary, open_writer(temporary, columns, target=target) as writer:
+            writer.write(records)
         return
     if (config.labels is None) == (config.uids is None) or (config.uids is not None and config.action != "remove"):
         instead = " or uids=[...]" if config.action == "remove" else ""
@@ -56,6 +66,7 @@ def run(config: DictConfig) -> None:
         as_names(config.query_column),
         config.label_column,
         config.separator,
+        config.input_format,
         config.encoding,
     )
     changed = edit_labels(read_label_tables(model), config.action, given, lambda: load_predictor(config))

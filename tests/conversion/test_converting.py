@@ -576,6 +576,16 @@ def test_a_separator_that_the_first_rows_do_not_have(tmp_path):
     assert read(run(tmp_path / "q.jsonl"))["trn"][-1] == ("z", ["L1", "L2"])
 
 
+def test_first_rows_that_separate_labels_in_two_ways(tmp_path):
+    """Each way has as many rows; one of them is taken, and rows of the other are not labels with long names."""
+    pairs = [(f"L{n % 7}", f"L{(n + 1) % 7}") for n in range(40)]
+    rows = [["text", "labels"], *([f"t{n}", ";|"[n >= 20].join(pair)] for n, pair in enumerate(pairs))]
+    with pytest.raises(ValueError, match=r"q\.csv, line 22: 'L6\|L0' seems to be several labels, separated by '\|'"):
+        run(write_csv(tmp_path / "q.csv", rows))
+    rows[21:] = [[f"t{n}", "phones | tablets;L1"] for n in range(20)]
+    assert read(run(write_csv(tmp_path / "q.csv", rows)))["trn"][-1] == ("t19", ["phones | tablets", "L1"])
+
+
 def test_labels_that_queries_know_by_a_code_can_grow(tmp_path):
     """The code stays with the label; labels without one share none."""
     labels = write_csv(

@@ -84,6 +84,8 @@ class TestFields:
             (TextFields(trained=("title",)), {"text": "c"}, "c", []),
             (CONVERTED, {"text": "c", "title": "Ticket 7"}, "c", ["title"]),
             (CONVERTED, {"title": "c"}, "c", []),  # of the raw files
+            (MODEL, {"title": None, "content": "c"}, " c", ["title", "content"]),
+            (None, {"query": None}, "", []),
         ],
     )
     def test_which(self, fields, record, query, others):
@@ -99,7 +101,7 @@ class TestFields:
             (TextFields(trained=("body",)), {"title": "b"}, "no field 'body', only title; name the field"),
             (TextFields(given=("a", "b")), {"a": "x"}, "no field 'b', only a; expected those that text_field= names"),
             (MODEL, {}, "no field 'title', nothing in the record"),
-            (MODEL, {"title": "b", "content": None}, "field 'content' is None; expected a string there"),
+            (MODEL, {"title": "b", "content": 7}, "field 'content' is 7; expected a string there"),
         ],
     )
     def test_none_that_fit(self, fields, record, said):
@@ -119,7 +121,7 @@ class TestJsonLines:
             (b"[1]", None, r"'\[1\]' is JSON but not an object"),
             (b'{"uid": "a", "body": "b"}', None, "no field 'query', only uid, body; name the field"),
             (b'{"query": "a"}', "body", "no field 'body', only query"),
-            (b'{"title": null}', None, "field 'title' is None"),
+            (b'{"title": 7}', None, "field 'title' is 7"),
             (b'{"query": "\\ud800"}', None, "half of a character"),
             (b'{"query": "\xe9"}', None, "not UTF-8"),
             (b'\n{"query": "a"}', None, "blank, and not at the end"),
@@ -200,9 +202,12 @@ def test_parquet(tmp_path):
     with open_queries(tmp_path / "queries.parquet", TextFields()) as queries:
         assert list(queries) == [Query("red cat", {"id": 7, "when": None}), Query("blue river", {"id": 8, "when": 1.5})]
     pyarrow.parquet.write_table(pyarrow.table({"title": ["a", None]}), tmp_path / "q.parquet")
+    with open_queries(tmp_path / "q.parquet", TextFields()) as queries:
+        assert [query.text for query in queries] == ["a", ""]
+    pyarrow.parquet.write_table(pyarrow.table({"title": [1, 2]}), tmp_path / "q.parquet")
     with (
         open_queries(tmp_path / "q.parquet", TextFields()) as queries,
-        pytest.raises(ValueError, match=r"q\.parquet, row 2: field 'title' is None; expected a string"),
+        pytest.raises(ValueError, match=r"q\.parquet, row 1: field 'title' is 1; expected a string"),
     ):
         list(queries)
 

@@ -27,7 +27,7 @@ from prime_xmc.conversion.guessing import (
     guess_separator,
     match_references,
     numbered_alike,
-    separators_in,
+    separators_within,
     split_cell,
 )
 from prime_xmc.conversion.layouts import Inputs, other_splits
@@ -108,7 +108,7 @@ class _Choice:
         if inputs.positives is None:
             self._check_indicators(cells)
             self._check_objects(cells)
-            columns.within = separators_in(cells) - {columns.separator}
+            columns.within = separators_within(cells, columns.separator)
             self._note_separator(cells, columns.separator)
         if inputs.labels is None:
             self.note("labels", "no file of labels: the names of labels are their texts")

@@ -221,10 +221,34 @@ _ENTITY = re.compile(r"&(#\w+|\w+);")  # such as &amp; or &#38;
 _END = "\0"  # in the place of the semicolon of an entity
 
 
-def separators_in(cells: Sequence[str | list[str]]) -> frozenset[str]:
-    """Return which clear separators cells have, those of entities and within lists not counted."""
-    texts = [_without_ends(cell) for cell in cells if isinstance(cell, str)]
-    return frozenset(each for each in CLEAR_SEPARATORS if any(each in text for text in texts))
+def separators_within(cells: Sequence[str | list[str]], separator: str) -> frozenset[str]:
+    """Return which clear separators are within names of labels: all that cells have, but for what separates labels.
+
+    Those of entities and within lists are not counted. One that divides cells without the separator into labels that
+    others have, half of the parts at least, is not within a name: some cells were written otherwise.
+
+    Args:
+        cells: Cells of labels.
+        separator: What separates the labels of most cells, see `split_cell`.
+
+    Example:
+        >>> sorted(separators_within(["soup;AT&T | wireless", "soup|vegan", "vegan;pie"], ";"))
+        []
+        >>> sorted(separators_within(["soup;AT&T | wireless", "vegan;pie"], ";"))
+        ['|']
+    """
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    others = {each: [text for text in texts if each in _without_ends(text)] for each in CLEAR_SEPARATORS}
+    within = {each for each, having in others.items() if having and each != separator}
+    if separator in (JSON, TAGS):
+        return frozenset(within)
+    labels = {label for cell in cells for label in split_cell(cell, separator)}
+    for each in sorted(within):
+        divided = [text for text in others[each] if separator in ("", LIST) or separator not in text]
+        parts = [part for text in divided for part in split_cell(text, each)]
+        if parts and 2 * sum(part in labels for part in parts) >= len(parts):
+            within.remove(each)
+    return frozenset(within)
 
 
 def _without_ends(cell: str) -> str:

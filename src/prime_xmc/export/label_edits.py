@@ -9,7 +9,7 @@ from prime_xmc.export.label_files import read_examples, read_labels, read_uids
 from prime_xmc.export.label_tables import LabelTables
 from prime_xmc.export.predictor import Predictor
 from prime_xmc.export.queries import text_fields
-from prime_xmc.tables.reader import UTF_8
+from prime_xmc.tables.reader import AUTO, UTF_8
 
 
 class GivenLabels(NamedTuple):
@@ -24,6 +24,7 @@ class GivenLabels(NamedTuple):
         query_columns: Columns of the queries' texts.
         label_column: Column of the queries' labels.
         separator: What separates these in a cell.
+        input_format: What both files are, see `open_table`.
         encoding: Encoding of both files.
     """
 
@@ -35,6 +36,7 @@ class GivenLabels(NamedTuple):
     query_columns: tuple[str, ...] | None = None
     label_column: str | None = None
     separator: str | None = None
+    input_format: str = AUTO
     encoding: str = UTF_8
 
 
@@ -53,11 +55,12 @@ def edit_labels(
         FileNotFoundError: If there is no such file.
         ValueError: If a file cannot be read, or labels are not there or are there already.
     """
+    how = {"input_format": given.input_format, "encoding": given.encoding}
     if given.file is None:
         return remove_labels(tables, given.uids)
     if action == "remove":
-        return remove_labels(tables, read_uids(given.file, given.uid_column, encoding=given.encoding))
-    labels = read_labels(given.file, given.uid_column, given.text_columns, encoding=given.encoding)
+        return remove_labels(tables, read_uids(given.file, given.uid_column, **how))
+    labels = read_labels(given.file, given.uid_column, given.text_columns, **how)
     if action == "rename":
         return rename_labels(tables, open_predictor(), labels)
     examples = []
@@ -69,6 +72,6 @@ def edit_labels(
             given.label_column,
             given.separator,
             where="among those to add or in the model",
-            encoding=given.encoding,
+            **how,
         )
     return add_labels(tables, open_predictor(), labels, examples)

@@ -7,7 +7,7 @@ from pathlib import Path
 from prime_xmc.export.label_changes import Example, NewLabel
 from prime_xmc.export.queries import TextFields, check_header, split_row
 from prime_xmc.tables.line_rows import Row
-from prime_xmc.tables.reader import UTF_8, OpenTable, open_table
+from prime_xmc.tables.reader import AUTO, UTF_8, OpenTable, open_table
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,12 @@ _SEPARATORS = (";", "|", ",")
 
 
 def read_labels(
-    path: Path, uid_column: str | None = None, text_columns: Sequence[str] | None = None, *, encoding: str = UTF_8
+    path: Path,
+    uid_column: str | None = None,
+    text_columns: Sequence[str] | None = None,
+    *,
+    input_format: str = AUTO,
+    encoding: str = UTF_8,
 ) -> list[NewLabel]:
     """Return the labels of a file: CSV, TSV, JSON lines, Parquet or Arrow, or a label a line in a text file.
 
@@ -29,6 +34,7 @@ def read_labels(
             name, else the texts are their own identifiers.
         text_columns: Columns that make up the text, joined by a space as in training; None: the first there is of
             text, title, name, description and label.
+        input_format: What the file is, see `open_table`.
         encoding: Encoding of the file, if it is made of lines.
 
     Raises:
@@ -36,7 +42,9 @@ def read_labels(
         ValueError: If a column is missing, or the file cannot be read, with its line.
     """
     labels = []
-    with open_table(path, wanted=[uid_column or "uid", *(text_columns or ["text"])], encoding=encoding) as table:
+    with open_table(
+        path, wanted=[uid_column or "uid", *(text_columns or ["text"])], input_format=input_format, encoding=encoding
+    ) as table:
         given: Sequence[str | None] = text_columns or [None]
         texts = [_column(table, each, _TEXTS, "text", "text_column") for each in given]
         uid = _column(table, uid_column, _UIDS, "identifier", "uid_column", fallback=texts[0])
@@ -46,14 +54,16 @@ def read_labels(
     return labels
 
 
-def read_uids(path: Path, uid_column: str | None = None, *, encoding: str = UTF_8) -> list[str]:
+def read_uids(
+    path: Path, uid_column: str | None = None, *, input_format: str = AUTO, encoding: str = UTF_8
+) -> list[str]:
     """Return the identifiers of a file of labels, see `read_labels`; of a text file, its lines.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the column is missing, or the file cannot be read, with its line.
     """
-    with open_table(path, wanted=[uid_column or "uid"], encoding=encoding) as table:
+    with open_table(path, wanted=[uid_column or "uid"], input_format=input_format, encoding=encoding) as table:
         only = table.columns[0] if len(table.columns) == 1 else None
         if only is not None and table.input_format in ("csv", "tsv") and uid_column is None and only not in _UIDS:
             # it may be the first identifier of a file without a header, which would be left out without a word
@@ -73,6 +83,7 @@ def read_examples(
     separator: str | None = None,
     *,
     where: str = "in the model",
+    input_format: str = AUTO,
     encoding: str = UTF_8,
 ) -> list[Example]:
     """Return the queries of a file with their labels; rows with the same query are one query.
@@ -88,6 +99,7 @@ def read_examples(
         separator: What separates the labels in a cell; None: semicolon, bar or comma, where that makes labels of a cell
             that is none itself.
         where: Where the known labels are, for messages.
+        input_format: What the file is, see `open_table`.
         encoding: Encoding of the file, if it is made of lines.
 
     Raises:
@@ -98,7 +110,7 @@ def read_examples(
     num_rows = 0
     fields = fields or TextFields()
     wanted = [*(fields.wanted or ("query",)), label_column or "labels"]
-    with open_table(path, wanted=wanted, encoding=encoding) as table:
+    with open_table(path, wanted=wanted, input_format=input_format, encoding=encoding) as table:
         check_header(table, fields)
         labels = _column(table, label_column, _LABELS, "labels", "label_column", others=fields.given or ())
         for row in table.rows(strings=True):

@@ -89,17 +89,18 @@ class TextFields(NamedTuple):
         return (whole[0],)
 
     def split(self, record: dict[str, Any]) -> Query:
-        """Return the query of a record.
+        """Return the query of a record, of whose text a field that is null is an empty part, as in a conversion.
 
         Raises:
             ValueError: If a field that makes up the text is missing or is no string.
         """
         fields = self.choose(record)
-        for field in fields:
-            if not isinstance(record[field], str):
-                raise ValueError(f"field {field!r} is {shown(record[field])}; expected a string there")
+        texts = ["" if record[field] is None else record[field] for field in fields]
+        for field, text in zip(fields, texts, strict=True):
+            if not isinstance(text, str):
+                raise ValueError(f"field {field!r} is {shown(text)}; expected a string there")
         others = record if len(fields) > 1 else {name: value for name, value in record.items() if name not in fields}
-        return Query(self.separator.join(record[field] for field in fields), others)
+        return Query(self.separator.join(texts), others)
 
 
 def text_fields(config: Mapping[str, Any], given: tuple[str, ...] | None, key: str = "text_field") -> TextFields:

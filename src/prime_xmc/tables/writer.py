@@ -41,6 +41,7 @@ def open_writer(
     output_format: str | None = None,
     append: bool = False,
     types: Mapping[str, type] | None = None,
+    target: Path | None = None,
 ) -> Iterator[TableWriter]:
     """Open a file to write a table to; see `prime_xmc.files.replacing` for one that appears when it is complete.
 
@@ -50,23 +51,25 @@ def open_writer(
         output_format: csv, tsv, jsonl or parquet; None: by the suffix.
         append: Whether rows are added at the end of a file that is there, which has its header. Not for Parquet.
         types: Types of columns in Parquet, str, int, float or bool; the first rows say that of others.
+        target: Name that a temporary file will have, of which the suffixes count; None: its own.
 
     Raises:
         ValueError: If the suffix says no format, a row has other columns, Parquet is to be appended to or a row's
             types differ from those of the first ones.
     """
-    output_format = output_format or written_format(path)
+    target = target or path
+    output_format = output_format or written_format(target)
     if output_format == "parquet":
         if append:
-            raise ValueError(f"{path}: rows cannot be added to a Parquet file; write another one")
-        need_pyarrow(path)
+            raise ValueError(f"{target}: rows cannot be added to a Parquet file; write another one")
+        need_pyarrow(target)
         from prime_xmc.tables.parquet_writer import open_parquet_writer
 
         with open_parquet_writer(path, columns, types or {}) as writer:
             yield writer
         return
     has_header = append and path.is_file() and path.stat().st_size > 0
-    with _open_bytes(path, append=append) as file:
+    with _open_bytes(path, target, append=append) as file:
         if output_format == "jsonl":
             yield JsonLinesWriter(file)
         else:
@@ -74,15 +77,15 @@ def open_writer(
 
 
 @contextmanager
-def _open_bytes(path: Path, *, append: bool) -> Iterator[ByteStream]:
+def _open_bytes(path: Path, target: Path, *, append: bool) -> Iterator[ByteStream]:
     mode = "ab" if append else "wb"
     with ExitStack() as stack:
         raw = stack.enter_context(path.open(mode))
-        compression = compression_of(path.name)
+        compression = compression_of(target.name)
         if compression == "gzip":
             yield stack.enter_context(gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0))
         elif compression == "zstd":
-            need_pyarrow(path)
+            need_pyarrow(target)
             import pyarrow as pa
 
             yield stack.enter_context(pa.CompressedOutputStream(raw, "zstd"))
