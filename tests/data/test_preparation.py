@@ -378,6 +378,7 @@ class TestSplitOff:
     def test_other_queries_to_test_on_are_other_data(self, tmp_path):
         first, again, fewer = (Corpus.open(self.prepared(tmp_path, num_test=num_test)) for num_test in (3, 3, 2))
         assert first.source_hash == again.source_hash != fewer.source_hash
+        assert first.training_hash == again.training_hash != fewer.training_hash
 
     def test_it_is_said(self, tmp_path):
         corpus = Corpus.open(self.prepared(tmp_path))
@@ -493,7 +494,9 @@ class TestCache:
         assert first.directory != shorter.directory
         assert first.source_hash == shorter.source_hash
         write_raw(raw, test_filter="0 0\n")
-        assert Corpus.open(run(raw)).source_hash != first.source_hash
+        filtered = Corpus.open(run(raw))
+        assert filtered.source_hash != first.source_hash
+        assert filtered.training_hash == shorter.training_hash == first.training_hash
 
     def test_everything_that_matters_changes_the_fingerprint(self, raw):
         folders = [
