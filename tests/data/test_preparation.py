@@ -192,7 +192,7 @@ class TestOddData:
         ]
 
     def test_repeated_label_of_a_query_is_dropped(self, tmp_path):
-        directory = self.prepared(tmp_path, train=[*TRAIN, {"title": "dog", "target_ind": [2, 0, 2]}])
+        directory = self.prepared(tmp_path, train=[*TRAIN, {"title": "red dog", "target_ind": [2, 0, 2]}])
         corpus = Corpus.open(directory)
         assert corpus.train.positives[3].tolist() == [0, 2]
         assert corpus.label_frequency.tolist() == [2, 2, 2]
@@ -200,7 +200,7 @@ class TestOddData:
 
     def test_query_without_labels_is_kept(self, tmp_path):
         train = [TRAIN[0], {"title": "dog", "target_ind": []}, *TRAIN[1:]]
-        directory = self.prepared(tmp_path, train=train, test=[{"title": "dog", "target_ind": []}])
+        directory = self.prepared(tmp_path, train=train, test=[{"title": "red dog", "target_ind": []}])
         corpus = Corpus.open(directory)
         assert as_lists(corpus.train.positives) == [[0, 1], [], [1], [2]]
         assert as_lists(corpus.test.positives) == [[]]
@@ -209,8 +209,22 @@ class TestOddData:
             ("tst.json.gz", "query without labels"): (1, 1),
         }
 
+    def test_test_queries_that_are_training_queries_are_told(self, tmp_path, caplog):
+        """But for empty ones, which are no text to be known."""
+        texts = ["cat", TRAIN[1]["title"], "", "red dog", TRAIN[1]["title"]]
+        train = [*TRAIN, {"title": "", "target_ind": [0]}, {"title": "red dog", "target_ind": [0]}]
+        test = [{"title": text, "target_ind": [0]} for text in texts]
+        directory = self.prepared(tmp_path, train=train, test=test, test_filter="")
+        found = warnings_of(directory)
+        assert found[("tst.json.gz", "test query with the text of a training query")] == (3, 2)
+        said = (
+            "tst.json.gz: test query with the text of a training query (3, the first in line 2; 3, 60 % of all): kept, "
+        )
+        assert any(message.startswith(said) for message in caplog.messages)
+        assert not [kind for _, kind in warnings_of(self.prepared(tmp_path)) if kind.startswith("test query")]
+
     def test_own_label_among_the_positives_is_dropped(self, tmp_path, caplog):
-        train = [*TRAIN, {"title": "dog", "target_ind": [2, 0, 1]}, {"title": "cat", "target_ind": [0]}]
+        train = [*TRAIN, {"title": "red dog", "target_ind": [2, 0, 1]}, {"title": "cat", "target_ind": [0]}]
         directory = self.prepared(tmp_path, train=train, train_filter="4 0\n3 0\n3 2\n0 2\n", test_filter="0 0\n")
         corpus = Corpus.open(directory)
         assert as_lists(corpus.train.positives) == [[0, 1], [1], [2], [1], []]
@@ -255,7 +269,7 @@ class TestOddData:
         assert warnings_of(directory) == {("filter_labels_train.txt", "no filter file"): (1, None)}
 
     def test_label_with_a_relevance_of_zero_is_dropped(self, tmp_path):
-        train = [*TRAIN, {"title": "dog", "target_ind": [2, 0, 1], "target_rel": [0, 0.5, 0.0]}]
+        train = [*TRAIN, {"title": "red dog", "target_ind": [2, 0, 1], "target_rel": [0, 0.5, 0.0]}]
         directory = self.prepared(tmp_path, train=train)
         corpus = Corpus.open(directory)
         assert corpus.train.positives[3].tolist() == [0]
@@ -313,7 +327,7 @@ class TestOddData:
 
     def test_chunks_do_not_show_in_warnings(self, tmp_path, monkeypatch):
         labels = [{"title": title} for title in ("cat", "dog", "house", "red", "cat", "red", "cat")]
-        train = [{"title": "dog", "target_ind": ids} for ids in ([0, 1], [], [2], [1, 5, 1], [3], [3, 4, 6], [])]
+        train = [{"title": "red dog", "target_ind": ids} for ids in ([0, 1], [], [2], [1, 5, 1], [3], [3, 4, 6], [])]
         write_raw(tmp_path / "raw", labels=labels, train=train, train_filter="5 3\n5 6\n2 2\n4 0\n5 6\n")
         whole = Corpus.open(run(tmp_path / "raw"))
         (tmp_path / "cache").rename(tmp_path / "whole")

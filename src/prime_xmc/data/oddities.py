@@ -12,6 +12,9 @@ HANDLING = {
     "own label among the positives": "dropped, as the filter demands",
     "query without labels": "kept, but not trained on, and a miss where it is ranked",
     "label without training queries": "kept, although nothing but its text describes it",
+    "test query with the text of a training query": (
+        "kept, although the model has seen the answer, which makes metrics too high; prime-xmc-audit shows them"
+    ),
     "repeated label text": "kept as a label of its own, although its text does not distinguish it from an earlier one",
     "label whose tokens are those of another": (
         "kept, although the encoder cannot distinguish its text from that of an earlier label"

@@ -68,8 +68,9 @@ def prepare(
     and renamed when complete, so that processes may prepare the same data at the same time, and a failure leaves
     nothing behind.
     Memory does not grow with the queries, their positives and the texts: beyond a few chunks of them, it holds 44
-    bytes for each label, to find repeated texts, uids and tokens and to count queries, and the pairs of the filter that
-    is being applied. Only where a test split is split off, it holds 64 bytes for each query besides.
+    bytes for each label, to find repeated texts, uids and tokens and to count queries, 8 for each training query and 24
+    for each test query, to find the same texts in both, and the pairs of the filter that is being applied. Where a test
+    split is split off, it holds 64 bytes for each query instead.
 
     Where the source has no test file, some training queries become the test split (see `choose_test_queries`); which
     ones depends on the data alone. What is odd but harmless is handled as `prime_xmc.data.oddities.HANDLING` says,
@@ -198,7 +199,7 @@ class _Build:
         self.arrays: dict[str, Any] = {}
         self.counts: dict[str, dict[str, int]] = {}
         self.truncated_rows = array("q")  # of the queries that a test split is split off
-        self.text_hashes = array("q")  # of the same
+        self.text_hashes = {split: array("q") for split in ("train", "test", "all")}  # of the texts of queries
         self.split_off: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
@@ -208,6 +209,7 @@ class _Build:
         if "tst" in self.paths:
             frequency = self._write_queries("train", "trn", num_labels)
             self._write_queries("test", "tst", num_labels)
+            self._note_known_texts()
         else:
             frequency = self._split_off(self._write_queries("all", "trn", num_labels))
         unseen = np.flatnonzero(frequency == 0)
@@ -323,7 +325,7 @@ class _Build:
         shapes = {name: self.arrays.pop(f"all_{name}") for name in ("tokens", "positives", "filtered")}
         queries = {name: open_ragged(self.directory, f"all_{name}", shape) for name, shape in shapes.items()}
         num_test = size_of_test_split(num_queries) if self.num_test is None else self.num_test
-        same_text = np.frombuffer(self.text_hashes, dtype=np.int64)
+        same_text = np.frombuffer(self.text_hashes["all"], dtype=np.int64)
         test_rows = choose_test_queries(queries["positives"], frequency, num_test, _SPLIT_SEED, same_text=same_text)
         np.save(self.directory / TEST_ROWS, test_rows)
         is_test, is_truncated = np.zeros((2, num_queries), dtype=bool)
@@ -364,9 +366,10 @@ class _Build:
             for records, tokens, is_truncated in self._encoded(chunks, prompt):
                 writer.extend(tokens)
                 truncated += int(is_truncated.sum())
+                if part in self.text_hashes:
+                    self.text_hashes[part].extend(hash(record.text) for record in records)
                 if part == "all":
                     self.truncated_rows.extend((texts + np.flatnonzero(is_truncated)).tolist())
-                    self.text_hashes.extend(hash(record.text) for record in records)
                 unknown += self._note_odd_texts(path.name, texts + 1, records, tokens, num_added)
                 first_line = texts + 1
                 texts += len(records)
@@ -395,6 +398,16 @@ class _Build:
                 kind = "text of unknown tokens alone" if num_own[row] > 0 else "text without tokens"
             self.warnings.add(file, kind, first_line + int(row))
         return int(unknown.sum())
+
+    def _note_known_texts(self) -> None:
+        """Note test queries that are training queries too; empty ones are noted by themselves."""
+        train, test = (np.frombuffer(self.text_hashes[split], dtype=np.int64) for split in ("train", "test"))
+        train.sort()
+        place = np.searchsorted(train, test)
+        is_known = (train[np.minimum(place, len(train) - 1)] == test) & (test != hash(""))
+        if is_known.any():
+            kind, file = "test query with the text of a training query", self.paths["tst"].name
+            self.warnings.add(file, kind, int(is_known.argmax()) + 1, int(is_known.sum()), float(is_known.mean()))
 
     def _encoded(
         self, chunks: Iterable[list[Record]], prompt: str
