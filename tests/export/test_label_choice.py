@@ -41,7 +41,12 @@ def test_by_uid_and_by_id(lists, ids):
 def test_where_uids_are_numbers_a_number_in_a_text_is_a_uid_alone():
     """Otherwise the uid of a label that has been removed would silently name the label of that row."""
     assert choose_labels(NUMBERED, exclude=["0"]).tolist() == [True, True, False]
-    assert choose_labels(NUMBERED, exclude=[0]).tolist() == [False, True, True]
+    assert choose_labels(NUMBERED, exclude=[1]).tolist() == [True, False, True]  # is no uid
+    with pytest.raises(
+        ValueError, match="exclude: 0 is the id of one label, in row 0, and the uid of another one, in row 2"
+    ):
+        choose_labels(NUMBERED, exclude=[0])
+    assert choose_labels([("0", "a"), ("1", "b")], allow=[1]).tolist() == [False, True]
     for given in (["2"], "2"):
         with pytest.raises(
             ValueError, match=r"exclude: there is no label '2'; expected uids of labels\. The nearest is"

@@ -20,8 +20,8 @@ def choose_labels(
     """Return which labels may be an answer; None: all may.
 
     A label is named by its uid, or by its id, the row in the raw data's file of labels counted from 0. A number in a
-    text is a uid before it is an id, and a uid alone where most uids are numbers; an integer is an id. A uid that
-    several labels share names all of them.
+    text is a uid before it is an id, and a uid alone where most uids are numbers; an integer is an id, unless it is
+    the uid of another label, which is refused. A uid that several labels share names all of them.
 
     Args:
         labels: Uid and text of every label, in order.
@@ -58,11 +58,17 @@ def _find(labels: Labels, given: Given, option: str) -> Bool[np.ndarray, " label
     named = np.zeros(len(labels), dtype=bool)
     entries = _read(labels, given, option)
     wanted = {entry for entry, _ in entries if isinstance(entry, str)}
+    numbers = {str(entry): entry for entry, _ in entries if isinstance(entry, int)}
     known = set()
     for row, (uid, _) in enumerate(labels):
         if uid in wanted:
             named[row] = True
             known.add(uid)
+        if numbers.get(uid, row) != row:
+            raise ValueError(
+                f"{option}: {uid} is the id of one label, in row {uid}, and the uid of another one, in row {row}: name "
+                "labels by their uids, as texts"
+            )
     # a look at all labels, once
     only_uids = any(map(_is_number, wanted - known)) and are_numbers(labels)
     for entry, place in entries:
