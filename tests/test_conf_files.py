@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prime_xmc.conf_files import Entry, Group, all_entries, config_dir, entries, groups, head, is_command
+from prime_xmc.conf_files import Entry, Group, all_entries, config_dir, entries, groups, head, is_command, starts_from
 
 BASE = """\
 # @package _global_
@@ -60,6 +60,7 @@ def test_keys_have_their_defaults_and_comments(conf):
 def test_groups_are_those_of_the_defaults_list(conf):
     expected = [Group("loss", "prime", "training loss"), Group("experiment", "null", "")]
     assert groups(conf / "base.yaml") == groups(conf / "more.yaml") == expected
+    assert starts_from(conf / "more.yaml") == ["base"]
 
 
 def test_a_file_may_choose_otherwise_than_the_file_that_it_starts_from(conf):

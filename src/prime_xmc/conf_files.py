@@ -107,6 +107,11 @@ def _comment_above(lines: list[str], line: int) -> str:
     return "" if line == 0 else " ".join(block)
 
 
+def starts_from(path: Path) -> list[str]:
+    """Return the entries of a file's `defaults` list, as the file means them: `dataset: debian18k`, `train`."""
+    return [key if option is None else f"{key}: {option}" for key, option, _ in _defaults(path)]
+
+
 @dataclass(frozen=True)
 class Group:
     """A group of options that a configuration file chooses from.
