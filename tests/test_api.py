@@ -191,7 +191,7 @@ def test_labels_are_named_by_place_or_uid(labels, positives, tmp_path, monkeypat
         ((["q"], [[0]], ["a", "a"]), "'a': the uid of several labels"),
         ((["q"], [[1]], [(10, "cat"), (20, "dog")]), "query 0: 1: there is no such label"),
         ((["q"], [[1]], [("1", "cat"), ("2", "dog")]), r"row 1 has the uid '2', and '1' is the uid of row 0: name lab"),
-        ((["q"], csr_array([[0, 1]]), ["a", "b", "c"]), "a matrix with a column for each of the 3 labels, got 2"),
+        ((["q"], csr_array([[0, 1]]), ["a", "b", "c"]), r"for each of the 3 labels, got the shape \(1, 2\)"),
         (
             (["q"], [["soup"]], {"soup": "soups and stews"}),
             r"expected a list of labels, got {'soup': .*texts.items\(\)",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.sparse import csr_matrix, lil_array
+import torch
+from scipy.sparse import coo_array, csr_matrix, lil_array
 
 import prime_xmc
 from prime_xmc.trained_model import Model, as_label, rows_of
@@ -246,10 +247,31 @@ def test_a_label_for_each_query_is_no_list():
         rows_of([3, 5], ["a", "b"])
 
 
+@pytest.mark.parametrize(
+    "positives", [[np.array([1, 0])], [torch.tensor([1, 0])], [(np.int64(1), 0)], [{0: "a", 1: "b"}]]
+)
+def test_lists_of_labels_in_other_forms(positives):
+    assert [sorted(row) for row in rows_of(positives, ["a", "b", "c"])] == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("positives", "said"),
+    [
+        ({"q": [0]}, "expected a list of the labels of each query, got a dict"),
+        ([torch.tensor(1)], r"query 0: expected a list of labels, got 1: write \[label\]"),
+        (coo_array(np.array([1, 0, 0])), r"for each of the 3 labels, got the shape \(3,\)"),
+    ],
+)
+def test_what_are_no_lists_of_labels(positives, said):
+    with pytest.raises(ValueError, match=said):
+        rows_of(positives, ["a", "b", "c"])
+
+
 def test_zeros_of_a_matrix_are_no_labels():
     matrix = csr_matrix(([1.0, 0.0, 2.0], ([0, 0, 2], [1, 2, 0])), shape=(3, 3))
     assert rows_of(matrix, ["a", "b", "c"]) == [[1], [], [0]]
     assert matrix.nnz == 3
+    assert rows_of(csr_matrix((0, 3)), ["a", "b", "c"]) == []
 
 
 def test_uids_of_several_labels_are_refused():
@@ -264,6 +286,7 @@ def test_uids_of_several_labels_are_refused():
         ("soup", ("soup", "soup")),
         (("l1", "soup"), ("l1", "soup")),
         ({"uid": 7, "text": "soup"}, ("7", "soup")),
+        ((np.int64(7), "soup"), ("7", "soup")),
         ({"uid": "l1", "title": "soup"}, ("l1", "soup")),
         ({"text": "soup"}, ("soup", "soup")),
     ],

@@ -5,6 +5,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -265,8 +266,8 @@ def as_labels(labels: Iterable[LabelLike]) -> list[NewLabel]:
         )
     if hasattr(labels, "columns"):  # of pandas, polars or PyArrow, see `checked_texts`
         raise ValueError(
-            f"expected a list of labels, got a table ({type(labels).__name__}): give pairs of uid and text, "
-            "list(zip(table[...], table[...]))"
+            f"expected a list of labels, got a table ({type(labels).__name__}): give pairs of uid and text, as in "
+            "list(zip(uids, texts))"
         )
     return [as_label(label) for label in labels]
 
@@ -278,7 +279,7 @@ def as_label(label: object) -> NewLabel:
         ValueError: If it is none.
     """
     uid, text = _parts(label)
-    if not isinstance(uid, str | int) or isinstance(uid, bool) or not isinstance(text, str):
+    if not isinstance(uid, str | int | np.integer) or isinstance(uid, bool) or not isinstance(text, str):
         raise ValueError(f"expected a label as a text, (uid, text) or a dictionary with uid and text, got {label!r}")
     try:
         f"{uid}{text}".encode()
@@ -356,7 +357,14 @@ def rows_of(positives: Any, uids: Sequence[str], *, numbers_are_uids: bool = Fal
             uid of another, or the rows are multi-hot.
     """
     if issparse(positives):
-        return _rows_of_matrix(csr_array(positives, copy=True), len(uids))
+        if positives.ndim != 2 or positives.shape[1] != len(uids):
+            raise ValueError(
+                f"expected a matrix with a row for each query and a column for each of the {len(uids)} labels, got the "
+                f"shape {positives.shape}"
+            )
+        return _rows_of_matrix(csr_array(positives, copy=True))
+    if isinstance(positives, Mapping) or hasattr(positives, "columns"):  # which iterate over keys and names of columns
+        raise ValueError(f"expected a list of the labels of each query, got a {type(positives).__name__}")
     positives = [_listed(number, labels) for number, labels in enumerate(positives)]
     _refuse_indicators(positives, len(uids))
     place: dict[str, int] = {}
@@ -386,6 +394,8 @@ def rows_of(positives: Any, uids: Sequence[str], *, numbers_are_uids: bool = Fal
 
 
 def _listed(number: int, labels: Any) -> list[Any]:
+    if hasattr(labels, "tolist"):  # of NumPy, pandas and PyTorch
+        labels = labels.tolist()
     if isinstance(labels, str):
         raise ValueError(f"query {number}: expected a list of labels, got the text {labels!r}: write [label]")
     if not isinstance(labels, Iterable):
@@ -393,8 +403,6 @@ def _listed(number: int, labels: Any) -> list[Any]:
     return list(labels)
 
 
-def _rows_of_matrix(matrix: csr_array, num_labels: int) -> list[list[int]]:
-    if matrix.shape[1] != num_labels:
-        raise ValueError(f"expected a matrix with a column for each of the {num_labels} labels, got {matrix.shape[1]}")
+def _rows_of_matrix(matrix: csr_array) -> list[list[int]]:
     matrix.eliminate_zeros()
-    return [part.tolist() for part in np.split(matrix.indices, matrix.indptr[1:-1])]
+    return [matrix.indices[start:end].tolist() for start, end in pairwise(matrix.indptr)]

@@ -93,7 +93,9 @@ def test_test_queries_of_another_number_than_in_the_training(open_corpus):
     corpus, warned = open_corpus("dataset.num_test=20", config=config, training_queries="others")
     assert len(corpus.test) == 20
     assert len(warned) == 1
-    assert warned[0].endswith("It was trained with dataset.num_test=30: give that first")
+    assert (
+        "If the data are the same, give dataset.num_test=30 as in its training; otherwise give test quer" in warned[0]
+    )
     trained, _ = open_corpus("dataset.num_test=30", config=config, training_queries="others")
     assert trained.training_hash != corpus.training_hash
     assert not open_corpus("dataset.num_test=30", config=config, training_queries=trained.training_hash)[1]

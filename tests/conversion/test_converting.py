@@ -584,6 +584,10 @@ def test_first_rows_that_separate_labels_in_two_ways(tmp_path):
         run(write_csv(tmp_path / "q.csv", rows))
     rows[21:] = [[f"t{n}", "phones | tablets;L1"] for n in range(20)]
     assert read(run(write_csv(tmp_path / "q.csv", rows)))["trn"][-1] == ("t19", ["phones | tablets", "L1"])
+    rows[21:] = [["a", "phones | L1"], ["b", "tablets | L1"], ["c", "L1"]]  # not all of their parts are labels
+    assert read(run(write_csv(tmp_path / "q.csv", rows)))["trn"][-3] == ("a", ["phones | L1"])
+    rows[21:] = [["a", "L2 | L1"], ["b", "L2 | L1;L3"]]
+    assert read(run(write_csv(tmp_path / "q.csv", rows)))["trn"][-2] == ("a", ["L2 | L1"])
 
 
 def test_labels_that_queries_know_by_a_code_can_grow(tmp_path):

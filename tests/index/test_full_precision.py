@@ -22,3 +22,18 @@ def test_tf32_is_off_and_comes_back():
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_the_last_of_several_threads_restores_it():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    first, second = full_float32(torch.device("cuda")), full_float32(torch.device("cuda"))
+    try:
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == "highest"
+        second.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

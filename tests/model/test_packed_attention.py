@@ -1,10 +1,17 @@
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from prime_xmc.model import packed_attention as implementation
-from prime_xmc.model.packed_attention import PackedTexts, packed_attention
+from prime_xmc.model.packed_attention import (
+    PackedTexts,
+    attention_watched,
+    attention_within,
+    current_texts,
+    packed_attention,
+)
 
 
 def attend_slowly(query, key, value, offsets, window, scaling):
@@ -107,3 +114,20 @@ class TestPackedAttention:
         heads = [self.heads(4, seed) for seed in range(3)]
         with pytest.raises(ValueError, match="packed attention has no softcap"):
             packed_attention(torch.nn.Module(), *heads, None, softcap=50.0)
+
+
+TEXTS, OTHERS = (PackedTexts(torch.tensor([0, length], dtype=torch.int32), length) for length in (2, 1))
+
+
+@pytest.mark.parametrize("occupy", [lambda: attention_within(TEXTS), attention_watched])
+def test_another_thread_waits(occupy):
+    def enter():
+        with attention_within(OTHERS):
+            return current_texts()
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        with occupy():
+            waiting = thread.submit(enter)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.2)
+        assert waiting.result(timeout=10) is OTHERS

@@ -109,7 +109,8 @@ def _warn_of_other_split(config: DictConfig, predictor: Predictor, corpus: Corpu
         dataset = (settings.get("config") or {}).get("dataset") or {}
         if dataset.get("num_test") != corpus.manifest["num_test"]:
             number = dataset.get("num_test")
-            way = f"It was trained with dataset.num_test={'null' if number is None else number}: give that first"
+            number = "null" if number is None else number
+            way = f"If the data are the same, give dataset.num_test={number} as in its training; otherwise g{way[1:]}"
     logger.warning(
         "the test queries of %s are drawn at random, and %s was trained when others were drawn, on other data or by an "
         "earlier version: it may have been trained on some of them, so that the metrics are too high. %s",
@@ -146,7 +147,8 @@ def make_classifier_data(config: DictConfig, predictor: Predictor) -> PrimeDataM
         held_out_before=held_out,
         corpus=corpus,
     )
-    if held_out not in ("", data.held_out) or settings.get(TRAINED_ON, corpus.training_hash) != corpus.training_hash:
+    is_other = settings.get(TRAINED_ON, corpus.training_hash) != corpus.training_hash
+    if len(data.validation_ids) and (is_other or held_out not in ("", data.held_out)):
         logger.warning(
             "%s was trained on other data, of which other queries were held out: it may have been trained on some of "
             "these validation queries, so that what is chosen and measured by them is too good",

@@ -84,7 +84,13 @@ def convert(inputs: Inputs, output: Path, settings: Settings) -> Conversion:
     if inputs.test_positives is not None and inputs.test is None:
         raise ValueError("test_positives= needs test=, the texts of the test queries")
     if (inputs.positives is None) != (inputs.test_positives is None) and inputs.test is not None:
-        raise ValueError("expected both positives= and test_positives=, or none of them, where there is test=")
+        given, missing = (
+            ("positives", "test_positives") if inputs.positives is not None else ("test_positives", "positives")
+        )
+        raise ValueError(
+            f"{given}={getattr(inputs, given)} has labels by number, and there is no {missing}=: expected both "
+            "positives= and test_positives=, or none of them, where there is test="
+        )
     place = output.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
     with (

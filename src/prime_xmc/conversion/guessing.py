@@ -224,8 +224,9 @@ _END = "\0"  # in the place of the semicolon of an entity
 def separators_within(cells: Sequence[str | list[str]], separator: str) -> frozenset[str]:
     """Return which clear separators are within names of labels: all that cells have, but for what separates labels.
 
-    Those of entities and within lists are not counted. One that divides cells without the separator into labels that
-    others have, half of the parts at least, is not within a name: some cells were written otherwise.
+    Those of entities and within lists are not counted. One that divides cells without the separator, half of them at
+    least, into nothing but labels of others is not within a name: some cells were written otherwise. Cells that are
+    a label among those of others are none of these.
 
     Args:
         cells: Cells of labels.
@@ -242,11 +243,13 @@ def separators_within(cells: Sequence[str | list[str]], separator: str) -> froze
     within = {each for each, having in others.items() if having and each != separator}
     if separator in (JSON, TAGS):
         return frozenset(within)
-    labels = {label for cell in cells for label in split_cell(cell, separator)}
+    split = [split_cell(cell, separator) for cell in cells]
+    labels = {label for own in split for label in own}
+    among_others = {label for own in split if len(own) > 1 for label in own}
     for each in sorted(within):
-        divided = [text for text in others[each] if separator in ("", LIST) or separator not in text]
-        parts = [part for text in divided for part in split_cell(text, each)]
-        if parts and 2 * sum(part in labels for part in parts) >= len(parts):
+        divided = [text for text in others[each] if split_cell(text, separator) == [text.strip()]]
+        parts = [split_cell(text, each) for text in divided if text.strip() not in among_others]
+        if parts and 2 * sum(labels.issuperset(of_cell) for of_cell in parts) >= len(parts):
             within.remove(each)
     return frozenset(within)
 

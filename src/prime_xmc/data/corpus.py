@@ -3,7 +3,7 @@
 import hashlib
 import json
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -228,18 +228,14 @@ class Corpus:
 
         The tokenizer and the length of texts have no part in it, which the fingerprint of the manifest depends on.
         """
-        return self._hash_of(self.manifest["source"])
+        rows = self.test_rows
+        return _hash_of([self.manifest["source"], None if rows is None else rows.tolist()])
 
     @property
     def training_hash(self) -> str:
-        """What all data sets have in common that have these training queries, whatever else is in their files."""
-        source = self.manifest["source"]
-        return self._hash_of({name: about for name, about in source.items() if name.startswith("trn")})
-
-    def _hash_of(self, source: Mapping[str, Any]) -> str:
-        rows = self.test_rows
-        content = [source, None if rows is None else rows.tolist()]
-        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+        """What all data have in common that are prepared with the same tokens of the same training queries."""
+        written = self.manifest.get("checksums", {})
+        return _hash_of({name: of_file for name, of_file in written.items() if name.startswith("train_tokens")})
 
     @property
     def split_note(self) -> str | None:
@@ -387,3 +383,7 @@ class RaggedWriter:
         self._offsets.seek(0)
         self._write_header()
         self._offsets.close()
+
+
+def _hash_of(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

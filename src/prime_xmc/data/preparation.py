@@ -366,10 +366,11 @@ class _Build:
             for records, tokens, is_truncated in self._encoded(chunks, prompt):
                 writer.extend(tokens)
                 truncated += int(is_truncated.sum())
-                if part in self.text_hashes:
-                    self.text_hashes[part].extend(hash(record.text) for record in records)
                 if part == "all":
+                    self.text_hashes[part].extend(hash(record.text) for record in records)
                     self.truncated_rows.extend((texts + np.flatnonzero(is_truncated)).tolist())
+                elif part in self.text_hashes:  # empty texts are noted by themselves
+                    self.text_hashes[part].extend(hash(record.text) if record.text.strip() else 0 for record in records)
                 unknown += self._note_odd_texts(path.name, texts + 1, records, tokens, num_added)
                 first_line = texts + 1
                 texts += len(records)
@@ -400,11 +401,11 @@ class _Build:
         return int(unknown.sum())
 
     def _note_known_texts(self) -> None:
-        """Note test queries that are training queries too; empty ones are noted by themselves."""
+        """Note test queries whose text is that of a training query."""
         train, test = (np.frombuffer(self.text_hashes[split], dtype=np.int64) for split in ("train", "test"))
         train.sort()
         place = np.searchsorted(train, test)
-        is_known = (train[np.minimum(place, len(train) - 1)] == test) & (test != hash(""))
+        is_known = (train[np.minimum(place, len(train) - 1)] == test) & (test != 0)
         if is_known.any():
             kind, file = "test query with the text of a training query", self.paths["tst"].name
             self.warnings.add(file, kind, int(is_known.argmax()) + 1, int(is_known.sum()), float(is_known.mean()))

@@ -58,7 +58,7 @@ def _find(labels: Labels, given: Given, option: str) -> Bool[np.ndarray, " label
     named = np.zeros(len(labels), dtype=bool)
     entries = _read(labels, given, option)
     wanted = {entry for entry, _ in entries if isinstance(entry, str)}
-    numbers = {str(entry): entry for entry, _ in entries if isinstance(entry, int)}
+    numbers = {str(entry): entry for entry, _ in entries if isinstance(entry, int) and entry < len(labels)}
     known = set()
     for row, (uid, _) in enumerate(labels):
         if uid in wanted:
