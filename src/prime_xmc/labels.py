@@ -1,9 +1,7 @@
 """`python -m prime_xmc.labels add|remove|rename|list`: the labels of a model, changed without training."""
 
-import json
 import logging
 import sys
-from itertools import chain
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -27,11 +25,9 @@ def run(config: DictConfig) -> None:
     from prime_xmc.export.calibration import REFIT, has_calibration
     from prime_xmc.export.folder import LABELS, read_config, read_labels
     from prime_xmc.export.label_edits import GivenLabels, edit_labels
+    from prime_xmc.export.label_files import list_labels
     from prime_xmc.export.label_tables import check_target, read_label_tables, write_label_tables
     from prime_xmc.export.queries import as_names
-    from prime_xmc.files import replacing
-    from prime_xmc.printing import visible_json
-    from prime_xmc.tables.writer import open_writer, written_format
 
     if config.action not in ACTIONS:
         raise ValueError(f"expected {', '.join(ACTIONS[:-1])} or {ACTIONS[-1]} behind the command, got {config.action}")
@@ -39,16 +35,7 @@ def run(config: DictConfig) -> None:
     target = None if config.output is None else Path(config.output).expanduser()
     if config.action == "list":
         read_config(model)
-        records = read_labels(model / LABELS)
-        if target is None:
-            lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
-            sys.stdout.write(visible_json(lines))
-            return
-        columns = list(dict.fromkeys(chain.from_iterable(records)))
-        if written_format(target) != "jsonl":  # whose rows may lack some
-            records = [dict.fromkeys(columns) | record for record in records]
-        with replacing(target) as temporary, open_writer(temporary, columns, target=target) as writer:
-            writer.write(records)
+        list_labels(read_labels(model / LABELS), target)
         return
     if (config.labels is None) == (config.uids is None) or (config.uids is not None and config.action != "remove"):
         instead = " or uids=[...]" if config.action == "remove" else ""

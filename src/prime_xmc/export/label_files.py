@@ -1,13 +1,20 @@
-"""Users' files of labels to add or rename, and of queries with their labels."""
+"""Users' files of labels to add or rename, of labels that there are, and of queries with their labels."""
 
+import json
 import logging
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from prime_xmc.export.label_changes import Example, NewLabel
 from prime_xmc.export.queries import TextFields, check_header, split_row
+from prime_xmc.files import replacing
+from prime_xmc.printing import visible_json
 from prime_xmc.tables.line_rows import Row
 from prime_xmc.tables.reader import AUTO, UTF_8, OpenTable, open_table
+from prime_xmc.tables.writer import open_writer, written_format
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +59,27 @@ def read_labels(
             text = " ".join(_cell(table, row, column) for column in texts)
             labels.append(NewLabel(_identifier(table, row, uid), text))
     return labels
+
+
+def list_labels(records: Sequence[Mapping[str, Any]], path: Path | None) -> None:
+    """Write labels as JSON lines to standard output, or as a file, of which the suffix says what it is.
+
+    Args:
+        records: Labels of a model, see `prime_xmc.export.folder.read_labels`.
+        path: The file, which appears when it is complete; None: standard output.
+
+    Raises:
+        ValueError: If the suffix is none of `prime_xmc.tables.writer.WRITTEN`.
+    """
+    if path is None:
+        lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
+        sys.stdout.write(visible_json(lines))
+        return
+    columns = dict.fromkeys(chain.from_iterable(records))
+    if written_format(path) != "jsonl":  # whose rows may lack some
+        records = [columns | dict(record) for record in records]
+    with replacing(path) as temporary, open_writer(temporary, list(columns), target=path) as writer:
+        writer.write(records)
 
 
 def read_uids(
