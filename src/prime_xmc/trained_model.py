@@ -21,15 +21,13 @@ from prime_xmc.export.folder import model_version, read_metrics
 from prime_xmc.export.hub import download, is_hub_id, upload
 from prime_xmc.export.label_changes import Example, NewLabel, add_labels, remove_labels, rename_labels
 from prime_xmc.export.label_tables import LabelTables, copy_model, read_label_tables, write_label_tables
-from prime_xmc.export.predictor import Predictor, checked_texts
+from prime_xmc.export.predictor import Predictor, checked_texts, is_table
 
 LabelLike = str | tuple[str | int, str] | Mapping[str, Any]
 """A label: its text, which is its uid too; (uid, text); or a dictionary with uid and text, or title in its place."""
 
 Positives = Iterable[Iterable[int] | Iterable[str]] | sparray | spmatrix
 """The labels of each query: lists of rows or uids, or a sparse matrix [queries, labels] that is 0 for all others."""
-
-_SHOWN = 80  # characters of a value in a message
 
 
 class Model(Predictor):
@@ -261,10 +259,10 @@ def as_labels(labels: Iterable[LabelLike]) -> list[NewLabel]:
     """
     if isinstance(labels, str | Mapping):
         raise ValueError(
-            f"expected a list of labels, got {_shortened(labels)}: write [label] if it is a single one, and "
+            f"expected a list of labels, got {labels!r:.80}: write [label] if it is a single one, and "
             "list(texts.items()) for a dictionary of texts by uid"
         )
-    if hasattr(labels, "columns"):  # of pandas, polars or PyArrow, see `checked_texts`
+    if is_table(labels):
         raise ValueError(
             f"expected a list of labels, got a table ({type(labels).__name__}): give pairs of uid and text, as in "
             "list(zip(uids, texts))"
@@ -301,11 +299,6 @@ def _parts(label: object) -> tuple[Any, Any]:
         text = label.get("text", label.get("title"))
         return label.get("uid", text), text
     return label if isinstance(label, tuple) and len(label) == 2 else (None, None)
-
-
-def _shortened(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
 def _check_lengths(num_queries: int, num_lists: int) -> None:
@@ -362,8 +355,10 @@ def rows_of(positives: Any, uids: Sequence[str], *, numbers_are_uids: bool = Fal
                 f"expected a matrix with a row for each query and a column for each of the {len(uids)} labels, got the "
                 f"shape {positives.shape}"
             )
-        return _rows_of_matrix(csr_array(positives, copy=True))
-    if isinstance(positives, Mapping) or hasattr(positives, "columns"):  # which iterate over keys and names of columns
+        matrix = csr_array(positives, copy=True)
+        matrix.eliminate_zeros()
+        return [matrix.indices[start:end].tolist() for start, end in pairwise(matrix.indptr)]
+    if isinstance(positives, Mapping) or is_table(positives):
         raise ValueError(f"expected a list of the labels of each query, got a {type(positives).__name__}")
     positives = [_listed(number, labels) for number, labels in enumerate(positives)]
     _refuse_indicators(positives, len(uids))
@@ -401,8 +396,3 @@ def _listed(number: int, labels: Any) -> list[Any]:
     if not isinstance(labels, Iterable):
         raise ValueError(f"query {number}: expected a list of labels, got {labels!r}: write [label]")
     return list(labels)
-
-
-def _rows_of_matrix(matrix: csr_array) -> list[list[int]]:
-    matrix.eliminate_zeros()
-    return [matrix.indices[start:end].tolist() for start, end in pairwise(matrix.indptr)]

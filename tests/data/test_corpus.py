@@ -187,6 +187,12 @@ class TestCorpus:
         (folder / MANIFEST).write_text(json.dumps(manifest | {"format_version": 2}))
         corpus = Corpus.open(folder)
         assert (corpus.split_note, corpus.test_rows) == (None, None)
+        assert "checksums" not in manifest
+        of = []
+        for fingerprint in ("a", "b"):
+            (folder / MANIFEST).write_text(json.dumps(manifest | {"fingerprint": fingerprint}))
+            of.append(Corpus.open(folder).training_hash)
+        assert of[0] != of[1], "it is known by its fingerprint alone"
 
     def test_other_format(self, folder):
         (folder / MANIFEST).write_text('{"format_version": 999}')

@@ -104,19 +104,19 @@ def _warn_of_other_split(config: DictConfig, predictor: Predictor, corpus: Corpu
         is_same = settings.get("data_fingerprint") in (None, corpus.manifest["fingerprint"])
     if is_same:
         return
-    way = "Give test queries in a file of their own, or train again"
+    way = "give test queries in a file of their own, or train again"
     if corpus.test_rows is not None:
         dataset = (settings.get("config") or {}).get("dataset") or {}
         if dataset.get("num_test") != corpus.manifest["num_test"]:
             number = dataset.get("num_test")
             number = "null" if number is None else number
-            way = f"If the data are the same, give dataset.num_test={number} as in its training; otherwise g{way[1:]}"
+            way = f"if the data are the same, give dataset.num_test={number} as in its training; otherwise {way}"
     logger.warning(
         "the test queries of %s are drawn at random, and %s was trained when others were drawn, on other data or by an "
         "earlier version: it may have been trained on some of them, so that the metrics are too high. %s",
         config.dataset.name,
         config.model.dir,
-        way,
+        way.capitalize(),
     )
 
 

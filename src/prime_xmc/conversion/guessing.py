@@ -239,16 +239,16 @@ def separators_within(cells: Sequence[str | list[str]], separator: str) -> froze
         ['|']
     """
     texts = [cell for cell in cells if isinstance(cell, str)]
-    others = {each: [text for text in texts if each in _without_ends(text)] for each in CLEAR_SEPARATORS}
-    within = {each for each, having in others.items() if having and each != separator}
+    within = {each for each in CLEAR_SEPARATORS if any(each in _without_ends(text) for text in texts)} - {separator}
     if separator in (JSON, TAGS):
         return frozenset(within)
     split = [split_cell(cell, separator) for cell in cells]
     labels = {label for own in split for label in own}
     among_others = {label for own in split if len(own) > 1 for label in own}
+    whole = [cell for cell, own in zip(cells, split, strict=True) if isinstance(cell, str) and own == [cell.strip()]]
     for each in sorted(within):
-        divided = [text for text in others[each] if split_cell(text, separator) == [text.strip()]]
-        parts = [split_cell(text, each) for text in divided if text.strip() not in among_others]
+        divided = [text for text in whole if each in _without_ends(text) and text.strip() not in among_others]
+        parts = [split_cell(text, each) for text in divided]
         if parts and 2 * sum(labels.issuperset(of_cell) for of_cell in parts) >= len(parts):
             within.remove(each)
     return frozenset(within)

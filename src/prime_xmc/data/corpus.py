@@ -234,8 +234,10 @@ class Corpus:
     @property
     def training_hash(self) -> str:
         """What all data have in common that are prepared with the same tokens of the same training queries."""
-        written = self.manifest.get("checksums", {})
-        return _hash_of({name: of_file for name, of_file in written.items() if name.startswith("train_tokens")})
+        sums = self.manifest.get("checksums")
+        if sums is None:  # version 0.1.0 wrote none
+            return _hash_of(self.manifest["fingerprint"])
+        return _hash_of({name: of_file for name, of_file in sums.items() if name.startswith("train_tokens")})
 
     @property
     def split_note(self) -> str | None:

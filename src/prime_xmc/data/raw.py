@@ -89,7 +89,7 @@ class RawFiles:
         if not path.is_file():
             return None
         try:
-            record = parse_json(path.read_bytes())
+            record = self._conversion()
             columns = dict(zip(map(str, record["fields"]), map(str, record["columns"]["text"]), strict=True))
         except (TypeError, KeyError, ValueError) as error:  # nobody else needs it
             logger.warning("%s is none of prime_xmc.convert (%r): the model does not know your columns", path, error)
@@ -99,9 +99,12 @@ class RawFiles:
     def has_drawn_test(self) -> bool:
         """Return whether a conversion has drawn the test queries at random from those that it was given."""
         try:
-            return bool(parse_json((Path(self.directory).expanduser() / CONVERSION).read_bytes())["split_off"])
+            return bool(self._conversion()["split_off"])
         except (OSError, TypeError, KeyError, ValueError):  # there was none, or one that did not say it yet
             return False
+
+    def _conversion(self) -> Any:
+        return parse_json((Path(self.directory).expanduser() / CONVERSION).read_bytes())
 
     def paths(self) -> dict[str, Path]:
         """Return the files that exist, by their names without extensions.

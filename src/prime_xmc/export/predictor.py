@@ -541,6 +541,14 @@ def _same_folder(ranked: Ranked, what: str) -> Path:
     return ranked.folder
 
 
+def is_table(given: object) -> bool:
+    """Return whether this is a table of pandas, polars or PyArrow, none of which need be installed.
+
+    These iterate over the names of their columns, or over the columns.
+    """
+    return hasattr(given, "columns")
+
+
 def checked_texts(texts: Iterable[object]) -> list[str]:
     """Return the texts as a list.
 
@@ -552,7 +560,7 @@ def checked_texts(texts: Iterable[object]) -> list[str]:
         raise ValueError(f"expected a list of texts, got the single string {texts!r}: write [text]")
     if isinstance(texts, Mapping):
         raise ValueError("expected a list of texts, got a dictionary: write list(texts.values()), or list(texts)")
-    if hasattr(texts, "columns"):  # of pandas, polars or PyArrow, none of which need be installed
+    if is_table(texts):
         raise ValueError(f"expected a list of texts, got a table ({type(texts).__name__}): give one column of it")
     checked = []
     for position, text in enumerate(texts):

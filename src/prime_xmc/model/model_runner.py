@@ -100,8 +100,7 @@ class ModelRunner:
             rows = rows.to(dtype)
         again = self.activations and torch.is_grad_enabled()
         with ExitStack() as stack:
-            stack.enter_context(one_thread)
-            stack.enter_context(attention_within(texts))
+            stack.enter_context(attention_within(texts))  # from here on other threads wait, to the end of all contexts
             stack.enter_context(computed_again(self.activations) if again else nullcontext())
             stack.enter_context(self._weights_in_place(weights))
             self._prepare(stack, rows[None], dtype, part, found)
